@@ -1,0 +1,74 @@
+//! Files that are there after a power cut, or were never there at all.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+
+/// Makes the entries of directory `dir` durable.
+pub fn sync_dir(dir: &Path) -> Result<()> {
+    File::open(dir)
+        .and_then(|d| d.sync_all())
+        .with_context(|| format!("cannot make the directory {} durable", dir.display()))
+}
+
+/// Puts `bytes` at `path` with `mode`: wholly or not at all, durable on return.
+/// A temporary name beside it (`.NAME.new`) is replaced; symlinks are not followed.
+pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        anyhow::bail!("{} is not a file name", path.display());
+    };
+    let mut temporary = std::ffi::OsString::from(".");
+    temporary.push(name);
+    temporary.push(".new");
+    let temporary = dir.join(temporary);
+    let what = || format!("cannot write {}", path.display());
+    match std::fs::remove_file(&temporary) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).with_context(what),
+        _ => {}
+    }
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let fd = open(&temporary, flags, Mode::from_bits_truncate(mode)).with_context(what)?;
+    let mut file = File::from(fd);
+    let written = nix::sys::stat::fchmod(&file, Mode::from_bits_truncate(mode))
+        .map_err(std::io::Error::from)
+        .and_then(|()| file.write_all(bytes))
+        .and_then(|()| file.sync_all())
+        .and_then(|()| std::fs::rename(&temporary, path));
+    if let Err(e) = written {
+        // The first error is the one that matters.
+        drop(std::fs::remove_file(&temporary));
+        return Err(e).with_context(what);
+    }
+    sync_dir(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn replaces_and_sets_the_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        write(&path, b"one", 0o600).unwrap();
+        write(&path, b"two", 0o640).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_planted_symlink_is_replaced_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let victim = dir.path().join("victim");
+        std::fs::write(&victim, b"mine").unwrap();
+        std::os::unix::fs::symlink(&victim, dir.path().join(".f.new")).unwrap();
+        write(&dir.path().join("f"), b"new", 0o600).unwrap();
+        assert_eq!(std::fs::read(&victim).unwrap(), b"mine");
+    }
+}

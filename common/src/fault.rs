@@ -1,0 +1,135 @@
+//! Typed failures: what decides the exit code, and the cure a person is told.
+
+use std::fmt;
+
+/// Why something failed, as far as the caller's next step depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It was tried and did not work; this run's traces have been undone.
+    Failed,
+    /// A program or a host that is needed is not there.
+    Unavailable,
+    /// Somebody else holds the lock.
+    Busy,
+    /// The rights do not suffice.
+    Denied,
+    /// The profile is wrong, or a source or store is not what it was.
+    Config,
+    /// The command line is wrong.
+    Usage,
+    /// Signal number N asked us to stop.
+    Interrupted(i32),
+}
+
+impl Kind {
+    /// Exit code of the contract.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Kind::Failed => 1,
+            Kind::Usage => 2,
+            Kind::Unavailable => 69,
+            Kind::Busy => 75,
+            Kind::Denied => 77,
+            Kind::Config => 78,
+            Kind::Interrupted(signal) => 128 + u8::try_from(signal).unwrap_or(0),
+        }
+    }
+
+    /// The word used for `status` and `error.kind`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Kind::Failed => "failed",
+            Kind::Usage => "usage",
+            Kind::Unavailable => "unavailable",
+            Kind::Busy => "busy",
+            Kind::Denied => "denied",
+            Kind::Config => "config",
+            Kind::Interrupted(_) => "interrupted",
+        }
+    }
+
+    /// The inverse of [`Kind::exit_code`], for a status read from another tool or from the far end.
+    pub fn from_exit_code(code: i32) -> Kind {
+        match code {
+            2 => Kind::Usage,
+            69 => Kind::Unavailable,
+            75 => Kind::Busy,
+            77 => Kind::Denied,
+            78 => Kind::Config,
+            129..=192 => Kind::Interrupted(code - 128),
+            _ => Kind::Failed,
+        }
+    }
+}
+
+/// An error with a kind and, where we know one, the cure.
+#[derive(Debug)]
+pub struct Fault {
+    /// Decides the exit code.
+    pub kind: Kind,
+    /// One sentence in the user's terms.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Fault {
+    /// A fault of `kind`.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Fault {
+        Fault { kind, message: message.into(), hint: None }
+    }
+    /// Tried and failed.
+    pub fn failed(message: impl Into<String>) -> Fault {
+        Fault::new(Kind::Failed, message)
+    }
+    /// Program or host missing.
+    pub fn unavailable(message: impl Into<String>) -> Fault {
+        Fault::new(Kind::Unavailable, message)
+    }
+    /// Lock held.
+    pub fn busy(message: impl Into<String>) -> Fault {
+        Fault::new(Kind::Busy, message)
+    }
+    /// Rights missing.
+    pub fn denied(message: impl Into<String>) -> Fault {
+        Fault::new(Kind::Denied, message)
+    }
+    /// Profile, source or store wrong.
+    pub fn config(message: impl Into<String>) -> Fault {
+        Fault::new(Kind::Config, message)
+    }
+    /// Command line wrong.
+    pub fn usage(message: impl Into<String>) -> Fault {
+        Fault::new(Kind::Usage, message)
+    }
+    /// Adds the cure.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Fault {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Fault {}
+
+/// The kind an error carries anywhere in its chain; `Failed` if none does.
+pub fn kind_of(error: &anyhow::Error) -> Kind {
+    if let Some(fault) = error.downcast_ref::<Fault>() {
+        return fault.kind;
+    }
+    if let Some(failure) = error.downcast_ref::<crate::run::Failure>() {
+        return failure.kind;
+    }
+    if let Some(io) = error.chain().find_map(|e| e.downcast_ref::<std::io::Error>())
+        && io.kind() == std::io::ErrorKind::PermissionDenied
+    {
+        return Kind::Denied;
+    }
+    Kind::Failed
+}

@@ -1,0 +1,12 @@
+//! What the tools share. Flat modules, one job each; no command-line parsing, no framework.
+
+pub mod durable;
+pub mod fault;
+pub mod lock;
+pub mod mounts;
+pub mod places;
+pub mod profile;
+pub mod record;
+pub mod run;
+pub mod signals;
+pub mod status;

@@ -1,0 +1,415 @@
+//! The profile: `/etc/nc-backup/PROFILE.toml`, one file for all tools.
+//!
+//! Every tool validates the whole file and uses what concerns it. A file that root reads must be
+//! root's, as must its directory, and writable by nobody else: what is judged is the opened file.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use nix::unistd::geteuid;
+use serde::{Deserialize, Deserializer};
+
+use crate::fault::Fault;
+
+/// Where profiles are.
+pub const DIR: &str = "/etc/nc-backup";
+
+/// A whole profile; tables that are absent have their defaults.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// The profile's name; not in the file.
+    #[serde(skip)]
+    pub name: String,
+    /// The file it came from; not in the file.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
+    /// Instead of `/var/lib/nc-backup/PROFILE`.
+    pub state_dir: Option<PathBuf>,
+    /// Instead of `/run/nc-backup/PROFILE`.
+    pub runtime_dir: Option<PathBuf>,
+    /// The instance.
+    pub nextcloud: Option<Nextcloud>,
+    /// Its database.
+    #[serde(default)]
+    pub database: Database,
+    /// What is taken, and where it goes.
+    #[serde(default)]
+    pub snapshot: Snapshot,
+    /// On S2: the store.
+    pub store: Option<Store>,
+}
+
+/// `[nextcloud]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nextcloud {
+    /// The folder that holds `occ` and `config/`, as this machine sees it.
+    pub root: PathBuf,
+    /// argv of occ, e.g. `["sudo", "-u", "www-data", "php", "/var/www/nextcloud/occ"]`.
+    /// Default: `php ROOT/occ`, run as the owner of config.php.
+    #[serde(default)]
+    pub occ: Vec<String>,
+    /// Base URL; if set, the switch is believed only when `status.php` there shows it.
+    pub url: Option<String>,
+    /// How the switch is thrown.
+    #[serde(default)]
+    pub method: Method,
+    /// Longest time maintenance may last when `run` is not told otherwise. Default 30 minutes.
+    pub max: Option<Span>,
+    /// How long clients may need to see the switch. Default 30 seconds.
+    pub url_timeout: Option<Span>,
+}
+
+/// How the maintenance switch is thrown.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// `occ maintenance:mode`.
+    #[default]
+    Occ,
+}
+
+/// `[database]`; what is absent is asked from Nextcloud.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Database {
+    /// As `dbhost` in config.php: host, host:port, address, /socket/dir, /socket/dir:port, :/socket/dir.
+    pub host: Option<String>,
+    /// Database name.
+    pub name: Option<String>,
+    /// Role.
+    pub user: Option<String>,
+    /// File that holds the password and nothing else.
+    pub password_file: Option<PathBuf>,
+    /// Where dumps are kept. Default: `dumps` in the state folder.
+    pub dumps: Option<PathBuf>,
+    /// Dumps to keep there. Default 2.
+    pub keep: Option<u32>,
+    /// argv of pg_dump, e.g. `["docker", "exec", "-i", "db", "pg_dump"]`.
+    #[serde(default)]
+    pub pg_dump: Vec<String>,
+    /// argv of pg_dumpall (roles).
+    #[serde(default)]
+    pub pg_dumpall: Vec<String>,
+    /// argv of pg_restore.
+    #[serde(default)]
+    pub pg_restore: Vec<String>,
+    /// argv of psql.
+    #[serde(default)]
+    pub psql: Vec<String>,
+    /// Parallel jobs of pg_dump and pg_restore. Default 2.
+    pub jobs: Option<u32>,
+}
+
+/// `[snapshot]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Snapshot {
+    /// A local path or `user@host:path`.
+    pub store: Option<String>,
+    /// Compare contents where the index cannot be used. Default true.
+    pub checksum: Option<bool>,
+    /// How long a started snapshot may wait for its next step. Default 24 hours.
+    pub max: Option<Span>,
+    /// argv of rsync. Default `rsync`.
+    #[serde(default)]
+    pub rsync: Vec<String>,
+    /// How S2 is reached.
+    #[serde(default)]
+    pub ssh: Ssh,
+    /// The sources, in order.
+    #[serde(default)]
+    pub source: Vec<Source>,
+}
+
+/// `[snapshot.ssh]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ssh {
+    /// argv of ssh. Default `ssh`.
+    #[serde(default)]
+    pub program: Vec<String>,
+    /// Port. Default 22.
+    pub port: Option<u16>,
+    /// Private key.
+    pub identity: Option<PathBuf>,
+    /// Known hosts. Default: the account's.
+    pub known_hosts: Option<PathBuf>,
+    /// link-sync on S2. Default `/usr/sbin/link-sync`.
+    pub remote_program: Option<String>,
+}
+
+/// `[[snapshot.source]]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// Its folder in the snapshot: `data`, `html`, `database`, or any other `[a-z0-9][a-z0-9-]*`.
+    pub name: String,
+    /// The folder on this machine. For `database`, the folder that holds the dumps (default: `[database]` dumps).
+    pub path: Option<PathBuf>,
+    /// Glob patterns of what is left out, besides the defaults for this name.
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    /// Leave out Nextcloud's regenerable folders and logs. Default true.
+    pub default_excludes: Option<bool>,
+    /// Paths in it without which it is not believed. Default by name: data `.ncdata`, html `config/config.php`.
+    pub must_contain: Option<Vec<PathBuf>>,
+}
+
+/// `[store]`, on S2.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Store {
+    /// The folder of the dated snapshots.
+    pub path: PathBuf,
+    /// A path at or above it that must be a mount point: the disk that has to be there.
+    pub mount: Option<PathBuf>,
+    /// Room that must stay free, in bytes. Default 1 GiB.
+    pub reserve_bytes: Option<u64>,
+    /// argv of rsync. Default `rsync`.
+    #[serde(default)]
+    pub rsync: Vec<String>,
+}
+
+/// A length of time as people write it: `90s`, `30m`, `2h 30m`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl std::str::FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Span, String> {
+        let wrong = || format!("'{text}' is not a length of time: write it like 90s, 30m or 2h");
+        let span: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
+        Duration::try_from(span).map(Span).map_err(|_| wrong())
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl Profile {
+    /// Loads `/etc/nc-backup/NAME.toml`, or `config` whatever it is called. Neither: an empty profile
+    /// called `manual`, for trying a tool with options alone.
+    pub fn load(name: Option<&str>, config: Option<&Path>) -> Result<Profile> {
+        let file = match (name, config) {
+            (_, Some(file)) => file.to_owned(),
+            (Some(name), None) => {
+                check_name(name).map_err(Fault::usage)?;
+                Path::new(DIR).join(format!("{name}.toml"))
+            }
+            (None, None) => return Ok(Profile { name: "manual".into(), ..Profile::default() }),
+        };
+        let stem = || file.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = name.map_or_else(stem, str::to_owned);
+        check_name(&name).map_err(Fault::usage)?;
+        let mut profile = parse(&read_trusted(&file)?, &file)?;
+        profile.name = name;
+        profile.file = Some(file);
+        Ok(profile)
+    }
+
+    /// `[nextcloud]`, or an error that says what to write.
+    pub fn nextcloud(&self) -> Result<&Nextcloud> {
+        self.nextcloud.as_ref().ok_or_else(|| {
+            let file = self.file.as_ref().map_or("the profile".into(), |f| f.display().to_string());
+            Fault::config(format!("{file} has no [nextcloud] table"))
+                .hint("add [nextcloud] with root = \"/var/www/nextcloud\", or give --root")
+                .into()
+        })
+    }
+}
+
+/// Names of profiles and sources: lower-case letters, digits and `-`, at most 32.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let ok = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if !name.is_empty() && name.len() <= 32 && name.bytes().all(ok) && !name.starts_with('-') {
+        return Ok(());
+    }
+    Err(format!("'{name}' is not a name: use 1 to 32 of a-z, 0-9 and '-', not starting with '-'"))
+}
+
+/// Reads a file whose content this program will obey: it and its directory must belong to root (or
+/// to us, when we are not root) and be writable by nobody else.
+pub fn read_trusted(path: &Path) -> Result<String> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
+    let fd = open(path, flags, Mode::empty()).map_err(|e| {
+        let fault = match e {
+            nix::errno::Errno::ENOENT => Fault::config(format!("there is no profile {}", path.display()))
+                .hint("`scripts/setup` writes one; the name is the file's name without .toml"),
+            nix::errno::Errno::EACCES => {
+                Fault::denied(format!("{} cannot be read by this account", path.display()))
+            }
+            e => Fault::config(format!("cannot open {}: {e}", path.display())),
+        };
+        anyhow::Error::from(fault)
+    })?;
+    let mut file = File::from(fd);
+    let meta = file.metadata().with_context(|| format!("cannot look at {}", path.display()))?;
+    if !meta.is_file() {
+        return Err(Fault::config(format!("{} is not a regular file", path.display())).into());
+    }
+    trusted(path, &meta)?;
+    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir_meta = dir.metadata().with_context(|| format!("cannot look at {}", dir.display()))?;
+    trusted(dir, &dir_meta)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text)
+        .map_err(|e| Fault::config(format!("cannot read {} as UTF-8 text: {e}", path.display())))?;
+    Ok(text)
+}
+
+fn trusted(path: &Path, meta: &std::fs::Metadata) -> Result<()> {
+    let owner_ok = meta.uid() == 0 || meta.uid() == geteuid().as_raw();
+    if owner_ok && meta.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    let who = if geteuid().is_root() { "root".into() } else { format!("root or user id {}", geteuid()) };
+    Err(Fault::denied(format!(
+        "{} must belong to {who} and be writable by nobody else; it belongs to user id {} and has mode {:04o}",
+        path.display(),
+        meta.uid(),
+        meta.mode() & 0o7777
+    ))
+    .hint(format!("chown root:root {0} && chmod go-w {0}", path.display()))
+    .into())
+}
+
+/// Parses and validates the text of a profile; `file` is for messages.
+pub fn parse(text: &str, file: &Path) -> Result<Profile> {
+    let profile: Profile = toml::from_str(text).map_err(|e| {
+        let line = e.span().map(|s| text[..s.start.min(text.len())].matches('\n').count() + 1);
+        let at = line.map_or(String::new(), |l| format!(", line {l}"));
+        let mut fault = Fault::config(format!("{}{at}: {}", file.display(), e.message().trim()));
+        fault.hint = nearest_key(e.message());
+        fault
+    })?;
+    let wrong = |key: &str, value: &str, right: &str| {
+        Err(Fault::config(format!("{}: {key} = \"{value}\": {right}", file.display())).into())
+    };
+    let sources = &profile.snapshot.source;
+    for (n, source) in sources.iter().enumerate() {
+        if let Err(message) = check_name(&source.name) {
+            return wrong("snapshot.source.name", &source.name, &message);
+        }
+        if sources[..n].iter().any(|other| other.name == source.name) {
+            return wrong("snapshot.source.name", &source.name, "this name is used twice");
+        }
+        if source.path.is_none() && source.name != "database" {
+            return wrong("snapshot.source.name", &source.name, "this source has no path");
+        }
+    }
+    let store = profile.store.as_ref();
+    let paths = [
+        ("state_dir", profile.state_dir.as_ref()),
+        ("runtime_dir", profile.runtime_dir.as_ref()),
+        ("nextcloud.root", profile.nextcloud.as_ref().map(|n| &n.root)),
+        ("database.dumps", profile.database.dumps.as_ref()),
+        ("database.password_file", profile.database.password_file.as_ref()),
+        ("snapshot.ssh.identity", profile.snapshot.ssh.identity.as_ref()),
+        ("snapshot.ssh.known_hosts", profile.snapshot.ssh.known_hosts.as_ref()),
+        ("store.path", store.map(|s| &s.path)),
+        ("store.mount", store.and_then(|s| s.mount.as_ref())),
+    ];
+    let of_sources = sources.iter().map(|s| ("snapshot.source.path", s.path.as_ref()));
+    for (key, path) in paths.into_iter().chain(of_sources) {
+        if let Some(path) = path.filter(|p| !p.is_absolute()) {
+            return wrong(key, &path.to_string_lossy(), "this must be an absolute path, starting with /");
+        }
+    }
+    if let Some(Store { path, mount: Some(mount), .. }) = store
+        && !path.starts_with(mount)
+    {
+        return wrong(
+            "store.mount",
+            &mount.to_string_lossy(),
+            "this must be store.path or a folder above it",
+        );
+    }
+    if let Some(url) = profile.nextcloud.as_ref().and_then(|n| n.url.as_ref())
+        && !url.starts_with("http://")
+        && !url.starts_with("https://")
+    {
+        return wrong("nextcloud.url", url, "this must start with http:// or https://");
+    }
+    Ok(profile)
+}
+
+/// "unknown field `stor`, expected one of `store`, `mount`": which was meant?
+fn nearest_key(message: &str) -> Option<String> {
+    let mut words = message.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);
+    let given = words.next()?;
+    let nearest = words.min_by_key(|known| strsim::damerau_levenshtein(given, known))?;
+    Some(format!("did you mean '{nearest}'?"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fn fails(text: &str) -> (String, Option<String>) {
+        let error = parse(text, Path::new("/etc/nc-backup/home.toml")).unwrap_err();
+        assert_eq!(crate::fault::kind_of(&error), crate::fault::Kind::Config);
+        (error.to_string(), error.downcast_ref::<Fault>().and_then(|f| f.hint.clone()))
+    }
+
+    #[test]
+    fn an_unknown_key_names_file_line_and_the_nearest_known_one() {
+        let (message, hint) = fails("[snapshot]\nstoer = \"/b\"\n");
+        assert!(message.starts_with("/etc/nc-backup/home.toml, line 2: unknown field `stoer`"), "{message}");
+        assert_eq!(hint.as_deref(), Some("did you mean 'store'?"));
+    }
+
+    #[test]
+    fn wrong_values_name_key_value_and_what_would_be_right() {
+        for (text, key) in [
+            ("[store]\npath = \"backup\"", "store.path"),
+            ("[store]\npath = \"/a\"\nmount = \"/b\"", "store.mount"),
+            ("[[snapshot.source]]\nname = \"Data\"\npath = \"/d\"", "snapshot.source.name"),
+            ("[[snapshot.source]]\nname = \"data\"", "snapshot.source.name"),
+            ("[nextcloud]\nroot = \"/n\"\nurl = \"cloud.example\"", "nextcloud.url"),
+            ("[snapshot]\nmax = \"soon\"", "soon"),
+        ] {
+            let (message, _) = fails(text);
+            assert!(message.contains(key), "{message}");
+        }
+    }
+
+    #[test]
+    fn spans_are_written_as_people_do() {
+        assert_eq!("90s".parse(), Ok(Span(Duration::from_secs(90))));
+        assert_eq!("2h 30m".parse(), Ok(Span(Duration::from_secs(9000))));
+        assert!("-5s".parse::<Span>().is_err());
+    }
+
+    #[test]
+    fn a_profile_others_can_write_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("home.toml");
+        std::fs::write(&path, "").unwrap();
+        Profile::load(None, Some(&path)).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+        let error = Profile::load(None, Some(&path)).unwrap_err();
+        assert_eq!(crate::fault::kind_of(&error), crate::fault::Kind::Denied);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(Profile::load(None, Some(&path)).is_err());
+    }
+
+    #[test]
+    fn a_name_that_would_leave_the_folder_is_usage() {
+        let error = Profile::load(Some("../passwd"), None).unwrap_err();
+        assert_eq!(crate::fault::kind_of(&error), crate::fault::Kind::Usage);
+    }
+}

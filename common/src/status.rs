@@ -1,0 +1,232 @@
+//! The one JSON object every tool prints, last, on success and on failure.
+//!
+//! [`run`] is the whole life of a tool after its arguments are parsed: umask, signals, the work,
+//! the report. Only it prints to stdout. A closed stdout changes nothing about the work.
+
+use std::ffi::OsStr;
+use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::panic::AssertUnwindSafe;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use base64::Engine as _;
+use serde_json::{Map, Value, json};
+
+use crate::fault::{self, Fault, Kind};
+
+/// Version of the object's schema (`docs/status.schema.json`). Keys are only ever added.
+pub const SCHEMA: u32 = 1;
+
+/// What a tool tells about its run; filled while it works.
+#[derive(Debug)]
+pub struct Report {
+    tool: &'static str,
+    /// Whether the world is different from before.
+    pub changed: bool,
+    /// The tool's own facts.
+    pub data: Map<String, Value>,
+    partial: bool,
+    passed_code: Option<u8>,
+    warnings: Vec<Value>,
+    left_behind: Vec<Value>,
+}
+
+impl Report {
+    /// An empty report of `tool`.
+    pub fn new(tool: &'static str) -> Report {
+        Report {
+            tool,
+            changed: false,
+            data: Map::new(),
+            partial: false,
+            passed_code: None,
+            warnings: Vec::new(),
+            left_behind: Vec::new(),
+        }
+    }
+
+    /// Sets `data.key`.
+    pub fn set(&mut self, key: &str, value: impl Into<Value>) {
+        self.data.insert(key.to_owned(), value.into());
+    }
+
+    /// Sets `data.key` to text that may not be UTF-8; if it is not, `data.key_b64` holds the bytes.
+    pub fn set_text(&mut self, key: &str, text: &OsStr) {
+        put_text(&mut self.data, key, text);
+    }
+
+    /// A person should know, though the run goes on. `kind` is kebab-case and stable.
+    pub fn warn(&mut self, kind: &str, message: impl Into<String>) {
+        let message = message.into();
+        eprintln!("{}: warning: {message}", self.tool);
+        self.warnings.push(json!({"kind": kind, "message": message}));
+    }
+
+    /// Takes over a warning made elsewhere (the far end), in the shape of [`Report::warn`].
+    pub fn warn_value(&mut self, warning: Value) {
+        eprintln!("{}: warning: {}", self.tool, warning["message"].as_str().unwrap_or("?"));
+        self.warnings.push(warning);
+    }
+
+    /// Something is still mounted, mapped, held or in maintenance: exit code 4, whatever else happens.
+    pub fn left_behind(&mut self, what: impl Into<String>, clear: impl Into<String>) {
+        let (what, clear) = (what.into(), clear.into());
+        eprintln!("{}: left behind: {what}; to clear it: {clear}", self.tool);
+        self.left_behind.push(json!({"what": what, "clear": clear}));
+    }
+
+    /// Finished, but some items were skipped: exit code 3.
+    pub fn set_partial(&mut self) {
+        self.partial = true;
+    }
+
+    /// Ends with a caller's command's exit code instead of our own (only our code 4 outranks it).
+    pub fn pass_exit_code(&mut self, code: u8) {
+        self.passed_code = Some(code);
+    }
+
+    /// The warnings so far.
+    pub fn warnings(&self) -> &[Value] {
+        &self.warnings
+    }
+
+    /// What is left behind so far.
+    pub fn leftovers(&self) -> &[Value] {
+        &self.left_behind
+    }
+}
+
+/// Puts text that may not be UTF-8 under `key`, with a `_b64` twin when it is not.
+pub fn put_text(map: &mut Map<String, Value>, key: &str, text: &OsStr) {
+    map.insert(key.to_owned(), json!(text.to_string_lossy()));
+    if text.to_str().is_none() {
+        let bytes = base64::engine::general_purpose::STANDARD.encode(text.as_bytes());
+        map.insert(format!("{key}_b64"), json!(bytes));
+    }
+}
+
+/// Says a line to people: `tool: message`, on stderr.
+#[macro_export]
+macro_rules! say {
+    ($tool:expr, $($arg:tt)*) => { eprintln!("{}: {}", $tool, format_args!($($arg)*)) };
+}
+
+/// Runs `work` as `tool action [profile]` and reports. The returned code goes back from `main`.
+pub fn run(
+    tool: &'static str,
+    version: &str,
+    action: &str,
+    profile: Option<&str>,
+    work: impl FnOnce(&mut Report) -> Result<()>,
+) -> ExitCode {
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    let started_at = now();
+    let clock = Instant::now();
+    let mut report = Report::new(tool);
+    let result = crate::signals::install().and_then(|()| {
+        std::panic::catch_unwind(AssertUnwindSafe(|| work(&mut report))).unwrap_or_else(|panic| {
+            let what = panic.downcast_ref::<String>().map(String::as_str);
+            let what = what.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown");
+            Err(Fault::failed(format!("internal error: {what}"))
+                .hint("this is a bug in the tool: please report it with this output")
+                .into())
+        })
+    });
+    let (status, code) = outcome(&report, result.as_ref().err());
+    let error = result.err().map(|e| error_value(tool, &e));
+    let object = json!({
+        "schema": SCHEMA, "tool": tool, "version": version, "action": action, "profile": profile,
+        "status": status, "exit_code": code, "changed": report.changed,
+        "started_at": started_at,
+        "duration_ms": u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "data": report.data, "warnings": report.warnings, "error": error,
+        "left_behind": report.left_behind,
+    });
+    let mut out = std::io::stdout().lock();
+    if let Err(e) = writeln!(out, "{object}").and_then(|()| out.flush()) {
+        eprintln!("{tool}: the status object could not be written: {e}");
+    }
+    ExitCode::from(code)
+}
+
+/// Now, RFC 3339 UTC in whole seconds.
+pub fn now() -> String {
+    let now = jiff::Timestamp::now();
+    jiff::Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
+}
+
+fn outcome(report: &Report, error: Option<&anyhow::Error>) -> (&'static str, u8) {
+    if !report.left_behind.is_empty() {
+        return ("dirty", 4);
+    }
+    match error {
+        Some(e) => {
+            let kind = fault::kind_of(e);
+            (kind.word(), report.passed_code.unwrap_or(kind.exit_code()))
+        }
+        None if report.partial => ("partial", report.passed_code.unwrap_or(3)),
+        None => match report.passed_code {
+            None | Some(0) => ("ok", 0),
+            Some(code) => ("failed", code),
+        },
+    }
+}
+
+/// `error` of the status object; also says it on stderr.
+fn error_value(tool: &str, error: &anyhow::Error) -> Value {
+    eprintln!("{tool}: {error:#}");
+    let hint = error.downcast_ref::<Fault>().and_then(|f| f.hint.clone());
+    let failure = error.downcast_ref::<crate::run::Failure>();
+    let hint = hint.or_else(|| failure.and_then(|f| f.hint.clone()));
+    if let Some(hint) = &hint {
+        eprintln!("{tool}: hint: {hint}");
+    }
+    let mut causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
+    causes.dedup();
+    json!({
+        "kind": fault::kind_of(error).word(),
+        "message": error.to_string(),
+        "causes": causes,
+        "hint": hint,
+        "command": failure.map(|f| json!({
+            "program": f.program, "args": f.args, "exit_code": f.exit_code, "signal": f.signal,
+            "stderr_tail": f.stderr_tail,
+        })),
+    })
+}
+
+/// The error that says signal `signal` stopped us.
+pub fn interrupted(signal: i32) -> Fault {
+    Fault::new(Kind::Interrupted(signal), format!("stopped by signal {signal}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn left_behind_outranks_everything() {
+        let mut report = Report::new("test");
+        report.pass_exit_code(9);
+        report.left_behind("a mount", "umount it");
+        let error = Fault::busy("held").into();
+        assert_eq!(outcome(&report, Some(&error)), ("dirty", 4));
+    }
+
+    #[test]
+    fn text_that_is_not_utf8_has_a_twin() {
+        let mut report = Report::new("test");
+        report.set_text("path", OsStr::from_bytes(b"/a\xff"));
+        assert_eq!(report.data["path_b64"], "L2H/");
+        report.set_text("other", OsStr::from_bytes(b"/a"));
+        assert!(!report.data.contains_key("other_b64"));
+    }
+
+    #[test]
+    fn the_kind_is_found_below_context() {
+        let error = anyhow::Error::from(Fault::config("bad")).context("while trying");
+        assert_eq!(fault::kind_of(&error).exit_code(), 78);
+    }
+}

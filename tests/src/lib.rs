@@ -1,0 +1,96 @@
+//! What the tests share: the built binaries, the check of every status object, servers on loopback.
+
+use std::ffi::OsStr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// The repository's root.
+pub fn repo() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the repository").to_owned()
+}
+
+/// A built binary of the workspace. Tests of one package do not build the others' binaries:
+/// `scripts/test` builds all of them first.
+pub fn bin(name: &str) -> PathBuf {
+    let exe = std::env::current_exe().expect("a test knows its own path");
+    let dir = exe.parent().and_then(Path::parent).expect("target/PROFILE/deps/TEST");
+    let path = dir.join(name);
+    assert!(path.exists(), "{} is not built: run `cargo build --workspace` first", path.display());
+    path
+}
+
+/// A private folder (root's, 0700) that goes away with the value. Under `TMPDIR` or `/tmp`.
+pub fn scratch() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("ncb-test-").tempdir().expect("a temporary folder")
+}
+
+/// What a tool did.
+#[derive(Debug)]
+pub struct Ran {
+    /// Exit code (128+N if a signal ended it).
+    pub code: i32,
+    /// Its status object, checked against `docs/status.schema.json`; null for usage errors and `--help`.
+    pub json: Value,
+    /// What it told people.
+    pub stderr: String,
+}
+
+impl Ran {
+    /// Asserts the exit code and says everything if it is another.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Ran {
+        assert_eq!(self.code, code, "stderr:\n{}\njson: {:#}", self.stderr, self.json);
+        self
+    }
+}
+
+/// Runs a command and reads its status object. Exit code 2 with empty stdout is a usage error.
+#[track_caller]
+pub fn run(command: &mut Command) -> Ran {
+    judge(command.stdin(Stdio::null()).output().expect("the command starts"))
+}
+
+/// Runs a built tool with arguments.
+#[track_caller]
+pub fn tool<S: AsRef<OsStr>>(name: &str, args: impl IntoIterator<Item = S>) -> Ran {
+    run(Command::new(bin(name)).args(args))
+}
+
+/// Reads what a command printed; panics unless stdout ends in exactly one valid status object.
+#[track_caller]
+pub fn judge(output: Output) -> Ran {
+    use std::os::unix::process::ExitStatusExt as _;
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    let code =
+        output.status.code().unwrap_or_else(|| 128 + output.status.signal().expect("ended by a signal"));
+    let stdout = String::from_utf8(output.stdout).expect("stdout is UTF-8");
+    if stdout.is_empty() && (code == 2 || code == 137) {
+        return Ran { code, json: Value::Null, stderr };
+    }
+    let line = stdout.strip_suffix('\n').unwrap_or_else(|| panic!("stdout does not end in a newline: {stdout:?}\n{stderr}"));
+    assert!(!line.contains('\n'), "more than one line on stdout: {stdout}");
+    let json: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("not JSON ({e}): {line}\n{stderr}"));
+    check_status(&json);
+    assert_eq!(json["exit_code"], code, "exit_code is not the exit code: {json:#}\n{stderr}");
+    Ran { code, json, stderr }
+}
+
+/// Panics unless `object` keeps the contract in `docs/status.schema.json`.
+#[track_caller]
+pub fn check_status(object: &Value) {
+    let schema = std::fs::read_to_string(repo().join("docs/status.schema.json")).expect("the schema is there");
+    let schema: Value = serde_json::from_str(&schema).expect("the schema is JSON");
+    let validator = jsonschema::validator_for(&schema).expect("the schema is a schema");
+    let errors: Vec<String> =
+        validator.iter_errors(object).map(|e| format!("{}: {e}", e.instance_path())).collect();
+    assert!(errors.is_empty(), "the status object breaks its schema:\n{}\n{object:#}", errors.join("\n"));
+}
+
+/// Writes an executable script.
+pub fn script(path: &Path, text: &str) {
+    std::fs::write(path, text).expect("the script can be written");
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).expect("chmod works");
+}
