@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde_json::Value;
+
 /// Why something failed, as far as the caller's next step depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -71,12 +73,14 @@ pub struct Fault {
     pub message: String,
     /// What to do about it.
     pub hint: Option<String>,
+    /// An error described elsewhere ([`crate::status::describe`]) that this one passes on.
+    pub relayed: Option<Value>,
 }
 
 impl Fault {
     /// A fault of `kind`.
     pub fn new(kind: Kind, message: impl Into<String>) -> Fault {
-        Fault { kind, message: message.into(), hint: None }
+        Fault { kind, message: message.into(), hint: None, relayed: None }
     }
     /// Tried and failed.
     pub fn failed(message: impl Into<String>) -> Fault {
@@ -102,6 +106,17 @@ impl Fault {
     pub fn usage(message: impl Into<String>) -> Fault {
         Fault::new(Kind::Usage, message)
     }
+    /// An error that another process described: same kind, same words, its causes and command kept.
+    pub fn relay(exit_code: i32, described: Value) -> Fault {
+        let text = |key: &str| described[key].as_str().map(str::to_owned);
+        Fault {
+            kind: Kind::from_exit_code(exit_code),
+            message: text("message").unwrap_or_else(|| "failed without a word".into()),
+            hint: text("hint"),
+            relayed: Some(described),
+        }
+    }
+
     /// Adds the cure.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Fault {

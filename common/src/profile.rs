@@ -65,6 +65,8 @@ pub struct Nextcloud {
     pub max: Option<Span>,
     /// How long clients may need to see the switch. Default 30 seconds.
     pub url_timeout: Option<Span>,
+    /// How long one call of occ may take before it is ended. Default 60 seconds.
+    pub occ_timeout: Option<Span>,
 }
 
 /// How the maintenance switch is thrown.

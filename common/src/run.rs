@@ -21,7 +21,7 @@ use anyhow::{Context as _, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
+use nix::unistd::{Gid, Pid, Uid};
 
 use crate::fault::{Fault, Kind};
 use crate::signals;
@@ -102,6 +102,8 @@ pub struct Cmd {
     inherit: Vec<RawFd>,
     heed_signals: bool,
     die_with_parent: bool,
+    account: Option<(Uid, Gid, Vec<Gid>)>,
+    own_session: bool,
 }
 
 /// The absolute path of `name`, from the fixed [`PATH`]; an absolute name is returned as it is.
@@ -138,6 +140,8 @@ impl Cmd {
             inherit: Vec::new(),
             heed_signals: true,
             die_with_parent: true,
+            account: None,
+            own_session: false,
         }
     }
 
@@ -212,6 +216,20 @@ impl Cmd {
         self
     }
 
+    /// Runs it as another account: exactly this user, group and supplementary groups. Needs root.
+    #[must_use]
+    pub fn account(mut self, user: Uid, group: Gid, groups: &[Gid]) -> Cmd {
+        self.account = Some((user, group, groups.to_vec()));
+        self
+    }
+
+    /// In a session of its own, out of reach of the terminal's signals; its group is new as ever.
+    #[must_use]
+    pub fn own_session(mut self) -> Cmd {
+        self.own_session = true;
+        self
+    }
+
     /// Runs it to its end and captures everything; the exit status is the caller's to judge.
     pub fn output(&self) -> Result<Output> {
         let mut stdin = memory_file()?;
@@ -260,20 +278,34 @@ impl Cmd {
     }
 
     /// Starts it with the given stdin and stdout; stderr is captured.
+    pub fn start(&self, stdin: Stdio, stdout: Stdio) -> Result<Child> {
+        let stderr = memory_file()?;
+        let shared = stderr.try_clone().context("cannot prepare stderr")?;
+        self.launch(stdin, stdout, shared.into(), stderr)
+    }
+
+    /// Starts it with the given stdin, stdout and stderr; nothing is captured.
+    pub fn start_streams(&self, stdin: Stdio, stdout: Stdio, stderr: Stdio) -> Result<Child> {
+        self.launch(stdin, stdout, stderr, memory_file()?)
+    }
+
     #[expect(clippy::disallowed_methods, reason = "this is the one place that starts children")]
     #[expect(unsafe_code, reason = "pre_exec: only async-signal-safe calls between fork and exec")]
-    pub fn start(&self, stdin: Stdio, stdout: Stdio) -> Result<Child> {
+    fn launch(&self, stdin: Stdio, stdout: Stdio, stderr: Stdio, captured: File) -> Result<Child> {
         if self.heed_signals {
             signals::check()?;
         }
         let path = program(&self.argv[0])?;
-        let stderr = memory_file()?;
         let mut command = Command::new(&path);
         command.args(&self.argv[1..]).env_clear().env("LC_ALL", "C.UTF-8").env("PATH", PATH);
         command.envs(self.env.iter().map(|(k, v)| (k, v)));
         command.current_dir(self.dir.as_deref().unwrap_or(Path::new("/")));
-        command.process_group(0).stdin(stdin).stdout(stdout).stderr(stderr.try_clone()?);
+        command.stdin(stdin).stdout(stdout).stderr(stderr);
+        if !self.own_session {
+            command.process_group(0);
+        }
         let (inherit, die) = (self.inherit.clone(), self.die_with_parent);
+        let (account, own_session) = (self.account.clone(), self.own_session);
         let parent = nix::unistd::getpid();
         // SAFETY: the closure makes plain system calls only, and does not allocate.
         unsafe {
@@ -285,6 +317,15 @@ impl Cmd {
                         return Err(std::io::Error::last_os_error());
                     }
                 }
+                if own_session {
+                    nix::unistd::setsid()?;
+                }
+                if let Some((user, group, groups)) = &account {
+                    nix::unistd::setgroups(groups)?;
+                    nix::unistd::setgid(*group)?;
+                    nix::unistd::setuid(*user)?;
+                }
+                // Last: a change of user clears it.
                 if die {
                     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
                     if nix::unistd::getppid() != parent {
@@ -303,7 +344,7 @@ impl Cmd {
             anyhow::Error::from(Fault::new(kind, format!("cannot start {}: {e}", path.display())))
         })?;
         let pidfd = pidfd(child.id())?;
-        Ok(Child { child, pidfd, stderr, failure: self.blank_failure(), done: None })
+        Ok(Child { child, pidfd, stderr: captured, failure: self.blank_failure(), done: None })
     }
 }
 
@@ -346,6 +387,12 @@ impl Child {
     /// What it said on stderr so far.
     pub fn stderr(&self) -> Result<Vec<u8>> {
         read_back(&self.stderr)
+    }
+
+    /// Lets it live on without us: for background processes of ours.
+    pub fn detach(self) {
+        // Its Drop would end it; the descriptors it holds are given up with this process.
+        std::mem::forget(self);
     }
 
     /// Waits for its end. On the timeout, or on a signal to us, its group is ended and the error says why.
@@ -529,6 +576,21 @@ mod tests {
         assert_eq!(list.lines().count(), 4, "stdin, stdout, stderr and the directory itself: {list}");
         let list = Cmd::new("ls").arg("/proc/self/fd").inherit(file.as_raw_fd()).output().unwrap().text();
         assert_eq!(list.lines().count(), 5, "{list}");
+    }
+
+    #[test]
+    fn another_account_and_another_session() {
+        let (user, group) = (Uid::from_raw(65534), Gid::from_raw(65534));
+        let script = "echo $(id -u) $(id -G); ps -o sid= -p $$";
+        let out = Cmd::new("sh").args(["-c", script]).account(user, group, &[group]).own_session();
+        let mut child = out.start(Stdio::null(), Stdio::piped()).unwrap();
+        let id = child.id();
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut child.take_stdout().unwrap(), &mut text).unwrap();
+        child.wait(None, false).unwrap();
+        let mut lines = text.lines().map(str::trim);
+        assert_eq!(lines.next(), Some("65534 65534"));
+        assert_eq!(lines.next(), Some(id.to_string().as_str()), "a session leader");
     }
 
     #[test]

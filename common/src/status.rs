@@ -60,20 +60,20 @@ impl Report {
     /// A person should know, though the run goes on. `kind` is kebab-case and stable.
     pub fn warn(&mut self, kind: &str, message: impl Into<String>) {
         let message = message.into();
-        eprintln!("{}: warning: {message}", self.tool);
+        tell(format_args!("{}: warning: {message}", self.tool));
         self.warnings.push(json!({"kind": kind, "message": message}));
     }
 
     /// Takes over a warning made elsewhere (the far end), in the shape of [`Report::warn`].
     pub fn warn_value(&mut self, warning: Value) {
-        eprintln!("{}: warning: {}", self.tool, warning["message"].as_str().unwrap_or("?"));
+        tell(format_args!("{}: warning: {}", self.tool, warning["message"].as_str().unwrap_or("?")));
         self.warnings.push(warning);
     }
 
     /// Something is still mounted, mapped, held or in maintenance: exit code 4, whatever else happens.
     pub fn left_behind(&mut self, what: impl Into<String>, clear: impl Into<String>) {
         let (what, clear) = (what.into(), clear.into());
-        eprintln!("{}: left behind: {what}; to clear it: {clear}", self.tool);
+        tell(format_args!("{}: left behind: {what}; to clear it: {clear}", self.tool));
         self.left_behind.push(json!({"what": what, "clear": clear}));
     }
 
@@ -110,7 +110,14 @@ pub fn put_text(map: &mut Map<String, Value>, key: &str, text: &OsStr) {
 /// Says a line to people: `tool: message`, on stderr.
 #[macro_export]
 macro_rules! say {
-    ($tool:expr, $($arg:tt)*) => { eprintln!("{}: {}", $tool, format_args!($($arg)*)) };
+    ($tool:expr, $($arg:tt)*) => {
+        $crate::status::tell(format_args!("{}: {}", $tool, format_args!($($arg)*)))
+    };
+}
+
+/// A line on stderr. Unlike `eprintln!` it does not panic when nobody reads: the work goes on.
+pub fn tell(line: std::fmt::Arguments) {
+    writeln!(std::io::stderr().lock(), "{line}").ok();
 }
 
 /// Runs `work` as `tool action [profile]` and reports. The returned code goes back from `main`.
@@ -146,7 +153,7 @@ pub fn run(
     });
     let mut out = std::io::stdout().lock();
     if let Err(e) = writeln!(out, "{object}").and_then(|()| out.flush()) {
-        eprintln!("{tool}: the status object could not be written: {e}");
+        tell(format_args!("{tool}: the status object could not be written: {e}"));
     }
     ExitCode::from(code)
 }
@@ -176,24 +183,34 @@ fn outcome(report: &Report, error: Option<&anyhow::Error>) -> (&'static str, u8)
 
 /// `error` of the status object; also says it on stderr.
 fn error_value(tool: &str, error: &anyhow::Error) -> Value {
-    eprintln!("{tool}: {error:#}");
-    let hint = error.downcast_ref::<Fault>().and_then(|f| f.hint.clone());
-    let failure = error.downcast_ref::<crate::run::Failure>();
-    let hint = hint.or_else(|| failure.and_then(|f| f.hint.clone()));
-    if let Some(hint) = &hint {
-        eprintln!("{tool}: hint: {hint}");
+    let described = describe(error);
+    tell(format_args!("{tool}: {error:#}"));
+    if let Some(hint) = described["hint"].as_str() {
+        tell(format_args!("{tool}: hint: {hint}"));
     }
-    let mut causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
+    described
+}
+
+/// An error as the `error` object of the contract, for the report or for another process.
+pub fn describe(error: &anyhow::Error) -> Value {
+    let fault = error.downcast_ref::<Fault>();
+    let failure = error.downcast_ref::<crate::run::Failure>();
+    let relayed = fault.and_then(|f| f.relayed.as_ref());
+    let mut causes: Vec<Value> = error.chain().skip(1).map(|e| json!(e.to_string())).collect();
+    causes.extend(relayed.and_then(|r| r["causes"].as_array()).into_iter().flatten().cloned());
     causes.dedup();
+    let command = failure.map(|f| {
+        json!({
+            "program": f.program, "args": f.args, "exit_code": f.exit_code, "signal": f.signal,
+            "stderr_tail": f.stderr_tail,
+        })
+    });
     json!({
         "kind": fault::kind_of(error).word(),
         "message": error.to_string(),
         "causes": causes,
-        "hint": hint,
-        "command": failure.map(|f| json!({
-            "program": f.program, "args": f.args, "exit_code": f.exit_code, "signal": f.signal,
-            "stderr_tail": f.stderr_tail,
-        })),
+        "hint": fault.and_then(|f| f.hint.clone()).or_else(|| failure.and_then(|f| f.hint.clone())),
+        "command": command.or_else(|| relayed.map(|r| r["command"].clone())),
     })
 }
 

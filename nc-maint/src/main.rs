@@ -1,1 +1,50 @@
-fn main() {}
+//! nc-maint: Nextcloud's maintenance switch, proven by asking again, and always thrown back.
+//!
+//! `run` is two processes. The *front* is the one that was started: it relays signals and streams and
+//! prints the report. The *guardian*, in a session of its own, throws the switch, owns the command and
+//! throws the switch back, whatever becomes of the front. If the guardian is killed, the front does it.
+
+mod account;
+mod actions;
+mod claim;
+mod cli;
+mod curl;
+mod guardian;
+mod inspect;
+mod occ;
+mod relay;
+mod run;
+mod settings;
+mod switch;
+mod tree;
+mod wire;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use common::profile::Profile;
+use common::status;
+
+use crate::cli::{Action, Cli};
+use crate::settings::Settings;
+
+/// The name in messages and in the status object.
+const TOOL: &str = "nc-maint";
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let Some(options) = cli.action.options() else { return guardian::main() };
+    let profile = options.profile_name();
+    status::run(TOOL, env!("CARGO_PKG_VERSION"), cli.action.word(), profile.as_deref(), |report| {
+        let profile = Profile::load(options.profile.as_deref(), options.config.as_deref())?;
+        let settings = Settings::new(&profile, options)?;
+        match &cli.action {
+            Action::Status { .. } => actions::status(&settings, report),
+            Action::On { .. } => actions::on(&settings, report),
+            Action::Off { if_ours, .. } => actions::off(&settings, *if_ours, report),
+            Action::Run { max, command, .. } => run::run(&settings.with_max(*max)?, command, report),
+            Action::Inspect { secrets_to, .. } => inspect::inspect(&settings, secrets_to.as_deref(), report),
+            Action::Guardian => Ok(()),
+        }
+    })
+}

@@ -1,0 +1,179 @@
+//! The command line: what can be asked, and how it is explained.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use common::profile::Span;
+
+const AFTER: &str = r"Examples:
+  nc-maint status --root /var/www/nextcloud
+  nc-maint run home --max 10m -- rsync -a /srv/data/ /backup/data/
+  nc-maint off home --if-ours
+  nc-maint inspect home --secrets-to /root/nextcloud-secrets.json
+  nc-maint on --root /srv/nc --occ docker --occ exec --occ -u --occ www-data \
+      --occ nextcloud --occ php --occ occ
+
+Every action prints one JSON object on stdout; people read stderr.
+
+Exit codes:
+  0  the state asked for holds      69  occ, php or the web server is missing
+  1  failed, and undone             75  another run is active
+  2  wrong usage                    77  the rights do not suffice
+  4  maintenance could not be       78  the profile or the instance is wrong
+     proven off: see left_behind    128+N  stopped by signal N, after clean-up
+run ends with the command's own exit code where below 128; 4 outranks it.
+";
+
+/// Nextcloud's maintenance switch: proven, and always thrown back.
+#[derive(Debug, Parser)]
+#[command(name = "nc-maint", version, after_help = AFTER, max_term_width = 80)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) action: Action,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Action {
+    /// Tell whether maintenance is on, for occ and for clients, and whose it is
+    Status {
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Switch maintenance on and prove it; it stays on until `off`
+    On {
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Switch maintenance off and prove it
+    Off {
+        #[command(flatten)]
+        options: Options,
+        /// Only if nc-maint switched it on and no run is at work (for ExecStopPost= and at boot)
+        #[arg(long)]
+        if_ours: bool,
+    },
+    /// Switch on, run a command, switch off: whatever happens
+    ///
+    /// The command runs as the user who called sudo, with a clean environment, HOME, USER,
+    /// NC_BACKUP_PROFILE and NC_BACKUP_RUN_ID; it reads nothing. JSON objects among its output lines
+    /// go into data.command.output, all else to stderr. Maintenance that was on before stays on.
+    Run {
+        #[command(flatten)]
+        options: Options,
+        /// Longest time for it all; then the command is stopped and maintenance ends [default: 30m]
+        #[arg(long, value_name = "TIME")]
+        max: Option<Span>,
+        /// The command and its arguments, after `--`; no shell is involved
+        #[arg(last = true, required = true, value_name = "CMD")]
+        command: Vec<OsString>,
+    },
+    /// Tell what a backup needs from Nextcloud's configuration
+    Inspect {
+        #[command(flatten)]
+        options: Options,
+        /// Write the database password to FILE (JSON, mode 0600) instead of leaving it out
+        #[arg(long, value_name = "FILE")]
+        secrets_to: Option<PathBuf>,
+    },
+    /// The background half of `run`; started by it, with its job on stdin.
+    #[command(hide = true)]
+    Guardian,
+}
+
+/// Which instance, and how it is reached. Each wins over the profile's setting of the same name.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Name of a profile, /etc/nc-backup/PROFILE.toml; without one, options alone must do
+    pub(crate) profile: Option<String>,
+    /// Another file as the profile
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Nextcloud's folder, the one that holds occ and config/
+    #[arg(long, value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
+    /// One word of the command that runs occ; repeat it [default: php ROOT/occ, as its owner]
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    pub(crate) occ: Vec<OsString>,
+    /// Base URL; the switch is then believed only when status.php there shows it
+    #[arg(long)]
+    pub(crate) url: Option<String>,
+    /// How long clients may need to see the switch [default: 30s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) url_timeout: Option<Span>,
+    /// How long one call of occ may take before it is ended [default: 60s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) occ_timeout: Option<Span>,
+    /// How the switch is thrown [default: occ]
+    #[arg(long, value_parser = ["occ"])]
+    pub(crate) method: Option<String>,
+    /// Where the run record is kept [default: /var/lib/nc-backup/PROFILE]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Where the lock is [default: /run/nc-backup/PROFILE, or `run` in --state-dir]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) runtime_dir: Option<PathBuf>,
+}
+
+impl Options {
+    /// What goes under `profile` in the report.
+    pub(crate) fn profile_name(&self) -> Option<String> {
+        let stem = || Some(self.config.as_ref()?.file_stem()?.to_string_lossy().into_owned());
+        self.profile.clone().or_else(stem)
+    }
+}
+
+impl Action {
+    /// The action's word.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Action::Status { .. } => "status",
+            Action::On { .. } => "on",
+            Action::Off { .. } => "off",
+            Action::Run { .. } => "run",
+            Action::Inspect { .. } => "inspect",
+            Action::Guardian => "guardian",
+        }
+    }
+
+    /// Its options; the guardian has none.
+    pub(crate) fn options(&self) -> Option<&Options> {
+        match self {
+            Action::Status { options }
+            | Action::On { options }
+            | Action::Off { options, .. }
+            | Action::Run { options, .. }
+            | Action::Inspect { options, .. } => Some(options),
+            Action::Guardian => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound_and_its_help_fits_80_columns() {
+        let mut cli = Cli::command();
+        cli.clone().debug_assert();
+        let mut texts = vec![cli.render_long_help().to_string()];
+        texts.extend(cli.get_subcommands_mut().map(|s| s.clone().render_long_help().to_string()));
+        for line in texts.iter().flat_map(|t| t.lines()) {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+    }
+
+    #[test]
+    fn every_option_is_explained() {
+        for action in Cli::command().get_subcommands() {
+            assert!(action.get_about().is_some(), "{}", action.get_name());
+            for arg in action.get_arguments().filter(|a| !["help", "version"].contains(&a.get_id().as_str()))
+            {
+                assert!(arg.get_help().is_some(), "{} {}", action.get_name(), arg.get_id());
+            }
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! The guardian: the half of `run` that throws the switch, owns the command, and switches off.
+//!
+//! It is in a session of its own (signals meant for the caller's group do not reach it), holds nothing of
+//! the caller's but a socket to the front, and ends the command with all its descendants and then
+//! maintenance when: the command ends, `max` passes, a signal arrives here or at the front, or the front
+//! is gone (SIGKILL closes its end of the socket). The lock it holds says "a run is at work".
+//! If it is killed together with the front, the claim on disk is what `off --if-ours` goes by.
+
+use std::fs::File;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use common::fault::Fault;
+use common::run::{Child, Cmd};
+use common::{signals, status};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
+
+use crate::claim::{Claim, Ledger};
+use crate::run::survivor;
+use crate::wire::{Ended, Event, Forward, Job, Line, Outcome};
+use crate::{curl, switch, tree};
+
+/// The whole life of the guardian. It prints nothing: the front reports.
+pub(crate) fn main() -> ExitCode {
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    let started = match Guardian::start() {
+        Ok(Some(started)) => started,
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(_) => return ExitCode::FAILURE,
+    };
+    let (mut guardian, job) = started;
+    let outcome = guardian.work(&job);
+    // A front that is gone needs no answer.
+    guardian.line.send(&Event::Done(Box::new(outcome))).ok();
+    ExitCode::SUCCESS
+}
+
+/// Why the command must end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    Signal(i32),
+    FrontGone,
+    Overtime,
+}
+
+#[derive(Debug)]
+struct Guardian {
+    line: Line,
+    /// Where the command's stdout and stderr go, until it has them.
+    streams: Option<(OwnedFd, OwnedFd)>,
+    deadline: Option<Instant>,
+}
+
+impl Guardian {
+    /// Takes over the descriptors it was started with, lets go of them as 0, 1 and 2, and reads its job.
+    fn start() -> Result<Option<(Guardian, Job)>> {
+        signals::install()?;
+        let own = |fd: BorrowedFd| fd.try_clone_to_owned().context("cannot keep a descriptor");
+        let socket = own(std::io::stdin().as_fd())?;
+        let streams = (own(std::io::stdout().as_fd())?, own(std::io::stderr().as_fd())?);
+        let null = File::options().read(true).write(true).open("/dev/null")?;
+        dup2_stdin(&null)?;
+        dup2_stdout(&null)?;
+        dup2_stderr(&null)?;
+        tree::adopt_orphans()?;
+        let mut line = Line::new(UnixStream::from(socket));
+        while !line.closed && signals::caught().is_none() {
+            if let Some(job) = line.receive()? {
+                return Ok(Some((Guardian { line, streams: Some(streams), deadline: None }, job)));
+            }
+            rest(&[line.stream().as_fd()], None);
+        }
+        Ok(None)
+    }
+
+    /// The run, from the lock to the proof that maintenance is off. Never fails: the outcome says it all.
+    fn work(&mut self, job: &Job) -> Outcome {
+        let mut outcome = Outcome::default();
+        let ledger = Ledger::new(&job.settings);
+        let lock = match ledger.lock() {
+            Ok(lock) => lock,
+            Err(e) => {
+                outcome.fail(&e);
+                return outcome;
+            }
+        };
+        if let Err(e) = self.locked(job, &ledger, &mut outcome) {
+            outcome.fail(&e);
+        }
+        // Before the front is told, so that its caller can start the next run at once.
+        drop(lock);
+        outcome
+    }
+
+    fn locked(&mut self, job: &Job, ledger: &Ledger, outcome: &mut Outcome) -> Result<()> {
+        let settings = &job.settings;
+        let before = ledger.find();
+        let was_on = switch::state(settings)?;
+        // With the lock in our hands, a run that is written down is dead, and its maintenance is ours.
+        let leftover = was_on && before.any() && before.by_run() && !before.found_on();
+        if leftover {
+            let message = "an earlier run was killed and left maintenance on: this run ends it";
+            outcome.warnings.push(("run-killed".into(), message.into()));
+        }
+        outcome.found_on = was_on && !leftover;
+        switch::rehearse(settings)?;
+        self.go_on()?;
+
+        let (now, max) = (jiff::Timestamp::now(), settings.max);
+        let end = now.checked_add(max).context("max is too long")?.as_second();
+        let mut claim = Claim {
+            run_id: job.run_id.clone(),
+            since: status::now(),
+            deadline: Some(jiff::Timestamp::from_second(end)?.to_string()),
+            pid: Some(std::process::id()),
+            found_on: outcome.found_on,
+        };
+        ledger.stake(&claim)?;
+        let begin = Instant::now();
+        self.deadline = Some(begin + max);
+        let result = self.switch_on(job, ledger, &mut claim, was_on).and_then(|()| {
+            outcome.on_ms = Some(millis(begin));
+            self.command(job, outcome)
+        });
+        outcome.found_on = claim.found_on;
+        if let Err(e) = result {
+            outcome.fail(&e);
+        }
+        // Other tools stop believing it before it changes.
+        if let Err(e) = ledger.unprove() {
+            outcome.fail(&e);
+        }
+        if claim.found_on {
+            // Whoever had it on may have ended it while the command ran.
+            if outcome.error.is_none() {
+                match switch::state(settings) {
+                    Ok(true) => {}
+                    Ok(false) => outcome.fail(&ended_early().into()),
+                    Err(e) => outcome.fail(&e),
+                }
+            }
+            return if was_on { ledger.restore(&before) } else { ledger.clear() };
+        }
+        let off = Instant::now();
+        let proven_on = outcome.on_ms.is_some();
+        let result = if proven_on { switch::off(settings) } else { switch::back(settings).map(|()| true) };
+        match result {
+            Ok(changed) => {
+                if !changed {
+                    outcome.fail(&ended_early().into());
+                }
+                outcome.switched = proven_on;
+                outcome.off_ms = Some(millis(off));
+                outcome.maintenance_ms = Some(millis(begin));
+                ledger.clear()
+            }
+            Err(e) => {
+                outcome.left_behind.push(switch::stuck(settings, &e));
+                Err(e)
+            }
+        }
+    }
+
+    /// Throws the switch, proves it, and writes that down.
+    fn switch_on(&mut self, job: &Job, ledger: &Ledger, claim: &mut Claim, was_on: bool) -> Result<()> {
+        let settings = &job.settings;
+        if claim.found_on {
+            curl::until(settings, true, &mut || self.go_on())?;
+        } else if !switch::on(settings, &mut || self.go_on())? && !was_on {
+            // Somebody else was faster by a moment: then it is theirs.
+            claim.found_on = true;
+            ledger.stake(claim)?;
+        }
+        self.go_on()?;
+        ledger.prove(claim)
+    }
+
+    /// Runs the command to its end, or ends it. What it left running on purpose may stay, unless it was
+    /// stopped or killed: then all of it ends.
+    fn command(&mut self, job: &Job, outcome: &mut Outcome) -> Result<()> {
+        let cmd = Cmd::from_argv(&job.command)?.dir(&job.dir).env("NC_BACKUP_PROFILE", &job.settings.name);
+        let cmd = job.account.apply(cmd.env("NC_BACKUP_RUN_ID", &job.run_id));
+        let (out, err) = self.streams.take().context("the command has been started already")?;
+        self.line.send(&Event::Started).ok();
+        let begin = Instant::now();
+        let mut child = cmd.start_streams(Stdio::null(), out.into(), err.into())?;
+        let stop = self.supervise(&mut child)?;
+        let killed = child.try_wait()?.is_some_and(|status| status.signal().is_some());
+        if stop.is_some() || killed {
+            let signal = match stop {
+                Some(Stop::Signal(n)) => Signal::try_from(n).unwrap_or(Signal::SIGTERM),
+                _ => Signal::SIGTERM,
+            };
+            outcome.left_behind.extend(tree::end(signal).iter().map(survivor));
+        }
+        if let Some(stop) = stop {
+            outcome.fail(&stopped(stop, job.settings.max));
+        }
+        let status = child.try_wait()?.map(ExitStatusExt::into_raw);
+        outcome.command = Some(Ended { status, duration_ms: millis(begin) });
+        if status.is_none() {
+            // Stuck in the kernel: waiting for it is what must not happen.
+            child.detach();
+        }
+        self.line.send(&Event::Ended).ok();
+        Ok(())
+    }
+
+    /// Waits for the command's end or a reason to end it; the reason, if there is one.
+    fn supervise(&mut self, child: &mut Child) -> Result<Option<Stop>> {
+        loop {
+            let ended = child.try_wait()?.is_some();
+            // Asked in this order, a signal that was sent to all of us is not mistaken for its own end.
+            let stop = self.stop()?;
+            if ended || stop.is_some() {
+                return Ok(stop);
+            }
+            let pidfd = common::run::pidfd(child.id())?;
+            rest(&[pidfd.as_fd(), self.line.stream().as_fd()], self.deadline);
+        }
+    }
+
+    /// A reason to stop, if there is one; does not wait.
+    fn stop(&mut self) -> Result<Option<Stop>> {
+        if let Some(signal) = signals::caught() {
+            return Ok(Some(Stop::Signal(signal)));
+        }
+        if let Some(Forward { signal }) = self.line.receive()? {
+            // From here on it counts as our own.
+            signals::pretend(signal);
+            return Ok(Some(Stop::Signal(signal)));
+        }
+        if self.line.closed {
+            return Ok(Some(Stop::FrontGone));
+        }
+        Ok(self.deadline.filter(|d| Instant::now() >= *d).map(|_| Stop::Overtime))
+    }
+
+    /// An error if there is a reason to stop; `max` counts once it is set.
+    fn go_on(&mut self) -> Result<()> {
+        match self.stop()? {
+            Some(stop) => Err(stopped(stop, Duration::ZERO)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The error that says why the run was stopped.
+fn stopped(stop: Stop, max: Duration) -> anyhow::Error {
+    match stop {
+        Stop::Signal(signal) => status::interrupted(signal).into(),
+        Stop::FrontGone => Fault::failed("nc-maint run was killed").into(),
+        Stop::Overtime if max.is_zero() => {
+            Fault::failed("the time allowed with --max passed before maintenance was proven").into()
+        }
+        Stop::Overtime => Fault::failed(format!("the command was stopped: it did not end within {max:?}"))
+            .hint("raise --max, or `max` in [nextcloud], if it needs longer")
+            .into(),
+    }
+}
+
+fn ended_early() -> Fault {
+    Fault::failed("something else ended maintenance while the command ran: do not trust what it copied")
+        .hint("look for another backup, an update or a person calling occ maintenance:mode --off")
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Waits until one of `fds` can be read, a signal arrives, or `deadline` comes.
+fn rest(fds: &[BorrowedFd], deadline: Option<Instant>) {
+    let all = fds.iter().copied().chain(signals::fd());
+    let mut fds: Vec<PollFd> = all.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+    let left = deadline.map(|d| d.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
+    let timeout = left.map_or(PollTimeout::NONE, |l| PollTimeout::try_from(l).unwrap_or(PollTimeout::MAX));
+    // Interrupted or not: the caller looks at everything again.
+    poll(&mut fds, timeout).ok();
+}

@@ -1,0 +1,214 @@
+//! `inspect`: what a backup needs to know, from Nextcloud's own configuration.
+//!
+//! Asked through occ, which locks config.php and merges the drop-ins: the file is rewritten in place, so
+//! reading it ourselves could meet half of it.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use common::durable;
+use common::fault::Fault;
+use common::status::Report;
+use nix::unistd::geteuid;
+use serde_json::{Map, Value, json};
+
+use crate::TOOL;
+use crate::occ::Occ;
+use crate::settings::Settings;
+
+/// Fills the report; with `secrets_to`, writes the database password there.
+pub(crate) fn inspect(settings: &Settings, secrets_to: Option<&Path>, report: &mut Report) -> Result<()> {
+    let root = settings.root()?;
+    if let Some(path) = secrets_to {
+        may_write(path)?;
+    }
+    let occ = Occ::new(settings);
+    let config = occ.system_config()?;
+    let text = |key: &str| config.get(key).and_then(Value::as_str).filter(|t| !t.is_empty());
+    let on = |key: &str| config.get(key).is_some_and(|v| *v == true || *v == 1 || *v == "1" || *v == "true");
+
+    let data = text("datadirectory").map_or_else(|| root.join("data"), |d| root.join(d));
+    report.set_text("root", root.as_os_str());
+    report.set_text("config_dir", root.join("config").as_os_str());
+    report.set_text("data_directory", data.as_os_str());
+    report.set("version", text("version"));
+    report.set("instance_id", text("instanceid"));
+    report.set("maintenance", on("maintenance"));
+    report.set("url", text("overwrite.cli.url"));
+    let log = text("logfile").map_or_else(|| data.join("nextcloud.log"), |l| root.join(l));
+    report.set_text("log_file", log.as_os_str());
+    report.set("apps_paths", apps_paths(&config, root));
+    let password = text("dbpassword");
+    report.set(
+        "database",
+        json!({
+            "type": text("dbtype"),
+            // Exactly as it stands there: host, host:port, /socket/dir, … for the one who connects.
+            "host": text("dbhost").unwrap_or(""),
+            "name": text("dbname"),
+            "user": text("dbuser"),
+            "password": password.map(|_| "***"),
+            "table_prefix": config.get("dbtableprefix").and_then(Value::as_str).unwrap_or("oc_"),
+            "persistent": on("dbpersistent"),
+        }),
+    );
+    postgres_only(text("dbtype"))?;
+    warn_about_places(&config, root, &data, report);
+    if on("dbpersistent") {
+        report.warn("dbpersistent", "dbpersistent is on: database sessions outlive their requests");
+    }
+    if on("config_is_read_only") {
+        report
+            .warn("config-read-only", "config_is_read_only is set: occ cannot throw the maintenance switch");
+    }
+    warn_about_mounts(&occ, on("maintenance"), &data, report);
+    report.set("secrets_to", Value::Null);
+    if let Some(path) = secrets_to {
+        let secret = serde_json::to_vec(&json!({ "database_password": password }))?;
+        durable::write(path, &secret, 0o600)?;
+        report.set_text("secrets_to", path.as_os_str());
+        report.changed = true;
+    }
+    common::say!(TOOL, "Nextcloud {} in {}", text("version").unwrap_or("?"), root.display());
+    Ok(())
+}
+
+/// SQLite's file cannot be dumped by pg_dump, nor can MariaDB: said now, not at night.
+fn postgres_only(kind: Option<&str>) -> Result<()> {
+    let name = match kind {
+        Some("pgsql") => return Ok(()),
+        Some("sqlite" | "sqlite3") | None => "SQLite",
+        Some("mysql") => "MariaDB or MySQL",
+        Some(other) => other,
+    };
+    Err(Fault::config(format!("this Nextcloud uses {name}; only PostgreSQL can be backed up"))
+        .hint("`occ db:convert-type pgsql …` moves an instance to PostgreSQL")
+        .into())
+}
+
+/// Every app folder; the code's own where nothing is set.
+fn apps_paths(config: &Map<String, Value>, root: &Path) -> Value {
+    // PHP's arrays come as lists, or as objects once a number is missing.
+    let listed: Vec<&Value> = match config.get("apps_paths") {
+        Some(Value::Array(list)) => list.iter().collect(),
+        Some(Value::Object(map)) => map.values().collect(),
+        _ => Vec::new(),
+    };
+    let default = json!([{ "path": root.join("apps").to_string_lossy(), "writable": true }]);
+    let paths: Vec<Value> = listed
+        .iter()
+        .filter_map(|entry| {
+            let writable = entry["writable"].as_bool().unwrap_or(false);
+            Some(json!({ "path": entry["path"].as_str()?, "writable": writable }))
+        })
+        .collect();
+    if paths.is_empty() { default } else { paths.into() }
+}
+
+/// What lies where a backup of the root and the data directory would miss it, or take it twice.
+fn warn_about_places(config: &Map<String, Value>, root: &Path, data: &Path, report: &mut Report) {
+    for key in ["objectstore", "objectstore_multibucket"] {
+        if config.get(key).is_some_and(|v| !v.is_null()) {
+            let message = format!("{key} is set: users' files are in object storage, which is not backed up");
+            report.warn("object-storage", message);
+        }
+    }
+    if !data.join(".ncdata").exists() && !data.join(".ocdata").exists() {
+        let message = format!(
+            "{} is not a Nextcloud data directory as seen from here (no .ncdata): a container's path, or a \
+             disk that is not mounted",
+            data.display()
+        );
+        report.warn("data-directory-not-here", message);
+    }
+    if data.starts_with(root) {
+        let message =
+            format!("the data directory {} lies inside the code: leave it out there", data.display());
+        report.warn("data-directory-in-root", message);
+    }
+    let apps = report.data.get("apps_paths").cloned().unwrap_or_default();
+    for path in apps.as_array().into_iter().flatten().filter_map(|a| a["path"].as_str()) {
+        if !Path::new(path).starts_with(root) {
+            report.warn("apps-path-outside-root", format!("apps in {path} need a source of their own"));
+        }
+    }
+}
+
+/// Local folders that users reach through the external storage app.
+fn warn_about_mounts(occ: &Occ, maintenance: bool, data: &Path, report: &mut Report) {
+    report.set("external_storages", Value::Null);
+    let list = match occ.external_storages() {
+        Ok(list) => list,
+        Err(_) if maintenance => {
+            let message = "external storages cannot be listed in maintenance mode: inspect again without it";
+            report.warn("external-storages-unknown", message);
+            return;
+        }
+        // The command exists only where the app is enabled; then there are none.
+        Err(e) if format!("{e:#}").contains("no commands defined") => Vec::new(),
+        Err(e) => {
+            report.warn("external-storages-unknown", format!("external storages cannot be listed: {e:#}"));
+            return;
+        }
+    };
+    let mut found = Vec::new();
+    for mount in &list {
+        let backend = mount["storage"].as_str().unwrap_or("?");
+        let path = mount["configuration"]["datadir"].as_str();
+        let local = backend.rsplit('\\').next() == Some("Local") || backend == "local";
+        found.push(json!({ "mount_point": mount["mount_point"], "local": local, "path": path }));
+        if let (true, Some(path)) = (local, path)
+            && !Path::new(path).starts_with(data)
+        {
+            let at = mount["mount_point"].as_str().unwrap_or("?");
+            let message =
+                format!("the external storage {at} is the local folder {path}, outside the data directory");
+            report.warn("external-storage-local", message);
+        }
+    }
+    report.set("external_storages", found);
+}
+
+/// The file for secrets must be new, or a plain file of ours: never a link, never somebody else's.
+fn may_write(path: &Path) -> Result<()> {
+    let meta = match std::fs::symlink_metadata(path) {
+        Ok(meta) => meta,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e).with_context(|| format!("cannot look at {}", path.display())),
+    };
+    if meta.is_file() && meta.uid() == geteuid().as_raw() && meta.nlink() == 1 {
+        return Ok(());
+    }
+    Err(Fault::denied(format!(
+        "{} is a link, not a file, or somebody else's: not overwritten",
+        path.display()
+    ))
+    .hint("name a file that does not exist yet")
+    .into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn app_folders_as_a_list_as_an_object_and_by_default() {
+        let root = Path::new("/nc");
+        let config = |text: &str| serde_json::from_str::<Map<String, Value>>(text).unwrap();
+        let list = config(r#"{"apps_paths":[{"path":"/a","writable":false},{"path":"/b","writable":true}]}"#);
+        assert_eq!(apps_paths(&list, root)[1], json!({"path": "/b", "writable": true}));
+        let object = config(r#"{"apps_paths":{"0":{"path":"/a"},"2":{"path":"/c"}}}"#);
+        assert_eq!(apps_paths(&object, root)[1]["path"], "/c");
+        assert_eq!(apps_paths(&config("{}"), root)[0]["path"], "/nc/apps");
+    }
+
+    #[test]
+    fn only_postgresql_passes() {
+        assert!(postgres_only(Some("pgsql")).is_ok());
+        for other in [Some("mysql"), Some("sqlite3"), Some("oci"), None] {
+            let error = postgres_only(other).unwrap_err();
+            assert_eq!(common::fault::kind_of(&error).exit_code(), 78);
+        }
+    }
+}

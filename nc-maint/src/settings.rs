@@ -1,0 +1,161 @@
+//! One instance and how to reach it: the profile with the command line's options over it.
+//!
+//! Everything the guardian needs is in here, and it travels to it as it is: the guardian reads no
+//! profile, so that editing one during a run changes nothing about how the run ends.
+
+use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use common::fault::Fault;
+use common::places;
+use common::profile::{Profile, Span};
+use nix::unistd::geteuid;
+use serde::{Deserialize, Serialize};
+
+use crate::account::Account;
+use crate::cli::Options;
+
+/// What is known before anything is asked. Paths are `OsString`s as they may be any bytes.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Settings {
+    /// The profile's name.
+    pub(crate) name: String,
+    root: Option<OsString>,
+    /// argv of occ.
+    pub(crate) occ: Vec<OsString>,
+    /// Who occ runs as, where we change that.
+    pub(crate) occ_account: Option<Account>,
+    /// Longest time for one occ call.
+    pub(crate) occ_timeout: Duration,
+    /// Base URL.
+    pub(crate) url: Option<String>,
+    /// Longest time until clients must have seen the switch.
+    pub(crate) url_timeout: Duration,
+    /// Longest time for a run.
+    pub(crate) max: Duration,
+    state: OsString,
+    runtime: OsString,
+    /// The words that name this instance on a command line, for advice.
+    pub(crate) words: String,
+}
+
+impl Settings {
+    /// Puts `options` over `profile`, and looks at what is there.
+    pub(crate) fn new(profile: &Profile, options: &Options) -> Result<Settings> {
+        let mut profile = profile.clone();
+        for (given, place) in
+            [(&options.state_dir, &mut profile.state_dir), (&options.runtime_dir, &mut profile.runtime_dir)]
+        {
+            if let Some(dir) = given {
+                *place = Some(absolute(dir)?);
+            }
+        }
+        let root = match &options.root {
+            Some(root) => Some(absolute(root)?),
+            None if !options.occ.is_empty() && profile.nextcloud.is_none() => None,
+            None => Some(profile.nextcloud()?.root.clone()),
+        };
+        let table = profile.nextcloud.as_ref();
+        let configured = table.map(|t| t.occ.iter().map(OsString::from).collect()).unwrap_or_default();
+        let mut occ = if options.occ.is_empty() { configured } else { options.occ.clone() };
+        let mut occ_account = None;
+        if let (Some(root), true) = (&root, occ.is_empty()) {
+            occ_account = owner_of_config(root)?;
+            occ = vec!["php".into(), root.join("occ").into_os_string()];
+        }
+        let url = options.url.clone().or_else(|| table?.url.clone());
+        if let Some(url) = &url
+            && !url.starts_with("http://")
+            && !url.starts_with("https://")
+        {
+            return Err(
+                Fault::config(format!("--url {url}: this must start with http:// or https://")).into()
+            );
+        }
+        let span = |option: Option<Span>, set: Option<Span>, default: u64| {
+            option.or(set).map_or(Duration::from_secs(default), |s| s.0)
+        };
+        Ok(Settings {
+            words: words(&profile, options, root.as_deref()),
+            occ,
+            occ_account,
+            occ_timeout: span(options.occ_timeout, table.and_then(|t| t.occ_timeout), 60),
+            url,
+            url_timeout: span(options.url_timeout, table.and_then(|t| t.url_timeout), 30),
+            max: span(None, table.and_then(|t| t.max), 30 * 60),
+            state: places::state(&profile)?.into_os_string(),
+            runtime: places::runtime(&profile)?.into_os_string(),
+            name: profile.name,
+            root: root.map(PathBuf::into_os_string),
+        })
+    }
+
+    /// The same with another `max`, if one is given; it must make sense for a run.
+    pub(crate) fn with_max(mut self, max: Option<Span>) -> Result<Settings> {
+        self.max = max.map_or(self.max, |m| m.0);
+        if (Duration::from_secs(1)..=Duration::from_secs(7 * 24 * 3600)).contains(&self.max) {
+            return Ok(self);
+        }
+        Err(Fault::config(format!("max is {:?}: it must be between 1 second and 7 days", self.max)).into())
+    }
+
+    /// Nextcloud's folder.
+    pub(crate) fn root(&self) -> Result<&Path> {
+        self.root.as_deref().map(Path::new).ok_or_else(|| {
+            Fault::config("Nextcloud's folder is not known").hint("give --root, or a profile").into()
+        })
+    }
+
+    /// A file in the state folder.
+    pub(crate) fn state_file(&self, name: &str) -> PathBuf {
+        Path::new(&self.state).join(name)
+    }
+
+    /// A file in the runtime folder.
+    pub(crate) fn runtime_file(&self, name: &str) -> PathBuf {
+        Path::new(&self.runtime).join(name)
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("cannot find {}", path.display()))
+}
+
+/// occ insists on the owner of config.php; as root we become that, else we are it or occ will say so.
+fn owner_of_config(root: &Path) -> Result<Option<Account>> {
+    let config = root.join("config/config.php");
+    let meta = std::fs::metadata(&config).map_err(|e| {
+        let path = config.display();
+        if e.kind() == std::io::ErrorKind::PermissionDenied {
+            return Fault::denied(format!("cannot look at {path}"))
+                .hint("run this as root or as the web user");
+        }
+        Fault::config(format!("there is no Nextcloud in {}: cannot find {path}: {e}", root.display()))
+            .hint("root is the folder that holds occ and config/; with a container, give occ's argv too")
+    })?;
+    let occ = root.join("occ");
+    if !occ.exists() {
+        return Err(Fault::unavailable(format!("there is no {}", occ.display()))
+            .hint("give the command that runs occ with --occ, or `occ = [\"docker\", …]` in the profile")
+            .into());
+    }
+    geteuid().is_root().then(|| Account::owner(meta.uid(), meta.gid())).transpose()
+}
+
+/// `home`, or `--config FILE`, or the options that stand for a profile.
+fn words(profile: &Profile, options: &Options, root: Option<&Path>) -> String {
+    let mut words = Vec::new();
+    match (&options.profile, &options.config) {
+        (Some(name), None) => words.push(name.clone()),
+        (_, Some(file)) => words.push(format!("--config {}", file.display())),
+        (None, None) => words.extend(root.map(|r| format!("--root {}", r.display()))),
+    }
+    words.extend(options.occ.iter().map(|a| format!("--occ {}", a.display())));
+    if options.state_dir.is_some() {
+        words.extend(profile.state_dir.iter().map(|d| format!("--state-dir {}", d.display())));
+    }
+    words.join(" ")
+}

@@ -1,0 +1,10 @@
+//! nc-maint against the Nextcloud stand-in (`tests/fakes/nextcloud`), as root, with www-data as the web user.
+#![expect(clippy::disallowed_methods, reason = "tests start the tools as their users do")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod inspect;
+mod killed;
+mod run;
+mod sudo;
+mod switch;
+mod world;
