@@ -1,1 +1,68 @@
-fn main() {}
+//! `link-sync`: dated hard-link snapshots. See `docs/architecture.md` for how its parts fit together.
+
+mod actions;
+mod agent;
+mod cli;
+mod exclude;
+mod far;
+mod index;
+mod maintenance;
+mod parallel;
+mod progress;
+mod protocol;
+mod rsync;
+mod serve;
+mod session;
+mod settings;
+mod source;
+mod store;
+mod tree;
+mod walk;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser as _;
+use cli::{Action, Cli};
+use common::status::{self, Report};
+
+const TOOL: &str = "link-sync";
+
+fn main() -> ExitCode {
+    let action = Cli::parse().action;
+    let report = |name: &str, profile: Option<&str>, work: &dyn Fn(&mut Report) -> Result<()>| {
+        status::run(TOOL, env!("CARGO_PKG_VERSION"), name, profile, work)
+    };
+    match &action {
+        Action::Stage(run) => report("stage", run.name(), &|r| actions::step(agent::Action::Stage, run, r)),
+        Action::Settle(run) => {
+            report("settle", run.name(), &|r| actions::step(agent::Action::Settle, run, r))
+        }
+        Action::Publish(run) => {
+            report("publish", run.name(), &|r| actions::step(agent::Action::Publish, run, r))
+        }
+        Action::Abort(abort) => report("abort", abort.run.name(), &|r| actions::abort(abort, r)),
+        Action::Snapshot(run) => report("snapshot", run.name(), &|r| actions::snapshot(run, r)),
+        Action::List(profile) => report("list", profile.profile.as_deref(), &|r| actions::list(profile, r)),
+        Action::Diff(diff) => report("diff", diff.profile.profile.as_deref(), &|r| actions::diff(diff, r)),
+        Action::Serve(serve) => silent(actions::serve_store(serve)),
+        Action::Agent(agent) => silent(
+            common::signals::install()
+                .and_then(|()| agent::live(&agent.run.options(), agent.listen_fd, agent.lock_fd)),
+        ),
+        Action::Tunnel(tunnel) => match rsync::tunnel(tunnel.fd, &tunnel.argv) {
+            Ok(code) => ExitCode::from(code),
+            Err(error) => silent(Err(error)),
+        },
+    }
+}
+
+/// For the actions whose stdout is not for a status object.
+fn silent(result: Result<()>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    eprintln!("{TOOL}: {error:#}");
+    if let Some(hint) = status::describe(&error)["hint"].as_str() {
+        eprintln!("{TOOL}: hint: {hint}");
+    }
+    ExitCode::from(common::fault::kind_of(&error).exit_code())
+}

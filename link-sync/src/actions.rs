@@ -1,0 +1,175 @@
+//! What each action does, from parsed arguments to a filled report.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use common::fault::Fault;
+use common::profile::Profile;
+use common::status::Report;
+use serde_json::Value;
+
+use crate::agent;
+use crate::cli::{self, Abort, Diff, Run};
+use crate::far::Far;
+use crate::progress::Progress;
+use crate::protocol::Request;
+use crate::serve::serve;
+use crate::session::Session;
+use crate::settings::rsync_argv;
+use crate::store::Store;
+
+/// Bytes that stay free in a store unless told otherwise.
+const RESERVE: u64 = 1 << 30;
+
+/// Asks the background process, which `stage` starts if there is none.
+pub fn step(action: agent::Action, run: &Run, report: &mut Report) -> Result<()> {
+    let settings = run.options().settings()?;
+    drop(settings.wanted()?);
+    let stream = match agent::running(&settings.runtime) {
+        Some(stream) => stream,
+        None if action == agent::Action::Stage => agent::start(&settings, &stage_argv())?,
+        None => return Err(agent::nothing_staged().into()),
+    };
+    agent::ask(stream, action, &settings.chosen, run.allow(), report)
+}
+
+/// The arguments after `stage`, for the background process.
+fn stage_argv() -> Vec<OsString> {
+    std::env::args_os().skip(2).collect()
+}
+
+/// Gives up the snapshot under way, if there is one.
+pub fn abort(abort: &Abort, report: &mut Report) -> Result<()> {
+    let settings = abort.run.options().settings()?;
+    let action = if abort.discard { agent::Action::Discard } else { agent::Action::Abort };
+    if let Some(stream) = agent::running(&settings.runtime) {
+        return agent::ask(stream, action, &settings.chosen, abort.run.allow(), report);
+    }
+    if abort.discard {
+        let _lock = agent::lock(&settings.runtime)?;
+        Session::begin(settings, abort.run.allow(), report)?.abort(true)?;
+        report.changed = true;
+    }
+    Ok(())
+}
+
+/// All three steps, in this process.
+pub fn snapshot(run: &Run, report: &mut Report) -> Result<()> {
+    let settings = run.options().settings()?;
+    let sources = settings.wanted()?;
+    if sources.len() < settings.sources.len() {
+        return Err(Fault::usage("a snapshot holds every source of the profile")
+            .hint("leave out --source NAME; `stage` takes single sources")
+            .into());
+    }
+    let _lock = agent::lock(&settings.runtime)?;
+    let (allow, progress) = (run.allow(), Progress::terminal());
+    let mut session = Session::begin(settings, allow, report)?;
+    session.stage(&sources, allow, &progress, report)?;
+    session.settle(&sources, allow, &progress, report)?;
+    session.publish(allow, report)
+}
+
+/// The published snapshots.
+pub fn list(profile: &cli::Profile, report: &mut Report) -> Result<()> {
+    let mut far = Far::connect(&profile.options().settings()?)?;
+    let answer: Value = far.ask(&Request::List)?;
+    report.set("store", far.hello.store.as_str());
+    for snapshot in answer["snapshots"].as_array().into_iter().flatten() {
+        let sources = snapshot["sources"].as_array().into_iter().flatten();
+        let (paths, bytes) = sources.fold((0, 0), |(p, b), s| {
+            (p + s["paths"].as_u64().unwrap_or(0), b + s["bytes"].as_u64().unwrap_or(0))
+        });
+        let text = |key: &str| snapshot[key].as_str().unwrap_or("?").to_owned();
+        eprintln!(
+            "{}  {:>9} paths  {:>10}  {}",
+            text("date"),
+            paths,
+            indicatif::BinaryBytes(bytes).to_string(),
+            text("consistency")
+        );
+    }
+    for name in answer["damaged"].as_array().into_iter().flatten() {
+        report
+            .warn("damaged-snapshot", format!("{} is not a complete snapshot", name.as_str().unwrap_or("?")));
+    }
+    report.set("snapshots", answer["snapshots"].clone());
+    report.set("damaged", answer["damaged"].clone());
+    Ok(())
+}
+
+/// What differs between two snapshots.
+pub fn diff(diff: &Diff, report: &mut Report) -> Result<()> {
+    let mut far = Far::connect(&diff.profile.options().settings()?)?;
+    let request = Request::Diff {
+        from: diff.from.clone(),
+        to: diff.to.clone(),
+        source: diff.source.clone(),
+        limit: diff.limit,
+    };
+    let answer: Value = far.ask(&request)?;
+    for change in answer["changes"].as_array().into_iter().flatten() {
+        eprintln!("{:<10} {}", change[0].as_str().unwrap_or("?"), change[1].as_str().unwrap_or("?"));
+    }
+    if answer["truncated"] == true {
+        eprintln!("… and more: see --limit");
+    }
+    if let Value::Object(fields) = answer {
+        report.data.extend(fields);
+    }
+    if let Some(Value::Array(changes)) = report.data.get_mut("changes") {
+        for change in changes {
+            *change = serde_json::json!({"what": change[0], "path": change[1]});
+        }
+    }
+    Ok(())
+}
+
+/// The far end. stdout is the protocol's, so there is no status object; the exit code and stderr tell.
+pub fn serve_store(args: &cli::Serve) -> Result<()> {
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    let store = served(args)?;
+    // The owner of stdin and stdout for the whole life of this process.
+    serve(&store, std::io::stdin().lock(), std::io::stdout())
+}
+
+/// The store to be served: this machine's profile decides, and options that say otherwise are refused.
+fn served(args: &cli::Serve) -> Result<Store> {
+    let named = args.profile.is_some() || args.config.is_some();
+    let file = args
+        .config
+        .clone()
+        .or_else(|| args.profile.as_ref().map(|p| Path::new(common::profile::DIR).join(format!("{p}.toml"))));
+    let there = file.as_ref().is_some_and(|f| f.exists());
+    let profile = match named && (there || args.store.is_none()) {
+        true => Some(Profile::load(args.profile.as_deref(), args.config.as_deref())?),
+        false => None,
+    };
+    let table = profile.as_ref().and_then(|p| p.store.clone());
+    let path = match (table.as_ref().map(|t| &t.path), &args.store) {
+        (Some(fixed), Some(asked)) if fixed.components().ne(asked.components()) => {
+            return Err(Fault::config(format!(
+                "store = \"{}\" is asked for, but the profile on this machine serves {}",
+                asked.display(),
+                fixed.display()
+            ))
+            .hint("make store in [snapshot] on the source and path in [store] here the same")
+            .into());
+        }
+        (Some(fixed), _) => fixed.clone(),
+        (None, Some(asked)) => std::path::absolute(asked).context("--store")?,
+        (None, None) => {
+            return Err(Fault::config("no store: the profile has no [store] table")
+                .hint("add [store] with path = \"/srv/backup/home\", or give --store")
+                .into());
+        }
+    };
+    let from_table = |args: &[String]| table.as_ref().map_or_else(|| args.to_vec(), |t| t.rsync.clone());
+    Ok(Store {
+        path,
+        mount: args.mount.clone().or_else(|| table.as_ref().and_then(|t| t.mount.clone())),
+        reserve_bytes: args.reserve_bytes.or(table.as_ref().and_then(|t| t.reserve_bytes)).unwrap_or(RESERVE),
+        rsync: rsync_argv(&if args.rsync.is_empty() { from_table(&[]) } else { args.rsync.clone() }),
+    })
+}

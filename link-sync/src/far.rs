@@ -1,0 +1,314 @@
+//! The conversation with the far end: a child process, here or behind ssh, and its two pipes.
+
+use std::io::{BufReader, BufWriter, Read as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{ChildStdin, ChildStdout};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use common::fault::{Fault, Kind as FaultKind};
+use common::run::{Child, Cmd, tail};
+use common::signals;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use serde::de::DeserializeOwned;
+
+use crate::protocol::{self, GREETING, Hello, Kind, ListWriter, MAX_FRAME, Reply, Request};
+use crate::settings::{Place, Settings};
+
+/// What a login shell may print before the far end's greeting, in bytes.
+const NOISE: usize = 64 * 1024;
+
+/// The far end. Dropping it ends the conversation; nothing is published then.
+#[derive(Debug)]
+pub struct Far {
+    /// What it writes.
+    pub input: BufReader<ChildStdout>,
+    /// What it reads; taken away to end it.
+    pub output: Option<BufWriter<ChildStdin>>,
+    /// What it said of itself.
+    pub hello: Hello,
+    /// Changed parts of files are worth looking for: there is a network between.
+    pub remote: bool,
+    child: Child,
+    _watcher: Watcher,
+}
+
+/// Ends the child when a signal asks us to stop, so that nothing waits for it in vain.
+#[derive(Debug)]
+struct Watcher {
+    stop: Option<UnixStream>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Watcher {
+    fn start(child: &Child) -> Result<Watcher> {
+        let (stop, stopped) = UnixStream::pair().context("cannot make a socket pair")?;
+        let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id out of range")?);
+        let thread = std::thread::spawn(move || {
+            let Some(signal) = signals::fd() else { return };
+            loop {
+                let mut fds =
+                    [PollFd::new(signal, PollFlags::POLLIN), PollFd::new(stopped.as_fd(), PollFlags::POLLIN)];
+                if poll(&mut fds, PollTimeout::NONE).is_err() {
+                    continue;
+                }
+                if fds[1].any().unwrap_or(true) {
+                    return;
+                }
+                if signals::caught().is_some() {
+                    // The child is reaped only after this thread has ended, so the number is still its own.
+                    killpg(pid, Signal::SIGTERM).ok();
+                    return;
+                }
+            }
+        });
+        Ok(Watcher { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // It cannot panic: it only waits and kills.
+            drop(thread.join());
+        }
+    }
+}
+
+impl Far {
+    /// Starts the far end and greets it.
+    pub fn connect(settings: &Settings) -> Result<Far> {
+        let (cmd, remote) = match &settings.store {
+            Place::Local(path) => (local(settings, path)?, None),
+            Place::Ssh { host, path } => (ssh(settings, host, path)?, Some(host.as_str())),
+        };
+        let mut child = cmd.spawn_piped()?;
+        let output = child.take_stdin().context("no pipe to the far end")?;
+        let input = child.take_stdout().context("no pipe from the far end")?;
+        let watcher = Watcher::start(&child)?;
+        let mut far = Far {
+            input: BufReader::with_capacity(MAX_FRAME, input),
+            output: Some(BufWriter::with_capacity(MAX_FRAME, output)),
+            hello: Hello { protocol: 0, version: String::new(), store: String::new(), root: false },
+            remote: remote.is_some(),
+            child,
+            _watcher: watcher,
+        };
+        if let Err(error) = far.greeting() {
+            return Err(far.why_no_greeting(error, remote));
+        }
+        far.hello = far.ask(&Request::Hello { protocol: protocol::VERSION })?;
+        let wanted = match &settings.store {
+            Place::Local(path) => path.display().to_string(),
+            Place::Ssh { path, .. } => path.clone(),
+        };
+        if far.hello.store.trim_end_matches('/') != wanted.trim_end_matches('/') {
+            return Err(Fault::config(format!(
+                "store = \"{wanted}\" is asked for, but the other machine serves {}",
+                far.hello.store
+            ))
+            .hint("make store in [snapshot] here and path in [store] there the same")
+            .into());
+        }
+        Ok(far)
+    }
+
+    /// Skips what the login shell printed.
+    fn greeting(&mut self) -> Result<()> {
+        let mut seen = Vec::new();
+        // The greeting begins with a newline, which may be the shell's last.
+        while !seen.ends_with(GREETING) {
+            let mut byte = [0];
+            self.input.read_exact(&mut byte)?;
+            seen.push(byte[0]);
+            if seen.len() > NOISE {
+                bail!("the other end printed {NOISE} bytes that are no greeting: {}", tail(&seen));
+            }
+        }
+        Ok(())
+    }
+
+    fn why_no_greeting(&mut self, error: anyhow::Error, remote: Option<&str>) -> anyhow::Error {
+        if let Err(stopped) = signals::check() {
+            return stopped;
+        }
+        self.output = None;
+        let status = match self.child.wait(Some(Duration::from_secs(10)), true) {
+            Ok(status) => status,
+            Err(e) => return e,
+        };
+        let mut failure = match self.child.failure_for(status) {
+            Ok(failure) => failure,
+            Err(e) => return e,
+        };
+        let code = failure.exit_code.unwrap_or(255);
+        failure.kind = match code {
+            69..=78 => FaultKind::from_exit_code(code),
+            _ => FaultKind::Unavailable,
+        };
+        let Some(host) = remote else {
+            return anyhow::Error::from(failure).context("the store could not be opened");
+        };
+        let said = failure.stderr_tail.clone();
+        failure.hint = Some(match () {
+            () if said.contains("Host key verification failed") || said.contains("host key is known") => {
+                format!(
+                    "compare the key's fingerprint on {host} (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then add it here: ssh-keyscan HOST >> known_hosts"
+                )
+            }
+            () if said.contains("Permission denied") => {
+                format!(
+                    "put this machine's public key into ~/.ssh/authorized_keys of {host} (README, setting up S2)"
+                )
+            }
+            () if code == 127 || said.contains("not found") || said.contains("No such file") => {
+                format!("install link-sync on {host}, or set remote_program in [snapshot.ssh]")
+            }
+            () => format!("does `ssh {host} link-sync --version` work by hand?"),
+        });
+        drop(error);
+        anyhow::Error::from(failure)
+            .context(format!("{host} could not be reached, or link-sync does not run there"))
+    }
+
+    /// Asks, and waits for the answer.
+    pub fn ask<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T> {
+        self.send(request)?;
+        self.answer()
+    }
+
+    /// Asks with a list.
+    pub fn ask_with_list<T: DeserializeOwned>(
+        &mut self,
+        request: &Request,
+        fill: impl FnOnce(&mut ListWriter<'_, BufWriter<ChildStdin>>) -> Result<()>,
+    ) -> Result<T> {
+        self.send(request)?;
+        let output = self.output.as_mut().context("the conversation has ended")?;
+        let mut list = ListWriter::new(output);
+        let sent = fill(&mut list).and_then(|()| list.finish());
+        sent.map_err(|e| self.lost(e))?;
+        self.answer()
+    }
+
+    /// Sends a request.
+    pub fn send(&mut self, request: &Request) -> Result<()> {
+        signals::check()?;
+        let output = self.output.as_mut().context("the conversation has ended")?;
+        protocol::send_message(output, request).map_err(|e| self.lost(e))
+    }
+
+    /// Waits for an answer.
+    pub fn answer<T: DeserializeOwned>(&mut self) -> Result<T> {
+        let mut frame = Vec::new();
+        let kind = protocol::receive(&mut self.input, &mut frame).map_err(|e| self.lost(e))?;
+        match kind {
+            Some(Kind::Message) => decode(&frame),
+            Some(_) => bail!("the other end is out of step"),
+            None => Err(self.lost(anyhow::anyhow!("it closed the connection"))),
+        }
+    }
+
+    /// What it means that the conversation broke.
+    pub fn lost(&self, error: anyhow::Error) -> anyhow::Error {
+        if let Err(stopped) = signals::check() {
+            return stopped;
+        }
+        let said = self.child.stderr().map(|s| tail(&s)).unwrap_or_default();
+        let said = if said.is_empty() { String::new() } else { format!(": {said}") };
+        error.context(
+            Fault::unavailable(format!("the connection to the store broke{said}"))
+                .hint("nothing is published; what has arrived is kept, and the next run continues with it"),
+        )
+    }
+}
+
+impl Drop for Far {
+    fn drop(&mut self) {
+        self.output = None;
+        if self.child.wait(Some(Duration::from_secs(5)), false).is_err() {
+            self.child.end();
+        }
+    }
+}
+
+/// Decodes an answer.
+pub fn decode<T: DeserializeOwned>(frame: &[u8]) -> Result<T> {
+    match serde_json::from_slice(frame).context("an answer that is not understood")? {
+        Reply::Ok(value) => serde_json::from_value(value).context("an answer that is not understood"),
+        Reply::Err(code, described) => Err(Fault::relay(code, described).into()),
+    }
+}
+
+fn local(settings: &Settings, path: &Path) -> Result<Cmd> {
+    let exe = std::env::current_exe().context("cannot find our own program")?;
+    let mut cmd = Cmd::new(exe).arg("serve").arg("--store").arg(path);
+    if let Some(store) = settings.profile.store.as_ref().filter(|s| s.path == path) {
+        if let Some(mount) = &store.mount {
+            cmd = cmd.arg("--mount").arg(mount);
+        }
+        if let Some(bytes) = store.reserve_bytes {
+            cmd = cmd.arg("--reserve-bytes").arg(bytes.to_string());
+        }
+        for word in &store.rsync {
+            cmd = cmd.arg(format!("--rsync={word}"));
+        }
+    }
+    Ok(cmd)
+}
+
+fn ssh(settings: &Settings, host: &str, path: &str) -> Result<Cmd> {
+    let ssh = &settings.ssh;
+    let mut cmd = if ssh.program.is_empty() { Cmd::new("ssh") } else { Cmd::from_argv(&ssh.program)? };
+    for option in [
+        "BatchMode=yes",
+        "StrictHostKeyChecking=yes",
+        "ConnectTimeout=20",
+        "ServerAliveInterval=15",
+        "ServerAliveCountMax=4",
+        "ForwardAgent=no",
+        "ForwardX11=no",
+        "ClearAllForwardings=yes",
+        "RequestTTY=no",
+    ] {
+        cmd = cmd.arg("-o").arg(option);
+    }
+    if let Some(port) = ssh.port {
+        cmd = cmd.arg("-p").arg(port.to_string());
+    }
+    if let Some(identity) = &ssh.identity {
+        cmd = cmd.arg("-o").arg("IdentitiesOnly=yes").arg("-i").arg(identity);
+    }
+    if let Some(hosts) = &ssh.known_hosts {
+        cmd = cmd.arg("-o").arg(format!("UserKnownHostsFile=\"{}\"", hosts.display()));
+    }
+    let program = ssh.remote_program.as_deref().unwrap_or("/usr/sbin/link-sync");
+    let mut words = vec![quote(program), "serve".to_owned()];
+    if settings.profile.file.is_some() {
+        words.push(settings.profile.name.clone());
+    }
+    words.push(format!("--store={}", quote(path)));
+    Ok(cmd.arg("--").arg(host).arg(words.join(" ")))
+}
+
+/// Quotes a word for the far account's shell.
+fn quote(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn words_survive_a_shell() {
+        for word in ["plain", "it's", "a b;$(c)`d`\\"] {
+            let script = format!("printf %s {}", super::quote(word));
+            let out = common::run::Cmd::new("sh").args(["-c", &script]).output().unwrap();
+            assert_eq!(out.text(), word);
+        }
+    }
+}

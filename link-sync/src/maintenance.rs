@@ -1,0 +1,49 @@
+//! Is Nextcloud in maintenance, and in whose run? What a seal rests on.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use common::fault::Fault;
+use common::record::RunRecord;
+use common::run::Cmd;
+use serde_json::Value;
+
+use crate::settings::Settings;
+
+/// Long enough for an occ on a busy Raspberry Pi.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// The run whose maintenance is on now: nc-maint's record says which, and Nextcloud itself, asked by
+/// nc-maint, says that it is. `Err` holds the reason why not, for people.
+pub fn proof(settings: &Settings) -> Result<Result<RunRecord, String>> {
+    let Some(record) = RunRecord::load(&settings.profile)? else {
+        return Ok(Err("no nc-maint run is under way".into()));
+    };
+    let exe = std::env::current_exe().context("cannot find our own program")?;
+    let mut cmd = Cmd::new(exe.with_file_name("nc-maint")).arg("status").timeout(LIMIT);
+    if settings.profile.file.is_none() {
+        return Ok(Err("there is no profile, so Nextcloud cannot be asked".into()));
+    }
+    cmd = cmd.arg(&settings.profile.name);
+    if let Some(file) = &settings.profile.file {
+        cmd = cmd.arg("--config").arg(file);
+    }
+    if let Some(dir) = &settings.profile.state_dir {
+        cmd = cmd.arg("--state-dir").arg(dir);
+    }
+    let output = cmd.output().context("cannot ask nc-maint")?;
+    let status: Value = serde_json::from_slice(&output.stdout)
+        .map_err(|_| anyhow::Error::from(cmd.failure(&output)).context("nc-maint status gave no answer"))?;
+    if !output.status.success() {
+        let code = output.status.code().unwrap_or(1);
+        return Err(anyhow::Error::from(Fault::relay(code, status["error"].clone()))
+            .context("cannot ask Nextcloud for its state"));
+    }
+    match status["data"]["maintenance"].as_bool() {
+        Some(true) => Ok(Ok(record)),
+        Some(false) => {
+            Ok(Err(format!("run {} is recorded, but Nextcloud is not in maintenance", record.run_id)))
+        }
+        None => Err(Fault::failed("nc-maint status did not say whether maintenance is on").into()),
+    }
+}

@@ -1,0 +1,311 @@
+//! The far end: answers one source over stdin and stdout, holding the store's lock while it writes.
+//!
+//! It decides everything about the store itself: the place (its own profile), the dates (its own clock),
+//! rsync's arguments. What it is given are names and paths, and every path is opened below the open partial
+//! snapshot, through no symlink. It ends when its input does; nothing is then published.
+
+use std::collections::HashMap;
+use std::io::{BufReader, Read, Write};
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use common::fault::Fault;
+use common::profile::check_name;
+use common::run::{Cmd, tail};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::protocol::{self, GREETING, Hello, Kind, MAX_FRAME, Opened, Received, Record, Reply, Request};
+use crate::store::merge::Merge;
+use crate::store::open::{Writable, open};
+use crate::store::publish::{Times, publish};
+use crate::store::{INCOMING, PARTIAL, Store, clone, diff, open_dir, remove};
+
+/// What has been asked for so far.
+struct Serving {
+    store: Store,
+    writable: Option<Writable>,
+    times: Times,
+}
+
+/// Serves until the input ends.
+pub fn serve(store: &Store, input: impl Read, mut output: impl Write + Send) -> Result<()> {
+    let mut input = BufReader::with_capacity(MAX_FRAME, input);
+    output.write_all(GREETING)?;
+    output.flush()?;
+    let mut serving = Serving { store: store.clone(), writable: None, times: HashMap::new() };
+    let mut frame = Vec::new();
+    while let Some(kind) = protocol::receive(&mut input, &mut frame)? {
+        ensure!(kind == Kind::Message, "a request was expected");
+        let request: Request = serde_json::from_slice(&frame).context("a request that is not understood")?;
+        let reply = match serving.answer(request, &mut input, &mut output) {
+            Ok(value) => Reply::Ok(value),
+            Err(error) => {
+                let code = i32::from(common::fault::kind_of(&error).exit_code());
+                Reply::Err(code, common::status::describe(&error))
+            }
+        };
+        protocol::send_message(&mut output, &reply)?;
+    }
+    Ok(())
+}
+
+fn value(answer: impl Serialize) -> Result<Value> {
+    serde_json::to_value(answer).context("cannot encode an answer")
+}
+
+impl Serving {
+    fn writable(&self) -> Result<&Writable> {
+        self.writable.as_ref().context("no snapshot has been begun")
+    }
+
+    fn answer(
+        &mut self,
+        request: Request,
+        input: &mut impl Read,
+        output: &mut (impl Write + Send),
+    ) -> Result<Value> {
+        match request {
+            Request::Hello { protocol: theirs } => {
+                if theirs != protocol::VERSION {
+                    return Err(Fault::config(format!(
+                        "the source speaks protocol {theirs}, link-sync {} on the store's machine speaks {}",
+                        env!("CARGO_PKG_VERSION"),
+                        protocol::VERSION
+                    ))
+                    .hint("install the same version on both machines")
+                    .into());
+                }
+                value(Hello {
+                    protocol: protocol::VERSION,
+                    version: env!("CARGO_PKG_VERSION").to_owned(),
+                    store: self.store.path.display().to_string(),
+                    root: nix::unistd::geteuid().is_root(),
+                })
+            }
+            Request::Open => self.open(),
+            Request::Room { bytes, inodes } => self.writable()?.room(bytes, inodes).map(|()| Value::Null),
+            Request::Clone { source } => self.clone_base(&source, input),
+            Request::Drop { source } => self.drop_paths(&source, input),
+            Request::Receive { .. } => self.receive(&request, input, output),
+            Request::Merge { source, times, again } => self.merge(source, times, again, input),
+            Request::Publish { meta } => {
+                let published = publish(self.writable()?, meta, &self.times)?;
+                self.writable = None;
+                value(published)
+            }
+            Request::Abort { discard } => {
+                self.writable.take().map_or(Ok(()), |w| w.abort(discard)).map(|()| Value::Null)
+            }
+            Request::List => {
+                self.store.check()?;
+                let (snapshots, damaged) = self.store.snapshots()?;
+                Ok(json!({"snapshots": snapshots, "damaged": damaged}))
+            }
+            Request::Diff { from, to, source, limit } => {
+                value(diff::diff(&self.store, &from, &to, source.as_deref(), limit)?)
+            }
+        }
+    }
+
+    fn open(&mut self) -> Result<Value> {
+        ensure!(self.writable.is_none(), "a snapshot has been begun already");
+        let writable = open(&self.store)?;
+        let opened = Opened {
+            store_id: writable.id.clone(),
+            base: writable.base.clone(),
+            resumed: writable.resumed,
+            xattrs: writable.xattrs,
+            acls: writable.acls,
+            warnings: writable.warnings.clone(),
+        };
+        self.writable = Some(writable);
+        self.times.clear();
+        value(opened)
+    }
+
+    fn clone_base(&self, source: &str, input: &mut impl Read) -> Result<Value> {
+        let mut left_out = clone::LeftOut::default();
+        protocol::read_list(input, |path| {
+            protocol::check_path(path)?;
+            left_out.add(path);
+            Ok(())
+        })?;
+        check_name(source).map_err(Fault::denied)?;
+        let writable = self.writable()?;
+        let base = writable.base_dir(source)?.context("the base does not hold this source")?;
+        let top = open_dir(&writable.dir, PARTIAL.as_bytes()).context("there is no partial snapshot")?;
+        remove(&top, Path::new(source))?;
+        let linked = clone::clone(&base, &writable.source_dir(PARTIAL, source)?, &left_out)?;
+        Ok(json!({"linked": linked}))
+    }
+
+    fn drop_paths(&self, source: &str, input: &mut impl Read) -> Result<Value> {
+        check_name(source).map_err(Fault::denied)?;
+        let writable = self.writable()?;
+        let partial = writable.source_dir(PARTIAL, source)?;
+        let mut count = 0;
+        protocol::read_list(input, |path| {
+            protocol::check_path(path)?;
+            let (dir, name) = crate::store::split(path);
+            count += 1;
+            match open_dir(&partial, dir) {
+                Ok(dir) => remove(
+                    &dir,
+                    Path::new(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(name)),
+                ),
+                Err(nix::errno::Errno::ENOENT) => Ok(()),
+                Err(e) => Err(e).with_context(|| format!("cannot remove {}", crate::walk::show(path))),
+            }
+        })?;
+        Ok(json!({"dropped": count}))
+    }
+
+    fn merge(&mut self, source: String, times: bool, again: bool, input: &mut impl Read) -> Result<Value> {
+        check_name(&source).map_err(Fault::denied)?;
+        let writable = self.writable.as_ref().context("no snapshot has been begun")?;
+        let mut merge = Merge::new(
+            writable.source_dir(PARTIAL, &source)?,
+            writable.source_dir(INCOMING, &source)?,
+            if times { writable.resume_dir(&source)? } else { None },
+            writable.base_dir(&source)?,
+            again,
+        );
+        let dir_times = self.times.entry(source).or_default();
+        protocol::read_list(input, |item| merge.take(&Record::decode(item)?, dir_times))?;
+        value(merge.finish())
+    }
+
+    /// Runs the receiving rsync with its stdin and stdout in stream frames. It inherits the lock, so that
+    /// nobody else writes as long as it lives, whatever happens to us.
+    fn receive(
+        &self,
+        request: &Request,
+        input: &mut impl Read,
+        output: &mut (impl Write + Send),
+    ) -> Result<Value> {
+        let child = self.receiver(request).and_then(|cmd| cmd.spawn_piped());
+        let mut child = match child {
+            Ok(child) => child,
+            Err(error) => {
+                // The source's rsync is waiting: end both directions, then say why.
+                protocol::send(output, Kind::End, &[])?;
+                output.flush()?;
+                swallow_stream(input)?;
+                return Err(error);
+            }
+        };
+        let (mut to_child, mut from_child) =
+            (child.take_stdin(), child.take_stdout().context("rsync has no stdout")?);
+        let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id out of range")?);
+        let piped: Result<()> = std::thread::scope(|scope| {
+            let sender = scope.spawn(move || -> Result<()> {
+                let mut buffer = vec![0; MAX_FRAME];
+                loop {
+                    let n = from_child.read(&mut buffer)?;
+                    if n == 0 {
+                        // The source's rsync waits for its "remote shell" to end, and only then ends itself.
+                        protocol::send(output, Kind::End, &[exit_code(pid)?])?;
+                        return Ok(output.flush()?);
+                    }
+                    protocol::send(output, Kind::Stream, &buffer[..n])?;
+                    output.flush()?;
+                }
+            });
+            let mut frame = Vec::new();
+            let received = loop {
+                match protocol::receive(input, &mut frame) {
+                    Ok(Some(Kind::Stream)) => {
+                        // An rsync that has ended takes no more; the source is told by the other direction.
+                        if to_child.as_mut().is_some_and(|pipe| pipe.write_all(&frame).is_err()) {
+                            to_child = None;
+                        }
+                    }
+                    Ok(Some(Kind::End)) => break Ok(()),
+                    Ok(_) => break Err(anyhow::anyhow!("the source went away")),
+                    Err(e) => break Err(e),
+                }
+            };
+            drop(to_child);
+            if received.is_err() {
+                child.end();
+            }
+            let sent =
+                sender.join().unwrap_or_else(|_| bail!("internal error while passing on rsync's output"));
+            received.and(sent)
+        });
+        piped?;
+        let status = child.wait(None, false)?;
+        value(Received { exit_code: status.code().unwrap_or(255), stderr: tail(&child.stderr()?) })
+    }
+
+    fn receiver(&self, request: &Request) -> Result<Cmd> {
+        let Request::Receive { source, capabilities, checksum, times, delta, again } = request else {
+            bail!("not a request to receive");
+        };
+        check_name(source).map_err(Fault::denied)?;
+        let letters =
+            capabilities.len() <= 32 && capabilities.bytes().all(|b| b.is_ascii_alphabetic() || b == b'.');
+        ensure!(letters, "the source's rsync says odd things of itself: '{capabilities}'");
+        let writable = self.writable()?;
+        drop(writable.fresh_incoming(source)?);
+        let path = |parts: [&str; 2]| writable.store.path.join(parts[0]).join(parts[1]);
+        let mut short = "-lgoDpRS".to_owned();
+        for (letter, wanted) in
+            [("t", *times), ("c", *checksum), ("W", !*delta), ("A", writable.acls), ("X", writable.xattrs)]
+        {
+            if wanted {
+                short.push_str(letter);
+            }
+        }
+        short.push('e');
+        short.push_str(capabilities);
+        let mut compare = Vec::new();
+        if *again {
+            compare.push(path([PARTIAL, source]));
+        } else {
+            if *times && writable.resume_dir(source)?.is_some() {
+                compare.push(path([crate::store::RESUME, source]));
+            }
+            if let Some(base) = &writable.base
+                && writable.base_dir(source)?.is_some()
+            {
+                compare.push(path([&base.date, source]));
+            }
+        }
+        let mut cmd = Cmd::from_argv(&writable.store.rsync)?.args(["--server", &short, "--numeric-ids"]);
+        for dir in compare {
+            cmd = cmd.arg("--compare-dest").arg(dir);
+        }
+        if !nix::unistd::geteuid().is_root() {
+            cmd = cmd.arg("--fake-super");
+        }
+        let into = Path::new(INCOMING).join(source).join("");
+        Ok(cmd.arg(".").arg(into).dir(&writable.store.path).inherit(writable.lock.fd()))
+    }
+}
+
+/// Waits for child `pid` without taking its status away; 255 if a signal ended it.
+fn exit_code(pid: Pid) -> Result<u8> {
+    loop {
+        match waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) {
+            Ok(WaitStatus::Exited(_, code)) => return Ok(u8::try_from(code).unwrap_or(255)),
+            Ok(_) => return Ok(255),
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(e) => return Err(e).context("cannot wait for rsync"),
+        }
+    }
+}
+
+fn swallow_stream(input: &mut impl Read) -> Result<()> {
+    let mut frame = Vec::new();
+    loop {
+        match protocol::receive(input, &mut frame)? {
+            Some(Kind::Stream) => {}
+            Some(Kind::End) => return Ok(()),
+            _ => bail!("the source went away"),
+        }
+    }
+}

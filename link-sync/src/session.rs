@@ -1,0 +1,686 @@
+//! One snapshot from beginning to end, on the source's side: passes, the seal, publish.
+//!
+//! A pass brings the partial snapshot up to what one walk saw. What the partial holds is known from the walk
+//! before (for the first pass: from the index of the base), so only what differs is looked at again. Each pass
+//! distrusts what moved under its hands, so that the next one takes it again.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufWriter, Seek as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use common::fault::Fault;
+use common::record::RunRecord;
+use common::status::Report;
+use common::{durable, signals};
+use nix::fcntl::AtFlags;
+use nix::sys::stat::fstatat;
+use serde_json::{Value, json};
+
+use crate::far::Far;
+use crate::index;
+use crate::maintenance;
+use crate::progress::Progress;
+use crate::protocol::{Merged, Opened, Published, Request};
+use crate::rsync::Transfer;
+use crate::settings::{DATABASE, Settings};
+use crate::source::{Checked, Source};
+use crate::store::meta::{Consistency, SourceMeta};
+use crate::tree::{Changes, Stamp, Tree};
+use crate::walk::{self, walk};
+
+/// Passes that settle may take until nothing moves any more.
+const SETTLE_PASSES: u32 = 5;
+/// A source that lost more than this many of a hundred paths is not believed.
+const SHRINK_PERCENT: u64 = 30;
+/// Below this many paths, a share says nothing.
+const SHRINK_FROM: u64 = 20;
+
+/// What a person allows this once.
+#[derive(Clone, Copy, Debug, Default, serde::Deserialize, serde::Serialize)]
+pub struct Allow {
+    /// A source may have lost most of its paths.
+    pub shrink: bool,
+    /// A source may lie on another file system than last time.
+    pub new_filesystem: bool,
+    /// The store may be another than last time.
+    pub new_store: bool,
+    /// Publish although Nextcloud was not in maintenance.
+    pub crash_consistent: bool,
+}
+
+/// What is known of one source in this run.
+#[derive(Debug)]
+struct Taken {
+    source: Source,
+    fs_id: Option<String>,
+    trusted: bool,
+    tree: Tree,
+    /// The dump's own run, for the database.
+    dump_run: Option<String>,
+    counts: Counts,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    way: &'static str,
+    passes: u32,
+    changed: u64,
+    merged: Merged,
+    sent_bytes: u64,
+    cloned: u64,
+}
+
+/// A snapshot under way.
+#[derive(Debug)]
+pub struct Session {
+    settings: Settings,
+    far: Far,
+    opened: Opened,
+    taken: Vec<Taken>,
+    seal: Option<RunRecord>,
+    started_at: String,
+}
+
+impl Session {
+    /// Reaches the store, takes its lock, and clears what an interrupted run left.
+    pub fn begin(settings: Settings, allow: Allow, report: &mut Report) -> Result<Session> {
+        let started_at = common::status::now();
+        let mut far = Far::connect(&settings)?;
+        let opened: Opened = far.ask(&Request::Open)?;
+        for warning in &opened.warnings {
+            report.warn_value(warning.clone());
+        }
+        let known = settings.state.join("store.json");
+        if let Ok(text) = std::fs::read(&known)
+            && let Ok(last) = serde_json::from_slice::<Value>(&text)
+            && last["store_id"].as_str().is_some_and(|id| id != opened.store_id)
+            && !allow.new_store
+        {
+            return Err(Fault::config(format!(
+                "this is another store than last time (which holds {}): is the right disk mounted there?",
+                last["date"].as_str().unwrap_or("?")
+            ))
+            .hint("if the store was replaced on purpose, run once with --new-store")
+            .into());
+        }
+        if opened.resumed {
+            report.warn("continues", "an interrupted run is continued: what it had sent is not sent again");
+        }
+        Ok(Session { settings, far, opened, taken: Vec::new(), seal: None, started_at })
+    }
+
+    /// Brings the partial snapshot up to date with `sources`, while things go on.
+    pub fn stage(
+        &mut self,
+        sources: &[Source],
+        allow: Allow,
+        progress: &Progress,
+        report: &mut Report,
+    ) -> Result<()> {
+        for source in sources {
+            self.pass(source, allow, progress, report)?;
+        }
+        report.changed = true;
+        self.tell(report);
+        Ok(())
+    }
+
+    /// Takes what changed since, until nothing moves, and seals if the same run's maintenance is on at
+    /// the beginning and at the end.
+    pub fn settle(
+        &mut self,
+        sources: &[Source],
+        allow: Allow,
+        progress: &Progress,
+        report: &mut Report,
+    ) -> Result<()> {
+        let before = maintenance::proof(&self.settings)?;
+        for source in sources.iter().filter(|s| s.name != DATABASE) {
+            let mut moved = self.pass(source, allow, progress, report)?;
+            let mut passes = 1;
+            while moved > 0 && passes < SETTLE_PASSES {
+                moved = self.pass(source, allow, progress, report)?;
+                passes += 1;
+            }
+            if moved > 0 && before.is_ok() {
+                return Err(Fault::failed(format!(
+                    "source {}: {moved} paths still change while Nextcloud is in maintenance",
+                    source.name
+                ))
+                .hint("what writes there? `lsof +D` or `fatrace` on the folder shows it; a background worker must be stopped for the backup")
+                .into());
+            }
+            if moved > 0 {
+                report.warn(
+                    "moving",
+                    format!("source {}: {moved} paths changed while they were taken", source.name),
+                );
+            }
+        }
+        let after = maintenance::proof(&self.settings)?;
+        self.seal = match (before, after) {
+            (Ok(a), Ok(b)) if a.run_id == b.run_id => Some(b),
+            (Ok(_), Ok(_)) => {
+                report.warn("not-sealed", "maintenance was switched off and on again meanwhile");
+                None
+            }
+            (Err(why), _) | (_, Err(why)) => {
+                if !allow.crash_consistent {
+                    report.warn("not-sealed", format!("not sealed: {why}"));
+                }
+                None
+            }
+        };
+        report.changed = true;
+        report.set("sealed", self.seal.is_some());
+        self.tell(report);
+        Ok(())
+    }
+
+    /// Publishes, and commits the index.
+    pub fn publish(mut self, allow: Allow, report: &mut Report) -> Result<()> {
+        self.may_publish(allow)?;
+        for taken in self.taken.iter().filter(|t| t.tree.len() == 0) {
+            report.warn("empty-source", format!("source {} is empty", taken.source.name));
+        }
+        let consistency =
+            if self.seal.is_some() { Consistency::Sealed } else { Consistency::CrashConsistent };
+        // The order of the profile, whatever order they were taken in.
+        let place = |name: &str| self.settings.sources.iter().position(|s| s.name == name);
+        let mut sources: Vec<&Taken> = self.taken.iter().collect();
+        sources.sort_by_key(|t| place(&t.source.name));
+        let sources: Vec<SourceMeta> = sources.iter().map(|t| t.meta()).collect();
+        let meta = json!({
+            "run_id": self.seal.as_ref().map(|s| &s.run_id),
+            "consistency": consistency,
+            "started_at": self.started_at,
+            "tool_version": env!("CARGO_PKG_VERSION"),
+            "sources": sources,
+        });
+        let published: Published = self.far.ask(&Request::Publish { meta })?;
+        report.changed = true;
+        report.set("date", published.date.as_str());
+        report.set("path", published.path.as_str());
+        report.set("id", published.id.as_str());
+        report.set("base", self.opened.base.as_ref().map(|b| b.date.clone()));
+        report.set("consistency", serde_json::to_value(consistency)?);
+        report.set("store", self.far.hello.store.as_str());
+        self.tell(report);
+        if let Err(error) = self.commit(&published) {
+            report.warn("index-lost", format!("the next run will compare everything: {error:#}"));
+        }
+        Ok(())
+    }
+
+    /// Gives up; what has arrived is kept for the next run unless `discard`.
+    pub fn abort(mut self, discard: bool) -> Result<()> {
+        self.far.ask(&Request::Abort { discard })
+    }
+
+    /// Refuses what must not be published: not all sources, not sealed, a dump of another run.
+    pub fn may_publish(&self, allow: Allow) -> Result<()> {
+        let missing: Vec<_> = self.settings.sources.iter().filter(|s| self.find(&s.name).is_none()).collect();
+        if !missing.is_empty() {
+            let names: Vec<_> = missing.iter().map(|s| s.name.as_str()).collect();
+            return Err(Fault::failed(format!("not yet staged: {}", names.join(", ")))
+                .hint("`link-sync stage --source NAME` takes them; a snapshot holds all sources or is not published")
+                .into());
+        }
+        let dump_run = self.find(DATABASE).and_then(|t| t.dump_run.as_ref());
+        match &self.seal {
+            None if allow.crash_consistent => {}
+            None => {
+                return Err(Fault::failed("the snapshot is not sealed: Nextcloud was not in maintenance when it was settled")
+                    .hint("run `nc-maint run PROFILE -- link-sync settle PROFILE`, or publish with --crash-consistent")
+                    .into());
+            }
+            Some(seal) if self.find(DATABASE).is_some() && dump_run != Some(&seal.run_id) => {
+                let dump = dump_run.map_or("no run".into(), |r| format!("run {r}"));
+                return Err(Fault::failed(format!(
+                    "the dump is of {dump}, but the files were sealed in run {}",
+                    seal.run_id
+                ))
+                .hint("`pg-snap dump` must run inside the same nc-maint run as `link-sync settle`")
+                .into());
+            }
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    fn find(&self, name: &str) -> Option<&Taken> {
+        self.taken.iter().find(|t| t.source.name == name)
+    }
+
+    /// One pass over one source; returns how many paths moved meanwhile.
+    fn pass(
+        &mut self,
+        source: &Source,
+        allow: Allow,
+        progress: &Progress,
+        report: &mut Report,
+    ) -> Result<u64> {
+        signals::check()?;
+        let (source, dump_run) = resolve(source)?;
+        let checked = source.check(&self.settings.sources)?;
+        if source.name != DATABASE {
+            self.seal = None;
+        }
+        progress.begin(format!("{}: looking", source.name), 0);
+        // Content written through a memory map moves no time stamp until it is written back.
+        nix::unistd::syncfs(&checked.dir)
+            .with_context(|| format!("cannot write back {}", source.path.display()))?;
+        let mut tree = walk(&checked.dir, &source.path, &checked.excludes)?;
+        let again = match self.taken.iter().position(|t| t.source.name == source.name) {
+            Some(at) => Some(self.taken.swap_remove(at)).filter(|t| t.source.path == source.path),
+            None => None,
+        };
+        let first = again.is_none();
+        let mut plan = match again {
+            Some(before) => Plan::again(before, &mut tree, checked.distrust.is_some()),
+            None => self.first(&source, &checked, &mut tree, allow, report)?,
+        };
+        self.prepare(&source, &tree, &mut plan, first)?;
+        let moved = self.transfer(&source, &checked, &mut tree, &mut plan, first, progress)?;
+        self.taken.push(Taken {
+            fs_id: checked.fs_id,
+            trusted: checked.distrust.is_none(),
+            tree,
+            dump_run,
+            counts: plan.counts,
+            source,
+        });
+        Ok(moved)
+    }
+
+    /// How to begin: with the index of the base, or the full way.
+    fn first(
+        &mut self,
+        source: &Source,
+        checked: &Checked,
+        tree: &mut Tree,
+        allow: Allow,
+        report: &mut Report,
+    ) -> Result<Plan> {
+        let base = self.opened.base.as_ref();
+        let held = base.and_then(|b| b.source(&source.name)).cloned();
+        let Some(held) = held else {
+            return Ok(Plan::full(tree, "first"));
+        };
+        if source.name == DATABASE {
+            return Ok(Plan::full(tree, "full"));
+        }
+        same_file_system(source, checked, &held, tree, allow)?;
+        let base_id = base.map(|b| b.id.clone()).unwrap_or_default();
+        match self.usable_index(source, checked, &base_id) {
+            Ok(old) => {
+                let known = old.len();
+                let changes = tree.mark_changes(&old);
+                not_shrunk(source, known, changes.vanished, allow)?;
+                Ok(Plan {
+                    changes,
+                    clone: true,
+                    checksum: true,
+                    counts: Counts { way: "index", ..Counts::default() },
+                })
+            }
+            Err(why) => {
+                not_shrunk(source, held.paths, held.paths.saturating_sub(tree.len()), allow)?;
+                report.warn("full-way", format!("source {}: everything is compared: {why}", source.name));
+                if !self.settings.checksum {
+                    report.warn("no-checksum", format!(
+                        "source {}: compared by size and time only (checksum = false): an edit that kept both is not noticed",
+                        source.name
+                    ));
+                }
+                Ok(Plan { checksum: self.settings.checksum, ..Plan::full(tree, "full") })
+            }
+        }
+    }
+
+    /// The index, if it is of this base and source and can be relied on; else why not.
+    fn usable_index(&self, source: &Source, checked: &Checked, base_id: &str) -> Result<Tree, String> {
+        if let Some(why) = &checked.distrust {
+            return Err(why.clone());
+        }
+        let file = index::path(&self.settings.state, &source.name);
+        match index::header(&file) {
+            Ok(None) => return Err("there is no index of the last snapshot yet".into()),
+            Err(e) => return Err(format!("the index {} is damaged: {e:#}", file.display())),
+            Ok(Some(header)) if header.snapshot_id != base_id => {
+                return Err("the index is not of the newest snapshot in the store".into());
+            }
+            Ok(Some(header))
+                if header.fs_id != checked.fs_id || header.path_b64 != index::encode_path(&source.path) =>
+            {
+                return Err("the index is of another folder or file system".into());
+            }
+            Ok(Some(_)) => {}
+        }
+        let (_, old) =
+            index::load(&file).map_err(|e| format!("the index {} is damaged: {e:#}", file.display()))?;
+        if old.walked_at > Stamp::now() {
+            return Err("the clock went back since the last snapshot".into());
+        }
+        Ok(old)
+    }
+
+    /// Is there room? Then: clone the base, or remove what must not stay.
+    fn prepare(&mut self, source: &Source, tree: &Tree, plan: &mut Plan, first: bool) -> Result<()> {
+        let marked = tree.dirs.values().flat_map(|d| d.entries()).filter(|(_, e)| e.changed);
+        let (mut bytes, mut inodes) = (0u64, 0u64);
+        for (_, entry) in marked {
+            bytes += entry.allocated.min(entry.meta.size.next_multiple_of(4096));
+            inodes += 1;
+        }
+        if first {
+            // Directories cannot be linked: each is made anew, and takes a block.
+            bytes += tree.dirs.len() as u64 * 4096;
+            inodes += tree.dirs.len() as u64;
+        }
+        let () = self.far.ask(&Request::Room { bytes, inodes })?;
+        let name = source.name.clone();
+        if plan.clone {
+            let left_out = plan.changes.dropped.iter().chain(&plan.changes.replaced);
+            let reply: Value = self.far.ask_with_list(&Request::Clone { source: name }, |list| {
+                left_out.into_iter().try_for_each(|path| list.path(path))
+            })?;
+            plan.counts.cloned = reply["linked"].as_u64().unwrap_or(0);
+        } else if !first && !plan.changes.dropped.is_empty() {
+            let _dropped: Value = self.far.ask_with_list(&Request::Drop { source: name }, |list| {
+                plan.changes.dropped.iter().try_for_each(|path| list.path(path))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Sends what is marked, has it put in its place, and distrusts what moved meanwhile.
+    fn transfer(
+        &mut self,
+        source: &Source,
+        checked: &Checked,
+        tree: &mut Tree,
+        plan: &mut Plan,
+        first: bool,
+        progress: &Progress,
+    ) -> Result<u64> {
+        let marked = plan.changes.marked;
+        plan.counts.passes += 1;
+        plan.counts.changed += marked;
+        let name = &source.name;
+        let times = name != DATABASE;
+        let mut dirs: Vec<&Vec<u8>> = tree.dirs.keys().collect();
+        dirs.sort_unstable();
+        let transfer = |list: File, only_itself: bool| Transfer {
+            rsync: &self.settings.rsync,
+            path: &source.path,
+            list,
+            only_itself,
+            source: name,
+            // A second look at contents is only worth it where there is something to compare with.
+            checksum: plan.checksum && (!first || self.opened.base.is_some() || self.opened.resumed),
+            times,
+            again: !first,
+            xattrs: self.opened.xattrs,
+            acls: self.opened.acls,
+        };
+        let request = Request::Merge { source: name.clone(), times, again: !first };
+        if tree.root_changed {
+            progress.begin(format!("{name}: the folder itself"), 0);
+            let list = list_file(&self.settings.state, [&b"."[..]].into_iter())?;
+            let sent = transfer(list, true).run(&mut self.far, progress)?;
+            plan.counts.sent_bytes += sent.bytes;
+            let root = tree.root;
+            let _root: Merged = self.far.ask_with_list(&request, |list| {
+                list.record(root.kind(), 0, (root.mtime.sec, root.mtime.nsec), b"")
+            })?;
+        }
+        if marked == 0 {
+            return Ok(0);
+        }
+        let list = list_file(&self.settings.state, marked_in(tree, &dirs).map(|(path, _)| path))?;
+        let files = marked_in(tree, &dirs).filter(|(_, e)| e.meta.is_file());
+        let bytes = files.map(|(_, e)| e.allocated.min(e.meta.size)).sum();
+        progress.begin(format!("{name}: {marked} paths"), bytes);
+        let sent = transfer(list, false).run(&mut self.far, progress)?;
+        progress.begin(format!("{name}: putting in place"), 0);
+        let merged: Merged = self.far.ask_with_list(&request, |list| {
+            marked_in(tree, &dirs).try_for_each(|(path, e)| {
+                list.record(e.meta.kind(), e.meta.size, (e.meta.mtime.sec, e.meta.mtime.nsec), &path)
+            })
+        })?;
+        let counts = &mut plan.counts;
+        counts.sent_bytes += sent.bytes;
+        counts.merged.received += merged.received;
+        counts.merged.received_bytes += merged.received_bytes;
+        counts.merged.linked += merged.linked;
+        counts.merged.resumed += merged.resumed;
+        let moved = distrust_moved(&checked.dir, tree)?;
+        Ok(moved.max(u64::from(sent.vanished || merged.missing > 0)))
+    }
+
+    /// Commits what the next run starts from.
+    fn commit(&self, published: &Published) -> Result<()> {
+        for taken in &self.taken {
+            let file = index::path(&self.settings.state, &taken.source.name);
+            if taken.source.name != DATABASE && taken.trusted {
+                index::save(&file, &taken.source.path, taken.fs_id.as_deref(), &published.id, &taken.tree)?;
+            }
+        }
+        let store = json!({"store_id": self.opened.store_id, "date": published.date, "id": published.id});
+        durable::write(&self.settings.state.join("store.json"), store.to_string().as_bytes(), 0o600)
+    }
+
+    fn tell(&self, report: &mut Report) {
+        let sources: Vec<Value> = self.taken.iter().map(Taken::tell).collect();
+        report.set("sources", sources);
+        report.set("started_at", self.started_at.as_str());
+    }
+}
+
+impl Taken {
+    fn meta(&self) -> SourceMeta {
+        SourceMeta {
+            name: self.source.name.clone(),
+            path: index::encode_path(&self.source.path),
+            fs_id: self.fs_id.clone(),
+            submounts: self.tree.submounts.iter().map(|m| walk::show(m)).collect(),
+            paths: self.tree.len(),
+            bytes: self.tree.bytes(),
+        }
+    }
+
+    fn tell(&self) -> Value {
+        let c = &self.counts;
+        json!({
+            "name": self.source.name, "way": c.way, "passes": c.passes,
+            "paths": self.tree.len(), "bytes": self.tree.bytes(),
+            "changed_paths": c.changed, "sent_bytes": c.sent_bytes,
+            "received_files": c.merged.received, "received_bytes": c.merged.received_bytes,
+            "linked_paths": c.cloned + c.merged.linked, "resumed_files": c.merged.resumed,
+        })
+    }
+}
+
+/// What one pass is going to do.
+#[derive(Debug)]
+struct Plan {
+    changes: Changes,
+    clone: bool,
+    checksum: bool,
+    counts: Counts,
+}
+
+impl Plan {
+    fn full(tree: &mut Tree, way: &'static str) -> Plan {
+        let counts = Counts { way, ..Counts::default() };
+        Plan { changes: tree.mark_all(), clone: false, checksum: true, counts }
+    }
+
+    /// A later pass: what differs from the walk before; everything where that cannot be relied on.
+    fn again(before: Taken, tree: &mut Tree, distrust: bool) -> Plan {
+        let mut changes = tree.mark_changes(&before.tree);
+        if distrust {
+            let dropped = std::mem::take(&mut changes.dropped);
+            changes = Changes { dropped, ..tree.mark_all() };
+        }
+        Plan { changes, clone: false, checksum: true, counts: before.counts }
+    }
+}
+
+/// The marked entries, directories before what is in them.
+fn marked_in<'a>(
+    tree: &'a Tree,
+    dirs: &'a [&'a Vec<u8>],
+) -> impl Iterator<Item = (Vec<u8>, &'a crate::tree::Entry)> + 'a {
+    let in_dir = |path: &'a Vec<u8>| tree.dirs.get(path).into_iter().map(move |dir| (path, dir));
+    dirs.iter().flat_map(move |path| in_dir(path)).flat_map(|(path, dir)| {
+        dir.entries().filter(|(_, e)| e.changed).map(move |(name, e)| (crate::tree::join(path, name), e))
+    })
+}
+
+/// Marks every entry that was taken but is not any more what the walk saw, or lies in a folder that moved:
+/// rsync may have met the one or the other. Returns how many.
+fn distrust_moved(root: &File, tree: &mut Tree) -> Result<u64> {
+    let mut still: HashMap<Vec<u8>, bool> = HashMap::new();
+    let mut moved = 0;
+    let metas: HashMap<Vec<u8>, crate::tree::Meta> =
+        tree.iter().filter(|(_, e)| e.meta.is_dir()).map(|(p, e)| (p, e.meta)).collect();
+    let same = |path: &[u8], meta: &crate::tree::Meta| -> Result<bool> {
+        let at = std::ffi::OsStr::from_bytes(path);
+        match fstatat(root, at, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(walk::meta(&stat) == *meta),
+            Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR | nix::errno::Errno::ELOOP) => {
+                Ok(false)
+            }
+            Err(e) => Err(e).with_context(|| format!("cannot look at {}", walk::show(path))),
+        }
+    };
+    let mut paths: Vec<Vec<u8>> = tree.dirs.keys().cloned().collect();
+    paths.sort_unstable();
+    for path in paths {
+        let Some(dir) = tree.dirs.get_mut(&path) else { continue };
+        if !dir.any_changed() {
+            continue;
+        }
+        let parents_still = is_still(&path, &metas, &same, &mut still)?;
+        let has_moved = |name: &[u8], meta: &crate::tree::Meta| -> Result<bool> {
+            Ok(!parents_still || !same(&crate::tree::join(&path, name), meta)?)
+        };
+        moved += dir.distrust(has_moved)?;
+    }
+    Ok(moved)
+}
+
+/// Whether the folder `path` and all above it are what the walk saw.
+fn is_still(
+    path: &[u8],
+    metas: &HashMap<Vec<u8>, crate::tree::Meta>,
+    same: &impl Fn(&[u8], &crate::tree::Meta) -> Result<bool>,
+    known: &mut HashMap<Vec<u8>, bool>,
+) -> Result<bool> {
+    if path.is_empty() {
+        return Ok(true);
+    }
+    if let Some(answer) = known.get(path) {
+        return Ok(*answer);
+    }
+    let (parent, _) = crate::store::split(path);
+    let answer = is_still(parent, metas, same, known)?
+        && match metas.get(path) {
+            Some(meta) => same(path, meta)?,
+            None => false,
+        };
+    known.insert(path.to_vec(), answer);
+    Ok(answer)
+}
+
+/// A source on another file system than last time, or without a mount it had, is not what it was.
+fn same_file_system(
+    source: &Source,
+    checked: &Checked,
+    held: &SourceMeta,
+    tree: &Tree,
+    allow: Allow,
+) -> Result<()> {
+    if allow.new_filesystem {
+        return Ok(());
+    }
+    let shown = source.path.display();
+    let hint = "if it was moved on purpose, run once with --allow-new-filesystem";
+    if held.fs_id.is_some() && held.fs_id != checked.fs_id {
+        let id = |id: &Option<String>| id.clone().unwrap_or_else(|| "unknown".into());
+        return Err(Fault::config(format!(
+            "source {}: {shown} is on file system {} now, and was on {} at the last snapshot: is its disk mounted?",
+            source.name, id(&checked.fs_id), id(&held.fs_id)
+        ))
+        .hint(hint)
+        .into());
+    }
+    let now: Vec<_> = tree.submounts.iter().map(|m| walk::show(m)).collect();
+    if let Some(gone) = held.submounts.iter().find(|m| !now.contains(m)) {
+        return Err(Fault::config(format!(
+            "source {}: {shown}/{gone} was a mount point at the last snapshot and is none now",
+            source.name
+        ))
+        .hint(format!("is its disk mounted? {hint}"))
+        .into());
+    }
+    Ok(())
+}
+
+fn not_shrunk(source: &Source, known: u64, vanished: u64, allow: Allow) -> Result<()> {
+    if allow.shrink || known < SHRINK_FROM || vanished * 100 <= known * SHRINK_PERCENT {
+        return Ok(());
+    }
+    Err(Fault::config(format!(
+        "source {}: {vanished} of {known} paths of the last snapshot are gone (more than {SHRINK_PERCENT} %): refused",
+        source.name
+    ))
+    .hint("is its disk mounted, is the data where it was? If this is as it should be, run once with --allow-shrink")
+    .into())
+}
+
+/// For the database: the newest complete dump in the folder of dumps, and the run it was made in.
+fn resolve(source: &Source) -> Result<(Source, Option<String>)> {
+    if source.name != DATABASE {
+        return Ok((source.clone(), None));
+    }
+    let shown = source.path.display();
+    let list = std::fs::read_dir(&source.path)
+        .map_err(|e| Fault::config(format!("source {}: {shown} cannot be read: {e}", source.name)))?;
+    let dated = list.filter_map(|e| e.ok()?.file_name().into_string().ok());
+    let newest = dated.filter(|n| crate::store::meta::is_date(n)).max();
+    let path = match newest {
+        Some(date) => source.path.join(date),
+        None => source.path.clone(),
+    };
+    let dump: Value = std::fs::read(path.join("dump.json"))
+        .map_err(anyhow::Error::from)
+        .and_then(|text| Ok(serde_json::from_slice(&text)?))
+        .map_err(|e| {
+            Fault::config(format!("source {}: {} holds no complete dump: {e}", source.name, path.display()))
+                .hint("`pg-snap dump` makes one")
+        })?;
+    let run = dump["run_id"].as_str().map(str::to_owned);
+    Ok((Source { path, ..source.clone() }, run))
+}
+
+/// The NUL-separated list of `paths` for rsync, in a file that has no name, so it is gone with us.
+fn list_file(dir: &Path, paths: impl Iterator<Item = impl AsRef<[u8]>>) -> Result<File> {
+    use nix::fcntl::{OFlag, open};
+    use nix::sys::stat::Mode;
+    let what = || format!("cannot write a temporary file in {}", dir.display());
+    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+    let fd = open(dir, flags, Mode::from_bits_truncate(0o600)).with_context(what)?;
+    let mut out = BufWriter::new(File::from(fd));
+    for path in paths {
+        out.write_all(path.as_ref()).and_then(|()| out.write_all(&[0])).with_context(what)?;
+    }
+    let mut file = out.into_inner().with_context(what)?;
+    file.rewind().with_context(what)?;
+    Ok(file)
+}

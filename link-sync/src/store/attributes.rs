@@ -1,0 +1,45 @@
+//! Giving one directory of the store the attributes of another.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
+
+use anyhow::{Context as _, Result};
+use nix::errno::Errno;
+use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{Gid, Uid, fchown};
+use xattr::FileExt as _;
+
+/// Copies owner, mode, ACLs and extended attributes (rsync's fake-super one among them); not the times.
+/// What the file system or the rights do not allow fails, as it was possible on `from`.
+pub fn copy(from: &File, to: &File) -> Result<()> {
+    let (source, target) = (from.metadata()?, to.metadata()?);
+    if (source.uid(), source.gid()) != (target.uid(), target.gid()) {
+        fchown(to, Some(Uid::from_raw(source.uid())), Some(Gid::from_raw(source.gid())))
+            .context("cannot set a folder's owner")?;
+    }
+    if source.mode() & 0o7777 != target.mode() & 0o7777 {
+        fchmod(to, Mode::from_bits_truncate(source.mode() & 0o7777)).context("cannot set a folder's mode")?;
+    }
+    let wanted: Vec<_> = match from.list_xattr() {
+        Ok(names) => names.filter(|n| !n.as_encoded_bytes().starts_with(b"security.selinux")).collect(),
+        // A file system without any.
+        Err(e) if e.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => return Ok(()),
+        Err(e) => return Err(e).context("cannot list a folder's extended attributes"),
+    };
+    let existing: Vec<_> = to.list_xattr().context("cannot list a folder's extended attributes")?.collect();
+    for name in &existing {
+        if !wanted.contains(name) && !name.as_encoded_bytes().starts_with(b"security.") {
+            to.remove_xattr(name).context("cannot remove an extended attribute")?;
+        }
+    }
+    for name in &wanted {
+        let Some(value) = from.get_xattr(name).context("cannot read an extended attribute")? else {
+            continue;
+        };
+        if to.get_xattr(name).ok().flatten().as_deref() != Some(&value[..]) {
+            to.set_xattr(name, &value)
+                .with_context(|| format!("cannot set the attribute {}", name.to_string_lossy()))?;
+        }
+    }
+    Ok(())
+}

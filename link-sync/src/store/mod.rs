@@ -1,0 +1,204 @@
+//! The far end: a folder of dated snapshots, the partial one, and the only code that changes them.
+//!
+//! `STORE/DATE/{SOURCE…,.meta}` are published snapshots: nothing here ever opens a file in them for writing,
+//! changes an attribute, or removes a name. `.partial` is the snapshot being made, made of new directories and of
+//! hard links to the base; `.incoming` is where rsync writes, and holds no hard link; `.resume` is what an
+//! interrupted run had received; `.trash` is being removed. `.lock` is held by whoever writes.
+
+pub mod attributes;
+pub mod clone;
+pub mod diff;
+pub mod merge;
+pub mod meta;
+pub mod open;
+pub mod publish;
+pub mod visit;
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use common::fault::Fault;
+use common::mounts;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::{Mode, mkdirat};
+
+use meta::SnapshotMeta;
+
+/// The snapshot being made.
+pub const PARTIAL: &str = ".partial";
+/// Where rsync writes.
+pub const INCOMING: &str = ".incoming";
+/// What an interrupted run had received.
+pub const RESUME: &str = ".resume";
+/// What is being removed.
+pub const TRASH: &str = ".trash";
+/// In a snapshot: what is known about it.
+pub const META: &str = ".meta";
+
+/// A store's place, and what must be true of it.
+#[derive(Clone, Debug)]
+pub struct Store {
+    /// The folder.
+    pub path: PathBuf,
+    /// A path at or above it that must be a mount point.
+    pub mount: Option<PathBuf>,
+    /// Bytes that must stay free.
+    pub reserve_bytes: u64,
+    /// argv of rsync.
+    pub rsync: Vec<String>,
+}
+
+impl Store {
+    /// Looks at the folder: there, ours, private, and on the disk it should be on.
+    pub fn check(&self) -> Result<File> {
+        let shown = self.path.display();
+        if let Some(mount) = &self.mount
+            && !mounts::is_mount_point(mount)?
+        {
+            let mount = mount.display();
+            return Err(Fault::config(format!("the store's disk is missing: {mount} is not a mount point"))
+                .hint(format!("mount the disk on {mount}; without it the backup would fill the disk below"))
+                .into());
+        }
+        let dir = File::open(&self.path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Fault::config(format!("there is no store {shown}"))
+                .hint(format!("make it: install -d -m 0700 {shown}")),
+            std::io::ErrorKind::PermissionDenied => {
+                Fault::denied(format!("the store {shown} cannot be opened: {e}"))
+            }
+            _ => Fault::config(format!("the store {shown} cannot be opened: {e}")),
+        })?;
+        let stat = dir.metadata().with_context(|| format!("cannot look at the store {shown}"))?;
+        if !stat.is_dir() {
+            return Err(Fault::config(format!("the store {shown} is not a folder")).into());
+        }
+        let me = nix::unistd::geteuid().as_raw();
+        if stat.uid() != me || stat.mode() & 0o022 != 0 {
+            return Err(Fault::denied(format!(
+                "the store {shown} must belong to user id {me} and be writable by nobody else; it belongs to {} and has mode {:04o}",
+                stat.uid(),
+                stat.mode() & 0o7777
+            ))
+            .hint(format!("chown it to the account that runs link-sync serve, and chmod 0700 {shown}"))
+            .into());
+        }
+        Ok(dir)
+    }
+
+    /// The published snapshots, oldest first, and the names of folders that look like one but are damaged.
+    pub fn snapshots(&self) -> Result<(Vec<SnapshotMeta>, Vec<String>)> {
+        let mut names = Vec::new();
+        let list =
+            std::fs::read_dir(&self.path).with_context(|| format!("cannot list {}", self.path.display()))?;
+        for entry in list {
+            let name = entry.with_context(|| format!("cannot list {}", self.path.display()))?.file_name();
+            if let Some(name) = name.to_str().filter(|n| meta::is_date(n)) {
+                names.push(name.to_owned());
+            }
+        }
+        names.sort_unstable();
+        let (mut good, mut damaged) = (Vec::new(), Vec::new());
+        for name in names {
+            match SnapshotMeta::load(&self.path.join(&name)) {
+                Ok(meta) if meta.date == name => good.push(meta),
+                _ => damaged.push(name),
+            }
+        }
+        Ok((good, damaged))
+    }
+
+    /// The published snapshot of `date`, or the newest for `latest`.
+    pub fn find(&self, date: &str) -> Result<SnapshotMeta> {
+        let (mut snapshots, _) = self.snapshots()?;
+        let found = match date {
+            "latest" => snapshots.pop(),
+            _ => snapshots.into_iter().find(|s| s.date == date),
+        };
+        found.ok_or_else(|| {
+            Fault::config(format!("there is no snapshot '{date}' in {}", self.path.display()))
+                .hint("`link-sync list` shows the dates")
+                .into()
+        })
+    }
+}
+
+/// Opens the directory `path` below `root`, through no symlink, whoever made the tree.
+pub fn open_dir(root: &File, path: &[u8]) -> nix::Result<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    open_below(root, path, flags).map(File::from)
+}
+
+fn open_below(root: &File, path: &[u8], flags: OFlag) -> nix::Result<OwnedFd> {
+    let path = if path.is_empty() { OsStr::new(".") } else { OsStr::from_bytes(path) };
+    let resolve =
+        ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    loop {
+        match openat2(root.as_fd(), path, OpenHow::new().flags(flags).resolve(resolve)) {
+            // RESOLVE_BENEATH may have to be tried again when something is renamed meanwhile (openat2(2)).
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            other => return other,
+        }
+    }
+}
+
+/// Opens the directory `path` below `root`, and makes what is missing of it, 0700.
+pub fn ensure_dir(root: &File, path: &[u8]) -> Result<File> {
+    match open_dir(root, path) {
+        Ok(dir) => return Ok(dir),
+        Err(Errno::ENOENT) => {}
+        Err(e) => {
+            return Err(e).with_context(|| format!("cannot open the folder {}", crate::walk::show(path)));
+        }
+    }
+    let (parent, name) = split(path);
+    let parent = ensure_dir(root, parent)?;
+    match mkdirat(&parent, OsStr::from_bytes(name), Mode::from_bits_truncate(0o700)) {
+        Ok(()) | Err(Errno::EEXIST) => {}
+        Err(e) => {
+            return Err(e).with_context(|| format!("cannot make the folder {}", crate::walk::show(path)));
+        }
+    }
+    open_dir(root, path).with_context(|| format!("cannot open the folder {}", crate::walk::show(path)))
+}
+
+/// A path's directory and its name.
+pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|b| *b == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (&[], path),
+    }
+}
+
+/// Removes `name` in `dir` and all below it, whatever it is; fine if it is not there.
+pub fn remove(dir: &File, name: &Path) -> Result<()> {
+    let what = || format!("cannot remove {}", name.display());
+    match nix::unistd::unlinkat(dir, name, nix::unistd::UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => return Ok(()),
+        Err(Errno::EISDIR | Errno::EPERM) => {}
+        Err(e) => return Err(e).with_context(what),
+    }
+    let top = open_dir(dir, name.as_os_str().as_bytes()).with_context(what)?;
+    let mut dirs = Vec::new();
+    visit::each(&top, |found| {
+        if found.is_dir {
+            dirs.push(found.path());
+            return Ok(());
+        }
+        nix::unistd::unlinkat(found.parent, found.name, nix::unistd::UnlinkatFlags::NoRemoveDir)
+            .with_context(|| format!("cannot remove {}", crate::walk::show(&found.path())))
+    })?;
+    // A folder comes after the one it lies in, so backwards each is empty when its turn comes.
+    for path in dirs.iter().rev() {
+        let (parent, name) = split(path);
+        let parent = open_dir(&top, parent).with_context(what)?;
+        nix::unistd::unlinkat(&parent, OsStr::from_bytes(name), nix::unistd::UnlinkatFlags::RemoveDir)
+            .with_context(|| format!("cannot remove the folder {}", crate::walk::show(path)))?;
+    }
+    nix::unistd::unlinkat(dir, name, nix::unistd::UnlinkatFlags::RemoveDir).with_context(what)
+}

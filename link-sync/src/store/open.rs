@@ -1,0 +1,250 @@
+//! Beginning a snapshot: the checks, the lock, what an interrupted run left, a fresh partial.
+
+use std::ffi::OsStr;
+use std::fs::{DirBuilder, File};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use common::fault::Fault;
+use common::lock::Lock;
+use common::record::random_id;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, RenameFlags, renameat, renameat2};
+use nix::sys::stat::fstatat;
+use serde_json::{Value, json};
+
+use super::meta::{DATE_FORMAT, SnapshotMeta};
+use super::{INCOMING, META, PARTIAL, RESUME, Store, TRASH, ensure_dir, open_dir, remove, split, visit};
+
+/// A store that is ours alone until this value goes.
+#[derive(Debug)]
+pub struct Writable {
+    /// The store.
+    pub store: Store,
+    /// Its folder.
+    pub dir: File,
+    /// Random id of the store.
+    pub id: String,
+    /// The newest snapshot.
+    pub base: Option<SnapshotMeta>,
+    /// Something an interrupted run received is at hand.
+    pub resumed: bool,
+    /// Extended attributes can be kept.
+    pub xattrs: bool,
+    /// ACLs can be kept.
+    pub acls: bool,
+    /// What a person should know.
+    pub warnings: Vec<Value>,
+    /// Held; rsync inherits it.
+    pub lock: Lock,
+}
+
+/// Takes the store for writing: [`common::fault::Kind::Busy`] if somebody else writes, also when that is an orphan.
+pub fn open(store: &Store) -> Result<Writable> {
+    let dir = store.check()?;
+    let lock = Lock::exclusive(&store.path.join(".lock"), &format!("the store {}", store.path.display()))?;
+    let (mut snapshots, damaged) = store.snapshots()?;
+    let mut warnings: Vec<Value> = damaged
+        .iter()
+        .map(|name| {
+            json!({"kind": "damaged-snapshot", "message": format!(
+                "{} looks like a snapshot but has no readable {META}/snapshot.json: it is not used",
+                store.path.join(name).display())})
+        })
+        .collect();
+    let base = snapshots.pop();
+    check_clock(base.as_ref())?;
+    let id = store_id(store)?;
+    if let Some(base) = &base
+        && super::publish::point_latest(&dir, &base.date, true)?
+    {
+        warnings.push(json!({"kind": "latest-repaired", "message": format!(
+            "'latest' did not point to the newest snapshot, {}: it does now", base.date)}));
+    }
+    let base_dir = base.as_ref().map(|b| open_dir(&dir, b.date.as_bytes())).transpose();
+    let base_dir = base_dir.context("cannot open the newest snapshot")?;
+    keep_received(&dir, base_dir.as_ref())?;
+    for name in [TRASH, PARTIAL, INCOMING] {
+        remove(&dir, Path::new(name))?;
+    }
+    for name in [PARTIAL, INCOMING] {
+        DirBuilder::new().mode(0o700).create(store.path.join(name)).with_context(|| {
+            format!(
+                "cannot make {}: is the store on a file system that is full or read-only?",
+                store.path.join(name).display()
+            )
+        })?;
+    }
+    let (xattrs, acls) = abilities(&dir)?;
+    let resumed = open_dir(&dir, RESUME.as_bytes()).is_ok();
+    if !xattrs && !nix::unistd::geteuid().is_root() {
+        return Err(Fault::config(format!(
+            "{} cannot hold extended attributes, so owners and modes would be lost without root",
+            store.path.display()
+        ))
+        .hint("use ext4, xfs or btrfs for the store, or run link-sync serve as root")
+        .into());
+    }
+    if !xattrs || !acls {
+        let what = if xattrs { "ACLs" } else { "extended attributes and ACLs" };
+        warnings.push(json!({"kind": "attributes-not-kept", "message": format!(
+            "the file system of {} cannot hold {what}: they are not part of the snapshot", store.path.display())}));
+    }
+    Ok(Writable { store: store.clone(), dir, id, base, resumed, xattrs, acls, warnings, lock })
+}
+
+/// A name from a clock that stands behind the newest snapshot would sort as an old one.
+fn check_clock(base: Option<&SnapshotMeta>) -> Result<()> {
+    let now = jiff::Timestamp::now().strftime(DATE_FORMAT).to_string();
+    match base {
+        Some(base) if now < base.date => {
+            Err(Fault::unavailable(format!("the store's clock says {now}, but its newest snapshot is {}", base.date))
+                .hint("set the clock (is time synchronisation running?); if it was wrong when that snapshot was made, rename its folder to the right date")
+                .into())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn store_id(store: &Store) -> Result<String> {
+    let file = store.path.join(".store-id");
+    match std::fs::read_to_string(&file) {
+        Ok(id) => Ok(id.trim().to_owned()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let id = random_id()?;
+            common::durable::write(&file, format!("{id}\n").as_bytes(), 0o600)?;
+            Ok(id)
+        }
+        Err(e) => Err(e).with_context(|| format!("cannot read {}", file.display())),
+    }
+}
+
+/// Saves what an interrupted run had received into `.resume`: files that no snapshot shares. Never one
+/// of the same size and time as the base's, so that it is always clear which of the two rsync found good.
+fn keep_received(dir: &File, base: Option<&File>) -> Result<()> {
+    for from in [PARTIAL, INCOMING] {
+        let Ok(top) = open_dir(dir, from.as_bytes()) else { continue };
+        visit::each(&top, |found| {
+            let path = found.path();
+            if found.is_dir || path.starts_with(META.as_bytes()) {
+                return Ok(());
+            }
+            let stat = fstatat(found.parent, found.name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+            if stat.st_nlink != 1 || stat.st_mode & libc::S_IFMT != libc::S_IFREG || stat.st_size == 0 {
+                return Ok(());
+            }
+            let (parent, _) = split(&path);
+            let known = base.and_then(|b| open_dir(b, parent).ok());
+            let known = known.and_then(|d| fstatat(&d, found.name, AtFlags::AT_SYMLINK_NOFOLLOW).ok());
+            if known.is_some_and(|k| {
+                (k.st_size, k.st_mtime, k.st_mtime_nsec) == (stat.st_size, stat.st_mtime, stat.st_mtime_nsec)
+            }) {
+                return Ok(());
+            }
+            let target = ensure_dir(dir, &crate::tree::join(RESUME.as_bytes(), parent))?;
+            renameat(found.parent, found.name, &target, found.name).context("cannot keep what was received")
+        })?;
+    }
+    Ok(())
+}
+
+/// Whether extended attributes and ACLs can be kept here, by trying.
+fn abilities(dir: &File) -> Result<(bool, bool)> {
+    let partial = open_dir(dir, PARTIAL.as_bytes()).context("cannot open the partial snapshot")?;
+    use xattr::FileExt as _;
+    let xattrs = partial.set_xattr("user.nc-backup", b"1").is_ok();
+    if xattrs {
+        partial.remove_xattr("user.nc-backup").context("cannot remove an extended attribute")?;
+    }
+    let unsupported = Errno::EOPNOTSUPP as i32;
+    let acls = partial
+        .get_xattr("system.posix_acl_access")
+        .map_or_else(|e| e.raw_os_error() != Some(unsupported), |_| true);
+    Ok((xattrs, acls))
+}
+
+impl Writable {
+    /// Refuses when `bytes` more, or `inodes` more, would not fit.
+    pub fn room(&self, bytes: u64, inodes: u64) -> Result<()> {
+        let stat = nix::sys::statvfs::fstatvfs(&self.dir).context("cannot ask for the store's free room")?;
+        let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+        let shown = self.store.path.display();
+        let reserve = self.store.reserve_bytes;
+        if free < bytes.saturating_add(reserve) {
+            return Err(Fault::failed(format!(
+                "not enough room in {shown}: {bytes} bytes are to come, {reserve} must stay free, {free} are free"
+            ))
+            .hint("make room or use a larger disk; reserve_bytes in [store] sets what must stay free")
+            .into());
+        }
+        // btrfs and others make inodes as they need them and report 0.
+        if stat.files() != 0 && stat.files_available() < inodes {
+            return Err(Fault::failed(format!(
+                "not enough inodes in {shown}: {inodes} are needed, {} are free",
+                stat.files_available()
+            ))
+            .hint("the file system was made with too few inodes: use another, or one made with more (mkfs.ext4 -i)")
+            .into());
+        }
+        Ok(())
+    }
+
+    /// The folder of `source` below `top` (`.partial`, `.incoming`, …), made if missing.
+    pub fn source_dir(&self, top: &str, source: &str) -> Result<File> {
+        let top = ensure_dir(&self.dir, top.as_bytes())?;
+        ensure_dir(&top, source.as_bytes())
+    }
+
+    /// The folder of `source` in the base, if it has one.
+    pub fn base_dir(&self, source: &str) -> Result<Option<File>> {
+        let Some(base) = &self.base else { return Ok(None) };
+        existing(&self.dir, &[base.date.as_str(), source])
+    }
+
+    /// The folder of `source` among what an interrupted run received.
+    pub fn resume_dir(&self, source: &str) -> Result<Option<File>> {
+        if !self.resumed {
+            return Ok(None);
+        }
+        existing(&self.dir, &[RESUME, source])
+    }
+
+    /// Makes `.incoming/SOURCE` anew, empty.
+    pub fn fresh_incoming(&self, source: &str) -> Result<File> {
+        let top = ensure_dir(&self.dir, INCOMING.as_bytes())?;
+        remove(&top, Path::new(source))?;
+        ensure_dir(&top, source.as_bytes())
+    }
+
+    /// Gives up; keeps the partial snapshot unless `discard`.
+    pub fn abort(&self, discard: bool) -> Result<()> {
+        if discard {
+            for name in [PARTIAL, INCOMING, RESUME] {
+                self.discard(name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Renames `name` away first, so that a half-removed tree never has a meaning, then removes it.
+    pub fn discard(&self, name: &str) -> Result<()> {
+        remove(&self.dir, Path::new(TRASH))?;
+        match renameat2(&self.dir, OsStr::from_bytes(name.as_bytes()), &self.dir, TRASH, RenameFlags::empty())
+        {
+            Ok(()) => remove(&self.dir, Path::new(TRASH)),
+            Err(Errno::ENOENT) => Ok(()),
+            Err(e) => Err(e).with_context(|| format!("cannot move {name} away")),
+        }
+    }
+}
+
+fn existing(dir: &File, parts: &[&str]) -> Result<Option<File>> {
+    let path = parts.join("/");
+    match open_dir(dir, path.as_bytes()) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("cannot open {path} in the store")),
+    }
+}

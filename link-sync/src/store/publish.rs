@@ -1,0 +1,130 @@
+//! From partial to published: times, what is known about it, durable, one rename, `latest`.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use common::fault::Fault;
+use common::record::random_id;
+use nix::errno::Errno;
+use nix::fcntl::{RenameFlags, readlinkat, renameat, renameat2};
+use nix::sys::stat::futimens;
+use nix::sys::time::TimeSpec;
+use serde_json::{Value, json};
+
+use super::meta::{DATE_FORMAT, SnapshotMeta};
+use super::open::Writable;
+use super::{INCOMING, META, PARTIAL, RESUME, ensure_dir, open_dir, visit};
+use crate::parallel;
+use crate::protocol::Published;
+use crate::tree::join;
+use crate::walk::show;
+
+/// Times of directories, by source and path, that differ from the base's.
+pub type Times = HashMap<String, HashMap<Vec<u8>, (i64, u32)>>;
+
+/// Publishes the partial snapshot. On return it is durable: every block of it, its name, and `latest`.
+pub fn publish(writable: &Writable, meta: Value, times: &Times) -> Result<Published> {
+    let partial = open_dir(&writable.dir, PARTIAL.as_bytes()).context("there is no partial snapshot")?;
+    let date = free_date(writable)?;
+    let meta = complete(writable, meta, &date)?;
+    let names: Vec<_> =
+        visit::names(&partial)?.into_iter().map(|n| n.0).filter(|n| n != META.as_bytes()).collect();
+    let mut wanted: Vec<_> = meta.sources.iter().map(|s| s.name.clone().into_bytes()).collect();
+    wanted.sort();
+    ensure!(names == wanted, "the partial snapshot holds {names:?}, not the sources {wanted:?}");
+    let unchanged = HashMap::new();
+    for source in &meta.sources {
+        let dir = writable.source_dir(PARTIAL, &source.name)?;
+        set_times(
+            &dir,
+            writable.base_dir(&source.name)?.as_ref(),
+            times.get(&source.name).unwrap_or(&unchanged),
+        )
+        .with_context(|| format!("cannot set the times of {}", source.name))?;
+    }
+    ensure_dir(&partial, META.as_bytes())?;
+    let folder = writable.store.path.join(PARTIAL).join(META);
+    let text = format!("{}\n", serde_json::to_string_pretty(&meta)?);
+    common::durable::write(&folder.join("snapshot.json"), text.as_bytes(), 0o600)?;
+    common::durable::write(&folder.join("lock"), b"", 0o600)?;
+    writable.store.check().context("the store changed while the snapshot was made")?;
+    // One call for the whole file system: it returns when all of it is on the disk, or says why not.
+    nix::unistd::syncfs(&writable.dir).context("cannot make the snapshot durable")?;
+    renameat2(&writable.dir, PARTIAL, &writable.dir, date.as_str(), RenameFlags::RENAME_NOREPLACE)
+        .context("cannot publish the snapshot")?;
+    writable.dir.sync_all().context("cannot make the new snapshot's name durable")?;
+    point_latest(&writable.dir, &date, false)?;
+    for leftover in [INCOMING, RESUME] {
+        writable.discard(leftover)?;
+    }
+    Ok(Published { id: meta.id, path: writable.store.path.join(&date).display().to_string(), date })
+}
+
+/// The first whole second from now that no snapshot is named after, and that is later than all.
+fn free_date(writable: &Writable) -> Result<String> {
+    for _ in 0..3 {
+        let date = jiff::Timestamp::now().strftime(DATE_FORMAT).to_string();
+        if writable.base.as_ref().is_none_or(|b| b.date < date) {
+            return Ok(date);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(500));
+    }
+    Err(Fault::unavailable("the store's clock went back while the snapshot was made").into())
+}
+
+fn complete(writable: &Writable, mut meta: Value, date: &str) -> Result<SnapshotMeta> {
+    let base = writable.base.as_ref();
+    let known = json!({
+        "schema": 1, "id": random_id()?, "date": date,
+        "base_id": base.map(|b| &b.id), "base_date": base.map(|b| &b.date),
+        "published_at": common::status::now(),
+        "fake_super": !nix::unistd::geteuid().is_root(),
+    });
+    if let (Value::Object(all), Value::Object(known)) = (&mut meta, known) {
+        all.extend(known);
+    }
+    serde_json::from_value(meta).context("the source described the snapshot wrongly")
+}
+
+/// Sets every directory's modification time: as the source said, else as in the base.
+fn set_times(dir: &File, base: Option<&File>, times: &HashMap<Vec<u8>, (i64, u32)>) -> Result<()> {
+    parallel::each(Vec::new(), |path: Vec<u8>, more| {
+        let what = || format!("cannot set the time of the folder {}", show(&path));
+        let open = open_dir(dir, &path).with_context(what)?;
+        for (name, is_dir, _) in visit::names(&open).with_context(what)? {
+            if is_dir {
+                more.push(join(&path, &name));
+            }
+        }
+        let time = match (times.get(&path), base) {
+            (Some(time), _) => Some(*time),
+            (None, Some(base)) => match open_dir(base, &path) {
+                Ok(old) => {
+                    let old = old.metadata().with_context(what)?;
+                    Some((old.mtime(), u32::try_from(old.mtime_nsec()).unwrap_or(0)))
+                }
+                Err(Errno::ENOENT) => None,
+                Err(e) => return Err(e).with_context(what),
+            },
+            (None, None) => None,
+        };
+        let (sec, nsec) = time.with_context(what)?;
+        futimens(&open, &TimeSpec::UTIME_OMIT, &TimeSpec::new(sec, nsec.into())).with_context(what)
+    })
+}
+
+/// Points `latest` to `date`, by rename, durably. With `only_if_wrong`, says whether it was.
+pub fn point_latest(dir: &File, date: &str, only_if_wrong: bool) -> Result<bool> {
+    if only_if_wrong && readlinkat(dir, "latest").is_ok_and(|target| target == date) {
+        return Ok(false);
+    }
+    super::remove(dir, Path::new(".latest"))?;
+    nix::unistd::symlinkat(date, dir, ".latest")
+        .and_then(|()| renameat(dir, ".latest", dir, "latest"))
+        .context("cannot point 'latest' to the newest snapshot")?;
+    dir.sync_all().context("cannot make 'latest' durable")?;
+    Ok(true)
+}

@@ -1,0 +1,74 @@
+//! Visiting every path of a tree in the store, one after the other, through no symlink.
+
+use std::ffi::{CStr, OsStr};
+use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
+
+use anyhow::{Context as _, Result};
+use nix::dir::{Dir, Type};
+use nix::fcntl::AtFlags;
+use nix::sys::stat::fstatat;
+
+use crate::tree::join;
+
+/// One path.
+#[derive(Debug)]
+pub struct Found<'a> {
+    /// The directory it is in, relative to the top.
+    pub dir: &'a [u8],
+    /// That directory, open.
+    pub parent: &'a File,
+    /// Its name there.
+    pub name: &'a OsStr,
+    /// It is a directory (and will be visited after `each` has returned).
+    pub is_dir: bool,
+}
+
+impl Found<'_> {
+    /// Its path, relative to the top.
+    pub fn path(&self) -> Vec<u8> {
+        join(self.dir, self.name.as_bytes())
+    }
+}
+
+/// The names in `dir`, sorted, with what is a directory and the inode number, without `.` and `..`.
+pub fn names(dir: &File) -> Result<Vec<(Vec<u8>, bool, u64)>> {
+    let mut open = Dir::from_fd(dir.try_clone()?.into()).context("cannot list a folder")?;
+    let mut list = Vec::new();
+    for entry in open.iter() {
+        let entry = entry.context("cannot list a folder")?;
+        let name: &CStr = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let is_dir = match entry.file_type() {
+            Some(kind) => kind == Type::Directory,
+            None => {
+                let stat = fstatat(dir.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+                stat.st_mode & libc::S_IFMT == libc::S_IFDIR
+            }
+        };
+        list.push((name.to_bytes().to_vec(), is_dir, entry.ino()));
+    }
+    list.sort_unstable();
+    Ok(list)
+}
+
+/// Calls `visit` for every path below `top`; a directory before what is in it.
+pub fn each(top: &File, mut visit: impl FnMut(&Found<'_>) -> Result<()>) -> Result<()> {
+    let mut waiting: Vec<Vec<u8>> = vec![Vec::new()];
+    while let Some(path) = waiting.pop() {
+        common::signals::check()?;
+        let what = || format!("cannot read the folder {}", crate::walk::show(&path));
+        let dir = super::open_dir(top, &path).with_context(what)?;
+        for (name, is_dir, _) in names(&dir).with_context(what)? {
+            let found = Found { dir: &path, parent: &dir, name: OsStr::from_bytes(&name), is_dir };
+            visit(&found)?;
+            if is_dir {
+                waiting.push(found.path());
+            }
+        }
+    }
+    Ok(())
+}

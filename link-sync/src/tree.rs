@@ -1,0 +1,306 @@
+//! A source as one walk saw it: compact enough for millions of files, comparable with another.
+//!
+//! Paths are relative to the source, as bytes; the source itself is the empty path.
+
+use std::collections::HashMap;
+
+/// A time as the file system gives it: seconds and nanoseconds since the epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stamp {
+    /// Seconds; negative before 1970.
+    pub sec: i64,
+    /// Nanoseconds, 0 to 999,999,999.
+    pub nsec: u32,
+}
+
+impl Stamp {
+    /// Now, by the wall clock that stamps files.
+    pub fn now() -> Stamp {
+        let now = jiff::Timestamp::now();
+        Stamp { sec: now.as_second(), nsec: u32::try_from(now.subsec_nanosecond()).unwrap_or(0) }
+    }
+
+    /// Two seconds earlier: the coarsest time stamps in use (file systems with 1 s exist), doubled.
+    pub fn two_seconds_before(self) -> Stamp {
+        Stamp { sec: self.sec - 2, nsec: self.nsec }
+    }
+}
+
+/// What is compared to decide whether a path changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Meta {
+    /// Type and permissions, as `st_mode`.
+    pub mode: u32,
+    /// Bytes.
+    pub size: u64,
+    /// Inode number.
+    pub ino: u64,
+    /// Content change.
+    pub mtime: Stamp,
+    /// Inode change: moves with every change a program can make, and cannot be set.
+    pub ctime: Stamp,
+}
+
+impl Meta {
+    /// The type bits of the mode.
+    pub fn kind(&self) -> u32 {
+        self.mode & libc::S_IFMT
+    }
+    /// A directory.
+    pub fn is_dir(&self) -> bool {
+        self.kind() == libc::S_IFDIR
+    }
+    /// A regular file.
+    pub fn is_file(&self) -> bool {
+        self.kind() == libc::S_IFREG
+    }
+}
+
+/// One name in a directory.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    name_at: u32,
+    name_len: u16,
+    /// Set by [`Tree::mark_changes`]: differs from what the store holds.
+    pub changed: bool,
+    /// Bytes it occupies, for sparse files less than its size. Not in the index.
+    pub allocated: u64,
+    /// The rest.
+    pub meta: Meta,
+}
+
+/// One directory's entries, sorted by name, the names in one block.
+#[derive(Debug, Default)]
+pub struct Dir {
+    names: Vec<u8>,
+    entries: Vec<Entry>,
+}
+
+impl Dir {
+    /// A directory from its entries in any order.
+    pub fn new(mut list: Vec<(Vec<u8>, Meta, u64)>) -> Dir {
+        list.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        let mut dir = Dir { names: Vec::new(), entries: Vec::with_capacity(list.len()) };
+        for (name, meta, allocated) in list {
+            // NAME_MAX is 255 on every file system, and 4 GiB of names in one directory do not exist.
+            let name_at = u32::try_from(dir.names.len()).unwrap_or(u32::MAX);
+            let name_len = u16::try_from(name.len()).unwrap_or(u16::MAX);
+            dir.names.extend_from_slice(&name);
+            dir.entries.push(Entry { name_at, name_len, changed: false, allocated, meta });
+        }
+        dir.names.shrink_to_fit();
+        dir
+    }
+
+    /// The entries in the order of their names' bytes.
+    pub fn entries(&self) -> impl Iterator<Item = (&[u8], &Entry)> {
+        self.entries.iter().map(|e| (self.name(e), e))
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether any entry is marked.
+    pub fn any_changed(&self) -> bool {
+        self.entries.iter().any(|e| e.changed)
+    }
+
+    /// Asks for each marked entry whether it has `moved`; one that has will differ from any later walk.
+    /// Returns how many.
+    pub fn distrust<E>(&mut self, mut moved: impl FnMut(&[u8], &Meta) -> Result<bool, E>) -> Result<u64, E> {
+        let mut count = 0;
+        for entry in self.entries.iter_mut().filter(|e| e.changed) {
+            let start = entry.name_at as usize;
+            if moved(&self.names[start..start + usize::from(entry.name_len)], &entry.meta)? {
+                entry.meta.ctime = Stamp { sec: i64::MAX, nsec: 0 };
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+
+    fn name(&self, entry: &Entry) -> &[u8] {
+        let start = entry.name_at as usize;
+        &self.names[start..start + usize::from(entry.name_len)]
+    }
+}
+
+/// A whole source.
+#[derive(Debug, Default)]
+pub struct Tree {
+    /// The source's own directory.
+    pub root: Meta,
+    /// [`Entry::changed`] for the root.
+    pub root_changed: bool,
+    /// Every directory by its path.
+    pub dirs: HashMap<Vec<u8>, Dir>,
+    /// Directories on another file system than their parent.
+    pub submounts: Vec<Vec<u8>>,
+    /// Wall clock when the walk began.
+    pub walked_at: Stamp,
+}
+
+/// What [`Tree::mark_changes`] found.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Paths the store must not keep as they are: gone, or of another type now. A directory stands
+    /// for everything below it.
+    pub dropped: Vec<Vec<u8>>,
+    /// Changed non-directories of the same type as before.
+    pub replaced: Vec<Vec<u8>>,
+    /// Entries in the new tree that are marked, the root not counted.
+    pub marked: u64,
+    /// Entries of the old tree that are gone.
+    pub vanished: u64,
+}
+
+/// `dir/name`, or `name` at the top.
+pub fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut path = Vec::with_capacity(dir.len() + 1 + name.len());
+    if !dir.is_empty() {
+        path.extend_from_slice(dir);
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+    path
+}
+
+impl Tree {
+    /// Paths in it, the root not counted.
+    pub fn len(&self) -> u64 {
+        self.dirs.values().map(|d| d.len() as u64).sum()
+    }
+
+    /// Sum of the sizes of its regular files, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.dirs.values().flat_map(|d| &d.entries).filter(|e| e.meta.is_file()).map(|e| e.meta.size).sum()
+    }
+
+    /// Every entry with its path; directories before what is in them is not promised.
+    pub fn iter(&self) -> impl Iterator<Item = (Vec<u8>, &Entry)> {
+        self.dirs.iter().flat_map(|(path, dir)| dir.entries().map(move |(name, e)| (join(path, name), e)))
+    }
+
+    /// Marks everything: for a store that holds nothing of it.
+    pub fn mark_all(&mut self) -> Changes {
+        self.root_changed = true;
+        let mut changes = Changes::default();
+        for entry in self.dirs.values_mut().flat_map(|d| &mut d.entries) {
+            entry.changed = true;
+            changes.marked += 1;
+        }
+        changes
+    }
+
+    /// Marks the entries that differ from `old`, the tree of what the store holds.
+    ///
+    /// Changed means that any field differs, or that the old entry's ctime is not safely older than
+    /// the walk that recorded it: a second change within one tick of the clock moves no stamp.
+    pub fn mark_changes(&mut self, old: &Tree) -> Changes {
+        let racy = old.walked_at.two_seconds_before();
+        let differs = |old: &Meta, new: &Meta| old != new || old.ctime >= racy;
+        self.root_changed = differs(&old.root, &self.root);
+        let mut changes = Changes::default();
+        let mut matched = 0u64;
+        let nothing = Dir::default();
+        for (path, dir) in &mut self.dirs {
+            let before = old.dirs.get(path).unwrap_or(&nothing);
+            let mut before = before.entries().peekable();
+            let names = &dir.names;
+            for entry in &mut dir.entries {
+                let start = entry.name_at as usize;
+                let name = &names[start..start + usize::from(entry.name_len)];
+                while let Some((gone, _)) = before.next_if(|(n, _)| *n < name) {
+                    changes.dropped.push(join(path, gone));
+                }
+                let known = before.next_if(|(n, _)| *n == name).map(|(_, e)| &e.meta);
+                matched += u64::from(known.is_some());
+                entry.changed = known.is_none_or(|k| differs(k, &entry.meta));
+                changes.marked += u64::from(entry.changed);
+                match known {
+                    Some(k) if k.kind() != entry.meta.kind() => changes.dropped.push(join(path, name)),
+                    Some(_) if entry.changed && !entry.meta.is_dir() => {
+                        changes.replaced.push(join(path, name));
+                    }
+                    _ => {}
+                }
+            }
+            changes.dropped.extend(before.map(|(gone, _)| join(path, gone)));
+        }
+        changes.vanished = old.len() - matched;
+        changes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(ino: u64, ctime: i64) -> Meta {
+        Meta {
+            mode: libc::S_IFREG | 0o644,
+            size: 1,
+            ino,
+            ctime: Stamp { sec: ctime, nsec: 0 },
+            ..Meta::default()
+        }
+    }
+
+    fn tree(dirs: &[(&str, &[(&str, Meta)])], walked_at: i64) -> Tree {
+        let dirs = dirs.iter().map(|(path, list)| {
+            let list = list.iter().map(|(n, m)| (n.as_bytes().to_vec(), *m, 0)).collect();
+            (path.as_bytes().to_vec(), Dir::new(list))
+        });
+        Tree { dirs: dirs.collect(), walked_at: Stamp { sec: walked_at, nsec: 0 }, ..Tree::default() }
+    }
+
+    fn marked(tree: &Tree) -> Vec<String> {
+        let mut list: Vec<_> = tree
+            .iter()
+            .filter(|(_, e)| e.changed)
+            .map(|(p, _)| String::from_utf8_lossy(&p).into_owned())
+            .collect();
+        list.sort();
+        list
+    }
+
+    #[test]
+    fn added_gone_changed_and_retyped() {
+        let dir = Meta { mode: libc::S_IFDIR | 0o755, ino: 9, ..Meta::default() };
+        let old = tree(
+            &[
+                ("", &[("a", file(1, 1)), ("b", file(2, 1)), ("d", dir), ("t", dir)]),
+                ("d", &[("x", file(3, 1))]),
+                ("t", &[("y", file(4, 1))]),
+            ],
+            100,
+        );
+        let mut new = tree(
+            &[
+                (
+                    "",
+                    &[("a", file(1, 1)), ("b", file(2, 7)), ("c", file(5, 1)), ("d", dir), ("t", file(6, 1))],
+                ),
+                ("d", &[]),
+            ],
+            200,
+        );
+        let changes = new.mark_changes(&old);
+        assert_eq!(marked(&new), ["b", "c", "t"]);
+        let mut dropped = changes.dropped;
+        dropped.sort();
+        assert_eq!(dropped, [b"d/x".to_vec(), b"t".to_vec()]);
+        assert_eq!(changes.replaced, [b"b".to_vec()]);
+        assert_eq!(changes.vanished, 2, "d/x and t/y");
+    }
+
+    #[test]
+    fn what_changed_within_two_seconds_of_the_walk_is_changed() {
+        let old = tree(&[("", &[("a", file(1, 98)), ("b", file(2, 97))])], 100);
+        let mut new = tree(&[("", &[("a", file(1, 98)), ("b", file(2, 97))])], 200);
+        new.mark_changes(&old);
+        assert_eq!(marked(&new), ["a"]);
+    }
+}

@@ -1,0 +1,119 @@
+//! Walking a source: every path once, in parallel, symlinks not followed.
+
+use std::ffi::{CStr, OsStr};
+use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context as _, Result};
+use common::fault::Fault;
+use nix::dir::Dir as OpenDir;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
+
+use crate::exclude::Excludes;
+use crate::parallel;
+use crate::tree::{Dir, Meta, Stamp, Tree, join};
+
+/// Walks the directory open as `root`; `name` is for messages. What vanishes meanwhile is left out; what
+/// cannot be read is an error. Memory: about 100 bytes a path.
+pub fn walk(root: &File, name: &Path, excludes: &Excludes) -> Result<Tree> {
+    let walked_at = Stamp::now();
+    let stat = fstat(root).with_context(|| format!("cannot look at {}", name.display()))?;
+    let tree = Tree { root: meta(&stat), walked_at, ..Tree::default() };
+    let tree = Mutex::new(tree);
+    parallel::each((Vec::new(), stat.st_dev), |(path, dev): (Vec<u8>, u64), more| {
+        let found = read_dir(root, excludes, &path)?;
+        let mut tree = tree.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that vanished is known to be empty, not unknown: what the store may hold below it must go.
+        let Some(found) = found else {
+            tree.dirs.insert(path, Dir::default());
+            return Ok(());
+        };
+        if found.dev != dev {
+            tree.submounts.push(path.clone());
+        }
+        more.extend(found.subdirs.into_iter().map(|d| (d, found.dev)));
+        tree.dirs.insert(path, found.dir);
+        Ok(())
+    })
+    .with_context(|| format!("cannot read all of {}", name.display()))?;
+    let mut tree = tree.into_inner().unwrap_or_else(PoisonError::into_inner);
+    tree.submounts.sort();
+    Ok(tree)
+}
+
+struct Found {
+    dir: Dir,
+    subdirs: Vec<Vec<u8>>,
+    dev: u64,
+}
+
+/// Reads one directory; `None` if it has vanished or is no directory any more.
+fn read_dir(root: &File, excludes: &Excludes, path: &[u8]) -> Result<Option<Found>> {
+    let what = || format!("cannot read the folder {}", show(path));
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let at = if path.is_empty() { OsStr::new(".") } else { OsStr::from_bytes(path) };
+    let fd = match openat(root, at, flags, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) if !path.is_empty() => return Ok(None),
+        Err(Errno::ENAMETOOLONG) => {
+            let fault = Fault::failed(format!("the path {} is longer than 4095 bytes", show(path)));
+            return Err(fault.hint("shorten or exclude it: rsync cannot reach it either").into());
+        }
+        Err(e) => return Err(e).with_context(what),
+    };
+    let dev = fstat(&fd).with_context(what)?.st_dev;
+    let mut open = OpenDir::from_fd(fd).with_context(what)?;
+    let names: nix::Result<Vec<_>> = open.iter().map(|e| e.map(|e| e.file_name().to_owned())).collect();
+    let mut list = Vec::new();
+    let mut subdirs = Vec::new();
+    for name in names.with_context(what)? {
+        let bytes = name.to_bytes();
+        if matches!(bytes, b"." | b"..") {
+            continue;
+        }
+        let Some(stat) =
+            stat_in(&open, &name).with_context(|| format!("cannot look at {}", show(&join(path, bytes))))?
+        else {
+            continue;
+        };
+        let (meta, full) = (meta(&stat), join(path, bytes));
+        if excludes.matches(&full, meta.is_dir()) {
+            continue;
+        }
+        list.push((bytes.to_vec(), meta, u64::try_from(stat.st_blocks).unwrap_or(0) * 512));
+        if meta.is_dir() {
+            subdirs.push(full);
+        }
+    }
+    Ok(Some(Found { dir: Dir::new(list), subdirs, dev }))
+}
+
+fn stat_in(dir: &OpenDir, name: &CStr) -> nix::Result<Option<FileStat>> {
+    match fstatat(dir.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// The [`Meta`] of a stat.
+pub fn meta(stat: &FileStat) -> Meta {
+    let stamp = |sec, nsec: i64| Stamp { sec, nsec: u32::try_from(nsec).unwrap_or(0) };
+    Meta {
+        mode: stat.st_mode,
+        size: u64::try_from(stat.st_size).unwrap_or(0),
+        ino: stat.st_ino,
+        mtime: stamp(stat.st_mtime, stat.st_mtime_nsec),
+        ctime: stamp(stat.st_ctime, stat.st_ctime_nsec),
+    }
+}
+
+/// A path for people.
+pub fn show(path: &[u8]) -> String {
+    if path.is_empty() { ".".into() } else { String::from_utf8_lossy(path).escape_debug().to_string() }
+}
