@@ -97,9 +97,6 @@ pub struct Database {
     /// argv of pg_dump, e.g. `["docker", "exec", "-i", "db", "pg_dump"]`.
     #[serde(default)]
     pub pg_dump: Vec<String>,
-    /// argv of pg_dumpall (roles).
-    #[serde(default)]
-    pub pg_dumpall: Vec<String>,
     /// argv of pg_restore.
     #[serde(default)]
     pub pg_restore: Vec<String>,

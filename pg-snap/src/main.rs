@@ -1,1 +1,30 @@
-fn main() {}
+//! pg-snap: dated, complete, private dumps of a PostgreSQL database.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+mod catalog;
+mod cli;
+mod connect;
+mod dbhost;
+mod dump;
+mod folder;
+mod list;
+mod manifest;
+mod names;
+mod nc_maint;
+mod password;
+mod pg_dump;
+mod pg_restore;
+mod programs;
+mod psql;
+mod restore;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    let (action, profile) = cli.names();
+    common::status::run("pg-snap", env!("CARGO_PKG_VERSION"), action, profile.as_deref(), |report| {
+        cli.run(report)
+    })
+}

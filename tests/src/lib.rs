@@ -7,6 +7,9 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
+pub mod postgres;
+pub mod sshd;
+
 /// The repository's root.
 pub fn repo() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the repository").to_owned()
@@ -54,6 +57,7 @@ pub fn run(command: &mut Command) -> Ran {
 }
 
 /// Runs a built tool with arguments.
+#[expect(clippy::disallowed_methods, reason = "tests start the tools as their users do")]
 #[track_caller]
 pub fn tool<S: AsRef<OsStr>>(name: &str, args: impl IntoIterator<Item = S>) -> Ran {
     run(Command::new(bin(name)).args(args))

@@ -1,0 +1,325 @@
+//! The command line: arguments in, an action out.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use common::fault::Fault;
+use common::places;
+use common::profile::Profile;
+use common::status::Report;
+
+use crate::connect::Given;
+use crate::folder::is_date;
+use crate::{dump, list, restore};
+
+/// Dated, complete, private dumps of a PostgreSQL database.
+///
+/// A dump is a folder named by its date (UTC) that is either complete or not
+/// there. It holds the whole database (pg_dump, directory format), the roles it
+/// needs, and dump.json, which says what it is. The database is the one named by
+/// options, else by the profile's [database], else the one Nextcloud uses
+/// (nc-maint is asked).
+#[derive(Debug, Parser)]
+#[command(name = "pg-snap", version, max_term_width = 80, after_help = AFTER)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    action: Action,
+}
+
+const AFTER: &str = "\
+Examples:
+  pg-snap dump home                    the database of profile 'home'
+  pg-snap list home
+  pg-snap prune home --keep 3
+  pg-snap restore home --database nextcloud --yes --admin-user postgres \\
+      --admin-host /run/postgresql
+  pg-snap dump --host /run/postgresql --name nextcloud --user nextcloud \\
+      --dumps /srv/dumps               without any profile
+
+PROFILE names /etc/nc-backup/PROFILE.toml; --config FILE names another file.
+
+Passwords come from a file (--password-file) or from Nextcloud. They reach
+PostgreSQL's programs as a password file in memory, never as an argument or a
+variable. Without one, PostgreSQL's own ways remain: peer, trust, ~/.pgpass.
+The caller's PG* variables are ignored.
+
+PostgreSQL in a container: publish its port on 127.0.0.1 and use the host's
+clients (of the server's version), or set e.g.
+  pg_dump = [\"docker\", \"exec\", \"-i\", \"db\", \"pg_dump\"]
+and the same for pg_restore and psql, mount the dump folder in the container
+under the same path, and let the container's own rule admit them: they do not
+see the password file (the usual image trusts its own socket).
+
+The last line on stdout is one JSON object; docs/status.schema.json has it.
+Exit codes: 0 done; 1 failed, and undone; 2 usage; 4 something was left behind
+(the object says what); 69 no server or no program; 75 another dump, prune or
+restore runs; 77 rights or password; 78 profile or version wrong; 128+N signal.";
+
+#[derive(Debug, Args)]
+struct Place {
+    /// Profile: /etc/nc-backup/PROFILE.toml.
+    profile: Option<String>,
+    /// Another file as the profile.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder of the dumps, mode 0700. Default: 'dumps' in the state folder
+    /// (/var/lib/nc-backup/PROFILE/dumps for root).
+    #[arg(long, value_name = "DIR")]
+    dumps: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Connection {
+    /// Server, as Nextcloud's dbhost: host, host:port, an address (IPv6 in
+    /// brackets before a port), /socket/dir, /socket/dir:port, or empty for the
+    /// default socket.
+    #[arg(long)]
+    host: Option<String>,
+    /// Role to connect as.
+    #[arg(long)]
+    user: Option<String>,
+    /// File that holds the role's password and nothing else, mode 0600.
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+    /// Parallel jobs of pg_dump or pg_restore. Default 2.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    jobs: Option<u32>,
+    /// Command line of psql, words separated by blanks.
+    #[arg(long, value_name = "COMMAND")]
+    psql: Option<String>,
+    /// Command line of pg_dump, likewise.
+    #[arg(long, value_name = "COMMAND")]
+    pg_dump: Option<String>,
+    /// Command line of pg_restore, likewise.
+    #[arg(long, value_name = "COMMAND")]
+    pg_restore: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Make a dump.
+    ///
+    /// data: date, path, dumps, database, run_id, tables, size_bytes,
+    /// database_size_bytes, dump_ms, server_version, client_version, roles,
+    /// role_passwords, cleared (what an earlier, killed run had left).
+    Dump {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        connection: Connection,
+        /// Database to dump.
+        #[arg(long)]
+        name: Option<String>,
+        /// The run this dump belongs to (32 hexadecimal digits). Default: the
+        /// run that has maintenance switched on from before to after the dump.
+        #[arg(long, value_name = "ID", value_parser = run_id)]
+        run_id: Option<String>,
+    },
+    /// List the dumps and say which are complete.
+    ///
+    /// data: dumps, newest (the newest complete date), list: of each its date,
+    /// state (complete, damaged, incomplete), problem, database, run_id,
+    /// size_bytes, database_size_bytes, tables, dump_ms, server_version,
+    /// client_version.
+    List {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Remove old dumps.
+    ///
+    /// Keeps the newest complete ones, and everything younger than the oldest of
+    /// these. Damaged dumps do not count as kept. data: dumps, kept, removed,
+    /// cleared.
+    Prune {
+        #[command(flatten)]
+        place: Place,
+        /// Complete dumps to keep. Default 2.
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+        keep: Option<u32>,
+    },
+    /// Make a database anew from a dump.
+    ///
+    /// It is restored under a temporary name and takes the name only when it is
+    /// complete; a failure leaves the old database as it was. Roles that are
+    /// missing are made. Connects as an administrator if one is named
+    /// (--admin-...), else as for a dump; that role then needs CREATEDB. On a new
+    /// machine, where not even that role exists, an administrator makes it first:
+    ///
+    ///   sudo -u postgres psql < DUMP/roles.sql
+    ///
+    /// data: date, dump, database, tables, roles_created, replaced, restore_ms.
+    Restore {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        connection: Connection,
+        /// Date of the dump, or 'latest' for the newest complete one.
+        #[arg(long, default_value = "latest", value_parser = date)]
+        date: String,
+        /// A dump's own folder, wherever it is, instead of a date.
+        #[arg(long, value_name = "DIR", conflicts_with = "date")]
+        from: Option<PathBuf>,
+        /// Database to make.
+        #[arg(long, value_parser = database)]
+        database: String,
+        /// Replace that database if it exists.
+        #[arg(long)]
+        yes: bool,
+        /// Administrator's role, for example postgres.
+        #[arg(long, value_name = "ROLE")]
+        admin_user: Option<String>,
+        /// Where the administrator connects. Default: as --host.
+        #[arg(long, value_name = "HOST")]
+        admin_host: Option<String>,
+        /// File with the administrator's password, mode 0600.
+        #[arg(long, value_name = "FILE", requires = "admin_user")]
+        admin_password_file: Option<PathBuf>,
+        /// Database to connect to for making another.
+        #[arg(long, value_name = "NAME", default_value = "postgres")]
+        admin_database: String,
+    },
+}
+
+fn run_id(text: &str) -> Result<String, String> {
+    let ok = text.len() == 32 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    if ok { Ok(text.to_owned()) } else { Err("a run id is 32 of 0-9 and a-f".into()) }
+}
+
+fn date(text: &str) -> Result<String, String> {
+    let ok = text == "latest" || is_date(text);
+    if ok { Ok(text.to_owned()) } else { Err("a date is written like 2026-11-22T03-30-00Z".into()) }
+}
+
+fn database(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("a database needs a name".into()),
+        "postgres" | "template0" | "template1" => Err("this is one of the server's own databases".into()),
+        _ if text.len() > 63 => Err("a database's name has at most 63 bytes".into()),
+        _ => Ok(text.to_owned()),
+    }
+}
+
+impl Cli {
+    /// The action's name and the profile, for the status object.
+    pub(crate) fn names(&self) -> (&'static str, Option<String>) {
+        let (name, place) = match &self.action {
+            Action::Dump { place, .. } => ("dump", place),
+            Action::List { place } => ("list", place),
+            Action::Prune { place, .. } => ("prune", place),
+            Action::Restore { place, .. } => ("restore", place),
+        };
+        (name, place.profile.clone())
+    }
+
+    /// Does it.
+    pub(crate) fn run(self, report: &mut Report) -> Result<()> {
+        match self.action {
+            Action::Dump { place, connection, name, run_id } => {
+                let (mut profile, dumps) = place.load()?;
+                let given = connection.given(name);
+                let jobs = connection.apply(&mut profile);
+                dump::run(&profile, &dump::Options { given, dumps, jobs, run_id }, report)
+            }
+            Action::List { place } => list::list(&place.load()?.1, report),
+            Action::Prune { place, keep } => {
+                let (profile, dumps) = place.load()?;
+                let keep = keep.or(profile.database.keep).unwrap_or(2);
+                if keep == 0 {
+                    return Err(Fault::config("[database] keep = 0 would keep no dump at all").into());
+                }
+                list::prune(&dumps, usize::try_from(keep)?, report)
+            }
+            Action::Restore {
+                place,
+                connection,
+                date,
+                from,
+                database,
+                yes,
+                admin_user,
+                admin_host,
+                admin_password_file,
+                admin_database,
+            } => {
+                let (mut profile, dumps) = place.load()?;
+                let mut given = connection.given(None);
+                given.host = admin_host.or(given.host);
+                if admin_user.is_some() {
+                    // Another role: the first one's password is not its own.
+                    given.user = admin_user;
+                    given.password_file = admin_password_file;
+                    profile.database.password_file = None;
+                }
+                let jobs = connection.apply(&mut profile);
+                let date = Some(date).filter(|d| d != "latest");
+                let options =
+                    restore::Options { given, dumps, date, from, database, yes, jobs, admin_database };
+                restore::run(&profile, &options, report)
+            }
+        }
+    }
+}
+
+impl Place {
+    fn load(&self) -> Result<(Profile, PathBuf)> {
+        let profile = Profile::load(self.profile.as_deref(), self.config.as_deref())?;
+        let dumps = match self.dumps.as_ref().or(profile.database.dumps.as_ref()) {
+            Some(dir) => std::path::absolute(dir)?,
+            None => places::state(&profile)?.join("dumps"),
+        };
+        Ok((profile, dumps))
+    }
+}
+
+impl Connection {
+    fn given(&self, name: Option<String>) -> Given {
+        Given {
+            host: self.host.clone(),
+            name,
+            user: self.user.clone(),
+            password_file: self.password_file.clone(),
+        }
+    }
+
+    /// Puts what options say over what the profile says; the number of jobs.
+    fn apply(&self, profile: &mut Profile) -> u32 {
+        let settings = &mut profile.database;
+        for (option, setting) in [
+            (&self.psql, &mut settings.psql),
+            (&self.pg_dump, &mut settings.pg_dump),
+            (&self.pg_restore, &mut settings.pg_restore),
+        ] {
+            if let Some(text) = option {
+                *setting = text.split_whitespace().map(str::to_owned).collect();
+            }
+        }
+        self.jobs.or(settings.jobs).unwrap_or(2).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_fits_80_columns_and_documents_everything() {
+        let mut command = Cli::command();
+        let mut texts = vec![command.render_long_help().to_string()];
+        for action in command.get_subcommands_mut() {
+            texts.push(action.render_long_help().to_string());
+            for arg in action.get_arguments() {
+                assert!(arg.get_help().is_some(), "{} is not documented", arg.get_id());
+            }
+        }
+        for line in texts.iter().flat_map(|t| t.lines()) {
+            assert!(line.chars().count() <= 80, "too wide: {line}");
+        }
+    }
+}

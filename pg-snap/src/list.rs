@@ -1,0 +1,129 @@
+//! `pg-snap list` and `pg-snap prune`: which dumps there are, and which go.
+
+use std::path::Path;
+
+use anyhow::Result;
+use common::signals;
+use common::status::Report;
+use serde_json::{Value, json};
+
+use crate::folder::Folder;
+use crate::manifest::Manifest;
+
+/// Lists the dumps, newest last, each as `complete`, `damaged` or `incomplete`.
+pub(crate) fn list(dumps: &Path, report: &mut Report) -> Result<()> {
+    let folder = Folder::open(dumps)?;
+    report.set_text("dumps", dumps.as_os_str());
+    let Some(folder) = folder else {
+        report.set("list", json!([]));
+        report.set("newest", Value::Null);
+        common::say!("pg-snap", "no dumps: {} does not exist yet", dumps.display());
+        return Ok(());
+    };
+    let (dates, partial) = folder.dates()?;
+    let mut rows: Vec<Value> = Vec::new();
+    let mut newest = Value::Null;
+    for date in &dates {
+        signals::check()?;
+        let row = match read(&folder, date) {
+            Ok(manifest) => {
+                newest = json!(date);
+                complete(&manifest)
+            }
+            Err(e) => {
+                report.warn("damaged-dump", format!("the dump {date} is damaged: {e:#}"));
+                other(date, "damaged", &format!("{e:#}"))
+            }
+        };
+        rows.push(row);
+    }
+    for date in &partial {
+        let why = "being written, or left by a killed run (the next dump or prune clears it then)";
+        rows.push(other(date, "incomplete", why));
+    }
+    table(&rows);
+    report.set("list", rows);
+    report.set("newest", newest);
+    Ok(())
+}
+
+/// Reads the dump `date`; it must be what its folder says.
+pub(crate) fn read(folder: &Folder, date: &str) -> Result<Manifest> {
+    let manifest = Manifest::read(&folder.path().join(date))?;
+    if manifest.date != date {
+        anyhow::bail!("it was made as {} and renamed", manifest.date);
+    }
+    Ok(manifest)
+}
+
+fn complete(manifest: &Manifest) -> Value {
+    json!({
+        "date": manifest.date, "state": "complete", "problem": null, "database": manifest.database,
+        "run_id": manifest.run_id, "size_bytes": manifest.size_bytes,
+        "database_size_bytes": manifest.database_size_bytes, "tables": manifest.tables,
+        "dump_ms": manifest.duration_ms, "server_version": manifest.server_version,
+        "client_version": manifest.client_version,
+    })
+}
+
+fn other(date: &str, state: &str, problem: &str) -> Value {
+    json!({
+        "date": date, "state": state, "problem": problem, "database": null, "run_id": null,
+        "size_bytes": null, "database_size_bytes": null, "tables": null, "dump_ms": null,
+        "server_version": null, "client_version": null,
+    })
+}
+
+fn table(rows: &[Value]) {
+    if rows.is_empty() {
+        common::say!("pg-snap", "no dumps");
+        return;
+    }
+    eprintln!("{:<22}{:<12}{:>14}{:>8}  DATABASE", "DATE", "STATE", "BYTES", "TABLES");
+    for row in rows {
+        let number = |key: &str| row[key].as_u64().map_or("-".into(), |n| n.to_string());
+        let text = |key: &str| row[key].as_str().unwrap_or("-").to_owned();
+        eprintln!(
+            "{:<22}{:<12}{:>14}{:>8}  {}",
+            text("date"),
+            text("state"),
+            number("size_bytes"),
+            number("tables"),
+            if row["problem"].is_null() { text("database") } else { text("problem") }
+        );
+    }
+}
+
+/// Keeps the newest `keep` complete dumps and what is younger than the oldest of them; removes the rest.
+/// With fewer complete ones than that, nothing goes: a damaged one may be all there is.
+pub(crate) fn prune(dumps: &Path, keep: usize, report: &mut Report) -> Result<()> {
+    report.set_text("dumps", dumps.as_os_str());
+    let mut removed: Vec<String> = Vec::new();
+    let mut kept: Vec<String> = Vec::new();
+    if let Some(folder) = Folder::open(dumps)? {
+        let lock = folder.lock()?;
+        let cleared = folder.sweep(&lock)?;
+        report.changed = !cleared.is_empty();
+        report.set("cleared", cleared);
+        let (dates, _) = folder.dates()?;
+        let whole: Vec<&String> = dates.iter().filter(|d| read(&folder, d).is_ok()).collect();
+        let oldest_kept = whole.len().checked_sub(keep).and_then(|n| whole.get(n)).copied();
+        for date in &dates {
+            if oldest_kept.is_some_and(|oldest| date < oldest) {
+                signals::check()?;
+                folder.remove(date, &lock)?;
+                report.changed = true;
+                common::say!("pg-snap", "removed {date}");
+                removed.push(date.clone());
+                report.set("removed", removed.clone());
+            } else {
+                kept.push(date.clone());
+            }
+        }
+    } else {
+        report.set("cleared", json!([]));
+    }
+    report.set("removed", removed);
+    report.set("kept", kept);
+    Ok(())
+}

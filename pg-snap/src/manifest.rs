@@ -1,0 +1,162 @@
+//! `dump.json`: what a dump is, and the map from stored to original file names.
+//!
+//! Written last, before the folder gets its name. A dump is complete if this file is whole, belongs to
+//! the folder's date, and every file it names is there with its size.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use common::fault::Fault;
+use serde::{Deserialize, Serialize};
+
+use crate::catalog::Definition;
+
+/// Version of this file's format; keys are only ever added.
+pub(crate) const SCHEMA: u32 = 1;
+/// The name of this file.
+pub(crate) const FILE: &str = "dump.json";
+/// Roles, for psql.
+pub(crate) const ROLES: &str = "roles.sql";
+/// Settings of the database itself, for psql.
+pub(crate) const SETTINGS: &str = "settings.sql";
+/// The folder with pg_dump's files, under their stored names.
+pub(crate) const FILES: &str = "files";
+
+/// The content of `dump.json`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Manifest {
+    pub(crate) schema: u32,
+    /// `pg-snap` and its version.
+    pub(crate) tool_version: String,
+    /// The folder's name: UTC, `2026-11-22T03-30-00Z`.
+    pub(crate) date: String,
+    /// The run that had switched maintenance on, from before to after the dump; null if none had.
+    pub(crate) run_id: Option<String>,
+    pub(crate) database: String,
+    pub(crate) definition: Definition,
+    pub(crate) server_version: String,
+    pub(crate) server_version_num: u32,
+    pub(crate) client_version: String,
+    pub(crate) roles_file: String,
+    pub(crate) settings_file: String,
+    pub(crate) roles: Vec<String>,
+    /// Whether `roles.sql` holds password hashes.
+    pub(crate) role_passwords: bool,
+    /// Tables whose data is in the dump.
+    pub(crate) tables: u64,
+    /// Bytes of all files but this one.
+    pub(crate) size_bytes: u64,
+    /// What the server says the database takes.
+    pub(crate) database_size_bytes: u64,
+    /// From the start of pg_dump to its end.
+    pub(crate) duration_ms: u64,
+    pub(crate) files: Vec<Stored>,
+}
+
+/// One file of the dump, below the dump's own folder.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Stored {
+    /// Its path there.
+    pub(crate) name: String,
+    /// The name pg_restore knows it by; null for what pg_restore does not read.
+    pub(crate) original: Option<String>,
+    pub(crate) size_bytes: u64,
+}
+
+impl Manifest {
+    /// Reads and checks the dump in `dir`. The error says what is wrong with it.
+    pub(crate) fn read(dir: &Path) -> Result<Manifest> {
+        let path = dir.join(FILE);
+        let bytes = std::fs::read(&path).with_context(|| format!("{FILE} cannot be read"))?;
+        let value: serde_json::Value =
+            serde_json::from_slice(&bytes).with_context(|| format!("{FILE} is damaged"))?;
+        if value["schema"] != SCHEMA {
+            anyhow::bail!("{FILE} has format {}, which this version does not know", value["schema"]);
+        }
+        let manifest: Manifest =
+            serde_json::from_value(value).with_context(|| format!("{FILE} is damaged"))?;
+        for file in &manifest.files {
+            manifest.check(dir, file)?;
+        }
+        Ok(manifest)
+    }
+
+    fn check(&self, dir: &Path, file: &Stored) -> Result<()> {
+        let name = &file.name;
+        if !is_inside(name) || file.original.as_ref().is_some_and(|o| !is_inside(o) || o.contains('/')) {
+            anyhow::bail!("{FILE} names a file outside the dump: {name}");
+        }
+        let meta = match dir.join(name).symlink_metadata() {
+            Ok(meta) => meta,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => anyhow::bail!("{name} is missing"),
+            Err(e) => return Err(e).with_context(|| format!("cannot look at {name}")),
+        };
+        if !meta.is_file() {
+            anyhow::bail!("{name} is not a regular file");
+        }
+        if meta.len() != file.size_bytes {
+            anyhow::bail!("{name} has {} bytes instead of {}", meta.len(), file.size_bytes);
+        }
+        Ok(())
+    }
+
+    /// Makes `scratch`, where pg_restore finds the files by their original names.
+    pub(crate) fn farm(&self, dir: &Path, scratch: &Path) -> Result<Farm> {
+        crate::folder::remove(scratch)?;
+        crate::folder::make_private(scratch)?;
+        let farm = Farm { path: scratch.to_owned() };
+        let dir = dir.canonicalize().with_context(|| format!("cannot find {}", dir.display()))?;
+        for file in &self.files {
+            if let Some(original) = &file.original {
+                std::os::unix::fs::symlink(dir.join(&file.name), scratch.join(original))
+                    .with_context(|| format!("cannot make links in {}", scratch.display()))?;
+            }
+        }
+        Ok(farm)
+    }
+}
+
+/// A relative path that goes down only.
+fn is_inside(name: &str) -> bool {
+    !name.is_empty() && Path::new(name).components().all(|c| matches!(c, std::path::Component::Normal(_)))
+}
+
+/// A folder of links under pg_dump's own names; removed when dropped.
+#[derive(Debug)]
+pub(crate) struct Farm {
+    path: PathBuf,
+}
+
+impl Farm {
+    /// For pg_restore.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Farm {
+    fn drop(&mut self) {
+        // The next restore or dump clears it otherwise.
+        crate::folder::remove(&self.path).ok();
+    }
+}
+
+/// The error for a dump that is not whole.
+pub(crate) fn damaged(dir: &Path, why: &anyhow::Error) -> anyhow::Error {
+    Fault::failed(format!("the dump {} is damaged: {why:#}", dir.display()))
+        .hint("`pg-snap list` shows which dumps are complete; take another with --date")
+        .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_lead_outside() {
+        assert!(is_inside("files/public.a.dat.gz"));
+        for bad in ["", "/etc/passwd", "../x", "files/../../x"] {
+            assert!(!is_inside(bad), "{bad}");
+        }
+    }
+}

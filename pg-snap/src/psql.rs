@@ -1,0 +1,159 @@
+//! psql: SQL in on stdin, text or JSON out; and what a failed connection means.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use common::fault::Kind;
+use common::run::{Cmd, Failure, Output};
+use serde::de::DeserializeOwned;
+
+use crate::connect::Server;
+use crate::password::Passfile;
+use crate::programs::Program;
+
+/// psql, bound to a server.
+#[derive(Debug)]
+pub(crate) struct Psql {
+    program: Program,
+    server: Server,
+    passfile: Passfile,
+}
+
+/// How psql says that it could not connect.
+const NO_CONNECTION: i32 = 2;
+
+impl Psql {
+    /// psql for `server`.
+    pub(crate) fn new(program: Program, server: &Server) -> Result<Psql> {
+        Ok(Psql { program, passfile: server.passfile()?, server: server.clone() })
+    }
+
+    fn cmd(&self, database: &str, sql: &str) -> Result<Cmd> {
+        let conninfo = format!("{} client_encoding='UTF8'", self.server.conninfo(database));
+        let cmd = self.program.cmd()?.args(["-X", "-q", "-A", "-t", "-w", "-v", "ON_ERROR_STOP=1", "-d"]);
+        Ok(self.passfile.lend(cmd.arg(conninfo).args(["-f", "-"]).stdin(sql)))
+    }
+
+    fn judge(&self, cmd: &Cmd, output: &Output) -> Result<String> {
+        if output.status.success() {
+            return Ok(output.text());
+        }
+        let mut failure = cmd.failure(output);
+        if output.status.code() == Some(NO_CONNECTION) {
+            // Without the indented questions, which our hint asks, and the name of the password file.
+            let noise = |l: &&str| l.starts_with('\t') || l.starts_with("password retrieved from file");
+            let lines = failure.stderr_tail.lines().filter(|l| !noise(l));
+            failure.stderr_tail = lines.collect::<Vec<_>>().join("\n");
+            (failure.kind, failure.hint) = classify(&failure.stderr_tail);
+        } else if failure.stderr_tail.contains("permission denied")
+            || failure.stderr_tail.contains("must be owner")
+        {
+            failure.kind = Kind::Denied;
+        }
+        Err(failure.into())
+    }
+
+    /// Runs SQL in `database`, stopping at the first error; what it printed.
+    pub(crate) fn run(&self, database: &str, sql: &str) -> Result<String> {
+        let cmd = self.cmd(database, sql)?;
+        self.judge(&cmd, &cmd.output()?)
+    }
+
+    /// [`Psql::run`] with `:"db"` in the SQL standing for the identifier `name`.
+    pub(crate) fn run_with_db(&self, database: &str, name: &str, sql: &str) -> Result<String> {
+        self.run(database, &format!("\\set db {}\n{sql}", variable(name)))
+    }
+
+    /// [`Psql::run`] for clean-up: also when a signal asked us to stop, but not for ever.
+    pub(crate) fn clean_up(&self, database: &str, sql: &str) -> Result<String> {
+        let cmd = self.cmd(database, sql)?.uninterruptible().timeout(Duration::from_secs(30));
+        self.judge(&cmd, &cmd.output()?)
+    }
+
+    /// Runs a query that gives one JSON value.
+    pub(crate) fn query<T: DeserializeOwned>(&self, database: &str, sql: &str) -> Result<T> {
+        let text = self.run(database, sql)?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("psql answered something else than JSON: {text:.200}"))
+    }
+}
+
+/// What a failed connection means. Without "FATAL" it is the client that speaks, and in English; with it,
+/// the server was reached, and speaks the language it is set to.
+fn classify(stderr: &str) -> (Kind, Option<String>) {
+    let hint = |text: &str| Some(text.to_owned());
+    if !stderr.contains("FATAL") && !stderr.contains("no password supplied") {
+        return (Kind::Unavailable, hint("is PostgreSQL running, and are host and port right?"));
+    }
+    if stderr.contains("starting up") || stderr.contains("shutting down") || stderr.contains("too many") {
+        return (Kind::Unavailable, hint("PostgreSQL takes no connections at the moment: try again later"));
+    }
+    if stderr.contains("database \"") && stderr.contains("does not exist") {
+        return (
+            Kind::Config,
+            hint("`psql -l` lists the databases; name one with --name or [database] name"),
+        );
+    }
+    (
+        Kind::Denied,
+        hint(
+            "check role and password (--user, --password-file, or what Nextcloud's config.php says) and pg_hba.conf",
+        ),
+    )
+}
+
+/// Adds what to do about a failure of a child.
+pub(crate) fn hint(mut error: anyhow::Error, text: impl Into<String>) -> anyhow::Error {
+    if let Some(failure) = error.downcast_mut::<Failure>() {
+        failure.hint = Some(text.into());
+    }
+    error
+}
+
+/// An identifier for SQL.
+pub(crate) fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A value for psql's own `\set`, whose quotes know backslashes.
+fn variable(text: &str) -> String {
+    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "''").replace('\n', "\\n"))
+}
+
+/// A string for SQL, the same whatever `standard_conforming_strings` says.
+pub(crate) fn literal(text: &str) -> String {
+    let quoted = text.replace('\'', "''");
+    if quoted.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_connections_are_told_apart() {
+        for (text, kind) in [
+            (
+                "psql: error: connection to server at \"127.0.0.1\", port 1 failed: Connection refused",
+                Kind::Unavailable,
+            ),
+            ("could not translate host name \"x\" to address", Kind::Unavailable),
+            ("failed: FATAL:  password authentication failed for user \"oc\"", Kind::Denied),
+            ("failed: FATAL:  Passwort-Authentifizierung für Benutzer »oc« fehlgeschlagen", Kind::Denied),
+            ("failed: fe_sendauth: no password supplied", Kind::Denied),
+            ("failed: FATAL:  database \"x\" does not exist", Kind::Config),
+            ("failed: FATAL:  role \"x\" does not exist", Kind::Denied),
+            ("failed: FATAL:  the database system is starting up", Kind::Unavailable),
+        ] {
+            assert_eq!(classify(text).0, kind, "{text}");
+        }
+    }
+
+    #[test]
+    fn quoting() {
+        assert_eq!(identifier("a\"b"), "\"a\"\"b\"");
+        assert_eq!(literal("it's"), "'it''s'");
+        assert_eq!(literal(r"a\b"), r"E'a\\b'");
+        assert_eq!(variable(r"a\'b"), r"'a\\''b'");
+    }
+}

@@ -1,0 +1,10 @@
+//! pg-snap against a real PostgreSQL.
+#![allow(clippy::disallowed_methods, reason = "the tests start what they test by hand")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+mod connect;
+mod dump;
+mod faults;
+mod folder;
+mod lab;
+mod restore;
