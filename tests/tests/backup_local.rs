@@ -1,0 +1,292 @@
+//! `scripts/backup-local`, with the real tools on a sample instance and a real PostgreSQL: a whole
+//! night, and what is left when something fails at each of its steps.
+#![expect(clippy::disallowed_methods, reason = "tests start the scripts as their users do")]
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use testkit::postgres::Cluster;
+use testkit::{Ran, bin, repo, run, scratch, script};
+
+/// An instance with its database, a local store, a profile, and a folder of tools.
+struct World {
+    dir: tempfile::TempDir,
+    database: String,
+    cluster: Arc<Cluster>,
+}
+
+impl World {
+    fn new(database: &str) -> World {
+        let dir = scratch();
+        // The web user must reach the instance in it.
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let world = World { dir, database: database.into(), cluster: Cluster::shared() };
+        let mut sample = world.sample_script("sample-instance");
+        assert!(sample.args(["--files", "150"]).status().unwrap().success());
+        std::fs::create_dir(world.tools()).unwrap();
+        world.restore_tools();
+        std::fs::create_dir(world.store()).unwrap();
+        world.write_profile("");
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+    fn root(&self) -> PathBuf {
+        self.path("sample/nextcloud")
+    }
+    fn store(&self) -> PathBuf {
+        self.path("store")
+    }
+    fn tools(&self) -> PathBuf {
+        self.path("tools")
+    }
+
+    fn sample_script(&self, name: &str) -> Command {
+        let mut command = Command::new(repo().join("scripts").join(name));
+        command.env("PGHOST", &self.cluster.socket).env("PGPORT", self.cluster.port.to_string());
+        command.env("PGUSER", "postgres").arg(self.path("sample")).args(["--database", &self.database]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    }
+
+    fn write_profile(&self, database_keys: &str) {
+        let text = format!(
+            "state_dir = \"{0}/state\"\n[nextcloud]\nroot = \"{1}\"\n[database]\n{database_keys}\n\
+             [snapshot]\nstore = \"{0}/store\"\n\
+             [[snapshot.source]]\nname = \"data\"\npath = \"{1}/data\"\n\
+             [[snapshot.source]]\nname = \"html\"\npath = \"{1}\"\n\
+             [[snapshot.source]]\nname = \"database\"\n",
+            self.dir.path().display(),
+            self.root().display()
+        );
+        std::fs::write(self.path("home.toml"), text).unwrap();
+    }
+
+    fn restore_tools(&self) {
+        for tool in ["nc-maint", "pg-snap", "link-sync"] {
+            script(&self.tools().join(tool), &format!("#!/bin/sh\nexec '{}' \"$@\"\n", bin(tool).display()));
+        }
+    }
+
+    /// Puts something before a tool: where its arguments match `pattern`, `instead` is done.
+    fn inject(&self, tool: &str, pattern: &str, instead: &str) {
+        let real = bin(tool);
+        let text = format!(
+            "#!/bin/sh\nreal='{0}'\ncase \"$*\" in {pattern}) {instead} ;; esac\nexec \"$real\" \"$@\"\n",
+            real.display()
+        );
+        script(&self.tools().join(tool), &text);
+    }
+
+    fn backup(&self) -> Command {
+        let mut command = Command::new(repo().join("scripts/backup-local"));
+        command.arg("home").arg("--config").arg(self.path("home.toml")).arg("--bin").arg(self.tools());
+        command
+    }
+
+    /// The dates that are published.
+    fn dates(&self) -> Vec<String> {
+        let names = std::fs::read_dir(self.store()).unwrap().map(|e| e.unwrap().file_name());
+        let mut dates: Vec<_> =
+            names.filter_map(|n| n.into_string().ok()).filter(|n| n.starts_with("20")).collect();
+        dates.sort();
+        dates
+    }
+
+    fn in_maintenance(&self) -> bool {
+        let output =
+            Command::new("php").arg(self.root().join("occ")).arg("maintenance:mode").output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains("currently"), "{text}");
+        text.contains("enabled")
+    }
+
+    /// Waits for `what`, for at most 30 seconds.
+    fn until(what: &str, mut holds: impl FnMut() -> bool) {
+        let begun = Instant::now();
+        while !holds() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "{what}: not within 30 seconds");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn steps(ran: &Ran) -> Vec<&str> {
+    let list = ran.json["data"]["steps"].as_array().expect("steps");
+    list.iter().map(|s| s["step"].as_str().expect("a name")).collect()
+}
+
+fn same_content(a: &Path, b: &Path) -> bool {
+    Command::new("cmp").arg("-s").args([a, b]).status().unwrap().success()
+}
+
+#[test]
+fn a_night_saves_files_and_database_together_and_the_next_one_only_what_changed() {
+    // Given an instance that was never saved, when a backup runs,
+    let world = World::new("night");
+    let first = run(&mut world.backup()).expect(0);
+    // then everything is there under one date, taken in maintenance, which is over.
+    assert_eq!(steps(&first), ["stage", "maintenance", "stage-database", "publish", "prune"]);
+    let date = first.json["data"]["date"].as_str().unwrap();
+    assert_eq!(world.dates(), [date]);
+    assert!(first.json["data"]["maintenance_ms"].as_u64().unwrap() > 0);
+    assert!(!world.in_maintenance());
+    let one = world.store().join(date);
+    assert!(same_content(&world.root().join("data/.ncdata"), &one.join("data/.ncdata")));
+    let config = std::fs::read_to_string(one.join("html/config/config.php")).unwrap();
+    assert!(config.contains("'maintenance' => true"), "taken in maintenance: {config}");
+    assert!(!one.join("html/data").exists(), "the data directory is a source of its own");
+    assert!(one.join("database/dump.json").exists());
+    let dump: Value =
+        serde_json::from_slice(&std::fs::read(one.join("database/dump.json")).unwrap()).unwrap();
+    assert_eq!(dump["run_id"].as_str().map(str::len), Some(32), "{dump}");
+
+    // And after a day's changes the next one has the new state, and the first is what it was.
+    let before = Command::new("tar").arg("-cC").arg(&one).arg(".").output().unwrap().stdout;
+    assert!(world.sample_script("sample-change").args(["--count", "30"]).status().unwrap().success());
+    std::thread::sleep(Duration::from_millis(1100));
+    let second = run(&mut world.backup()).expect(0);
+    assert_eq!(world.dates().len(), 2);
+    let data = &second.json["data"]["sources"][0];
+    assert_eq!(data["name"], "data");
+    assert!(data["linked_paths"].as_u64().unwrap() > data["received_files"].as_u64().unwrap(), "{data}");
+    let two = world.store().join(second.json["data"]["date"].as_str().unwrap());
+    let args =
+        ["-naHAXic", "--delete", "--exclude=/*/cache/", "--exclude=/*/uploads/", "--exclude=/updater-*"];
+    let args = args.iter().chain(&[
+        "--exclude=/appdata_*/preview/",
+        "--exclude=/appdata_*/js/",
+        "--exclude=/nextcloud.log",
+    ]);
+    let differs = Command::new("rsync")
+        .args(args)
+        .arg(world.root().join("data/"))
+        .arg(two.join("data/"))
+        .output()
+        .unwrap();
+    assert!(differs.status.success());
+    assert_eq!(String::from_utf8_lossy(&differs.stdout), "");
+    let after = Command::new("tar").arg("-cC").arg(&one).arg(".").output().unwrap().stdout;
+    assert!(before == after, "the first snapshot has changed");
+}
+
+#[test]
+fn whatever_fails_maintenance_ends_nothing_is_published_and_the_next_run_succeeds() {
+    let world = World::new("faults");
+    let fails = |code: i32| format!("echo 'injected failure' >&2; exit {code}");
+    let killed = "kill -9 $$".to_owned();
+    // The tool itself dies without any chance to clean up, while Nextcloud is in maintenance.
+    let dies_in_maintenance = format!(
+        "\"$real\" \"$@\" & p=$!; i=0; until grep -q \"'maintenance' => true\" '{}' || [ $i -gt 500 ]; do \
+         i=$((i+1)); sleep 0.02; done; kill -9 $p; kill -9 $$",
+        world.root().join("config/config.php").display()
+    );
+    for (tool, pattern, instead, code, failed_step) in [
+        ("link-sync", "'stage home'*toml", fails(69), 69, "stage"),
+        ("link-sync", "'stage home'*toml", killed.clone(), 137, "stage"),
+        ("nc-maint", "run*", fails(77), 77, "maintenance"),
+        ("nc-maint", "run*", killed.clone(), 137, "maintenance"),
+        ("nc-maint", "run*", dies_in_maintenance, 137, "maintenance"),
+        ("link-sync", "settle*", fails(1), 1, "maintenance"),
+        ("link-sync", "settle*", killed.clone(), 137, "maintenance"),
+        ("pg-snap", "dump*", fails(69), 69, "maintenance"),
+        ("pg-snap", "dump*", killed.clone(), 137, "maintenance"),
+        ("link-sync", "*'--source database'", fails(78), 78, "stage-database"),
+        ("link-sync", "publish*", fails(1), 1, "publish"),
+        ("link-sync", "publish*", killed, 137, "publish"),
+    ] {
+        world.inject(tool, pattern, &instead);
+        let ran = run(&mut world.backup());
+        let what = format!("{tool} {pattern}: {:#}\n{}", ran.json, ran.stderr);
+        // nc-maint passes on only codes below 128; then it is 1.
+        assert!(ran.code == code || (code == 137 && failed_step == "maintenance" && ran.code == 1), "{what}");
+        assert_eq!(ran.json["data"]["failed_step"], failed_step, "{what}");
+        assert_eq!(ran.json["changed"], false, "{what}");
+        assert_eq!(world.dates(), [""; 0], "{what}");
+        assert!(!world.store().join("latest").exists(), "{what}");
+        World::until("maintenance is off", || !world.in_maintenance());
+        world.restore_tools();
+    }
+    // The database's own program fails.
+    world.write_profile("pg_dump = [\"/bin/false\"]");
+    let ran = run(&mut world.backup());
+    assert_eq!(ran.json["data"]["failed_step"], "maintenance", "{:#}", ran.json);
+    assert!(ran.code != 0 && world.dates().is_empty() && !world.in_maintenance());
+
+    // With nothing broken any more, the next run continues and publishes.
+    world.write_profile("");
+    run(&mut world.backup()).expect(0);
+    assert_eq!(world.dates().len(), 1);
+}
+
+#[test]
+fn old_dumps_that_cannot_be_pruned_do_not_unmake_a_snapshot() {
+    let world = World::new("prune");
+    world.inject("pg-snap", "prune*", "exit 1");
+    let ran = run(&mut world.backup()).expect(3);
+    assert_eq!(ran.json["status"], "partial");
+    assert_eq!(ran.json["warnings"].as_array().unwrap().last().unwrap()["kind"], "prune-failed");
+    assert_eq!(world.dates().len(), 1);
+}
+
+#[test]
+fn a_signal_in_the_middle_of_the_dump_ends_the_run_and_maintenance() {
+    let world = World::new("signal");
+    world.inject("pg-snap", "dump*", "touch \"${0%/*}/dumping\"; sleep 60");
+    let child =
+        world.backup().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    World::until("the dump begins", || world.tools().join("dumping").exists());
+    assert!(world.in_maintenance());
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    let ran = testkit::judge(child.wait_with_output().unwrap()).expect(143);
+    assert_eq!(ran.json["status"], "interrupted");
+    assert!(!world.in_maintenance());
+    assert!(world.dates().is_empty());
+}
+
+#[test]
+fn of_two_runs_at_once_the_second_is_busy_and_the_first_succeeds() {
+    let world = World::new("two");
+    world.inject("pg-snap", "dump*", "touch \"${0%/*}/dumping\"; sleep 3");
+    let first =
+        world.backup().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    World::until("the dump begins", || world.tools().join("dumping").exists());
+    let second = run(&mut world.backup()).expect(75);
+    assert_eq!(steps(&second), [""; 0], "it has touched nothing");
+    testkit::judge(first.wait_with_output().unwrap()).expect(0);
+    assert_eq!(world.dates().len(), 1);
+}
+
+#[test]
+fn maintenance_that_was_on_before_stays_on() {
+    let world = World::new("before");
+    let occ = |mode: &str| {
+        let status = Command::new("php")
+            .arg(world.root().join("occ"))
+            .args(["maintenance:mode", mode])
+            .output()
+            .unwrap()
+            .status;
+        assert!(status.success());
+    };
+    occ("--on");
+    run(&mut world.backup()).expect(0);
+    assert!(world.in_maintenance());
+    occ("--off");
+}
+
+#[test]
+fn wrong_command_lines_are_usage_errors() {
+    for args in [&[][..], &["home", "more"], &["home", "--frob"], &["home", "--config"]] {
+        let ran = run(Command::new(repo().join("scripts/backup-local")).args(args)).expect(2);
+        assert!(ran.json.is_null());
+        assert!(!ran.stderr.is_empty());
+    }
+}

@@ -1,0 +1,92 @@
+//! What everything else is tried on: the sample instance's rows match its files, before and after a
+//! day's changes; and `scripts/setup` writes a profile for it that the tools accept.
+#![expect(clippy::disallowed_methods, reason = "tests start the scripts as their users do")]
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use testkit::postgres::Cluster;
+use testkit::{bin, repo, scratch, tool};
+
+fn script(name: &str, cluster: &Cluster) -> Command {
+    let mut command = Command::new(repo().join("scripts").join(name));
+    command.env("PGHOST", &cluster.socket).env("PGPORT", cluster.port.to_string()).env("PGUSER", "postgres");
+    command
+}
+
+fn ok(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// `user/path size` of every file in the users' folders.
+fn on_disk(data: &Path) -> BTreeSet<String> {
+    let output =
+        ok(Command::new("find").arg(data).args(["-mindepth", "2", "-type", "f", "-printf", "%P %s\n"]));
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+fn in_database(cluster: &Cluster, database: &str) -> BTreeSet<String> {
+    let sql = "SELECT CASE WHEN s.id LIKE 'home::%' THEN substr(s.id, 7) || '/' ELSE '' END || f.path || ' ' || f.size \
+               FROM oc_filecache f JOIN oc_storages s ON s.numeric_id = f.storage WHERE f.mimetype <> 2";
+    cluster.psql(database, sql).lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn rows_and_files_match_before_and_after_a_day() {
+    let (dir, cluster) = (scratch(), Cluster::shared());
+    let sample = dir.path().join("sample");
+    ok(script("sample-instance", &cluster).arg(&sample).args(["--files", "300", "--database", "rows"]));
+    let data = sample.join("nextcloud/data");
+    let before = on_disk(&data);
+    assert_eq!(before.len(), 300);
+    assert_eq!(in_database(&cluster, "rows"), before);
+    ok(script("sample-change", &cluster).arg(&sample).args(["--count", "60", "--database", "rows"]));
+    let after = on_disk(&data);
+    assert_ne!(after, before);
+    assert_eq!(in_database(&cluster, "rows"), after);
+    let wrong_sizes = "SELECT count(*) FROM oc_filecache d WHERE mimetype = 2 AND path <> '' AND size <> \
+                       (SELECT coalesce(sum(size), 0) FROM oc_filecache c WHERE c.parent = d.fileid)";
+    assert_eq!(cluster.psql("rows", wrong_sizes), "0");
+
+    // The same seed makes the same instance.
+    let again = dir.path().join("again");
+    ok(script("sample-instance", &cluster).arg(&again).args(["--files", "300", "--no-database"]));
+    assert_eq!(on_disk(&again.join("nextcloud/data")), before);
+}
+
+#[test]
+fn setup_writes_a_private_profile_once() {
+    let (dir, cluster) = (scratch(), Cluster::shared());
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let sample = dir.path().join("sample");
+    ok(script("sample-instance", &cluster).arg(&sample).args(["--files", "30", "--no-database"]));
+    let profile = dir.path().join("home.toml");
+    let tools = bin("nc-maint").parent().unwrap().to_owned();
+    let mut setup = script("setup", &cluster);
+    setup.args(["--yes", "--store", "nc-backup@s2:/srv/backup/home", "--url", ""]).arg("--bin").arg(tools);
+    setup.arg("--root").arg(sample.join("nextcloud")).arg("--output").arg(&profile);
+    setup.arg("--identity").arg(dir.path().join("key"));
+    let said = String::from_utf8(ok(&mut setup).stdout).unwrap();
+
+    // It is root's alone, the tools accept it, and S2's part is told with the key just made.
+    assert_eq!(profile.metadata().unwrap().permissions().mode() & 0o7777, 0o600);
+    tool("nc-maint", [Path::new("status"), Path::new("--config"), &profile]).expect(0);
+    let key = std::fs::read_to_string(dir.path().join("key.pub")).unwrap();
+    assert!(said.contains(&format!("command=\"/usr/sbin/link-sync serve home\",restrict {key}")), "{said}");
+    // The sudo rules are rules.
+    let rules = dir.path().join("sudoers");
+    let lines: Vec<&str> = said.lines().filter(|l| l.starts_with("nc-backup ALL=(root)")).collect();
+    assert_eq!(lines.len(), 9, "{said}");
+    std::fs::write(&rules, lines.join("\n") + "\n").unwrap();
+    ok(Command::new("visudo").arg("-cf").arg(&rules));
+
+    // A second time it is refused, and the first stays.
+    let before = std::fs::read(&profile).unwrap();
+    let again = setup.output().unwrap();
+    assert_eq!(again.status.code(), Some(1));
+    assert_eq!(std::fs::read(&profile).unwrap(), before);
+}
