@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::profile::Profile;
-use common::status::Report;
+use common::status::{self, Report};
 use serde_json::Value;
 
 use crate::agent;
@@ -42,13 +42,18 @@ fn stage_argv() -> Vec<OsString> {
 /// Gives up the snapshot under way, if there is one.
 pub fn abort(abort: &Abort, report: &mut Report) -> Result<()> {
     let settings = abort.run.options().settings()?;
-    let action = if abort.discard { agent::Action::Discard } else { agent::Action::Abort };
     if let Some(stream) = agent::running(&settings.runtime) {
-        return agent::ask(stream, action, &settings.chosen, abort.run.allow(), report);
+        let chosen = &settings.chosen;
+        if let Err(error) = agent::ask(stream, agent::Action::Abort, chosen, abort.run.allow(), report) {
+            // One that was at work ends without another word; what counts is that it has ended.
+            common::signals::check()?;
+            drop(agent::wait_for_end(&settings.runtime).context(error)?);
+        }
+        report.changed = true;
     }
     if abort.discard {
-        let _lock = agent::lock(&settings.runtime)?;
-        Session::begin(settings, abort.run.allow(), report)?.abort(true)?;
+        let _lock = agent::wait_for_end(&settings.runtime)?;
+        let () = Far::connect(&settings)?.ask(&Request::Discard)?;
         report.changed = true;
     }
     Ok(())
@@ -82,13 +87,13 @@ pub fn list(profile: &cli::Profile, report: &mut Report) -> Result<()> {
             (p + s["paths"].as_u64().unwrap_or(0), b + s["bytes"].as_u64().unwrap_or(0))
         });
         let text = |key: &str| snapshot[key].as_str().unwrap_or("?").to_owned();
-        eprintln!(
+        status::tell(format_args!(
             "{}  {:>9} paths  {:>10}  {}",
             text("date"),
             paths,
             indicatif::BinaryBytes(bytes).to_string(),
             text("consistency")
-        );
+        ));
     }
     for name in answer["damaged"].as_array().into_iter().flatten() {
         report
@@ -110,10 +115,11 @@ pub fn diff(diff: &Diff, report: &mut Report) -> Result<()> {
     };
     let answer: Value = far.ask(&request)?;
     for change in answer["changes"].as_array().into_iter().flatten() {
-        eprintln!("{:<10} {}", change[0].as_str().unwrap_or("?"), change[1].as_str().unwrap_or("?"));
+        let text = |n: usize| change[n].as_str().unwrap_or("?");
+        status::tell(format_args!("{:<10} {}", text(0), text(1)));
     }
     if answer["truncated"] == true {
-        eprintln!("… and more: see --limit");
+        status::tell(format_args!("… and more: see --limit"));
     }
     if let Value::Object(fields) = answer {
         report.data.extend(fields);

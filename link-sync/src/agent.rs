@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use common::fault::{Fault, kind_of};
+use common::fault::{Fault, Kind, kind_of};
 use common::lock::Lock;
 use common::run::Cmd;
 use common::status::{Report, describe};
@@ -30,7 +30,7 @@ use serde_json::{Map, Value};
 
 use crate::progress::{self, Progress, Step};
 use crate::session::{Allow, Session};
-use crate::settings::{Options, Settings};
+use crate::settings::{DATABASE, Options, Settings};
 
 /// How often the one who waits looks whether it is still wanted.
 const TICK: u16 = 100;
@@ -47,8 +47,6 @@ pub enum Action {
     Publish,
     /// Give up, keep what has arrived.
     Abort,
-    /// Give up, keep nothing.
-    Discard,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -68,6 +66,20 @@ enum Say {
 /// The lock of a snapshot under way on this side, for the agent and for `snapshot` alike.
 pub fn lock(runtime: &Path) -> Result<Lock> {
     Lock::exclusive(&runtime.join("agent.lock"), "the snapshot under way")
+}
+
+/// Waits until no snapshot is under way on this side, a minute at most; it is then ours.
+pub fn wait_for_end(runtime: &Path) -> Result<Lock> {
+    let begin = Instant::now();
+    loop {
+        match lock(runtime) {
+            Err(e) if kind_of(&e) == Kind::Busy && begin.elapsed() < Duration::from_secs(60) => {
+                signals::check()?
+            }
+            other => return other,
+        }
+        std::thread::sleep(Duration::from_millis(TICK.into()));
+    }
 }
 
 fn socket(runtime: &Path) -> PathBuf {
@@ -113,6 +125,9 @@ pub fn start(settings: &Settings, argv: &[OsString]) -> Result<UnixStream> {
         .inherit(listener.as_raw_fd())
         .inherit(lock.fd())
         .outlives_us()
+        .own_session()
+        // Relative paths among the options mean here what they mean there.
+        .dir(std::env::current_dir().context("cannot find the current folder")?)
         .start(Stdio::null(), Stdio::null())
         .context("cannot start the background process")?;
     child.detach();
@@ -207,12 +222,14 @@ pub fn live(options: &Options, listen: RawFd, lock: RawFd) -> Result<()> {
         let busy = Arc::clone(&busy);
         move || accept(&listener, &to_main, &busy)
     });
-    let result = work(&settings, &asked, &busy, || {
+    // Whatever folder we were started in can be unmounted now.
+    nix::unistd::chdir("/").context("cannot leave the folder")?;
+    let mut lock = Some(lock);
+    work(&settings, &asked, &busy, || {
         // Before the last answer, so that whoever comes next starts an agent of its own.
         std::fs::remove_file(&path).ok();
-    });
-    drop(lock);
-    result
+        drop(lock.take());
+    })
 }
 
 /// Takes connections; hands one at a time to the main thread (the one whose death would end our children).
@@ -225,7 +242,7 @@ fn accept(listener: &UnixListener, to_main: &SyncSender<(UnixStream, Ask)>, busy
             continue;
         }
         let Ok(ask) = serde_json::from_str::<Ask>(&line) else { continue };
-        let give_up = matches!(ask.action, Action::Abort | Action::Discard);
+        let give_up = ask.action == Action::Abort;
         if give_up && busy.load(Ordering::SeqCst) {
             signals::pretend(Signal::SIGTERM as i32);
         }
@@ -255,7 +272,7 @@ fn work(
     settings: &Settings,
     asked: &Receiver<(UnixStream, Ask)>,
     busy: &AtomicBool,
-    closing: impl Fn(),
+    mut closing: impl FnMut(),
 ) -> Result<()> {
     let mut session: Option<Session> = None;
     loop {
@@ -298,7 +315,11 @@ fn act(
     report: &mut Report,
 ) -> Result<()> {
     let settings = Settings { chosen: ask.chosen.clone(), ..settings.clone() };
-    let wanted = settings.wanted();
+    let mut wanted = settings.wanted()?;
+    if ask.chosen.is_empty() {
+        // The dump is made inside maintenance, so it is staged by name, afterwards.
+        wanted.retain(|s| s.name != DATABASE);
+    }
     let progress = progress_to(stream)?;
     match ask.action {
         Action::Stage => {
@@ -306,12 +327,12 @@ fn act(
                 Some(current) => current,
                 None => Session::begin(settings, ask.allow, report)?,
             };
-            current.stage(&wanted?, ask.allow, &progress, report)?;
+            current.stage(&wanted, ask.allow, &progress, report)?;
             *session = Some(current);
         }
         Action::Settle => {
             let mut current = session.take().ok_or_else(nothing_staged)?;
-            current.settle(&wanted?, ask.allow, &progress, report)?;
+            current.settle(&wanted, ask.allow, &progress, report)?;
             *session = Some(current);
         }
         Action::Publish => {
@@ -319,9 +340,9 @@ fn act(
             current.may_publish(ask.allow)?;
             session.take().ok_or_else(nothing_staged)?.publish(ask.allow, report)?;
         }
-        Action::Abort | Action::Discard => {
+        Action::Abort => {
             report.changed = true;
-            session.take().map_or(Ok(()), |s| s.abort(ask.action == Action::Discard))?;
+            drop(session.take());
         }
     }
     Ok(())

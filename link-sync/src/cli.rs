@@ -38,7 +38,9 @@ Exit codes: 0 done, 1 failed (what arrived is kept for the next run), 2 usage,
 #[derive(Debug, Subcommand)]
 pub enum Action {
     /// Bring the next snapshot up to date while Nextcloud is up; any number of
-    /// times. Starts a background process that holds it until publish or abort.
+    /// times. Starts a background process that holds it until publish or abort,
+    /// with the options of the first stage. Source `database` is staged by name,
+    /// after the dump was made.
     Stage(Run),
     /// Take what changed since stage: the only step inside maintenance. Seals the
     /// snapshot if the same nc-maint run is on at its beginning and end.

@@ -22,6 +22,9 @@ use crate::settings::{Place, Settings};
 /// What a login shell may print before the far end's greeting, in bytes.
 const NOISE: usize = 64 * 1024;
 
+/// How long the far end may stay silent at first.
+const GREETING_LIMIT: Duration = Duration::from_secs(60);
+
 /// The far end. Dropping it ends the conversation; nothing is published then.
 #[derive(Debug)]
 pub struct Far {
@@ -104,10 +107,11 @@ impl Far {
         }
         far.hello = far.ask(&Request::Hello { protocol: protocol::VERSION })?;
         let wanted = match &settings.store {
-            Place::Local(path) => path.display().to_string(),
-            Place::Ssh { path, .. } => path.clone(),
+            Place::Local(path) => path.as_path(),
+            Place::Ssh { path, .. } => Path::new(path),
         };
-        if far.hello.store.trim_end_matches('/') != wanted.trim_end_matches('/') {
+        if Path::new(&far.hello.store).components().ne(wanted.components()) {
+            let wanted = wanted.display();
             return Err(Fault::config(format!(
                 "store = \"{wanted}\" is asked for, but the other machine serves {}",
                 far.hello.store
@@ -123,6 +127,14 @@ impl Far {
         let mut seen = Vec::new();
         // The greeting begins with a newline, which may be the shell's last.
         while !seen.ends_with(GREETING) {
+            if self.input.buffer().is_empty() {
+                let mut fds = [PollFd::new(self.input.get_ref().as_fd(), PollFlags::POLLIN)];
+                let limit = PollTimeout::try_from(GREETING_LIMIT).unwrap_or(PollTimeout::MAX);
+                if poll(&mut fds, limit).is_ok_and(|n| n == 0) {
+                    self.child.end();
+                    bail!("the other end said nothing for {GREETING_LIMIT:?}");
+                }
+            }
             let mut byte = [0];
             self.input.read_exact(&mut byte)?;
             seen.push(byte[0]);

@@ -1,5 +1,6 @@
 //! Work that finds more work, on a few threads: walking and cloning trees.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Result;
@@ -41,7 +42,11 @@ fn worker<J>(queue: &Mutex<Queue<J>>, more: &Condvar, work: &impl Fn(J, &mut Vec
         };
         state.busy += 1;
         drop(state);
-        let result = signals::check().and_then(|()| work(job, &mut found));
+        // A panic here would leave the other threads waiting for ever.
+        let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            signals::check().and_then(|()| work(job, &mut found))
+        }));
+        let result = result.unwrap_or_else(|_| Err(anyhow::anyhow!("internal error in a thread")));
         state = lock(queue);
         state.busy -= 1;
         match result {

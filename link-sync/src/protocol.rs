@@ -49,10 +49,17 @@ pub enum Request {
     Open,
     /// Is there room for this much more?
     Room {
+        /// Name of the source; what an interrupted run received of it needs no room again.
+        source: String,
         /// Bytes to be written.
         bytes: u64,
         /// Files and folders to be made.
         inodes: u64,
+    },
+    /// Begin `source` of the partial snapshot with nothing.
+    Fresh {
+        /// Name of the source.
+        source: String,
     },
     /// Clone `source` of the base into the partial snapshot, without the paths in the list that follows.
     Clone {
@@ -94,11 +101,8 @@ pub enum Request {
         /// The `snapshot.json` to be stored, without what only the store knows.
         meta: Value,
     },
-    /// Give up; the partial snapshot is kept for the next run, unless `discard`.
-    Abort {
-        /// Remove it.
-        discard: bool,
-    },
+    /// Remove the partial snapshot and all that an interrupted run left.
+    Discard,
     /// The published snapshots. Answer: a list of `snapshot.json` objects.
     List,
     /// What is different between two published snapshots. Answer: [`crate::store::diff::Difference`]s.
@@ -155,8 +159,10 @@ pub struct Merged {
     pub linked: u64,
     /// Files taken over from an interrupted run.
     pub resumed: u64,
-    /// Listed paths that were nowhere: they vanished at the source.
+    /// Listed paths that were nowhere: they vanished at the source, or rsync passed over them.
     pub missing: u64,
+    /// The first of them.
+    pub missing_names: Vec<String>,
 }
 
 /// Answer to [`Request::Receive`].
@@ -171,6 +177,8 @@ pub struct Received {
 /// Answer to [`Request::Publish`].
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Published {
+    /// What a person should know.
+    pub warnings: Vec<Value>,
     /// Its random id.
     pub id: String,
     /// Its name.

@@ -100,7 +100,7 @@ impl Transfer<'_> {
             .to_str()
             .filter(|e| !e.contains('\''))
             .with_context(|| format!("this program's path cannot be given to rsync: {}", exe.display()))?;
-        let mut cmd = Cmd::from_argv(self.rsync)?.args(["-lpgoDS", "--numeric-ids"]);
+        let mut cmd = Cmd::from_argv(self.rsync)?.args(["-lpgoDS", "--modify-window=-1", "--numeric-ids"]);
         for (option, wanted) in [
             ("--times", self.times),
             ("--checksum", self.checksum),
@@ -132,7 +132,16 @@ impl Transfer<'_> {
         if code == VANISHED && matches!(received.exit_code, 0 | VANISHED) {
             return Ok(true);
         }
-        let said = String::from_utf8_lossy(&child.stderr()?).into_owned() + &received.stderr;
+        let sender = String::from_utf8_lossy(&child.stderr()?).into_owned();
+        let files = named_files(&sender);
+        if code == PARTIAL
+            && !files.is_empty()
+            && named_files(&received.stderr).is_empty()
+            && all_gone(&files)
+        {
+            return Ok(true);
+        }
+        let said = sender + &received.stderr;
         let files = named_files(&said);
         let mut failure = child.failure_for(status)?;
         if !received.stderr.is_empty() {
@@ -144,7 +153,7 @@ impl Transfer<'_> {
                     "source {}: {} could not be read or stored: {}",
                     self.source,
                     count(&files),
-                    files.join(", ")
+                    files[..files.len().min(10)].join(", ")
                 )
             }
             _ => format!("source {}: rsync failed", self.source),
@@ -162,13 +171,22 @@ fn count(files: &[String]) -> String {
     if files.len() == 1 { "a file".into() } else { format!("{} files", files.len()) }
 }
 
-/// The names in rsync's complaints, as it wrote them; at most ten.
+/// Whether none of `files` is there any more: for example its folder became a file, which rsync counts as an error
+/// where a file that is simply gone is none.
+fn all_gone(files: &[String]) -> bool {
+    let gone = |e: std::io::Error| {
+        matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
+    };
+    files.iter().all(|f| Path::new(f).symlink_metadata().is_err_and(gone))
+}
+
+/// The names in rsync's complaints, as it wrote them.
 fn named_files(said: &str) -> Vec<String> {
     let mut files: Vec<String> = Vec::new();
     for line in said.lines().filter(|l| l.contains("failed") || l.contains("cannot")) {
         let Some((_, rest)) = line.split_once('"') else { continue };
         let Some((name, _)) = rest.rsplit_once('"') else { continue };
-        if files.len() < 10 && !files.iter().any(|f| f == name) {
+        if !files.iter().any(|f| f == name) {
             files.push(name.to_owned());
         }
     }

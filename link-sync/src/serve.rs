@@ -5,6 +5,7 @@
 //! snapshot, through no symlink. It ends when its input does; nothing is then published.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{BufReader, Read, Write};
 use std::path::Path;
 
@@ -19,7 +20,7 @@ use serde_json::{Value, json};
 
 use crate::protocol::{self, GREETING, Hello, Kind, MAX_FRAME, Opened, Received, Record, Reply, Request};
 use crate::store::merge::Merge;
-use crate::store::open::{Writable, open};
+use crate::store::open::{Writable, discard, open};
 use crate::store::publish::{Times, publish};
 use crate::store::{INCOMING, PARTIAL, Store, clone, diff, open_dir, remove};
 
@@ -86,7 +87,14 @@ impl Serving {
                 })
             }
             Request::Open => self.open(),
-            Request::Room { bytes, inodes } => self.writable()?.room(bytes, inodes).map(|()| Value::Null),
+            Request::Room { source, bytes, inodes } => {
+                check_name(&source).map_err(Fault::denied)?;
+                self.writable()?.room(&source, bytes, inodes).map(|()| Value::Null)
+            }
+            Request::Fresh { source } => {
+                check_name(&source).map_err(Fault::denied)?;
+                self.fresh(&source).map(|_| Value::Null)
+            }
             Request::Clone { source } => self.clone_base(&source, input),
             Request::Drop { source } => self.drop_paths(&source, input),
             Request::Receive { .. } => self.receive(&request, input, output),
@@ -96,9 +104,7 @@ impl Serving {
                 self.writable = None;
                 value(published)
             }
-            Request::Abort { discard } => {
-                self.writable.take().map_or(Ok(()), |w| w.abort(discard)).map(|()| Value::Null)
-            }
+            Request::Discard => discard(&self.store).map(|()| Value::Null),
             Request::List => {
                 self.store.check()?;
                 let (snapshots, damaged) = self.store.snapshots()?;
@@ -136,16 +142,23 @@ impl Serving {
         check_name(source).map_err(Fault::denied)?;
         let writable = self.writable()?;
         let base = writable.base_dir(source)?.context("the base does not hold this source")?;
-        let top = open_dir(&writable.dir, PARTIAL.as_bytes()).context("there is no partial snapshot")?;
-        remove(&top, Path::new(source))?;
-        let linked = clone::clone(&base, &writable.source_dir(PARTIAL, source)?, &left_out)?;
+        let linked = clone::clone(&base, &self.fresh(source)?, &left_out)?;
         Ok(json!({"linked": linked}))
     }
 
-    fn drop_paths(&self, source: &str, input: &mut impl Read) -> Result<Value> {
-        check_name(source).map_err(Fault::denied)?;
+    /// The folder of `source` in the partial snapshot, made anew.
+    fn fresh(&self, source: &str) -> Result<File> {
         let writable = self.writable()?;
-        let partial = writable.source_dir(PARTIAL, source)?;
+        let top = open_dir(&writable.dir, PARTIAL.as_bytes()).context("there is no partial snapshot")?;
+        remove(&top, Path::new(source))?;
+        writable.source_dir(PARTIAL, source)
+    }
+
+    fn drop_paths(&self, source: &str, input: &mut impl Read) -> Result<Value> {
+        let ready = check_name(source)
+            .map_err(|m| Fault::denied(m).into())
+            .and_then(|()| self.writable()?.source_dir(PARTIAL, source));
+        let partial = or_skip_list(ready, input)?;
         let mut count = 0;
         protocol::read_list(input, |path| {
             protocol::check_path(path)?;
@@ -164,18 +177,23 @@ impl Serving {
     }
 
     fn merge(&mut self, source: String, times: bool, again: bool, input: &mut impl Read) -> Result<Value> {
-        check_name(&source).map_err(Fault::denied)?;
-        let writable = self.writable.as_ref().context("no snapshot has been begun")?;
-        let mut merge = Merge::new(
-            writable.source_dir(PARTIAL, &source)?,
-            writable.source_dir(INCOMING, &source)?,
-            if times { writable.resume_dir(&source)? } else { None },
-            writable.base_dir(&source)?,
-            again,
-        );
+        let mut merge = or_skip_list(self.merger(&source, times, again), input)?;
         let dir_times = self.times.entry(source).or_default();
         protocol::read_list(input, |item| merge.take(&Record::decode(item)?, dir_times))?;
         value(merge.finish())
+    }
+
+    fn merger(&self, source: &str, times: bool, again: bool) -> Result<Merge> {
+        check_name(source).map_err(Fault::denied)?;
+        let writable = self.writable()?;
+        // A later pass was compared with the partial snapshot alone.
+        let (resume, base) = match again {
+            true => (None, None),
+            false => (if times { writable.resume_dir(source)? } else { None }, writable.base_dir(source)?),
+        };
+        let (partial, incoming) =
+            (writable.source_dir(PARTIAL, source)?, writable.source_dir(INCOMING, source)?);
+        Ok(Merge::new(partial, incoming, resume, base, again, times))
     }
 
     /// Runs the receiving rsync with its stdin and stdout in stream frames. It inherits the lock, so that
@@ -275,7 +293,12 @@ impl Serving {
                 compare.push(path([&base.date, source]));
             }
         }
-        let mut cmd = Cmd::from_argv(&writable.store.rsync)?.args(["--server", &short, "--numeric-ids"]);
+        let mut cmd = Cmd::from_argv(&writable.store.rsync)?.args([
+            "--server",
+            &short,
+            "--modify-window=-1",
+            "--numeric-ids",
+        ]);
         for dir in compare {
             cmd = cmd.arg("--compare-dest").arg(dir);
         }
@@ -285,6 +308,15 @@ impl Serving {
         let into = Path::new(INCOMING).join(source).join("");
         Ok(cmd.arg(".").arg(into).dir(&writable.store.path).inherit(writable.lock.fd()))
     }
+}
+
+/// `ready`, or its error after the list that follows the request has been read, so that the conversation stays
+/// in step.
+fn or_skip_list<T>(ready: Result<T>, input: &mut impl Read) -> Result<T> {
+    if ready.is_err() {
+        protocol::read_list(input, |_| Ok(()))?;
+    }
+    ready
 }
 
 /// Waits for child `pid` without taking its status away; 255 if a signal ended it.

@@ -25,7 +25,7 @@ use crate::maintenance;
 use crate::progress::Progress;
 use crate::protocol::{Merged, Opened, Published, Request};
 use crate::rsync::Transfer;
-use crate::settings::{DATABASE, Settings};
+use crate::settings::{DATABASE, Place, Settings};
 use crate::source::{Checked, Source};
 use crate::store::meta::{Consistency, SourceMeta};
 use crate::tree::{Changes, Stamp, Tree};
@@ -88,6 +88,7 @@ impl Session {
     /// Reaches the store, takes its lock, and clears what an interrupted run left.
     pub fn begin(settings: Settings, allow: Allow, report: &mut Report) -> Result<Session> {
         let started_at = common::status::now();
+        store_apart(&settings)?;
         let mut far = Far::connect(&settings)?;
         let opened: Opened = far.ask(&Request::Open)?;
         for warning in &opened.warnings {
@@ -161,7 +162,19 @@ impl Session {
             }
         }
         let after = maintenance::proof(&self.settings)?;
+        let left_out = self
+            .settings
+            .sources
+            .iter()
+            .find(|s| s.name != DATABASE && !sources.iter().any(|o| o.name == s.name));
         self.seal = match (before, after) {
+            (Ok(_), Ok(_)) if left_out.is_some() => {
+                report.warn(
+                    "not-sealed",
+                    format!("not sealed: source {} was not settled", left_out.map_or("", |s| &s.name)),
+                );
+                None
+            }
             (Ok(a), Ok(b)) if a.run_id == b.run_id => Some(b),
             (Ok(_), Ok(_)) => {
                 report.warn("not-sealed", "maintenance was switched off and on again meanwhile");
@@ -202,6 +215,9 @@ impl Session {
         });
         let published: Published = self.far.ask(&Request::Publish { meta })?;
         report.changed = true;
+        for warning in &published.warnings {
+            report.warn_value(warning.clone());
+        }
         report.set("date", published.date.as_str());
         report.set("path", published.path.as_str());
         report.set("id", published.id.as_str());
@@ -213,11 +229,6 @@ impl Session {
             report.warn("index-lost", format!("the next run will compare everything: {error:#}"));
         }
         Ok(())
-    }
-
-    /// Gives up; what has arrived is kept for the next run unless `discard`.
-    pub fn abort(mut self, discard: bool) -> Result<()> {
-        self.far.ask(&Request::Abort { discard })
     }
 
     /// Refuses what must not be published: not all sources, not sealed, a dump of another run.
@@ -280,7 +291,15 @@ impl Session {
         };
         let first = again.is_none();
         let mut plan = match again {
-            Some(before) => Plan::again(before, &mut tree, checked.distrust.is_some()),
+            Some(before) => {
+                same_file_system(&source, &checked, &before.meta(), &tree, allow)?;
+                let known = before.tree.len();
+                let plan = Plan::again(before, &mut tree, checked.distrust.is_some());
+                if source.name != DATABASE {
+                    not_shrunk(&source, known, plan.changes.vanished, allow)?;
+                }
+                plan
+            }
             None => self.first(&source, &checked, &mut tree, allow, report)?,
         };
         self.prepare(&source, &tree, &mut plan, first)?;
@@ -322,6 +341,7 @@ impl Session {
                 not_shrunk(source, known, changes.vanished, allow)?;
                 Ok(Plan {
                     changes,
+                    all: false,
                     clone: true,
                     checksum: true,
                     counts: Counts { way: "index", ..Counts::default() },
@@ -370,20 +390,13 @@ impl Session {
 
     /// Is there room? Then: clone the base, or remove what must not stay.
     fn prepare(&mut self, source: &Source, tree: &Tree, plan: &mut Plan, first: bool) -> Result<()> {
-        let marked = tree.dirs.values().flat_map(|d| d.entries()).filter(|(_, e)| e.changed);
-        let (mut bytes, mut inodes) = (0u64, 0u64);
-        for (_, entry) in marked {
-            bytes += entry.allocated.min(entry.meta.size.next_multiple_of(4096));
-            inodes += 1;
+        if let Some((bytes, inodes)) = self.estimate(source, tree, plan, first) {
+            let () = self.far.ask(&Request::Room { source: source.name.clone(), bytes, inodes })?;
         }
-        if first {
-            // Directories cannot be linked: each is made anew, and takes a block.
-            bytes += tree.dirs.len() as u64 * 4096;
-            inodes += tree.dirs.len() as u64;
-        }
-        let () = self.far.ask(&Request::Room { bytes, inodes })?;
         let name = source.name.clone();
-        if plan.clone {
+        if first && !plan.clone {
+            let () = self.far.ask(&Request::Fresh { source: name })?;
+        } else if plan.clone {
             let left_out = plan.changes.dropped.iter().chain(&plan.changes.replaced);
             let reply: Value = self.far.ask_with_list(&Request::Clone { source: name }, |list| {
                 left_out.into_iter().try_for_each(|path| list.path(path))
@@ -395,6 +408,26 @@ impl Session {
             })?;
         }
         Ok(())
+    }
+
+    /// Bytes and inodes this pass will take at most; `None` if that cannot be told: everything is compared, and
+    /// what is found unchanged takes nothing.
+    fn estimate(&self, source: &Source, tree: &Tree, plan: &Plan, first: bool) -> Option<(u64, u64)> {
+        let held = self.opened.base.as_ref().and_then(|b| b.source(&source.name));
+        // Directories cannot be linked: each is made anew in every snapshot, and takes a block.
+        let dirs = tree.dirs.len() as u64;
+        if plan.all && !first {
+            return None;
+        }
+        if let (true, Some(held)) = (plan.all, held) {
+            // Sparse files take less than their size.
+            let bytes = tree.allocated().min(tree.bytes()).saturating_sub(held.bytes);
+            return Some((bytes + dirs * 4096, tree.len().saturating_sub(held.paths) + dirs));
+        }
+        let marked = tree.dirs.values().flat_map(|d| d.entries()).filter(|(_, e)| e.changed);
+        let size = |e: &crate::tree::Entry| e.allocated.min(e.meta.size.next_multiple_of(4096));
+        let (bytes, inodes) = marked.fold((0, 0), |(b, i), (_, e)| (b + size(e), i + 1));
+        Some(if first { (bytes + dirs * 4096, inodes + dirs) } else { (bytes, inodes) })
     }
 
     /// Sends what is marked, has it put in its place, and distrusts what moved meanwhile.
@@ -441,7 +474,8 @@ impl Session {
         if marked == 0 {
             return Ok(0);
         }
-        let list = list_file(&self.settings.state, marked_in(tree, &dirs).map(|(path, _)| path))?;
+        let list =
+            list_file(&self.settings.state, marked_in(tree, &dirs).map(|(path, _)| uncommented(path)))?;
         let files = marked_in(tree, &dirs).filter(|(_, e)| e.meta.is_file());
         let bytes = files.map(|(_, e)| e.allocated.min(e.meta.size)).sum();
         progress.begin(format!("{name}: {marked} paths"), bytes);
@@ -459,6 +493,15 @@ impl Session {
         counts.merged.linked += merged.linked;
         counts.merged.resumed += merged.resumed;
         let moved = distrust_moved(&checked.dir, tree)?;
+        if merged.missing > 0 && moved == 0 && !sent.vanished {
+            return Err(Fault::failed(format!(
+                "source {name}: rsync passed over {} paths that are there: {}",
+                merged.missing,
+                merged.missing_names.join(", ")
+            ))
+            .hint("this is a bug, or an odd rsync: please report it with the names")
+            .into());
+        }
         Ok(moved.max(u64::from(sent.vanished || merged.missing > 0)))
     }
 
@@ -509,6 +552,8 @@ impl Taken {
 #[derive(Debug)]
 struct Plan {
     changes: Changes,
+    /// Everything is marked, whether it changed or not.
+    all: bool,
     clone: bool,
     checksum: bool,
     counts: Counts,
@@ -517,17 +562,17 @@ struct Plan {
 impl Plan {
     fn full(tree: &mut Tree, way: &'static str) -> Plan {
         let counts = Counts { way, ..Counts::default() };
-        Plan { changes: tree.mark_all(), clone: false, checksum: true, counts }
+        Plan { changes: tree.mark_all(), all: true, clone: false, checksum: true, counts }
     }
 
     /// A later pass: what differs from the walk before; everything where that cannot be relied on.
     fn again(before: Taken, tree: &mut Tree, distrust: bool) -> Plan {
         let mut changes = tree.mark_changes(&before.tree);
         if distrust {
-            let dropped = std::mem::take(&mut changes.dropped);
-            changes = Changes { dropped, ..tree.mark_all() };
+            let Changes { dropped, vanished, .. } = changes;
+            changes = Changes { dropped, vanished, ..tree.mark_all() };
         }
-        Plan { changes, clone: false, checksum: true, counts: before.counts }
+        Plan { changes, all: distrust, clone: false, checksum: true, counts: before.counts }
     }
 }
 
@@ -632,6 +677,25 @@ fn same_file_system(
     Ok(())
 }
 
+/// A store inside a source would be copied into itself.
+fn store_apart(settings: &Settings) -> Result<()> {
+    let Place::Local(store) = &settings.store else { return Ok(()) };
+    let Ok(store) = store.canonicalize() else { return Ok(()) };
+    for source in &settings.sources {
+        if source.path.canonicalize().is_ok_and(|path| store.starts_with(path)) {
+            return Err(Fault::config(format!(
+                "the store {} lies inside source {} ({}): each snapshot would hold all before it",
+                store.display(),
+                source.name,
+                source.path.display()
+            ))
+            .hint("put the store elsewhere, best on another disk")
+            .into());
+        }
+    }
+    Ok(())
+}
+
 fn not_shrunk(source: &Source, known: u64, vanished: u64, allow: Allow) -> Result<()> {
     if allow.shrink || known < SHRINK_FROM || vanished * 100 <= known * SHRINK_PERCENT {
         return Ok(());
@@ -667,6 +731,11 @@ fn resolve(source: &Source) -> Result<(Source, Option<String>)> {
         })?;
     let run = dump["run_id"].as_str().map(str::to_owned);
     Ok((Source { path, ..source.clone() }, run))
+}
+
+/// rsync takes a listed path that begins with `#` or `;` for a comment, also in a list of NUL-separated paths.
+fn uncommented(path: Vec<u8>) -> Vec<u8> {
+    if path.starts_with(b"#") || path.starts_with(b";") { [b"./", &path[..]].concat() } else { path }
 }
 
 /// The NUL-separated list of `paths` for rsync, in a file that has no name, so it is gone with us.

@@ -110,8 +110,11 @@ impl Options {
         let snapshot = &profile.snapshot;
         let mut ssh = snapshot.ssh.clone();
         ssh.port = self.port.or(ssh.port);
-        ssh.identity = self.identity.clone().or(ssh.identity);
-        ssh.known_hosts = self.known_hosts.clone().or(ssh.known_hosts);
+        // ssh runs in another folder than the one relative paths are meant from.
+        let absolute =
+            |p: &PathBuf| std::path::absolute(p).with_context(|| format!("cannot resolve {}", p.display()));
+        ssh.identity = self.identity.as_ref().map(absolute).transpose()?.or(ssh.identity);
+        ssh.known_hosts = self.known_hosts.as_ref().map(absolute).transpose()?.or(ssh.known_hosts);
         ssh.remote_program = self.remote_program.clone().or(ssh.remote_program);
         let day = Span(Duration::from_secs(24 * 3600));
         Ok(Settings {
@@ -188,6 +191,11 @@ impl Options {
 impl Settings {
     /// The sources to be taken now: those chosen, else all. At least one.
     pub fn wanted(&self) -> Result<Vec<Source>> {
+        if let Some(name) = self.chosen.iter().find(|c| !self.sources.iter().any(|s| s.name == **c)) {
+            return Err(Fault::config(format!("the snapshot under way has no source '{name}'"))
+                .hint("name all sources in the profile, or in the first stage")
+                .into());
+        }
         let wanted = |s: &&Source| self.chosen.is_empty() || self.chosen.contains(&s.name);
         let list: Vec<_> = self.sources.iter().filter(wanted).cloned().collect();
         if list.is_empty() {

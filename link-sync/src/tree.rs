@@ -178,6 +178,11 @@ impl Tree {
         self.dirs.values().flat_map(|d| &d.entries).filter(|e| e.meta.is_file()).map(|e| e.meta.size).sum()
     }
 
+    /// Sum of what its entries occupy, in bytes.
+    pub fn allocated(&self) -> u64 {
+        self.dirs.values().flat_map(|d| &d.entries).map(|e| e.allocated).sum()
+    }
+
     /// Every entry with its path; directories before what is in them is not promised.
     pub fn iter(&self) -> impl Iterator<Item = (Vec<u8>, &Entry)> {
         self.dirs.iter().flat_map(|(path, dir)| dir.entries().map(move |(name, e)| (join(path, name), e)))

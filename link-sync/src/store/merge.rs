@@ -20,6 +20,9 @@ use super::{attributes, ensure_dir, open_dir, split};
 use crate::protocol::{Merged, Record, check_path};
 use crate::walk::show;
 
+/// How many missing paths are named.
+const NAMED: usize = 10;
+
 /// The trees of one source that a merge works on.
 #[derive(Debug)]
 pub struct Merge {
@@ -29,6 +32,8 @@ pub struct Merge {
     partial: File,
     /// The partial snapshot was compared with, so what is there stays.
     again: bool,
+    /// Modification times count.
+    times: bool,
     merged: Merged,
 }
 
@@ -67,6 +72,7 @@ impl Merge {
         resume: Option<File>,
         base: Option<File>,
         again: bool,
+        times: bool,
     ) -> Merge {
         Merge {
             incoming: Place::new(incoming),
@@ -74,6 +80,7 @@ impl Merge {
             base: base.map(Place::new),
             partial,
             again,
+            times,
             merged: Merged::default(),
         }
     }
@@ -101,7 +108,7 @@ impl Merge {
                 attributes::copy(&received, &ensure_dir(&self.partial, &record.path)?)?;
                 times.insert(record.path.clone(), record.mtime);
             }
-            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV) => self.merged.missing += 1,
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV) => self.missing(record),
             Err(e) => return Err(e.into()),
         }
         Ok(())
@@ -121,32 +128,47 @@ impl Merge {
         if let Some(place) = &mut self.resume
             && let Some(from) = place.dir(dir)?
             && let Some(stat) = look(from, name)?
-            && is_of(&stat, record)
+            && is_of(&stat, record, true)
         {
             renameat(from, name, &ensure_dir(&self.partial, dir)?, name)?;
             self.merged.resumed += 1;
             return Ok(());
         }
-        let into = ensure_dir(&self.partial, dir)?;
-        let there = look(&into, name)?.is_some();
-        if there && self.again {
-            self.merged.linked += 1;
+        let times = self.times;
+        // A file rsync found unchanged has the size and time it had at the source; another one it passed over.
+        let unchanged = |stat: &FileStat| record.kind != libc::S_IFREG || is_of(stat, record, times);
+        let there = match open_dir(&self.partial, dir) {
+            Ok(into) => look(&into, name)?.map(|stat| (into, stat)),
+            Err(_) => None,
+        };
+        if self.again {
+            match there {
+                Some((_, stat)) if unchanged(&stat) => self.merged.linked += 1,
+                _ => self.missing(record),
+            }
             return Ok(());
         }
         if let Some(place) = &mut self.base
-            && !self.again
             && let Some(from) = place.dir(dir)?
-            && look(from, name)?.is_some()
+            && let Some(stat) = look(from, name)?
+            && unchanged(&stat)
         {
-            if there {
+            if let Some((into, _)) = there {
                 unlinkat(&into, name, UnlinkatFlags::NoRemoveDir)?;
             }
-            linkat(from, name, &into, name, AtFlags::empty())?;
+            linkat(from, name, &ensure_dir(&self.partial, dir)?, name, AtFlags::empty())?;
             self.merged.linked += 1;
             return Ok(());
         }
-        self.merged.missing += 1;
+        self.missing(record);
         Ok(())
+    }
+
+    fn missing(&mut self, record: &Record) {
+        self.merged.missing += 1;
+        if self.merged.missing_names.len() < NAMED {
+            self.merged.missing_names.push(show(&record.path));
+        }
     }
 }
 
@@ -160,9 +182,8 @@ fn look(dir: &File, name: &OsStr) -> Result<Option<FileStat>> {
     }
 }
 
-/// Whether a file of an interrupted run is the one rsync found unchanged, and not the base's: the two
-/// never have the same size and time (see `open`).
-fn is_of(stat: &FileStat, record: &Record) -> bool {
+/// Whether a file has the size, and if they count the time, of `record`.
+fn is_of(stat: &FileStat, record: &Record, times: bool) -> bool {
     let mtime = (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0));
-    u64::try_from(stat.st_size) == Ok(record.size) && mtime == record.mtime
+    u64::try_from(stat.st_size) == Ok(record.size) && (!times || mtime == record.mtime)
 }

@@ -106,8 +106,9 @@ impl Store {
         let (mut good, mut damaged) = (Vec::new(), Vec::new());
         for name in names {
             match SnapshotMeta::load(&self.path.join(&name)) {
-                Ok(meta) if meta.date == name => good.push(meta),
-                _ => damaged.push(name),
+                // The folder's name counts: a person may have put a wrong clock right.
+                Ok(meta) => good.push(SnapshotMeta { date: name, ..meta }),
+                Err(_) => damaged.push(name),
             }
         }
         Ok((good, damaged))

@@ -95,6 +95,16 @@ pub fn open(store: &Store) -> Result<Writable> {
     Ok(Writable { store: store.clone(), dir, id, base, resumed, xattrs, acls, warnings, lock })
 }
 
+/// Removes the partial snapshot and all that an interrupted run left.
+pub fn discard(store: &Store) -> Result<()> {
+    let dir = store.check()?;
+    let _lock = Lock::exclusive(&store.path.join(".lock"), &format!("the store {}", store.path.display()))?;
+    for name in [TRASH, PARTIAL, INCOMING, RESUME] {
+        remove(&dir, Path::new(name))?;
+    }
+    Ok(())
+}
+
 /// A name from a clock that stands behind the newest snapshot would sort as an old one.
 fn check_clock(base: Option<&SnapshotMeta>) -> Result<()> {
     let now = jiff::Timestamp::now().strftime(DATE_FORMAT).to_string();
@@ -143,8 +153,12 @@ fn keep_received(dir: &File, base: Option<&File>) -> Result<()> {
             }) {
                 return Ok(());
             }
-            let target = ensure_dir(dir, &crate::tree::join(RESUME.as_bytes(), parent))?;
-            renameat(found.parent, found.name, &target, found.name).context("cannot keep what was received")
+            // What is in its way there, of another type by an earlier run, or too deep, is sent again: that costs
+            // time, and must not keep a snapshot from being made.
+            if let Ok(target) = ensure_dir(dir, &crate::tree::join(RESUME.as_bytes(), parent)) {
+                renameat(found.parent, found.name, &target, found.name).ok();
+            }
+            Ok(())
         })?;
     }
     Ok(())
@@ -166,8 +180,19 @@ fn abilities(dir: &File) -> Result<(bool, bool)> {
 }
 
 impl Writable {
-    /// Refuses when `bytes` more, or `inodes` more, would not fit.
-    pub fn room(&self, bytes: u64, inodes: u64) -> Result<()> {
+    /// Refuses when `bytes` more of `source`, or `inodes` more, would not fit. What an interrupted run received
+    /// is there already.
+    pub fn room(&self, source: &str, bytes: u64, inodes: u64) -> Result<()> {
+        let (mut held, mut held_inodes) = (0, 0);
+        if let Some(dir) = self.resume_dir(source)? {
+            visit::each(&dir, |found| {
+                let stat = fstatat(found.parent, found.name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+                held += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+                held_inodes += 1;
+                Ok(())
+            })?;
+        }
+        let (bytes, inodes) = (bytes.saturating_sub(held), inodes.saturating_sub(held_inodes));
         let stat = nix::sys::statvfs::fstatvfs(&self.dir).context("cannot ask for the store's free room")?;
         let free = stat.blocks_available().saturating_mul(stat.fragment_size());
         let shown = self.store.path.display();
@@ -216,16 +241,6 @@ impl Writable {
         let top = ensure_dir(&self.dir, INCOMING.as_bytes())?;
         remove(&top, Path::new(source))?;
         ensure_dir(&top, source.as_bytes())
-    }
-
-    /// Gives up; keeps the partial snapshot unless `discard`.
-    pub fn abort(&self, discard: bool) -> Result<()> {
-        if discard {
-            for name in [PARTIAL, INCOMING, RESUME] {
-                self.discard(name)?;
-            }
-        }
-        Ok(())
     }
 
     /// Renames `name` away first, so that a half-removed tree never has a meaning, then removes it.

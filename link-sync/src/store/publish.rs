@@ -50,17 +50,23 @@ pub fn publish(writable: &Writable, meta: Value, times: &Times) -> Result<Publis
     let text = format!("{}\n", serde_json::to_string_pretty(&meta)?);
     common::durable::write(&folder.join("snapshot.json"), text.as_bytes(), 0o600)?;
     common::durable::write(&folder.join("lock"), b"", 0o600)?;
+    // Before the name changes: what an interrupted run received was compared with this base, not with the next.
+    for leftover in [INCOMING, RESUME] {
+        writable.discard(leftover)?;
+    }
     writable.store.check().context("the store changed while the snapshot was made")?;
     // One call for the whole file system: it returns when all of it is on the disk, or says why not.
     nix::unistd::syncfs(&writable.dir).context("cannot make the snapshot durable")?;
     renameat2(&writable.dir, PARTIAL, &writable.dir, date.as_str(), RenameFlags::RENAME_NOREPLACE)
         .context("cannot publish the snapshot")?;
     writable.dir.sync_all().context("cannot make the new snapshot's name durable")?;
-    point_latest(&writable.dir, &date, false)?;
-    for leftover in [INCOMING, RESUME] {
-        writable.discard(leftover)?;
-    }
-    Ok(Published { id: meta.id, path: writable.store.path.join(&date).display().to_string(), date })
+    // It is published now, whatever else happens; the next run puts `latest` right.
+    let latest = point_latest(&writable.dir, &date, false).err();
+    let warnings = latest
+        .map(|e| json!({"kind": "latest-not-moved", "message": format!("{e:#}")}))
+        .into_iter()
+        .collect();
+    Ok(Published { warnings, id: meta.id, path: writable.store.path.join(&date).display().to_string(), date })
 }
 
 /// The first whole second from now that no snapshot is named after, and that is later than all.
