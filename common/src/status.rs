@@ -184,7 +184,10 @@ fn outcome(report: &Report, error: Option<&anyhow::Error>) -> (&'static str, u8)
 /// `error` of the status object; also says it on stderr.
 fn error_value(tool: &str, error: &anyhow::Error) -> Value {
     let described = describe(error);
-    tell(format_args!("{tool}: {error:#}"));
+    // The causes are told too, also those of an error that another process described.
+    let causes = described["causes"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let line = causes.fold(error.to_string(), |line, cause| line + ": " + cause);
+    tell(format_args!("{tool}: {line}"));
     if let Some(hint) = described["hint"].as_str() {
         tell(format_args!("{tool}: hint: {hint}"));
     }

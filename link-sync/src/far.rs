@@ -173,12 +173,12 @@ impl Far {
                     "compare the key's fingerprint on {host} (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then add it here: ssh-keyscan HOST >> known_hosts"
                 )
             }
-            () if said.contains("Permission denied") => {
+            () if said.contains("Permission denied (") => {
                 format!(
                     "put this machine's public key into ~/.ssh/authorized_keys of {host} (README, setting up S2)"
                 )
             }
-            () if code == 127 || said.contains("not found") || said.contains("No such file") => {
+            () if matches!(code, 126 | 127) || said.contains("not found") || said.contains("No such file") => {
                 format!("install link-sync on {host}, or set remote_program in [snapshot.ssh]")
             }
             () => format!("does `ssh {host} link-sync --version` work by hand?"),
