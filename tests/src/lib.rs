@@ -74,9 +74,12 @@ pub fn judge(output: Output) -> Ran {
     if stdout.is_empty() && (code == 2 || code == 137) {
         return Ran { code, json: Value::Null, stderr };
     }
-    let line = stdout.strip_suffix('\n').unwrap_or_else(|| panic!("stdout does not end in a newline: {stdout:?}\n{stderr}"));
+    let line = stdout
+        .strip_suffix('\n')
+        .unwrap_or_else(|| panic!("stdout does not end in a newline: {stdout:?}\n{stderr}"));
     assert!(!line.contains('\n'), "more than one line on stdout: {stdout}");
-    let json: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("not JSON ({e}): {line}\n{stderr}"));
+    let json: Value =
+        serde_json::from_str(line).unwrap_or_else(|e| panic!("not JSON ({e}): {line}\n{stderr}"));
     check_status(&json);
     assert_eq!(json["exit_code"], code, "exit_code is not the exit code: {json:#}\n{stderr}");
     Ran { code, json, stderr }
@@ -85,7 +88,8 @@ pub fn judge(output: Output) -> Ran {
 /// Panics unless `object` keeps the contract in `docs/status.schema.json`.
 #[track_caller]
 pub fn check_status(object: &Value) {
-    let schema = std::fs::read_to_string(repo().join("docs/status.schema.json")).expect("the schema is there");
+    let schema =
+        std::fs::read_to_string(repo().join("docs/status.schema.json")).expect("the schema is there");
     let schema: Value = serde_json::from_str(&schema).expect("the schema is JSON");
     let validator = jsonschema::validator_for(&schema).expect("the schema is a schema");
     let errors: Vec<String> =
