@@ -178,7 +178,10 @@ impl Far {
                     "put this machine's public key into ~/.ssh/authorized_keys of {host} (README, setting up S2)"
                 )
             }
-            () if matches!(code, 126 | 127) || said.contains("not found") || said.contains("No such file") => {
+            () if matches!(code, 126 | 127)
+                || said.contains("not found")
+                || said.contains("No such file") =>
+            {
                 format!("install link-sync on {host}, or set remote_program in [snapshot.ssh]")
             }
             () => format!("does `ssh {host} link-sync --version` work by hand?"),
