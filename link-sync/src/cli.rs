@@ -163,7 +163,7 @@ pub struct Diff {
 /// Options of `serve`.
 #[derive(Args, Clone, Debug)]
 pub struct Serve {
-    /// Profile on this machine; its [store] fixes the place.
+    /// Profile on this machine; its `store` table fixes the place.
     pub profile: Option<String>,
     /// A profile elsewhere.
     #[arg(long, value_name = "FILE")]

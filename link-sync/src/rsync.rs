@@ -183,7 +183,7 @@ fn all_gone(files: &[String]) -> bool {
 /// The names in rsync's complaints, as it wrote them.
 fn named_files(said: &str) -> Vec<String> {
     let mut files: Vec<String> = Vec::new();
-    for line in said.lines().filter(|l| l.contains("failed") || l.contains("cannot")) {
+    for line in said.lines().filter(|l| ["failed", "cannot", "read errors"].iter().any(|w| l.contains(w))) {
         let Some((_, rest)) = line.split_once('"') else { continue };
         let Some((name, _)) = rest.rsplit_once('"') else { continue };
         if !files.iter().any(|f| f == name) {

@@ -286,7 +286,16 @@ impl Session {
             .with_context(|| format!("cannot write back {}", source.path.display()))?;
         let mut tree = walk(&checked.dir, &source.path, &checked.excludes)?;
         let again = match self.taken.iter().position(|t| t.source.name == source.name) {
-            Some(at) => Some(self.taken.swap_remove(at)).filter(|t| t.source.path == source.path),
+            Some(at) => {
+                let before = self.taken.swap_remove(at);
+                if before.source.path == source.path {
+                    Some(before)
+                } else {
+                    // A newer dump: nothing of the older one may stay beside it.
+                    self.forget(&before)?;
+                    None
+                }
+            }
             None => None,
         };
         let first = again.is_none();
@@ -313,6 +322,16 @@ impl Session {
             source,
         });
         Ok(moved)
+    }
+
+    /// Removes all of a source from the partial snapshot.
+    fn forget(&mut self, before: &Taken) -> Result<()> {
+        let top = before.tree.dirs.get(&b""[..]);
+        let request = Request::Drop { source: before.source.name.clone() };
+        let _dropped: Value = self.far.ask_with_list(&request, |list| {
+            top.into_iter().flat_map(|d| d.entries()).try_for_each(|(name, _)| list.path(name))
+        })?;
+        Ok(())
     }
 
     /// How to begin: with the index of the base, or the full way.

@@ -73,7 +73,9 @@ pub fn publish(writable: &Writable, meta: Value, times: &Times) -> Result<Publis
 fn free_date(writable: &Writable) -> Result<String> {
     for _ in 0..3 {
         let date = jiff::Timestamp::now().strftime(DATE_FORMAT).to_string();
-        if writable.base.as_ref().is_none_or(|b| b.date < date) {
+        // A damaged snapshot is no base, but its name is taken.
+        let taken = writable.store.path.join(&date).symlink_metadata().is_ok();
+        if !taken && writable.base.as_ref().is_none_or(|b| b.date < date) {
             return Ok(date);
         }
         std::thread::sleep(std::time::Duration::from_millis(500));
