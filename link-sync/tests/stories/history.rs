@@ -1,0 +1,166 @@
+//! The promise itself: whatever happens to a source between snapshots, the newest one is what the source
+//! is, and every older one is what it was.
+//!
+//! `LINK_SYNC_CASES=500` tries more; a failure prints the smallest list of changes that was found.
+
+use std::cell::RefCell;
+use std::path::Path;
+
+use proptest::collection::vec;
+use proptest::prelude::{Strategy, any};
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
+
+use crate::changes::{self, Change, KINDS};
+use crate::picture::{Picture, picture};
+use crate::world::{Account, Disk, World, first, ok, private};
+
+/// One step of a story: is the index lost before it, and what changes.
+type Step = (bool, Vec<Change>);
+
+fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
+    let change = (0..KINDS, any::<u32>(), any::<u32>());
+    vec((proptest::bool::weighted(0.3), vec(change, 0..25)), 1..=most)
+}
+
+fn cases(usual: u32) -> u32 {
+    std::env::var("LINK_SYNC_CASES").map_or(usual, |n| n.parse().expect("LINK_SYNC_CASES is a number"))
+}
+
+/// Stories told at once.
+const THREADS: u32 = 6;
+
+/// Runs `story` for many random lists of steps, with panics as failures that can be shrunk.
+fn try_many(cases: u32, most: usize, story: impl Fn(&[Step])) {
+    let config = Config { cases, max_shrink_iters: 80, failure_persistence: None, ..Config::default() };
+    let result = TestRunner::new(config).run(&steps(most), |steps| {
+        let story = std::panic::AssertUnwindSafe(|| story(&steps));
+        std::panic::catch_unwind(story).map_err(|panic| {
+            let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+            let said = text.or_else(|| panic.downcast_ref::<String>().cloned());
+            TestCaseError::fail(said.unwrap_or_else(|| "it panicked".into()))
+        })
+    });
+    if let Err(error) = result {
+        panic!("{error}");
+    }
+}
+
+/// Forgets what the store holds, so that the next run must compare everything.
+fn lose_index(world: &World) -> bool {
+    std::fs::remove_file(world.state.join("index-docs")).is_ok()
+}
+
+/// What the newest snapshot of a store under an ordinary account gives back.
+fn restored(snapshot: &Path, to: &Path) -> Picture {
+    private(to);
+    let (from, to_dir) = (format!("{}/", snapshot.display()), format!("{}/", to.display()));
+    ok("rsync", &["-aAX", "--numeric-ids", "--fake-super", "-M--super", &from, &to_dir]);
+    picture(to)
+}
+
+/// Without what rsync 3.5 loses with fake-super: the ACLs of a folder that has extended attributes too, when
+/// it sets that folder's attributes twice (it removes its own `user.rsync.%aacl` as one that should not be there).
+fn without_acls_that_rsync_loses(mut picture: Picture) -> Picture {
+    for seen in picture.0.values_mut().filter(|s| s.mode & libc::S_IFMT == libc::S_IFDIR) {
+        if seen.xattrs.keys().any(|k| k.starts_with(b"user.")) {
+            seen.xattrs.retain(|k, _| !k.starts_with(b"system.posix_acl_"));
+        }
+    }
+    picture
+}
+
+/// With `restore`, the store keeps owners in attributes, and what is compared is what comes back.
+fn story(disk: &RefCell<Disk>, steps: &[Step], make: impl Fn(&Disk) -> World, restore: bool) {
+    let disk = disk.borrow();
+    let world = make(&disk);
+    changes::begin(&world.source);
+    // What is older than two seconds may be believed by its stamps.
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    world.snapshot(&[]).expect(0);
+    let mut history: Vec<(String, Picture)> = Vec::new();
+    for (n, (lose, list)) in std::iter::once(&(false, Vec::new())).chain(steps).enumerate() {
+        for change in list {
+            changes::apply(&world.source, *change);
+        }
+        let full = *lose && lose_index(&world);
+        let before = picture(&world.source);
+        let ran = world.snapshot(&["--allow-shrink"]).expect(0);
+        assert_eq!(first(&ran)["way"], if full { "full" } else { "index" });
+        before.same_as(&picture(&world.source));
+        let date = ran.json["data"]["date"].as_str().unwrap().to_owned();
+        let newest = world.store.join(&date);
+        let held = match restore {
+            true => {
+                let back = restored(&newest.join("docs"), &world.dir.join(format!("restored-{n}")));
+                without_acls_that_rsync_loses(back)
+            }
+            false => picture(&newest.join("docs")),
+        };
+        let before = if restore { without_acls_that_rsync_loses(before) } else { before };
+        let wrong = before.differences(&held);
+        assert!(
+            wrong.is_empty(),
+            "step {n} (full: {full}), the newest is not the source:\n{}",
+            wrong.join("\n")
+        );
+        for (old, then) in &history {
+            let wrong = then.differences(&picture(&world.store.join(old)));
+            assert!(wrong.is_empty(), "step {n} (full: {full}) changed {old}:\n{}", wrong.join("\n"));
+        }
+        history.push((date, picture(&newest)));
+    }
+}
+
+/// A world on `disk`, in an empty folder of it.
+fn fresh(disk: &Disk) -> World {
+    for entry in std::fs::read_dir(&disk.path).unwrap() {
+        ok("rm", &["-rf", "--", entry.unwrap().path().to_str().unwrap()]);
+    }
+    World::on(disk)
+}
+
+#[test]
+fn a_snapshot_is_what_the_source_is_and_history_stays_what_it_was() {
+    // Several at a time: each waits more than it works, as dates are whole seconds.
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                let disk = RefCell::new(Disk::new(600));
+                try_many(cases(24).div_ceil(THREADS), 4, |steps| story(&disk, steps, fresh, false));
+            });
+        }
+    });
+}
+
+#[test]
+fn also_under_an_ordinary_account_behind_ssh() {
+    let account = Account::new();
+    let sshd = testkit::sshd::Sshd::start(&account.name);
+    let program = account.home.join("link-sync");
+    std::fs::copy(testkit::bin("link-sync"), &program).unwrap();
+    let disk = RefCell::new(Disk::new(3000));
+    let make = |disk: &Disk| {
+        let mut world = fresh(disk);
+        // On the same disk, in a folder the account can reach.
+        let home = disk.path.join("s2");
+        for (dir, mode) in [(&home, "0711"), (&home.join("store"), "0700")] {
+            ok("install", &["-d", "-m", mode, "-o", &account.name, dir.to_str().unwrap()]);
+        }
+        ok("chmod", &["0711", disk.path.to_str().unwrap(), disk.path.parent().unwrap().to_str().unwrap()]);
+        world.store = home.join("store");
+        world.write_profile(&format!(
+            "[snapshot]\nstore = \"{}@127.0.0.1:{}\"\n\
+             [snapshot.ssh]\nport = {}\nidentity = \"{}\"\nknown_hosts = \"{}\"\nremote_program = \"{}\"\n\
+             [[snapshot.source]]\nname = \"docs\"\npath = \"{}\"\n",
+            account.name,
+            world.store.display(),
+            sshd.port,
+            sshd.identity.display(),
+            sshd.known_hosts.display(),
+            program.display(),
+            world.source.display(),
+        ));
+        world
+    };
+    try_many(cases(24).div_ceil(8), 3, |steps| story(&disk, steps, make, true));
+}

@@ -1,0 +1,18 @@
+//! What link-sync does, told as stories. They run as root, with real file systems, a real rsync and a real sshd.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "tests: a panic is how a story fails, and its own folders and children are its own"
+)]
+
+mod changes;
+mod far;
+mod history;
+mod locks;
+mod picture;
+mod sources;
+mod steps;
+mod stores;
+mod world;

@@ -1,0 +1,277 @@
+//! stage, settle, publish: the order, the seal, and the process between them.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use testkit::{Ran, bin, judge, run};
+
+use crate::world::{World, descendants, folder, kill, ok, told, until, warnings};
+
+/// An instance of the stand-in, with a profile that holds data and html.
+fn instance() -> World {
+    let world = World::new();
+    let fakes = testkit::repo().join("tests/fakes/nextcloud");
+    for entry in std::fs::read_dir(fakes).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), world.source.join(entry.file_name())).unwrap();
+    }
+    let data = world.source.join("data");
+    world.file("data/.ncdata", "");
+    world.file("data/anna/files/a.txt", "a");
+    world.file(
+        "config/config.php",
+        &format!("<?php\n$CONFIG = array (\n  'datadirectory' => '{}',\n  'installed' => true,\n  'dbtype' => 'pgsql',\n  'version' => '32.0.1.2',\n);\n", data.display()),
+    );
+    profile(&world, "");
+    world
+}
+
+fn profile(world: &World, more: &str) {
+    world.write_profile(&format!(
+        "[nextcloud]\nroot = \"{root}\"\nocc = [\"php\", \"{root}/occ\"]\n\
+         [snapshot]\nstore = \"{store}\"\n\
+         [[snapshot.source]]\nname = \"data\"\npath = \"{root}/data\"\n\
+         [[snapshot.source]]\nname = \"html\"\npath = \"{root}\"\n{more}\
+         [store]\npath = \"{store}\"\nreserve_bytes = 0\n",
+        root = world.source.display(),
+        store = world.store.display(),
+    ));
+}
+
+/// `script` within maintenance; `$0` is link-sync, `$1` the profile.
+fn in_maintenance(world: &World, script: &str) -> Ran {
+    let mut command = Command::new(bin("nc-maint"));
+    command.args(["run", "--config"]).arg(&world.config).args(["--max", "2m", "--", "sh", "-c", script]);
+    run(command.arg(bin("link-sync")).arg(&world.config))
+}
+
+const SETTLE: &str = "\"$0\" settle --config \"$1\"";
+
+/// What link-sync said inside a run of nc-maint.
+fn inner(ran: &Ran) -> &serde_json::Value {
+    &ran.json["data"]["command"]["output"][0]
+}
+
+#[test]
+fn settled_in_maintenance_it_is_sealed_and_published() {
+    let world = instance();
+    world.act("stage", &[]).expect(0);
+    world.file("data/anna/files/late.txt", "written after stage");
+    std::fs::remove_file(world.source.join("data/anna/files/a.txt")).unwrap();
+    let settled = in_maintenance(&world, SETTLE).expect(0);
+    assert_eq!(inner(&settled)["data"]["sealed"], true, "{settled:?}");
+    let published = world.act("publish", &[]).expect(0);
+    assert_eq!(published.json["data"]["consistency"], "sealed");
+    let held = folder(&published);
+    assert!(held.join("data/anna/files/late.txt").exists() && !held.join("data/anna/files/a.txt").exists());
+    // And again at once: the old process is gone before its last answer is read.
+    for _ in 0..5 {
+        world.act("stage", &[]).expect(0);
+        world.act("publish", &["--crash-consistent"]).expect(0);
+    }
+}
+
+#[test]
+fn what_is_not_sealed_is_not_published() {
+    let world = instance();
+    world.act("settle", &[]).expect(1);
+    assert!(told(&world.act("publish", &[]).expect(1)).contains("no snapshot is under way"));
+
+    world.act("stage", &["--source", "data"]).expect(0);
+    assert!(told(&world.act("publish", &["--crash-consistent"]).expect(1)).contains("not yet staged: html"));
+    world.act("stage", &["--source", "html"]).expect(0);
+    assert!(told(&world.act("publish", &[]).expect(1)).contains("not sealed"));
+    let settled = world.act("settle", &[]).expect(0);
+    assert_eq!((warnings(&settled), &settled.json["data"]["sealed"]), (vec!["not-sealed"], &false.into()));
+    world.act("publish", &[]).expect(1);
+
+    in_maintenance(&world, SETTLE).expect(0);
+    // Whatever is staged afterwards was not there when Nextcloud stood still.
+    world.act("stage", &["--source", "data"]).expect(0);
+    assert!(told(&world.act("publish", &[]).expect(1)).contains("not sealed"));
+
+    // Half of it inside maintenance is no seal either.
+    let half = in_maintenance(&world, "\"$0\" settle --config \"$1\" --source data").expect(0);
+    assert_eq!(inner(&half)["data"]["sealed"], false, "{half:?}");
+    world.act("publish", &[]).expect(1);
+    assert!(world.dates().is_empty());
+    in_maintenance(&world, SETTLE).expect(0);
+    world.act("publish", &[]).expect(0);
+}
+
+fn dump(world: &World, date: &str, run: &str, tables: &[&str]) {
+    let dir = world.dir.join("dumps").join(date);
+    crate::world::private(&dir);
+    std::fs::write(dir.join("dump.json"), format!("{{\"run_id\": {run}}}")).unwrap();
+    for table in tables {
+        std::fs::write(dir.join(table), format!("rows of {table}")).unwrap();
+    }
+}
+
+#[test]
+fn the_dump_is_the_newest_whole_one_and_of_the_same_run() {
+    let world = instance();
+    profile(
+        &world,
+        &format!(
+            "[[snapshot.source]]\nname = \"database\"\npath = \"{}\"\n",
+            world.dir.join("dumps").display()
+        ),
+    );
+    crate::world::private(&world.dir.join("dumps"));
+    let nothing = world.act("stage", &["--source", "database"]).expect(78);
+    assert!(told(&nothing).contains("no complete dump"), "{nothing:?}");
+
+    dump(&world, "2026-01-01T00-00-00Z", "\"of another run\"", &["one", "two"]);
+    world.act("stage", &[]).expect(0);
+    world.act("stage", &["--source", "database"]).expect(0);
+    in_maintenance(&world, SETTLE).expect(0);
+    let refused = world.act("publish", &[]).expect(1);
+    assert!(told(&refused).contains("run of another run"), "{refused:?}");
+
+    // The dump of this run, staged after maintenance, replaces the other one completely.
+    let record = "sed 's/.*\"run_id\":\"\\([0-9a-f]*\\)\".*/\\1/' ";
+    let script = format!(
+        "{SETTLE} && {record} '{}/maintenance.json' > '{}/run'",
+        world.state.display(),
+        world.dir.display()
+    );
+    in_maintenance(&world, &script).expect(0);
+    let run = std::fs::read_to_string(world.dir.join("run")).unwrap();
+    dump(&world, "2026-01-02T00-00-00Z", &format!("\"{}\"", run.trim()), &["one"]);
+    world.act("stage", &["--source", "database"]).expect(0);
+    let held = folder(&world.act("publish", &[]).expect(0)).join("database");
+    let names = |dir| {
+        let mut list: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+        list.sort();
+        list
+    };
+    assert_eq!(names(&held), ["dump.json", "one"]);
+
+    // A file of the next dump that is the same but for its time is shared.
+    dump(&world, "2026-01-03T00-00-00Z", "null", &["one", "three"]);
+    let next = folder(&world.snapshot(&[]).expect(0)).join("database");
+    use std::os::unix::fs::MetadataExt as _;
+    assert_eq!(next.join("one").metadata().unwrap().ino(), held.join("one").metadata().unwrap().ino());
+    assert_eq!(names(&next), ["dump.json", "one", "three"]);
+}
+
+#[test]
+fn given_up_it_keeps_what_arrived_or_not() {
+    let world = World::new();
+    world.file("a", "something");
+    world.act("stage", &[]).expect(0);
+    assert_eq!(world.act("abort", &[]).expect(0).json["changed"], true);
+    assert_eq!(world.act("abort", &[]).expect(0).json["changed"], false);
+    let kept = world.act("stage", &[]).expect(0);
+    assert_eq!(crate::world::first(&kept)["resumed_files"], 1, "{kept:?}");
+    world.act("abort", &["--discard"]).expect(0);
+    assert!(!world.store.join(".partial").exists() && !world.store.join(".resume").exists());
+    let anew = world.act("stage", &[]).expect(0);
+    assert_eq!(crate::world::first(&anew)["resumed_files"], 0);
+    world.act("abort", &[]).expect(0);
+    world.act("publish", &["--crash-consistent"]).expect(1);
+    world.act("abort", &["--discard"]).expect(0);
+    assert!(!world.store.join(".partial").exists());
+    assert!(world.dates().is_empty());
+}
+
+#[test]
+fn the_process_in_the_background_ends_by_itself() {
+    let world = World::new();
+    world.file("a", "a");
+    world.act("stage", &["--max", "1s"]).expect(0);
+    let socket = world.state.join("run/agent.sock");
+    assert!(socket.exists());
+    until("the agent ends", || !socket.exists());
+    world.act("publish", &["--crash-consistent"]).expect(1);
+    world.publish();
+    world.newest_is_source();
+}
+
+fn slow(world: &World, megabytes: usize) {
+    for n in 0..megabytes {
+        world.file(&format!("f{n}"), &"z".repeat(1 << 20));
+    }
+    world.profile("rsync = [\"rsync\", \"--bwlimit=4m\"]", "");
+}
+
+fn start(world: &World, action: &str) -> std::process::Child {
+    world
+        .command(action, &["--crash-consistent"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn a_signal_to_the_one_who_asked_stops_the_work() {
+    for (signal, code) in [("-TERM", 143), ("-INT", 130)] {
+        for action in ["stage", "snapshot"] {
+            let world = World::new();
+            slow(&world, 40);
+            let run = start(&world, action);
+            until("files travel", || world.store.join(".incoming/docs").exists());
+            kill(run.id(), signal);
+            let begin = std::time::Instant::now();
+            judge(run.wait_with_output().unwrap()).expect(code);
+            assert!(begin.elapsed() < Duration::from_secs(5));
+            assert!(world.dates().is_empty());
+            until("the agent ends", || !world.state.join("run/agent.sock").exists());
+            world.profile("", "");
+            world.publish();
+            world.newest_is_source();
+        }
+    }
+}
+
+#[test]
+fn one_at_a_time_and_the_death_of_client_and_agent() {
+    let world = World::new();
+    slow(&world, 16);
+    let run = start(&world, "stage");
+    until("files travel", || world.store.join(".incoming/docs").exists());
+    assert!(told(&world.act("settle", &[]).expect(75)).contains("worked on by another command"));
+    world.snapshot(&[]).expect(75);
+    // The agent is told to stop by the end of its client.
+    let agent =
+        descendants(run.id()).into_iter().find(|(_, line)| line.contains(" agent ")).expect("an agent").0;
+    kill(run.id(), "-KILL");
+    run.wait_with_output().unwrap();
+    until("the agent ends", || {
+        !std::path::Path::new(&format!("/proc/{agent}/cwd")).exists()
+            || !world.state.join("run/agent.sock").exists()
+    });
+
+    until("the next stage can begin", || {
+        let run = start(&world, "stage");
+        std::thread::sleep(Duration::from_millis(700));
+        let agent = descendants(run.id()).into_iter().find(|(_, line)| line.contains(" agent "));
+        agent.inspect(|(pid, _)| kill(*pid, "-KILL"));
+        let ended = judge(run.wait_with_output().unwrap());
+        assert!([1, 75].contains(&ended.code), "{ended:?}");
+        ended.code == 1 && told(&ended).contains("background process")
+    });
+    world.profile("", "");
+    let mut next = None;
+    until("the dead one's children end", || {
+        let ran = world.snapshot(&[]);
+        let done = ran.code != 75;
+        next = Some(ran);
+        done
+    });
+    let next = next.unwrap().expect(0);
+    assert!(crate::world::first(&next)["resumed_files"].as_u64().unwrap() > 0, "{next:?}");
+    world.newest_is_source();
+}
+
+#[test]
+fn the_profile_must_be_ours() {
+    let world = World::new();
+    ok("chmod", &["0666", world.config.to_str().unwrap()]);
+    world.snapshot(&[]).expect(77);
+    ok("chmod", &["0600", world.config.to_str().unwrap()]);
+    world.profile("stoer = \"x\"", "");
+    assert!(told(&world.snapshot(&[]).expect(78)).contains("did you mean 'store'"));
+}

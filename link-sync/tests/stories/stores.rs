@@ -1,0 +1,269 @@
+//! The store: missing, full, foreign, damaged; and what is read from it.
+
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
+use testkit::run;
+
+use crate::picture::picture;
+use crate::world::{Disk, World, folder, told, warnings};
+
+#[test]
+fn a_missing_disk_is_not_filled_below() {
+    let world = World::new();
+    world.file("a", "a");
+    let disk = Disk::new(32);
+    std::fs::create_dir(disk.path.join("store")).unwrap();
+    std::fs::set_permissions(disk.path.join("store"), std::fs::Permissions::from_mode(0o700)).unwrap();
+    let store = disk.path.join("store");
+    let profile = format!(
+        "[snapshot]\nstore = \"{0}\"\n[[snapshot.source]]\nname = \"docs\"\npath = \"{1}\"\n\
+         [store]\npath = \"{0}\"\nmount = \"{2}\"\nreserve_bytes = 0\n",
+        store.display(),
+        world.source.display(),
+        disk.path.display()
+    );
+    world.write_profile(&profile);
+    world.snapshot(&[]).expect(0);
+    disk.unmount();
+    // Somebody made the folder on the disk below.
+    std::fs::create_dir(&store).unwrap();
+    let refused = world.snapshot(&[]).expect(78);
+    assert!(told(&refused).contains("is not a mount point"), "{refused:?}");
+    assert_eq!(std::fs::read_dir(&store).unwrap().count(), 0);
+}
+
+#[test]
+fn too_little_room_is_known_before_copying() {
+    let world = World::new();
+    world.file("a", &"x".repeat(100_000));
+    world.profile("", "");
+    let text = std::fs::read_to_string(&world.config).unwrap();
+    std::fs::write(&world.config, text.replace("reserve_bytes = 0", "reserve_bytes = 1000000000000000"))
+        .unwrap();
+    let refused = world.snapshot(&[]).expect(1);
+    assert!(told(&refused).contains("not enough room"), "{refused:?}");
+    assert!(world.dates().is_empty() && !world.store.join(".incoming/docs").exists());
+
+    let disk = Disk::with(16, &["-N", "64"]);
+    let small = World::on(&disk);
+    for n in 0..20 {
+        small.file(&format!("f{n}"), "x");
+    }
+    let few = Disk::with(16, &["-N", "32"]);
+    let store = few.path.join("store");
+    crate::world::private(&store);
+    small.write_profile(&format!(
+        "[snapshot]\nstore = \"{0}\"\n[[snapshot.source]]\nname = \"docs\"\npath = \"{1}\"\n[store]\npath = \"{0}\"\nreserve_bytes = 0\n",
+        store.display(),
+        small.source.display()
+    ));
+    assert!(told(&small.snapshot(&[]).expect(1)).contains("not enough inodes"));
+    assert!(crate::world::dates(&store).is_empty());
+}
+
+#[test]
+fn a_disk_that_fills_up_in_the_middle() {
+    let world = World::new();
+    let disk = Disk::new(40);
+    let store = disk.path.join("store");
+    crate::world::private(&store);
+    let filler = disk.path.join("filler");
+    // Somebody else writes there when we have looked: the receiving rsync is started after that.
+    let rsync = world.dir.join("rsync");
+    testkit::script(
+        &rsync,
+        &format!("#!/bin/sh\nhead -c 30M /dev/zero >'{}'\nexec rsync \"$@\"\n", filler.display()),
+    );
+    let profile = |rsync: &str| {
+        world.write_profile(&format!(
+            "[snapshot]\nstore = \"{0}\"\n[[snapshot.source]]\nname = \"docs\"\npath = \"{1}\"\n[store]\npath = \"{0}\"\nreserve_bytes = 0\nrsync = [{2}]\n",
+            store.display(),
+            world.source.display(),
+            rsync
+        ));
+    };
+    profile("");
+    world.file("old", "old");
+    world.snapshot(&[]).expect(0);
+    let then = picture(&folder_of_latest(&store));
+    for n in 0..20 {
+        world.file(&format!("f{n}"), &"y".repeat(1 << 20));
+    }
+    profile(&format!("\"{}\"", rsync.display()));
+    let failed = world.snapshot(&[]).expect(1);
+    assert!(told(&failed).contains("the store is full"), "{failed:?}");
+    assert_eq!(crate::world::dates(&store).len(), 1);
+    then.same_as(&picture(&folder_of_latest(&store)));
+
+    std::fs::remove_file(&filler).unwrap();
+    // What is younger than two seconds is always looked at twice, and room for it asked for twice.
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    profile("");
+    let next = world.snapshot(&[]).expect(0);
+    assert!(crate::world::first(&next)["resumed_files"].as_u64().unwrap() > 0, "{next:?}");
+    picture(&world.source).same_as(&picture(&folder(&next).join("docs")));
+}
+
+fn folder_of_latest(store: &std::path::Path) -> std::path::PathBuf {
+    store.join(std::fs::read_link(store.join("latest")).unwrap())
+}
+
+#[test]
+fn a_store_that_others_can_write_or_that_is_not_there() {
+    let world = World::new();
+    world.file("a", "a");
+    std::fs::set_permissions(&world.store, std::fs::Permissions::from_mode(0o770)).unwrap();
+    assert!(told(&world.snapshot(&[]).expect(77)).contains("writable by nobody else"));
+    std::fs::set_permissions(&world.store, std::fs::Permissions::from_mode(0o700)).unwrap();
+    std::os::unix::fs::chown(&world.store, Some(65534), None).unwrap();
+    world.snapshot(&[]).expect(77);
+    std::fs::remove_dir(&world.store).unwrap();
+    assert!(told(&world.snapshot(&[]).expect(78)).contains("install -d -m 0700"));
+}
+
+#[test]
+fn another_store_than_last_time() {
+    let world = World::new();
+    world.file("a", "a");
+    world.publish();
+    std::fs::rename(&world.store, world.dir.join("other")).unwrap();
+    crate::world::private(&world.store);
+    assert!(told(&world.snapshot(&[]).expect(78)).contains("--new-store"));
+    assert!(world.dates().is_empty());
+    world.snapshot(&["--new-store"]).expect(0);
+    world.publish();
+    world.newest_is_source();
+}
+
+#[test]
+fn a_clock_behind_the_newest_snapshot() {
+    let world = World::new();
+    world.file("a", "a");
+    let held = world.publish();
+    let (date, future) = (world.dates().remove(0), "2099-01-01T00-00-00Z");
+    let meta = held.join(".meta/snapshot.json");
+    let text = std::fs::read_to_string(&meta).unwrap().replace(&date, future);
+    std::fs::write(&meta, text).unwrap();
+    std::fs::rename(held, world.store.join(future)).unwrap();
+    assert!(told(&world.snapshot(&[]).expect(69)).contains("set the clock"));
+    assert_eq!(world.dates(), [future]);
+}
+
+#[test]
+fn latest_is_repaired_and_a_damaged_snapshot_is_never_a_base() {
+    let world = World::new();
+    world.file("a", "a");
+    let one = world.publish();
+    let two = world.publish();
+    std::fs::remove_file(world.store.join("latest")).unwrap();
+    std::os::unix::fs::symlink(one.file_name().unwrap(), world.store.join("latest")).unwrap();
+    assert!(warnings(&world.snapshot(&[]).expect(0)).contains(&"latest-repaired"));
+
+    std::fs::write(two.join(".meta/snapshot.json"), "{").unwrap();
+    let damaged = world.dates().pop().unwrap();
+    std::fs::remove_file(world.store.join(&damaged).join(".meta/snapshot.json")).unwrap();
+    let ran = world.snapshot(&[]).expect(0);
+    assert_eq!(warnings(&ran).iter().filter(|w| **w == "damaged-snapshot").count(), 2, "{ran:?}");
+    assert_eq!(ran.json["data"]["base"], one.file_name().unwrap().to_str().unwrap());
+    let list = world.act("list", &[]).expect(0);
+    assert_eq!(list.json["data"]["damaged"].as_array().unwrap().len(), 2);
+    assert_eq!(list.json["data"]["snapshots"].as_array().unwrap().len(), 2);
+    world.newest_is_source();
+}
+
+#[test]
+fn what_differs_between_two_snapshots() {
+    let world = World::new();
+    for path in ["same", "content", "mode", "gone/below", "type", "odd\nname"] {
+        world.file(path, "x");
+    }
+    let one = world.publish();
+    world.file("content", "y");
+    world.file("new/below", "x");
+    std::fs::set_permissions(world.source.join("mode"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::remove_file(world.source.join("gone/below")).unwrap();
+    std::fs::remove_dir(world.source.join("gone")).unwrap();
+    std::fs::remove_file(world.source.join("type")).unwrap();
+    std::fs::create_dir(world.source.join("type")).unwrap();
+    let two = world.publish();
+    let (from, to) = (one.file_name().unwrap().to_str().unwrap(), two.file_name().unwrap().to_str().unwrap());
+    assert_eq!(
+        one.join("docs/same").metadata().unwrap().ino(),
+        two.join("docs/same").metadata().unwrap().ino()
+    );
+
+    let all = world.act("diff", &["--from", from, "--to", to]).expect(0);
+    let changes: Vec<_> = all.json["data"]["changes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| format!("{} {}", c["what"].as_str().unwrap(), c["path"].as_str().unwrap()))
+        .collect();
+    assert_eq!(
+        changes,
+        [
+            "attributes docs",
+            "content docs/content",
+            "removed docs/gone",
+            "attributes docs/mode",
+            "added docs/new",
+            "retyped docs/type"
+        ]
+    );
+    assert_eq!(all.json["data"]["truncated"], false);
+    let few = world.act("diff", &["--from", from, "--limit", "2"]).expect(0);
+    assert_eq!(
+        (few.json["data"]["changes"].as_array().unwrap().len(), &few.json["data"]["truncated"]),
+        (2, &true.into())
+    );
+    assert_eq!(few.json["data"]["counts"], all.json["data"]["counts"]);
+    let same = world.act("diff", &["--from", "latest"]).expect(0);
+    assert_eq!(same.json["data"]["changes"], serde_json::json!([]));
+    assert!(
+        told(&world.act("diff", &["--from", "2001-01-01T00-00-00Z"]).expect(78)).contains("link-sync list")
+    );
+}
+
+#[test]
+fn by_hand_without_a_profile_and_with_nobody_listening() {
+    let world = World::new();
+    world.file("a", "a");
+    let options = [
+        format!("--source=docs={}", world.source.display()),
+        format!("--store={}", world.store.display()),
+        format!("--state-dir={}", world.state.display()),
+        "--crash-consistent".into(),
+    ];
+    let snapshot = || {
+        let mut command = std::process::Command::new(testkit::bin("link-sync"));
+        command.arg("snapshot").args(&options);
+        command
+    };
+    run(&mut snapshot()).expect(0);
+    // A closed stdout changes nothing about the work.
+    let shell = "exec \"$@\" >&-";
+    let program = snapshot();
+    let status = std::process::Command::new("sh")
+        .args(["-c", shell, "sh"])
+        .arg(program.get_program())
+        .args(program.get_args())
+        .status()
+        .unwrap();
+    assert!(status.success());
+    assert_eq!(world.dates().len(), 2);
+    world.newest_is_source();
+}
+
+#[test]
+fn a_store_inside_its_own_source_is_refused() {
+    let world = World::new();
+    world.file("a", "a");
+    let inside = world.source.join("backup");
+    crate::world::private(&inside);
+    let refused = world.snapshot(&[&format!("--store={}", inside.display())]).expect(78);
+    assert!(told(&refused).contains("lies in"), "{refused:?}");
+    assert_eq!(
+        std::fs::read_dir(&inside).unwrap().filter(|e| e.as_ref().unwrap().file_name() == ".partial").count(),
+        0
+    );
+}
