@@ -285,19 +285,9 @@ impl Session {
         nix::unistd::syncfs(&checked.dir)
             .with_context(|| format!("cannot write back {}", source.path.display()))?;
         let mut tree = walk(&checked.dir, &source.path, &checked.excludes)?;
-        let again = match self.taken.iter().position(|t| t.source.name == source.name) {
-            Some(at) => {
-                let before = self.taken.swap_remove(at);
-                if before.source.path == source.path {
-                    Some(before)
-                } else {
-                    // A newer dump: nothing of the older one may stay beside it.
-                    self.forget(&before)?;
-                    None
-                }
-            }
-            None => None,
-        };
+        let before = self.taken.iter().position(|t| t.source.name == source.name);
+        // A newer dump lies in another folder: it is begun anew.
+        let again = before.map(|at| self.taken.swap_remove(at)).filter(|t| t.source.path == source.path);
         let first = again.is_none();
         let mut plan = match again {
             Some(before) => {
@@ -324,16 +314,6 @@ impl Session {
         Ok(moved)
     }
 
-    /// Removes all of a source from the partial snapshot.
-    fn forget(&mut self, before: &Taken) -> Result<()> {
-        let top = before.tree.dirs.get(&b""[..]);
-        let request = Request::Drop { source: before.source.name.clone() };
-        let _dropped: Value = self.far.ask_with_list(&request, |list| {
-            top.into_iter().flat_map(|d| d.entries()).try_for_each(|(name, _)| list.path(name))
-        })?;
-        Ok(())
-    }
-
     /// How to begin: with the index of the base, or the full way.
     fn first(
         &mut self,
@@ -343,6 +323,12 @@ impl Session {
         allow: Allow,
         report: &mut Report,
     ) -> Result<Plan> {
+        if !self.far.hello.root && acl_at_risk(&checked.dir) {
+            report.warn("acl-at-risk", format!(
+                "source {}: its top folder has both an ACL and extended attributes; rsync can lose the ACL in a store without root",
+                source.name
+            ));
+        }
         let base = self.opened.base.as_ref();
         let held = base.and_then(|b| b.source(&source.name)).cloned();
         let Some(held) = held else {
@@ -409,7 +395,8 @@ impl Session {
 
     /// Is there room? Then: clone the base, or remove what must not stay.
     fn prepare(&mut self, source: &Source, tree: &Tree, plan: &mut Plan, first: bool) -> Result<()> {
-        if let Some((bytes, inodes)) = self.estimate(source, tree, plan, first) {
+        if first {
+            let (bytes, inodes) = self.estimate(source, tree, plan);
             let () = self.far.ask(&Request::Room { source: source.name.clone(), bytes, inodes })?;
         }
         let name = source.name.clone();
@@ -429,24 +416,19 @@ impl Session {
         Ok(())
     }
 
-    /// Bytes and inodes this pass will take at most; `None` if that cannot be told: everything is compared, and
-    /// what is found unchanged takes nothing.
-    fn estimate(&self, source: &Source, tree: &Tree, plan: &Plan, first: bool) -> Option<(u64, u64)> {
-        let held = self.opened.base.as_ref().and_then(|b| b.source(&source.name));
+    /// Bytes and inodes the first pass over a source will take at most.
+    fn estimate(&self, source: &Source, tree: &Tree, plan: &Plan) -> (u64, u64) {
         // Directories cannot be linked: each is made anew in every snapshot, and takes a block.
         let dirs = tree.dirs.len() as u64;
-        if plan.all && !first {
-            return None;
-        }
+        let held = self.opened.base.as_ref().and_then(|b| b.source(&source.name));
         if let (true, Some(held)) = (plan.all, held) {
-            // Sparse files take less than their size.
+            // Everything is compared, and what is found unchanged takes nothing. Sparse files take less than their size.
             let bytes = tree.allocated().min(tree.bytes()).saturating_sub(held.bytes);
-            return Some((bytes + dirs * 4096, tree.len().saturating_sub(held.paths) + dirs));
+            return (bytes + dirs * 4096, tree.len().saturating_sub(held.paths) + dirs);
         }
         let marked = tree.dirs.values().flat_map(|d| d.entries()).filter(|(_, e)| e.changed);
         let size = |e: &crate::tree::Entry| e.allocated.min(e.meta.size.next_multiple_of(4096));
-        let (bytes, inodes) = marked.fold((0, 0), |(b, i), (_, e)| (b + size(e), i + 1));
-        Some(if first { (bytes + dirs * 4096, inodes + dirs) } else { (bytes, inodes) })
+        marked.fold((dirs * 4096, dirs), |(bytes, inodes), (_, e)| (bytes + size(e), inodes + 1))
     }
 
     /// Sends what is marked, has it put in its place, and distrusts what moved meanwhile.
@@ -694,6 +676,15 @@ fn same_file_system(
         .into());
     }
     Ok(())
+}
+
+/// rsync's fake-super sets the attributes of a folder that exists already twice, and the second time removes the
+/// ACL it kept as an attribute, if there are other attributes (seen with 3.5.0).
+fn acl_at_risk(dir: &File) -> bool {
+    use xattr::FileExt as _;
+    let names: Vec<_> = dir.list_xattr().into_iter().flatten().collect();
+    let has = |prefix: &str| names.iter().any(|n| n.as_encoded_bytes().starts_with(prefix.as_bytes()));
+    has("system.posix_acl_") && has("user.")
 }
 
 /// A store inside a source would be copied into itself.
