@@ -1,6 +1,7 @@
 //! Work that finds more work, on a few threads: walking and cloning trees.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Result;
@@ -10,6 +11,15 @@ use common::signals;
 const THREADS: usize = 4;
 
 struct Queue<J> {
+    state: Mutex<State<J>>,
+    more: Condvar,
+    /// Threads that wait for work.
+    idle: AtomicUsize,
+    /// There was an error: no more work is begun.
+    stop: AtomicBool,
+}
+
+struct State<J> {
     waiting: Vec<J>,
     busy: usize,
     error: Option<anyhow::Error>,
@@ -18,43 +28,65 @@ struct Queue<J> {
 /// Calls `work` for `first` and for every job it adds, in no promised order. Stops at the first error, or
 /// when a signal asks us to.
 pub fn each<J: Send>(first: J, work: impl Fn(J, &mut Vec<J>) -> Result<()> + Sync) -> Result<()> {
-    let queue = Mutex::new(Queue { waiting: vec![first], busy: 0, error: None });
-    let more = Condvar::new();
+    let queue = Queue {
+        state: Mutex::new(State { waiting: vec![first], busy: 0, error: None }),
+        more: Condvar::new(),
+        idle: AtomicUsize::new(0),
+        stop: AtomicBool::new(false),
+    };
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
-            scope.spawn(|| worker(&queue, &more, &work));
+            scope.spawn(|| worker(&queue, &work));
         }
     });
-    queue.into_inner().unwrap_or_else(PoisonError::into_inner).error.map_or(Ok(()), Err)
+    queue.state.into_inner().unwrap_or_else(PoisonError::into_inner).error.map_or(Ok(()), Err)
 }
 
-fn worker<J>(queue: &Mutex<Queue<J>>, more: &Condvar, work: &impl Fn(J, &mut Vec<J>) -> Result<()>) {
-    let mut state = lock(queue);
-    let mut found = Vec::new();
+/// Works on what it finds itself; gives half of that away when another thread has nothing to do. So the
+/// lock is rarely asked for.
+fn worker<J>(queue: &Queue<J>, work: &impl Fn(J, &mut Vec<J>) -> Result<()>) {
+    let mut own: Vec<J> = Vec::new();
+    while let Some(first) = next(queue) {
+        own.push(first);
+        while let Some(job) = own.pop() {
+            if queue.stop.load(Ordering::Relaxed) {
+                own.clear();
+                break;
+            }
+            // A panic here would leave the other threads waiting for ever.
+            let guarded = AssertUnwindSafe(|| signals::check().and_then(|()| work(job, &mut own)));
+            let result = std::panic::catch_unwind(guarded);
+            if let Err(error) = result.unwrap_or_else(|_| Err(anyhow::anyhow!("internal error in a thread")))
+            {
+                queue.stop.store(true, Ordering::Relaxed);
+                // The first error is the one that is told.
+                let mut state = lock(&queue.state);
+                state.error = state.error.take().or(Some(error));
+            } else if own.len() > 1 && queue.idle.load(Ordering::Relaxed) > 0 {
+                let half = own.len() / 2;
+                lock(&queue.state).waiting.extend(own.drain(..half));
+                queue.more.notify_all();
+            }
+        }
+        lock(&queue.state).busy -= 1;
+        queue.more.notify_all();
+    }
+}
+
+/// The next job; `None` when there is none and nobody is at work who could find one.
+fn next<J>(queue: &Queue<J>) -> Option<J> {
+    let mut state = lock(&queue.state);
     loop {
         if state.error.is_some() || (state.waiting.is_empty() && state.busy == 0) {
-            more.notify_all();
-            return;
+            return None;
         }
-        let Some(job) = state.waiting.pop() else {
-            state = more.wait(state).unwrap_or_else(PoisonError::into_inner);
-            continue;
-        };
-        state.busy += 1;
-        drop(state);
-        // A panic here would leave the other threads waiting for ever.
-        let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
-            signals::check().and_then(|()| work(job, &mut found))
-        }));
-        let result = result.unwrap_or_else(|_| Err(anyhow::anyhow!("internal error in a thread")));
-        state = lock(queue);
-        state.busy -= 1;
-        match result {
-            Ok(()) => state.waiting.append(&mut found),
-            // The first error is the one that is told.
-            Err(error) => drop(state.error.get_or_insert(error)),
+        if let Some(job) = state.waiting.pop() {
+            state.busy += 1;
+            return Some(job);
         }
-        more.notify_all();
+        queue.idle.fetch_add(1, Ordering::Relaxed);
+        state = queue.more.wait(state).unwrap_or_else(PoisonError::into_inner);
+        queue.idle.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

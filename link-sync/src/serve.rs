@@ -154,16 +154,18 @@ impl Serving {
         writable.source_dir(PARTIAL, source)
     }
 
-    fn drop_paths(&self, source: &str, input: &mut impl Read) -> Result<Value> {
+    fn drop_paths(&mut self, source: &str, input: &mut impl Read) -> Result<Value> {
         let ready = check_name(source)
             .map_err(|m| Fault::denied(m).into())
             .and_then(|()| self.writable()?.source_dir(PARTIAL, source));
         let partial = or_skip_list(ready, input)?;
+        let times = self.times.entry(source.to_owned()).or_default();
         let mut count = 0;
         protocol::read_list(input, |path| {
             protocol::check_path(path)?;
             let (dir, name) = crate::store::split(path);
             count += 1;
+            times.entry(dir.to_vec()).or_insert(None);
             match open_dir(&partial, dir) {
                 Ok(dir) => remove(
                     &dir,

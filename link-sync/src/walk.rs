@@ -1,21 +1,20 @@
 //! Walking a source: every path once, in parallel, symlinks not followed.
 
-use std::ffi::{CStr, OsStr};
+use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
-use nix::dir::Dir as OpenDir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 
 use crate::exclude::Excludes;
 use crate::parallel;
+use crate::store::visit;
 use crate::tree::{Dir, Meta, Stamp, Tree, join};
 
 /// Walks the directory open as `root`; `name` is for messages. What vanishes meanwhile is left out; what
@@ -58,7 +57,7 @@ fn read_dir(root: &File, excludes: &Excludes, path: &[u8]) -> Result<Option<Foun
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let at = if path.is_empty() { OsStr::new(".") } else { OsStr::from_bytes(path) };
     let fd = match openat(root, at, flags, Mode::empty()) {
-        Ok(fd) => fd,
+        Ok(fd) => File::from(fd),
         Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) if !path.is_empty() => return Ok(None),
         Err(Errno::ENAMETOOLONG) => {
             let fault = Fault::failed(format!("the path {} is longer than 4095 bytes", show(path)));
@@ -67,38 +66,25 @@ fn read_dir(root: &File, excludes: &Excludes, path: &[u8]) -> Result<Option<Foun
         Err(e) => return Err(e).with_context(what),
     };
     let dev = fstat(&fd).with_context(what)?.st_dev;
-    let mut open = OpenDir::from_fd(fd).with_context(what)?;
-    let names: nix::Result<Vec<_>> = open.iter().map(|e| e.map(|e| e.file_name().to_owned())).collect();
     let mut list = Vec::new();
     let mut subdirs = Vec::new();
-    for name in names.with_context(what)? {
-        let bytes = name.to_bytes();
-        if matches!(bytes, b"." | b"..") {
-            continue;
-        }
-        let Some(stat) =
-            stat_in(&open, &name).with_context(|| format!("cannot look at {}", show(&join(path, bytes))))?
-        else {
-            continue;
+    for (name, _, _) in visit::names(&fd).with_context(what)? {
+        let full = join(path, &name);
+        let stat = match fstatat(&fd, OsStr::from_bytes(&name), AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(Errno::ENOENT) => continue,
+            Err(e) => return Err(e).with_context(|| format!("cannot look at {}", show(&full))),
         };
-        let (meta, full) = (meta(&stat), join(path, bytes));
+        let meta = meta(&stat);
         if excludes.matches(&full, meta.is_dir()) {
             continue;
         }
-        list.push((bytes.to_vec(), meta, u64::try_from(stat.st_blocks).unwrap_or(0) * 512));
+        list.push((name, meta, u64::try_from(stat.st_blocks).unwrap_or(0) * 512));
         if meta.is_dir() {
             subdirs.push(full);
         }
     }
     Ok(Some(Found { dir: Dir::new(list), subdirs, dev }))
-}
-
-fn stat_in(dir: &OpenDir, name: &CStr) -> nix::Result<Option<FileStat>> {
-    match fstatat(dir.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(Some(stat)),
-        Err(Errno::ENOENT) => Ok(None),
-        Err(e) => Err(e),
-    }
 }
 
 /// The [`Meta`] of a stat.

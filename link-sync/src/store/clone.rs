@@ -7,12 +7,14 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{Mode, futimens, mkdirat};
+use nix::sys::time::TimeSpec;
 use nix::unistd::linkat;
 
 use super::{attributes, open_dir, split, visit};
@@ -32,8 +34,8 @@ impl LeftOut {
     }
 }
 
-/// Links everything of `base` into the empty `to`. Returns how many files were linked. The times of
-/// the directories come later, as every link moves them.
+/// Links everything of `base` into the empty `to`. Returns how many files were linked. Each directory gets the
+/// time of the base's, after all of it is there; what is put in or taken out later must set it again.
 pub fn clone(base: &File, to: &File, left_out: &LeftOut) -> Result<u64> {
     let linked = AtomicU64::new(0);
     attributes::copy(base, to)?;
@@ -69,7 +71,9 @@ pub fn clone(base: &File, to: &File, left_out: &LeftOut) -> Result<u64> {
             }
         }
         linked.fetch_add(count, Ordering::Relaxed);
-        Ok(())
+        let time = from.metadata().with_context(what)?;
+        futimens(&into, &TimeSpec::UTIME_OMIT, &TimeSpec::new(time.mtime(), time.mtime_nsec()))
+            .with_context(what)
     })?;
     Ok(linked.into_inner())
 }

@@ -5,17 +5,18 @@
 //! an interrupted run and found good; already in the partial snapshot; unchanged in the base. If it is nowhere it
 //! vanished at the source.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt as _;
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, renameat};
+use nix::fcntl::{AtFlags, RenameFlags, renameat, renameat2};
 use nix::sys::stat::{FileStat, fstatat};
-use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
+use nix::unistd::linkat;
 
+use super::publish::DirTimes;
 use super::{attributes, ensure_dir, open_dir, split};
 use crate::protocol::{Merged, Record, check_path};
 use crate::walk::show;
@@ -35,6 +36,9 @@ pub struct Merge {
     /// Modification times count.
     times: bool,
     merged: Merged,
+    last_dir: Option<Vec<u8>>,
+    /// Folders that were taken with all that is in them.
+    whole: HashSet<Vec<u8>>,
 }
 
 /// A tree to take from, with the directory last used kept open.
@@ -82,6 +86,8 @@ impl Merge {
             again,
             times,
             merged: Merged::default(),
+            last_dir: None,
+            whole: HashSet::new(),
         }
     }
 
@@ -91,27 +97,58 @@ impl Merge {
     }
 
     /// Puts one listed path in its place. Directories' times go into `times`, to be set at the end.
-    pub fn take(&mut self, record: &Record, times: &mut HashMap<Vec<u8>, (i64, u32)>) -> Result<()> {
+    pub fn take(&mut self, record: &Record, times: &mut DirTimes) -> Result<()> {
         if !record.path.is_empty() {
             check_path(&record.path)?;
         }
         let what = || format!("cannot put {} in its place", show(&record.path));
+        // Whatever is put there moves the time of the folder it is put into.
+        if !record.path.is_empty() {
+            let (dir, _) = split(&record.path);
+            if self.last_dir.as_deref() != Some(dir) {
+                times.entry(dir.to_vec()).or_insert(None);
+                self.last_dir = Some(dir.to_vec());
+            }
+        }
         if record.kind == libc::S_IFDIR {
             return self.take_dir(record, times).with_context(what);
         }
         self.take_file(record).with_context(what)
     }
 
-    fn take_dir(&mut self, record: &Record, times: &mut HashMap<Vec<u8>, (i64, u32)>) -> Result<()> {
+    fn take_dir(&mut self, record: &Record, times: &mut DirTimes) -> Result<()> {
+        if !record.path.is_empty() && self.take_whole(&record.path)? {
+            times.insert(record.path.clone(), Some(record.mtime));
+            self.whole.insert(record.path.clone());
+            return Ok(());
+        }
         match open_dir(&self.incoming.root, &record.path) {
             Ok(received) => {
                 attributes::copy(&received, &ensure_dir(&self.partial, &record.path)?)?;
-                times.insert(record.path.clone(), record.mtime);
+                times.insert(record.path.clone(), Some(record.mtime));
             }
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV) => self.missing(record),
             Err(e) => return Err(e.into()),
         }
         Ok(())
+    }
+
+    /// A folder that the partial snapshot does not have is taken with all that is in it, by one rename. What is
+    /// listed below it is then found there.
+    fn take_whole(&mut self, path: &[u8]) -> Result<bool> {
+        let (dir, name) = split(path);
+        if self.whole.contains(dir) {
+            // It came with the folder it is in, or not at all.
+            return Ok(open_dir(&self.partial, path).is_ok());
+        }
+        let name = OsStr::from_bytes(name);
+        let Some(from) = self.incoming.dir(dir)? else { return Ok(false) };
+        let into = ensure_dir(&self.partial, dir)?;
+        match renameat2(from, name, &into, name, RenameFlags::RENAME_NOREPLACE) {
+            Ok(()) => Ok(true),
+            Err(Errno::EEXIST | Errno::ENOENT | Errno::EINVAL) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
     }
 
     fn take_file(&mut self, record: &Record) -> Result<()> {
@@ -148,14 +185,17 @@ impl Merge {
             }
             return Ok(());
         }
+        // The clone left out what is listed, so what is there came with its folder.
+        if let Some((_, stat)) = &there {
+            self.merged.received += 1;
+            self.merged.received_bytes += u64::try_from(stat.st_size).unwrap_or(0);
+            return Ok(());
+        }
         if let Some(place) = &mut self.base
             && let Some(from) = place.dir(dir)?
             && let Some(stat) = look(from, name)?
             && unchanged(&stat)
         {
-            if let Some((into, _)) = there {
-                unlinkat(&into, name, UnlinkatFlags::NoRemoveDir)?;
-            }
             linkat(from, name, &ensure_dir(&self.partial, dir)?, name, AtFlags::empty())?;
             self.merged.linked += 1;
             return Ok(());

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
@@ -17,13 +16,15 @@ use serde_json::{Value, json};
 use super::meta::{DATE_FORMAT, SnapshotMeta};
 use super::open::Writable;
 use super::{INCOMING, META, PARTIAL, RESUME, ensure_dir, open_dir, visit};
-use crate::parallel;
 use crate::protocol::Published;
-use crate::tree::join;
 use crate::walk::show;
 
-/// Times of directories, by source and path, that differ from the base's.
-pub type Times = HashMap<String, HashMap<Vec<u8>, (i64, u32)>>;
+/// The directories of one source whose time must be set at the end: to what the source said, or (`None`: something
+/// was put in or taken out) to the base's.
+pub type DirTimes = HashMap<Vec<u8>, Option<(i64, u32)>>;
+
+/// [`DirTimes`] by source.
+pub type Times = HashMap<String, DirTimes>;
 
 /// Publishes the partial snapshot. On return it is durable: every block of it, its name, and `latest`.
 pub fn publish(writable: &Writable, meta: Value, times: &Times) -> Result<Published> {
@@ -35,15 +36,11 @@ pub fn publish(writable: &Writable, meta: Value, times: &Times) -> Result<Publis
     let mut wanted: Vec<_> = meta.sources.iter().map(|s| s.name.clone().into_bytes()).collect();
     wanted.sort();
     ensure!(names == wanted, "the partial snapshot holds {names:?}, not the sources {wanted:?}");
-    let unchanged = HashMap::new();
     for source in &meta.sources {
+        let Some(times) = times.get(&source.name) else { continue };
         let dir = writable.source_dir(PARTIAL, &source.name)?;
-        set_times(
-            &dir,
-            writable.base_dir(&source.name)?.as_ref(),
-            times.get(&source.name).unwrap_or(&unchanged),
-        )
-        .with_context(|| format!("cannot set the times of {}", source.name))?;
+        set_times(&dir, writable.base_dir(&source.name)?.as_ref(), times)
+            .with_context(|| format!("cannot set the times of {}", source.name))?;
     }
     ensure_dir(&partial, META.as_bytes())?;
     let folder = writable.store.path.join(PARTIAL).join(META);
@@ -97,31 +94,29 @@ fn complete(writable: &Writable, mut meta: Value, date: &str) -> Result<Snapshot
     serde_json::from_value(meta).context("the source described the snapshot wrongly")
 }
 
-/// Sets every directory's modification time: as the source said, else as in the base.
-fn set_times(dir: &File, base: Option<&File>, times: &HashMap<Vec<u8>, (i64, u32)>) -> Result<()> {
-    parallel::each(Vec::new(), |path: Vec<u8>, more| {
-        let what = || format!("cannot set the time of the folder {}", show(&path));
-        let open = open_dir(dir, &path).with_context(what)?;
-        for (name, is_dir, _) in visit::names(&open).with_context(what)? {
-            if is_dir {
-                more.push(join(&path, &name));
-            }
-        }
-        let time = match (times.get(&path), base) {
-            (Some(time), _) => Some(*time),
-            (None, Some(base)) => match open_dir(base, &path) {
-                Ok(old) => {
-                    let old = old.metadata().with_context(what)?;
-                    Some((old.mtime(), u32::try_from(old.mtime_nsec()).unwrap_or(0)))
-                }
-                Err(Errno::ENOENT) => None,
-                Err(e) => return Err(e).with_context(what),
-            },
-            (None, None) => None,
+/// Sets the directories' modification times: as the source said, else as in the base.
+fn set_times(dir: &File, base: Option<&File>, times: &DirTimes) -> Result<()> {
+    for (path, time) in times {
+        let what = || format!("cannot set the time of the folder {}", show(path));
+        let open = match open_dir(dir, path) {
+            Ok(open) => open,
+            // Taken out by a later pass.
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => continue,
+            Err(e) => return Err(e).with_context(what),
         };
-        let (sec, nsec) = time.with_context(what)?;
-        futimens(&open, &TimeSpec::UTIME_OMIT, &TimeSpec::new(sec, nsec.into())).with_context(what)
-    })
+        // Only a folder that came and went while it was taken (so never in a sealed snapshot) is unknown to both.
+        let (sec, nsec) = match (time, base.map(|b| open_dir(b, path))) {
+            (Some((sec, nsec)), _) => (*sec, i64::from(*nsec)),
+            (None, Some(Ok(old))) => {
+                let old = nix::sys::stat::fstat(&old).with_context(what)?;
+                (old.st_mtime, old.st_mtime_nsec)
+            }
+            (None, None | Some(Err(Errno::ENOENT))) => continue,
+            (None, Some(Err(e))) => return Err(e).with_context(what),
+        };
+        futimens(&open, &TimeSpec::UTIME_OMIT, &TimeSpec::new(sec, nsec)).with_context(what)?;
+    }
+    Ok(())
 }
 
 /// Points `latest` to `date`, by rename, durably. With `only_if_wrong`, says whether it was.

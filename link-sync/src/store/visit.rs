@@ -1,16 +1,18 @@
 //! Visiting every path of a tree in the store, one after the other, through no symlink.
 
-use std::ffi::{CStr, OsStr};
+use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 
 use anyhow::{Context as _, Result};
-use nix::dir::{Dir, Type};
 use nix::fcntl::AtFlags;
 use nix::sys::stat::fstatat;
+use rustix::fs::{FileType, RawDir};
 
 use crate::tree::join;
+
+/// Bytes of directory entries read at once.
+const BUFFER: usize = 32 * 1024;
 
 /// One path.
 #[derive(Debug)]
@@ -32,22 +34,25 @@ impl Found<'_> {
     }
 }
 
-/// The names in `dir`, sorted, with what is a directory and the inode number, without `.` and `..`.
+/// The names in `dir` (freshly opened), sorted, with what is a directory and the inode number, without `.` and
+/// `..`. Straight from getdents64(2): libc's directory streams cost five more system calls a folder.
 pub fn names(dir: &File) -> Result<Vec<(Vec<u8>, bool, u64)>> {
-    let mut open = Dir::from_fd(dir.try_clone()?.into()).context("cannot list a folder")?;
+    let mut buffer = Vec::with_capacity(BUFFER);
+    let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
     let mut list = Vec::new();
-    for entry in open.iter() {
+    while let Some(entry) = entries.next() {
         let entry = entry.context("cannot list a folder")?;
-        let name: &CStr = entry.file_name();
+        let name = entry.file_name();
         if matches!(name.to_bytes(), b"." | b"..") {
             continue;
         }
         let is_dir = match entry.file_type() {
-            Some(kind) => kind == Type::Directory,
-            None => {
-                let stat = fstatat(dir.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+            FileType::Directory => true,
+            FileType::Unknown => {
+                let stat = fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
                 stat.st_mode & libc::S_IFMT == libc::S_IFDIR
             }
+            _ => false,
         };
         list.push((name.to_bytes().to_vec(), is_dir, entry.ino()));
     }
