@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::agent;
 use crate::cli::{self, Abort, Diff, Run};
 use crate::far::Far;
+use crate::maintenance;
 use crate::progress::Progress;
 use crate::protocol::Request;
 use crate::serve::serve;
@@ -66,6 +67,14 @@ pub fn snapshot(run: &Run, report: &mut Report) -> Result<()> {
     if sources.len() < settings.sources.len() {
         return Err(Fault::usage("a snapshot holds every source of the profile")
             .hint("leave out --source NAME; `stage` takes single sources")
+            .into());
+    }
+    if !run.crash_consistent
+        && let Err(why) = maintenance::proof(&settings)?
+    {
+        // Before hours of copying, not after.
+        return Err(Fault::failed(format!("a snapshot taken now is not sealed: {why}"))
+            .hint("run `nc-maint run PROFILE -- link-sync snapshot PROFILE`, or give --crash-consistent")
             .into());
     }
     let _lock = agent::lock(&settings.runtime)?;
