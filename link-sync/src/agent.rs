@@ -23,6 +23,7 @@ use common::lock::Lock;
 use common::run::Cmd;
 use common::status::{Report, describe};
 use common::{places, signals};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
@@ -192,28 +193,17 @@ fn stop_on_signal(stream: &UnixStream, over: &AtomicBool) {
 /// The agent's whole life. `listen` and `lock` are descriptors inherited from [`start`].
 #[expect(unsafe_code, reason = "descriptors inherited over exec come as numbers")]
 pub fn live(options: &Options, listen: RawFd, lock: RawFd) -> Result<()> {
-    for fd in [listen, lock] {
-        if fd < 3
-            || nix::fcntl::fcntl(
-                unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) },
-                nix::fcntl::FcntlArg::F_GETFD,
-            )
-            .is_err()
-        {
-            return Err(Fault::usage("agent is started by stage, never by hand").into());
-        }
+    let open = |fd: RawFd| Path::new("/proc/self/fd").join(fd.to_string()).symlink_metadata().is_ok();
+    if [listen, lock].into_iter().any(|fd| fd < 3 || !open(fd)) {
+        return Err(Fault::usage("agent is started by stage, never by hand").into());
     }
     // SAFETY: `start` left these two open for us; nothing else in this new process knows them.
-    let (listener, lock) =
-        unsafe { (UnixListener::from(OwnedFd::from_raw_fd(listen)), OwnedFd::from_raw_fd(lock)) };
-    let keep_closed = |fd: &OwnedFd| {
-        nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))
-            .context("fcntl failed")
-    };
-    keep_closed(&lock)?;
-    keep_closed(&listener.try_clone()?.into())?;
-    nix::fcntl::fcntl(&listener, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))
-        .context("fcntl failed")?;
+    let (listener, lock) = unsafe { (OwnedFd::from_raw_fd(listen), OwnedFd::from_raw_fd(lock)) };
+    for fd in [&listener, &lock] {
+        // Our children have no use for them.
+        fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).context("fcntl failed")?;
+    }
+    let listener = UnixListener::from(listener);
     let settings = options.settings()?;
     let path = socket(&places::runtime(&settings.profile)?);
     let (to_main, asked) = sync_channel(0);

@@ -93,6 +93,7 @@ impl Serving {
             }
             Request::Fresh { source } => {
                 check_name(&source).map_err(Fault::denied)?;
+                self.times.remove(&source);
                 self.fresh(&source).map(|_| Value::Null)
             }
             Request::Clone { source } => self.clone_base(&source, input),

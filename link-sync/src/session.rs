@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use common::fault::Fault;
+use common::fault::{Fault, Kind, kind_of};
 use common::record::RunRecord;
 use common::status::Report;
 use common::{durable, signals};
@@ -213,7 +213,7 @@ impl Session {
             "tool_version": env!("CARGO_PKG_VERSION"),
             "sources": sources,
         });
-        let published: Published = self.far.ask(&Request::Publish { meta })?;
+        let published: Published = self.far.ask(&Request::Publish { meta }).map_err(perhaps_published)?;
         report.changed = true;
         for warning in &published.warnings {
             report.warn_value(warning.clone());
@@ -676,6 +676,18 @@ fn same_file_system(
         .into());
     }
     Ok(())
+}
+
+/// When the connection breaks, or a signal comes, between the request to publish and its answer, the far end may
+/// have gone through with it. It has if it says so in the list.
+fn perhaps_published(error: anyhow::Error) -> anyhow::Error {
+    match kind_of(&error) {
+        kind @ (Kind::Unavailable | Kind::Interrupted(_)) => error.context(
+            Fault::new(kind, "the store did not answer, so whether the snapshot was published is not known")
+                .hint("`link-sync list` shows it if it was; it is whole or absent either way"),
+        ),
+        _ => error,
+    }
 }
 
 /// rsync's fake-super sets the attributes of a folder that exists already twice, and the second time removes the

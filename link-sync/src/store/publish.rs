@@ -26,7 +26,8 @@ pub type DirTimes = HashMap<Vec<u8>, Option<(i64, u32)>>;
 /// [`DirTimes`] by source.
 pub type Times = HashMap<String, DirTimes>;
 
-/// Publishes the partial snapshot. On return it is durable: every block of it, its name, and `latest`.
+/// Publishes the partial snapshot. On return it is durable: every block of it, its name, and `latest` unless a
+/// warning says that it could not be moved.
 pub fn publish(writable: &Writable, meta: Value, times: &Times) -> Result<Published> {
     let partial = open_dir(&writable.dir, PARTIAL.as_bytes()).context("there is no partial snapshot")?;
     let date = free_date(writable)?;
