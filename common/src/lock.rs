@@ -8,12 +8,13 @@ use std::fs::{File, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
-use crate::fault::Fault;
+use crate::fault::{Fault, Kind, kind_of};
 
 /// A held lock; dropping it releases it, unless a child still has the descriptor.
 #[derive(Debug)]
@@ -35,6 +36,20 @@ impl Lock {
             .and_then(|()| file.write_all(line.as_bytes()))
             .with_context(|| format!("cannot write the lock file {}", path.display()))?;
         Ok(lock)
+    }
+
+    /// Like [`Lock::exclusive`], but a holder has `patience` to go: the children of a run that was killed are
+    /// ended by the kernel and by broken pipes, which takes a moment.
+    pub fn exclusive_within(path: &Path, what: &str, patience: Duration) -> Result<Lock> {
+        let begin = Instant::now();
+        loop {
+            match Lock::exclusive(path, what) {
+                Err(e) if kind_of(&e) == Kind::Busy && begin.elapsed() < patience => {}
+                other => return other,
+            }
+            crate::signals::check()?;
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Takes `path` together with other readers, at once or not at all.
@@ -89,7 +104,6 @@ fn busy(mut file: File, path: &Path, what: &str) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault::{Kind, kind_of};
     use crate::run::Cmd;
 
     #[test]
@@ -114,6 +128,18 @@ mod tests {
         assert!(Lock::exclusive(&path, "the store").is_err());
         child.end();
         Lock::exclusive(&path, "the store").unwrap();
+    }
+
+    #[test]
+    fn a_holder_that_is_about_to_end_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let lock = Lock::exclusive(&path, "the store").unwrap();
+        let child = Cmd::new("sleep").arg("0.5").inherit(lock.fd()).spawn_piped().unwrap();
+        drop(lock);
+        assert!(Lock::exclusive_within(&path, "the store", Duration::from_millis(60)).is_err());
+        Lock::exclusive_within(&path, "the store", Duration::from_secs(30)).unwrap();
+        drop(child);
     }
 
     #[test]

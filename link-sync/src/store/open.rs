@@ -5,6 +5,7 @@ use std::fs::{DirBuilder, File};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
@@ -41,10 +42,18 @@ pub struct Writable {
     pub lock: Lock,
 }
 
+/// How long the children of a run that was killed may hold on to the store until they have ended, too.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+fn lock(store: &Store) -> Result<Lock> {
+    let what = format!("the store {}", store.path.display());
+    Lock::exclusive_within(&store.path.join(".lock"), &what, PATIENCE)
+}
+
 /// Takes the store for writing: [`common::fault::Kind::Busy`] if somebody else writes, also when that is an orphan.
 pub fn open(store: &Store) -> Result<Writable> {
     let dir = store.check()?;
-    let lock = Lock::exclusive(&store.path.join(".lock"), &format!("the store {}", store.path.display()))?;
+    let lock = lock(store)?;
     let (mut snapshots, damaged) = store.snapshots()?;
     let mut warnings: Vec<Value> = damaged
         .iter()
@@ -98,7 +107,7 @@ pub fn open(store: &Store) -> Result<Writable> {
 /// Removes the partial snapshot and all that an interrupted run left.
 pub fn discard(store: &Store) -> Result<()> {
     let dir = store.check()?;
-    let _lock = Lock::exclusive(&store.path.join(".lock"), &format!("the store {}", store.path.display()))?;
+    let _lock = lock(store)?;
     for name in [TRASH, PARTIAL, INCOMING, RESUME] {
         remove(&dir, Path::new(name))?;
     }
