@@ -2,8 +2,10 @@
 
 pub mod durable;
 pub mod fault;
+pub mod fuse;
 pub mod lock;
 pub mod mounts;
+pub mod offsite;
 pub mod places;
 pub mod profile;
 pub mod record;

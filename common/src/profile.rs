@@ -44,6 +44,9 @@ pub struct Profile {
     pub snapshot: Snapshot,
     /// On S2: the store.
     pub store: Option<Store>,
+    /// The off-site copy, on S2.
+    #[serde(default)]
+    pub offsite: Offsite,
 }
 
 /// `[nextcloud]`
@@ -175,6 +178,119 @@ pub struct Store {
     /// argv of rsync. Default `rsync`.
     #[serde(default)]
     pub rsync: Vec<String>,
+}
+
+/// `[offsite]`, on S2: the encrypted copy elsewhere.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Offsite {
+    /// The store whose newest snapshot is pushed. Default: `[store]` path.
+    pub store: Option<PathBuf>,
+    /// Room that must stay free in the container, in bytes. Default 64 MiB.
+    pub reserve_bytes: Option<u64>,
+    /// How S3 is reached. Absent: the container lies on this machine.
+    pub sshfs: Option<Sshfs>,
+    /// The container.
+    pub luks: Option<Luks>,
+}
+
+/// `[offsite.sshfs]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sshfs {
+    /// `user@host` of S3.
+    pub host: String,
+    /// The folder there.
+    pub directory: String,
+    /// Port. Default 22.
+    pub port: Option<u16>,
+    /// Private key.
+    pub identity: Option<PathBuf>,
+    /// Known hosts. Default: root's.
+    pub known_hosts: Option<PathBuf>,
+    /// Where it is mounted here. Default: `s3` in the runtime folder.
+    pub mount_point: Option<PathBuf>,
+    /// More options for sshfs and ssh, of a list that is known to be harmless.
+    #[serde(default)]
+    pub options: Vec<String>,
+    /// argv of sshfs. Default `sshfs`.
+    #[serde(default)]
+    pub program: Vec<String>,
+    /// Upload limit in bytes a second.
+    pub bwlimit: Option<Bytes>,
+}
+
+/// `[offsite.luks]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Luks {
+    /// The container's file; a relative one lies in the folder of S3.
+    pub image: PathBuf,
+    /// File with the key, mode 0600 or less.
+    pub key_file: PathBuf,
+    /// S2's own copy of the container's header. Default: `container.header` in the state folder.
+    pub header: Option<PathBuf>,
+    /// Where the container is mounted. Default: `container` in the runtime folder.
+    pub mount_point: Option<PathBuf>,
+    /// argv of cryptsetup. Default `cryptsetup`.
+    #[serde(default)]
+    pub cryptsetup: Vec<String>,
+}
+
+/// A number of bytes as people write it: `4096`, `500k`, `1.5m`, `776G`; k, m, g and t are powers of 1024.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes(pub u64);
+
+impl std::str::FromStr for Bytes {
+    type Err = String;
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "checked"
+    )]
+    fn from_str(text: &str) -> Result<Bytes, String> {
+        let wrong = || format!("'{text}' is not a number of bytes: write it like 4096, 500k, 1.5m or 776G");
+        let lower = text.trim().to_ascii_lowercase();
+        let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let shift = match lower[digits.len()..].trim_end_matches("ib").trim_end_matches('b') {
+            "" => 0,
+            "k" => 10,
+            "m" => 20,
+            "g" => 30,
+            "t" => 40,
+            _ => return Err(wrong()),
+        };
+        if !digits.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
+            return Err(wrong());
+        }
+        let number: f64 = digits.parse().map_err(|_| wrong())?;
+        let bytes = (number * (1u64 << shift) as f64).round();
+        if bytes < 1.0 || bytes > i64::MAX as f64 {
+            return Err(wrong());
+        }
+        Ok(Bytes(bytes as u64))
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = Bytes;
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("a number of bytes, like 4096 or \"500k\"")
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Bytes, E> {
+                text.parse().map_err(E::custom)
+            }
+            fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Bytes, E> {
+                number.to_string().parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
 }
 
 /// A length of time as people write it: `90s`, `30m`, `2h 30m`.
@@ -309,6 +425,7 @@ pub fn parse(text: &str, file: &Path) -> Result<Profile> {
         }
     }
     let store = profile.store.as_ref();
+    let (sshfs, luks) = (profile.offsite.sshfs.as_ref(), profile.offsite.luks.as_ref());
     let paths = [
         ("state_dir", profile.state_dir.as_ref()),
         ("runtime_dir", profile.runtime_dir.as_ref()),
@@ -319,6 +436,13 @@ pub fn parse(text: &str, file: &Path) -> Result<Profile> {
         ("snapshot.ssh.known_hosts", profile.snapshot.ssh.known_hosts.as_ref()),
         ("store.path", store.map(|s| &s.path)),
         ("store.mount", store.and_then(|s| s.mount.as_ref())),
+        ("offsite.store", profile.offsite.store.as_ref()),
+        ("offsite.sshfs.identity", sshfs.and_then(|s| s.identity.as_ref())),
+        ("offsite.sshfs.known_hosts", sshfs.and_then(|s| s.known_hosts.as_ref())),
+        ("offsite.sshfs.mount_point", sshfs.and_then(|s| s.mount_point.as_ref())),
+        ("offsite.luks.key_file", luks.map(|l| &l.key_file)),
+        ("offsite.luks.header", luks.and_then(|l| l.header.as_ref())),
+        ("offsite.luks.mount_point", luks.and_then(|l| l.mount_point.as_ref())),
     ];
     let of_sources = sources.iter().map(|s| ("snapshot.source.path", s.path.as_ref()));
     for (key, path) in paths.into_iter().chain(of_sources) {
@@ -334,6 +458,26 @@ pub fn parse(text: &str, file: &Path) -> Result<Profile> {
             &mount.to_string_lossy(),
             "this must be store.path or a folder above it",
         );
+    }
+    if let Some(luks) = luks {
+        let inside = luks.image.components().all(|c| matches!(c, std::path::Component::Normal(_)));
+        if luks.image.is_relative() && (!inside || sshfs.is_none()) {
+            let right = "this must be a path inside the folder of [offsite.sshfs], or an absolute path";
+            return wrong("offsite.luks.image", &luks.image.to_string_lossy(), right);
+        }
+    }
+    if let Some(sshfs) = sshfs {
+        let odd = |c: char| c.is_whitespace() || c.is_control() || c == ':';
+        if sshfs.host.is_empty() || sshfs.host.starts_with('-') || sshfs.host.chars().any(odd) {
+            return wrong("offsite.sshfs.host", &sshfs.host, "this must be user@host");
+        }
+        if !sshfs.directory.starts_with('/') || sshfs.directory.chars().any(char::is_control) {
+            return wrong(
+                "offsite.sshfs.directory",
+                &sshfs.directory,
+                "this must be an absolute path on that machine",
+            );
+        }
     }
     if let Some(url) = profile.nextcloud.as_ref().and_then(|n| n.url.as_ref())
         && !url.starts_with("http://")
@@ -379,9 +523,26 @@ mod tests {
             ("[[snapshot.source]]\nname = \"data\"", "snapshot.source.name"),
             ("[nextcloud]\nroot = \"/n\"\nurl = \"cloud.example\"", "nextcloud.url"),
             ("[snapshot]\nmax = \"soon\"", "soon"),
+            ("[offsite.luks]\nimage = \"../x\"\nkey_file = \"/k\"", "offsite.luks.image"),
+            ("[offsite.luks]\nimage = \"x\"\nkey_file = \"/k\"", "offsite.luks.image"),
+            ("[offsite.sshfs]\nhost = \"-oProxyCommand=x\"\ndirectory = \"/d\"", "offsite.sshfs.host"),
+            ("[offsite.sshfs]\nhost = \"a@b\"\ndirectory = \"d\"", "offsite.sshfs.directory"),
+            ("[offsite.sshfs]\nhost = \"a@b\"\ndirectory = \"/d\"\nbwlimit = \"fast\"", "'fast'"),
         ] {
             let (message, _) = fails(text);
             assert!(message.contains(key), "{message}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_written_as_people_do() {
+        for (text, bytes) in
+            [("4096", 4096), ("500k", 512_000), ("1.5m", 1_572_864), ("776G", 776 << 30), ("1KiB", 1024)]
+        {
+            assert_eq!(text.parse(), Ok(Bytes(bytes)));
+        }
+        for bad in ["", "k", "-1", "0", "1e9", "inf", "1x", "1 m"] {
+            assert!(bad.parse::<Bytes>().is_err(), "{bad}");
         }
     }
 

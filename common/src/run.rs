@@ -4,7 +4,8 @@
 //! a process group of its own, SIGKILL when the thread that started it dies, and nothing of ours but
 //! stdin, stdout, stderr and descriptors named with [`Cmd::inherit`]. Captured output goes to
 //! memory files, so a child can never block on us and no grandchild can keep us waiting.
-//! A signal to us stops the child's group (TERM, then KILL after five seconds).
+//! A signal to us stops the child's group (TERM, then KILL after five seconds); a child that is stuck in the
+//! kernel even then is left behind after five more.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -432,7 +433,7 @@ impl Child {
         Ok(failure)
     }
 
-    /// Ends the whole group: TERM, five seconds, KILL.
+    /// Ends the whole group: TERM, five seconds, KILL, at most five more.
     pub fn end(&mut self) {
         if self.done.is_some() {
             return;
@@ -445,7 +446,18 @@ impl Child {
             }
         }
         self.signal(Signal::SIGKILL);
-        drop(self.reap());
+        self.reap_or_abandon();
+    }
+
+    /// After SIGKILL: takes its status, or gives it up if it is stuck in the kernel (a file system whose server is
+    /// gone). It ends as soon as the kernel lets it go; to wait for that could be for ever.
+    fn reap_or_abandon(&mut self) {
+        if self.ended_by(Some(Instant::now() + GRACE), false).unwrap_or(true) {
+            drop(self.reap());
+        } else {
+            // As the status of a process that SIGKILL ended, which is what it will be.
+            self.done = Some(ExitStatus::from_raw(Signal::SIGKILL as i32));
+        }
     }
 
     /// Sends `signal` to its group.
@@ -485,7 +497,7 @@ impl Drop for Child {
     fn drop(&mut self) {
         if self.done.is_none() {
             self.signal(Signal::SIGKILL);
-            drop(self.reap());
+            self.reap_or_abandon();
         }
     }
 }
@@ -536,6 +548,21 @@ pub fn pidfd(pid: u32) -> Result<OwnedFd> {
     let fd = RawFd::try_from(fd).context("a descriptor out of range")?;
     // SAFETY: as above; pidfds are close-on-exec from birth.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sends `signal` to the process that `pidfd` stands for; fine if it is gone.
+#[expect(unsafe_code, reason = "pidfd_send_signal has no wrapper in nix")]
+pub fn pidfd_signal(pidfd: &OwnedFd, signal: Signal) {
+    // SAFETY: a plain system call on a descriptor that is open; no memory is passed.
+    unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal as libc::c_int,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        );
+    }
 }
 
 #[cfg(test)]

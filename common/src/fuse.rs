@@ -1,0 +1,103 @@
+//! File systems served by a process: asking whether one still answers, and ending the process that serves it.
+//!
+//! A process that waits for a server that is gone cannot be killed, so nothing here touches such a file system
+//! itself: a child does, and is left behind if it must be.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use nix::sys::signal::Signal;
+
+use crate::mounts::{self, Mount};
+use crate::run::{Cmd, pidfd, pidfd_signal};
+
+/// What a mounted file system answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It answers.
+    Healthy,
+    /// Its server is gone; what the kernel says.
+    Dead(String),
+    /// No answer within the time given.
+    Hung,
+}
+
+/// Asks the file system mounted at `target` for its size, which its server must answer (nothing is cached).
+pub fn probe(target: &Path, limit: Duration) -> Result<Health> {
+    let stat = Cmd::new("stat").args(["-f", "-c", "%T", "--"]).arg(target).timeout(limit).uninterruptible();
+    match stat.output() {
+        Ok(output) if output.status.success() => Ok(Health::Healthy),
+        Ok(output) => Ok(Health::Dead(crate::run::tail(&output.stderr))),
+        Err(error) if error.downcast_ref::<crate::run::Failure>().is_some() => Ok(Health::Hung),
+        Err(error) => Err(error),
+    }
+}
+
+/// The FUSE mount that `path` lies on, if it lies on one. Only names are compared, the file system is not asked.
+pub fn mount_below(path: &Path) -> Result<Option<Mount>> {
+    let holds = |m: &Mount| path.starts_with(&m.target);
+    let mount = mounts::table()?.into_iter().filter(holds).max_by_key(|m| m.target.as_os_str().len());
+    Ok(mount.filter(|m| m.fs_type.starts_with("fuse.")))
+}
+
+/// The processes that serve the sshfs mounted at `target`: those that run sshfs in our mount namespace, have
+/// `/dev/fuse` open, and name exactly this mount point among their arguments.
+pub fn servers(target: &Path) -> Vec<u32> {
+    let Ok(ours) = std::fs::read_link("/proc/self/ns/mnt") else { return Vec::new() };
+    let list = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = list.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| {
+        let dir = Path::new("/proc").join(pid.to_string());
+        serves(&dir, target.as_os_str()) && std::fs::read_link(dir.join("ns/mnt")).is_ok_and(|ns| ns == ours)
+    })
+    .collect()
+}
+
+fn serves(dir: &Path, target: &OsStr) -> bool {
+    let Ok(argv) = std::fs::read(dir.join("cmdline")) else { return false };
+    let words: Vec<&[u8]> = argv.split(|b| *b == 0).collect();
+    if !words.contains(&target.as_bytes()) {
+        return false;
+    }
+    let is_sshfs = std::fs::read_to_string(dir.join("comm")).is_ok_and(|c| c.trim() == "sshfs");
+    let fds = std::fs::read_dir(dir.join("fd")).into_iter().flatten().flatten();
+    is_sshfs
+        && fds.into_iter().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|l| l == Path::new("/dev/fuse")))
+}
+
+/// Ends process `pid` with SIGKILL and waits until it is gone; false if it is not within `limit`. `still` is asked
+/// after the process has been pinned, so that a number that was used again in between never hits another one.
+pub fn end(pid: u32, still: impl Fn(u32) -> bool, limit: Duration) -> Result<bool> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use std::os::fd::AsFd as _;
+    let Ok(watch) = pidfd(pid) else { return Ok(true) };
+    if !still(pid) {
+        return Ok(true);
+    }
+    pidfd_signal(&watch, Signal::SIGKILL);
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut fds = [PollFd::new(watch.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)).is_ok_and(|n| n > 0) {
+            return Ok(true);
+        }
+        if left.is_zero() {
+            return Ok(false);
+        }
+    }
+}
+
+/// Ends what serves the sshfs at `target`; then everything that waits for it fails instead of waiting. Returns the
+/// processes that were ended.
+pub fn end_servers(target: &Path, limit: Duration) -> Result<Vec<u32>> {
+    let found = servers(target);
+    let still = |pid: u32| serves(&Path::new("/proc").join(pid.to_string()), target.as_os_str());
+    for pid in &found {
+        end(*pid, still, limit)?;
+    }
+    Ok(found)
+}
