@@ -55,6 +55,11 @@ pub enum Action {
     List(Profile),
     /// What differs between two published snapshots.
     Diff(Diff),
+    /// Copy a snapshot of a local store into another folder of snapshots, with its
+    /// date: onto another disk, or into the off-site container. What changed is
+    /// told by names and inode numbers of two local snapshots; the copy's files
+    /// are not read.
+    Copy(Copy),
     /// The far end, for an authorized_keys forced command:
     /// command="/usr/sbin/link-sync serve home",restrict ssh-ed25519 …
     /// Speaks its own protocol on stdin and stdout instead of printing JSON.
@@ -160,6 +165,25 @@ pub struct Diff {
     pub limit: usize,
 }
 
+/// Options of `copy`.
+#[derive(Args, Clone, Debug)]
+pub struct Copy {
+    #[command(flatten)]
+    pub profile: Profile,
+    /// The folder of snapshots to copy into; it must exist.
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// The snapshot: a date, or latest.
+    #[arg(long, value_name = "DATE", default_value = "latest")]
+    pub date: String,
+    /// Bytes that must stay free there [default: 64 MiB].
+    #[arg(long, value_name = "BYTES")]
+    pub reserve_bytes: Option<common::profile::Bytes>,
+    /// Write no more than this ahead of the disk.
+    #[arg(long, value_name = "BYTES", default_value = "4m")]
+    pub flush_bytes: common::profile::Bytes,
+}
+
 /// Options of `serve`.
 #[derive(Args, Clone, Debug)]
 pub struct Serve {
@@ -177,6 +201,9 @@ pub struct Serve {
     /// Bytes that must stay free [default: 1 GiB].
     #[arg(long, value_name = "BYTES")]
     pub reserve_bytes: Option<u64>,
+    /// Flush to the disk whenever so many bytes were written.
+    #[arg(long, value_name = "BYTES", hide = true)]
+    pub flush_bytes: Option<u64>,
     /// A word of rsync's argv; repeatable.
     #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
     pub rsync: Vec<String>,

@@ -90,6 +90,15 @@ impl Far {
             Place::Local(path) => (local(settings, path)?, None),
             Place::Ssh { host, path } => (ssh(settings, host, path)?, Some(host.as_str())),
         };
+        let wanted = match &settings.store {
+            Place::Local(path) => path.as_path(),
+            Place::Ssh { path, .. } => Path::new(path),
+        };
+        Far::start(&cmd, remote, wanted)
+    }
+
+    /// Starts `cmd`, a far end, and greets it. It must serve the store `wanted`.
+    pub fn start(cmd: &Cmd, remote: Option<&str>, wanted: &Path) -> Result<Far> {
         let mut child = cmd.spawn_piped()?;
         let output = child.take_stdin().context("no pipe to the far end")?;
         let input = child.take_stdout().context("no pipe from the far end")?;
@@ -106,10 +115,6 @@ impl Far {
             return Err(far.why_no_greeting(error, remote));
         }
         far.hello = far.ask(&Request::Hello { protocol: protocol::VERSION })?;
-        let wanted = match &settings.store {
-            Place::Local(path) => path.as_path(),
-            Place::Ssh { path, .. } => Path::new(path),
-        };
         if Path::new(&far.hello.store).components().ne(wanted.components()) {
             let wanted = wanted.display();
             return Err(Fault::config(format!(
@@ -203,12 +208,22 @@ impl Far {
         request: &Request,
         fill: impl FnOnce(&mut ListWriter<'_, BufWriter<ChildStdin>>) -> Result<()>,
     ) -> Result<T> {
+        self.ask_with_list_watched(request, fill, |_| ())
+    }
+
+    /// Asks with a list; `watch` is told how far the far end has come.
+    pub fn ask_with_list_watched<T: DeserializeOwned>(
+        &mut self,
+        request: &Request,
+        fill: impl FnOnce(&mut ListWriter<'_, BufWriter<ChildStdin>>) -> Result<()>,
+        watch: impl FnMut(u64),
+    ) -> Result<T> {
         self.send(request)?;
         let output = self.output.as_mut().context("the conversation has ended")?;
         let mut list = ListWriter::new(output);
         let sent = fill(&mut list).and_then(|()| list.finish());
         sent.map_err(|e| self.lost(e))?;
-        self.answer()
+        self.answer_watched(watch)
     }
 
     /// Sends a request.
@@ -220,12 +235,19 @@ impl Far {
 
     /// Waits for an answer.
     pub fn answer<T: DeserializeOwned>(&mut self) -> Result<T> {
+        self.answer_watched(|_| ())
+    }
+
+    fn answer_watched<T: DeserializeOwned>(&mut self, mut watch: impl FnMut(u64)) -> Result<T> {
         let mut frame = Vec::new();
-        let kind = protocol::receive(&mut self.input, &mut frame).map_err(|e| self.lost(e))?;
-        match kind {
-            Some(Kind::Message) => decode(&frame),
-            Some(_) => bail!("the other end is out of step"),
-            None => Err(self.lost(anyhow::anyhow!("it closed the connection"))),
+        loop {
+            let kind = protocol::receive(&mut self.input, &mut frame).map_err(|e| self.lost(e))?;
+            match kind {
+                Some(Kind::Message) => return decode(&frame),
+                Some(Kind::Count) => watch(frame.first_chunk().map_or(0, |n| u64::from_be_bytes(*n))),
+                Some(_) => bail!("the other end is out of step"),
+                None => return Err(self.lost(anyhow::anyhow!("it closed the connection"))),
+            }
         }
     }
 

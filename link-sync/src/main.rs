@@ -3,6 +3,7 @@
 mod actions;
 mod agent;
 mod cli;
+mod copy;
 mod exclude;
 mod far;
 mod index;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         Action::Snapshot(run) => report("snapshot", run.name(), &|r| actions::snapshot(run, r)),
         Action::List(profile) => report("list", profile.profile.as_deref(), &|r| actions::list(profile, r)),
         Action::Diff(diff) => report("diff", diff.profile.profile.as_deref(), &|r| actions::diff(diff, r)),
+        Action::Copy(copy) => report("copy", copy.profile.profile.as_deref(), &|r| copy::copy(copy, r)),
         Action::Serve(serve) => silent(actions::serve_store(serve)),
         Action::Agent(agent) => silent(
             common::signals::install()

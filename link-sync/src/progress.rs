@@ -57,6 +57,13 @@ impl Progress {
         *self.step.lock().unwrap_or_else(PoisonError::into_inner) = (step, Instant::now());
     }
 
+    /// What is being done has another name now: work that is not counted in bytes.
+    pub fn rename(&self, doing: impl Into<String>) {
+        let mut state = self.step.lock().unwrap_or_else(PoisonError::into_inner);
+        state.0.doing = doing.into();
+        (self.watcher)(&state.0);
+    }
+
     /// So many bytes more have been sent.
     pub fn sent(&self, bytes: u64) {
         let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
@@ -71,16 +78,21 @@ impl Progress {
 
 /// The bar; hidden unless stderr is a terminal.
 pub fn terminal_bar() -> indicatif::ProgressBar {
-    let bar = indicatif::ProgressBar::new(0);
-    let style = "{msg} {bytes} of about {total_bytes} {binary_bytes_per_sec} {wide_bar}";
-    if let Ok(style) = indicatif::ProgressStyle::with_template(style) {
-        bar.set_style(style);
-    }
-    bar
+    indicatif::ProgressBar::new(0)
 }
 
 /// Shows a step on `bar`.
 pub fn show(bar: &indicatif::ProgressBar, step: &Step) {
+    let template = match step.total {
+        0 => "{msg}",
+        _ => "{msg} {bytes} of about {total_bytes} {binary_bytes_per_sec} {eta} left {wide_bar}",
+    };
+    if step.done == 0
+        && let Ok(style) = indicatif::ProgressStyle::with_template(template)
+    {
+        bar.set_style(style);
+        bar.reset_eta();
+    }
     bar.set_message(step.doing.clone());
     bar.set_length(step.total.max(step.done));
     bar.set_position(step.done);

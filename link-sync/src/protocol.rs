@@ -33,6 +33,8 @@ pub enum Kind {
     Stream,
     /// This direction of rsync's conversation has ended.
     End,
+    /// How far the far end has come, eight bytes (big-endian); only while it copies from another store.
+    Count,
 }
 
 /// What the source asks for.
@@ -46,11 +48,26 @@ pub enum Request {
     },
     /// Take the lock, clear what an interrupted run left (keeping what it had received), begin a new partial
     /// snapshot. Answer: [`Opened`].
-    Open,
+    Open {
+        /// A snapshot of another store is to be copied, not one of this source's made.
+        #[serde(default)]
+        copy: bool,
+        /// For a copy: the snapshot here that shares its unchanged files, by date.
+        #[serde(default)]
+        base: Option<String>,
+    },
+    /// For a copy, after `Open`: the snapshot's id, and what to do with what an interrupted copy received. A list of
+    /// `SOURCE/PATH` follows that must not be taken from it.
+    Resume {
+        /// The snapshot.
+        id: String,
+        /// Keep the rest; else all of it is removed.
+        keep: bool,
+    },
     /// Is there room for this much more?
     Room {
-        /// Name of the source; what an interrupted run received of it needs no room again.
-        source: String,
+        /// Name of the source, or all; what an interrupted run received of it needs no room again.
+        source: Option<String>,
         /// Bytes to be written.
         bytes: u64,
         /// Files and folders to be made.
@@ -85,6 +102,9 @@ pub enum Request {
         delta: bool,
         /// Compare with the partial snapshot instead of the base: any pass but the first.
         again: bool,
+        /// Also the attributes rsync itself keeps owners in (a copy of a store without root).
+        #[serde(default)]
+        all_xattrs: bool,
     },
     /// Put what was received into the partial snapshot, and take what rsync found unchanged from where it
     /// found it. A list of [`Record`]s follows. Answer: [`Merged`].
@@ -140,6 +160,9 @@ pub struct Opened {
     pub base: Option<crate::store::meta::SnapshotMeta>,
     /// Something received by an interrupted run is at hand.
     pub resumed: bool,
+    /// For a copy: the snapshot that was received then, by id.
+    #[serde(default)]
+    pub resumed_id: Option<String>,
     /// Extended attributes can be kept.
     pub xattrs: bool,
     /// ACLs can be kept.
@@ -218,6 +241,7 @@ pub fn send(out: &mut impl Write, kind: Kind, payload: &[u8]) -> std::io::Result
         Kind::List => b'L',
         Kind::Stream => b'S',
         Kind::End => b'E',
+        Kind::Count => b'C',
     };
     head[1..].copy_from_slice(&u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes());
     out.write_all(&head)?;
@@ -236,6 +260,7 @@ pub fn receive(input: &mut impl Read, payload: &mut Vec<u8>) -> Result<Option<Ki
         b'L' => Kind::List,
         b'S' => Kind::Stream,
         b'E' => Kind::End,
+        b'C' => Kind::Count,
         other => bail!("the other end sent a frame of kind {other}: it does not speak this protocol"),
     };
     let len = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;

@@ -22,6 +22,7 @@ use common::signals;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::unistd::{Gid, Uid};
 
 use crate::far::Far;
 use crate::progress::Progress;
@@ -53,6 +54,10 @@ pub struct Transfer<'a> {
     pub times: bool,
     /// Compare with the partial snapshot.
     pub again: bool,
+    /// rsync reads as this account.
+    pub account: Option<(Uid, Gid)>,
+    /// Also the attributes rsync itself keeps owners in.
+    pub all_xattrs: bool,
     /// Extended attributes.
     pub xattrs: bool,
     /// ACLs.
@@ -87,6 +92,7 @@ impl Transfer<'_> {
             times: self.times,
             delta: far.remote,
             again: self.again,
+            all_xattrs: self.all_xattrs,
         };
         far.send(&request)?;
         let (bytes, received) = carry(far, pipes, ours, &mut child, progress)?;
@@ -107,10 +113,14 @@ impl Transfer<'_> {
             ("--whole-file", !remote),
             ("--acls", self.acls),
             ("--xattrs", self.xattrs),
+            ("--xattrs", self.all_xattrs),
         ] {
             if wanted {
                 cmd = cmd.arg(option);
             }
+        }
+        if let Some((user, group)) = self.account {
+            cmd = cmd.account(user, group, &[group]);
         }
         if self.only_itself {
             // A listed "." would bring what is in it.
@@ -302,7 +312,7 @@ fn pass_back(input: &mut impl Read, to_rsync: File, mut tunnel: UnixStream) -> R
                 tunnel.write_all(frame.get(..1).unwrap_or(&[255])).ok();
             }
             Some(Kind::Message) => return Ok(frame),
-            Some(Kind::List) => bail!("the other end is out of step"),
+            Some(Kind::List | Kind::Count) => bail!("the other end is out of step"),
             None => bail!("it closed the connection"),
         }
     }

@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use common::fault::Fault;
@@ -20,9 +22,12 @@ use serde_json::{Value, json};
 
 use crate::protocol::{self, GREETING, Hello, Kind, MAX_FRAME, Opened, Received, Record, Reply, Request};
 use crate::store::merge::Merge;
-use crate::store::open::{Writable, discard, open};
+use crate::store::open::{self, Writable, discard};
 use crate::store::publish::{Times, publish};
-use crate::store::{INCOMING, PARTIAL, Store, clone, diff, open_dir, remove};
+use crate::store::{INCOMING, PARTIAL, Store, clone, diff, open_dir, pace, remove};
+
+/// How often the source is told how far a clone has come.
+const TELL: Duration = Duration::from_millis(200);
 
 /// What has been asked for so far.
 struct Serving {
@@ -86,17 +91,18 @@ impl Serving {
                     root: nix::unistd::geteuid().is_root(),
                 })
             }
-            Request::Open => self.open(),
+            Request::Open { copy, base } => self.open(copy.then_some(base.as_deref())),
+            Request::Resume { id, keep } => self.resume(&id, keep, input),
             Request::Room { source, bytes, inodes } => {
-                check_name(&source).map_err(Fault::denied)?;
-                self.writable()?.room(&source, bytes, inodes).map(|()| Value::Null)
+                source.as_deref().map_or(Ok(()), check_name).map_err(Fault::denied)?;
+                self.writable()?.room(source.as_deref(), bytes, inodes).map(|()| Value::Null)
             }
             Request::Fresh { source } => {
                 check_name(&source).map_err(Fault::denied)?;
                 self.times.remove(&source);
                 self.fresh(&source).map(|_| Value::Null)
             }
-            Request::Clone { source } => self.clone_base(&source, input),
+            Request::Clone { source } => self.clone_base(&source, input, output),
             Request::Drop { source } => self.drop_paths(&source, input),
             Request::Receive { .. } => self.receive(&request, input, output),
             Request::Merge { source, times, again } => self.merge(source, times, again, input),
@@ -117,10 +123,11 @@ impl Serving {
         }
     }
 
-    fn open(&mut self) -> Result<Value> {
+    fn open(&mut self, copy_from: Option<Option<&str>>) -> Result<Value> {
         ensure!(self.writable.is_none(), "a snapshot has been begun already");
-        let writable = open(&self.store)?;
+        let writable = open::open(&self.store, copy_from)?;
         let opened = Opened {
+            resumed_id: open::copying(&self.store),
             store_id: writable.id.clone(),
             base: writable.base.clone(),
             resumed: writable.resumed,
@@ -133,7 +140,24 @@ impl Serving {
         value(opened)
     }
 
-    fn clone_base(&self, source: &str, input: &mut impl Read) -> Result<Value> {
+    fn resume(&mut self, id: &str, keep: bool, input: &mut impl Read) -> Result<Value> {
+        let writable = self.writable.as_mut().context("no snapshot has been begun")?;
+        let forgotten = if keep { Ok(()) } else { writable.forget(None) };
+        protocol::read_list(input, |path| {
+            protocol::check_path(path)?;
+            writable.forget(Some(path))
+        })?;
+        forgotten?;
+        writable.begin_copy(id)?;
+        Ok(Value::Null)
+    }
+
+    fn clone_base(
+        &self,
+        source: &str,
+        input: &mut impl Read,
+        output: &mut (impl Write + Send),
+    ) -> Result<Value> {
         let mut left_out = clone::LeftOut::default();
         protocol::read_list(input, |path| {
             protocol::check_path(path)?;
@@ -143,7 +167,20 @@ impl Serving {
         check_name(source).map_err(Fault::denied)?;
         let writable = self.writable()?;
         let base = writable.base_dir(source)?.context("the base does not hold this source")?;
-        let linked = clone::clone(&base, &self.fresh(source)?, &left_out)?;
+        let watcher = Mutex::new((output, Instant::now(), 0u64));
+        let wrote = |links: u64| -> Result<()> {
+            writable.pace.wrote(links * pace::LINK + pace::FOLDER)?;
+            let mut watcher = watcher.lock().unwrap_or_else(PoisonError::into_inner);
+            watcher.2 += links + 1;
+            if writable.copy && watcher.1.elapsed() >= TELL {
+                watcher.1 = Instant::now();
+                let count = watcher.2.to_be_bytes();
+                protocol::send(watcher.0, Kind::Count, &count)?;
+                watcher.0.flush()?;
+            }
+            Ok(())
+        };
+        let linked = clone::clone(&base, &self.fresh(source)?, &left_out, &wrote)?;
         Ok(json!({"linked": linked}))
     }
 
@@ -182,7 +219,12 @@ impl Serving {
     fn merge(&mut self, source: String, times: bool, again: bool, input: &mut impl Read) -> Result<Value> {
         let mut merge = or_skip_list(self.merger(&source, times, again), input)?;
         let dir_times = self.times.entry(source).or_default();
-        protocol::read_list(input, |item| merge.take(&Record::decode(item)?, dir_times))?;
+        let pace = &self.writable.as_ref().context("no snapshot has been begun")?.pace;
+        protocol::read_list(input, |item| {
+            merge.take(&Record::decode(item)?, dir_times)?;
+            pace.wrote(pace::LINK)
+        })?;
+        pace.flush()?;
         value(merge.finish())
     }
 
@@ -192,6 +234,7 @@ impl Serving {
         // A later pass was compared with the partial snapshot alone.
         let (resume, base) = match again {
             true => (None, None),
+            false if writable.copy => (writable.resume_dir(source)?, None),
             false => (if times { writable.resume_dir(source)? } else { None }, writable.base_dir(source)?),
         };
         let (partial, incoming) =
@@ -221,6 +264,7 @@ impl Serving {
         let (mut to_child, mut from_child) =
             (child.take_stdin(), child.take_stdout().context("rsync has no stdout")?);
         let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id out of range")?);
+        let pace = &self.writable()?.pace;
         let piped: Result<()> = std::thread::scope(|scope| {
             let sender = scope.spawn(move || -> Result<()> {
                 let mut buffer = vec![0; MAX_FRAME];
@@ -243,6 +287,10 @@ impl Serving {
                         if to_child.as_mut().is_some_and(|pipe| pipe.write_all(&frame).is_err()) {
                             to_child = None;
                         }
+                        // Nothing more is taken before this has reached the disk.
+                        if let Err(e) = pace.wrote(frame.len() as u64) {
+                            break Err(e);
+                        }
                     }
                     Ok(Some(Kind::End)) => break Ok(()),
                     Ok(_) => break Err(anyhow::anyhow!("the source went away")),
@@ -263,7 +311,8 @@ impl Serving {
     }
 
     fn receiver(&self, request: &Request) -> Result<Cmd> {
-        let Request::Receive { source, capabilities, checksum, times, delta, again } = request else {
+        let Request::Receive { source, capabilities, checksum, times, delta, again, all_xattrs } = request
+        else {
             bail!("not a request to receive");
         };
         check_name(source).map_err(Fault::denied)?;
@@ -274,9 +323,14 @@ impl Serving {
         drop(writable.fresh_incoming(source)?);
         let path = |parts: [&str; 2]| writable.store.path.join(parts[0]).join(parts[1]);
         let mut short = "-lgoDpRS".to_owned();
-        for (letter, wanted) in
-            [("t", *times), ("c", *checksum), ("W", !*delta), ("A", writable.acls), ("X", writable.xattrs)]
-        {
+        for (letter, wanted) in [
+            ("t", *times),
+            ("c", *checksum),
+            ("W", !*delta),
+            ("A", writable.acls),
+            ("X", writable.xattrs),
+            ("X", *all_xattrs),
+        ] {
             if wanted {
                 short.push_str(letter);
             }
@@ -290,7 +344,7 @@ impl Serving {
             if *times && writable.resume_dir(source)?.is_some() {
                 compare.push(path([crate::store::RESUME, source]));
             }
-            if let Some(base) = &writable.base
+            if let Some(base) = writable.base.as_ref().filter(|_| !writable.copy)
                 && writable.base_dir(source)?.is_some()
             {
                 compare.push(path([&base.date, source]));

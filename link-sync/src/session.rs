@@ -90,7 +90,7 @@ impl Session {
         let started_at = common::status::now();
         store_apart(&settings)?;
         let mut far = Far::connect(&settings)?;
-        let opened: Opened = far.ask(&Request::Open)?;
+        let opened: Opened = far.ask(&Request::Open { copy: false, base: None })?;
         for warning in &opened.warnings {
             report.warn_value(warning.clone());
         }
@@ -397,7 +397,7 @@ impl Session {
     fn prepare(&mut self, source: &Source, tree: &Tree, plan: &mut Plan, first: bool) -> Result<()> {
         if first {
             let (bytes, inodes) = self.estimate(source, tree, plan);
-            let () = self.far.ask(&Request::Room { source: source.name.clone(), bytes, inodes })?;
+            let () = self.far.ask(&Request::Room { source: Some(source.name.clone()), bytes, inodes })?;
         }
         let name = source.name.clone();
         if first && !plan.clone {
@@ -458,6 +458,8 @@ impl Session {
             checksum: plan.checksum && (!first || self.opened.base.is_some() || self.opened.resumed),
             times,
             again: !first,
+            all_xattrs: false,
+            account: None,
             xattrs: self.opened.xattrs,
             acls: self.opened.acls,
         };
@@ -756,12 +758,12 @@ fn resolve(source: &Source) -> Result<(Source, Option<String>)> {
 }
 
 /// rsync takes a listed path that begins with `#` or `;` for a comment, also in a list of NUL-separated paths.
-fn uncommented(path: Vec<u8>) -> Vec<u8> {
+pub fn uncommented(path: Vec<u8>) -> Vec<u8> {
     if path.starts_with(b"#") || path.starts_with(b";") { [b"./", &path[..]].concat() } else { path }
 }
 
 /// The NUL-separated list of `paths` for rsync, in a file that has no name, so it is gone with us.
-fn list_file(dir: &Path, paths: impl Iterator<Item = impl AsRef<[u8]>>) -> Result<File> {
+pub fn list_file(dir: &Path, paths: impl Iterator<Item = impl AsRef<[u8]>>) -> Result<File> {
     use nix::fcntl::{OFlag, open};
     use nix::sys::stat::Mode;
     let what = || format!("cannot write a temporary file in {}", dir.display());

@@ -35,8 +35,14 @@ impl LeftOut {
 }
 
 /// Links everything of `base` into the empty `to`. Returns how many files were linked. Each directory gets the
-/// time of the base's, after all of it is there; what is put in or taken out later must set it again.
-pub fn clone(base: &File, to: &File, left_out: &LeftOut) -> Result<u64> {
+/// time of the base's, after all of it is there; what is put in or taken out later must set it again. `wrote` is told,
+/// for each directory, how many files were linked.
+pub fn clone(
+    base: &File,
+    to: &File,
+    left_out: &LeftOut,
+    wrote: &(impl Fn(u64) -> Result<()> + Sync),
+) -> Result<u64> {
     let linked = AtomicU64::new(0);
     attributes::copy(base, to)?;
     parallel::each(Vec::new(), |path: Vec<u8>, more| {
@@ -71,6 +77,7 @@ pub fn clone(base: &File, to: &File, left_out: &LeftOut) -> Result<u64> {
             }
         }
         linked.fetch_add(count, Ordering::Relaxed);
+        wrote(count)?;
         let time = from.metadata().with_context(what)?;
         futimens(&into, &TimeSpec::UTIME_OMIT, &TimeSpec::new(time.mtime(), time.mtime_nsec()))
             .with_context(what)

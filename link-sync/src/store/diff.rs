@@ -111,6 +111,12 @@ fn compare_dirs(
     Ok(())
 }
 
+/// Whether two folders have the same mode, owner, time and extended attributes.
+pub fn same_folder(old: &File, new: &File) -> Result<bool> {
+    let stat = |dir: &File| nix::sys::stat::fstat(dir).context("cannot look at a folder");
+    Ok(attributes(&stat(old)?) == attributes(&stat(new)?) && all_xattrs(old)? == all_xattrs(new)?)
+}
+
 fn attributes(stat: &FileStat) -> (u32, u32, u32, i64, i64) {
     (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_mtime, stat.st_mtime_nsec)
 }
@@ -147,17 +153,19 @@ fn same_xattrs(old: &File, new: &File, name: &[u8], stat: &FileStat) -> Result<b
     if !matches!(stat.st_mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFDIR) {
         return Ok(true);
     }
-    let all = |dir: &File| -> Result<Option<BTreeMap<_, _>>> {
-        let file = File::from(open_below(dir, name, OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)?);
-        match file.list_xattr() {
-            Ok(names) => {
-                Ok(Some(names.map(|n| Ok((n.clone(), file.get_xattr(&n)?))).collect::<Result<_>>()?))
-            }
-            Err(e) if e.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => Ok(None),
-            Err(e) => Err(e.into()),
-        }
-    };
-    Ok(all(old)? == all(new)?)
+    let open = |dir: &File| open_below(dir, name, OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC);
+    Ok(all_xattrs(&File::from(open(old)?))? == all_xattrs(&File::from(open(new)?))?)
+}
+
+type Xattrs = BTreeMap<std::ffi::OsString, Option<Vec<u8>>>;
+
+/// All extended attributes; `None` where the file system has none.
+fn all_xattrs(file: &File) -> Result<Option<Xattrs>> {
+    match file.list_xattr() {
+        Ok(names) => Ok(Some(names.map(|n| Ok((n.clone(), file.get_xattr(&n)?))).collect::<Result<_>>()?)),
+        Err(e) if e.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
 }
 
 impl Difference {

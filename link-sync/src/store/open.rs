@@ -13,10 +13,11 @@ use common::lock::Lock;
 use common::record::random_id;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, RenameFlags, renameat, renameat2};
-use nix::sys::stat::fstatat;
+use nix::sys::stat::{FileStat, fstatat};
 use serde_json::{Value, json};
 
 use super::meta::{DATE_FORMAT, SnapshotMeta};
+use super::pace::Pace;
 use super::{INCOMING, META, PARTIAL, RESUME, Store, TRASH, ensure_dir, open_dir, remove, split, visit};
 
 /// A store that is ours alone until this value goes.
@@ -28,8 +29,14 @@ pub struct Writable {
     pub dir: File,
     /// Random id of the store.
     pub id: String,
-    /// The newest snapshot.
+    /// The snapshot to share unchanged files with: the newest, unless a copy is made from another.
     pub base: Option<SnapshotMeta>,
+    /// The newest snapshot's date.
+    pub newest: Option<String>,
+    /// A snapshot of another store is copied: nothing is compared with the base, and the date is kept.
+    pub copy: bool,
+    /// Flushes.
+    pub pace: Pace,
     /// Something an interrupted run received is at hand.
     pub resumed: bool,
     /// Extended attributes can be kept.
@@ -42,6 +49,9 @@ pub struct Writable {
     pub lock: Lock,
 }
 
+/// Names the snapshot that is being copied, so which one `.resume` belongs to.
+const COPYING: &str = ".copying";
+
 /// How long the children of a run that was killed may hold on to the store until they have ended, too.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -51,7 +61,9 @@ fn lock(store: &Store) -> Result<Lock> {
 }
 
 /// Takes the store for writing: [`common::fault::Kind::Busy`] if somebody else writes, also when that is an orphan.
-pub fn open(store: &Store) -> Result<Writable> {
+///
+/// `copy_from` is for a copy of another store's snapshot: the date here, if any, that shares its unchanged files.
+pub fn open(store: &Store, copy_from: Option<Option<&str>>) -> Result<Writable> {
     let dir = store.check()?;
     let lock = lock(store)?;
     let (mut snapshots, damaged) = store.snapshots()?;
@@ -63,18 +75,35 @@ pub fn open(store: &Store) -> Result<Writable> {
                 store.path.join(name).display())})
         })
         .collect();
-    let base = snapshots.pop();
-    check_clock(base.as_ref())?;
-    let id = store_id(store)?;
-    if let Some(base) = &base
-        && super::publish::point_latest(&dir, &base.date, true)?
+    let copy = copy_from.is_some();
+    if !copy {
+        check_clock(snapshots.last())?;
+    }
+    let newest = snapshots.last().map(|s| s.date.clone());
+    if let Some(newest) = &newest
+        && super::publish::point_latest(&dir, newest, true)?
     {
         warnings.push(json!({"kind": "latest-repaired", "message": format!(
-            "'latest' did not point to the newest snapshot, {}: it does now", base.date)}));
+            "'latest' did not point to the newest snapshot, {newest}: it does now")}));
     }
-    let base_dir = base.as_ref().map(|b| open_dir(&dir, b.date.as_bytes())).transpose();
-    let base_dir = base_dir.context("cannot open the newest snapshot")?;
-    keep_received(&dir, base_dir.as_ref())?;
+    let base = match copy_from {
+        None => snapshots.pop(),
+        Some(None) => None,
+        Some(Some(date)) => {
+            let found = snapshots.into_iter().find(|s| s.date == date);
+            Some(found.with_context(|| format!("there is no snapshot {date} to begin with"))?)
+        }
+    };
+    let id = store_id(store)?;
+    let pace = Pace::new(&dir, store.flush_bytes)?;
+    if copy {
+        let flushed = pace.take_mark()?;
+        keep_received(&dir, |_, stat| Ok(flushed.covers(stat)))?;
+    } else {
+        let base_dir = base.as_ref().map(|b| open_dir(&dir, b.date.as_bytes())).transpose();
+        let base_dir = base_dir.context("cannot open the newest snapshot")?;
+        keep_received(&dir, |path, stat| Ok(!same_in(base_dir.as_ref(), path, stat)))?;
+    }
     for name in [TRASH, PARTIAL, INCOMING] {
         remove(&dir, Path::new(name))?;
     }
@@ -101,7 +130,25 @@ pub fn open(store: &Store) -> Result<Writable> {
         warnings.push(json!({"kind": "attributes-not-kept", "message": format!(
             "the file system of {} cannot hold {what}: they are not part of the snapshot", store.path.display())}));
     }
-    Ok(Writable { store: store.clone(), dir, id, base, resumed, xattrs, acls, warnings, lock })
+    Ok(Writable {
+        store: store.clone(),
+        dir,
+        id,
+        base,
+        newest,
+        copy,
+        pace,
+        resumed,
+        xattrs,
+        acls,
+        warnings,
+        lock,
+    })
+}
+
+/// The snapshot whose copy was last begun, by id.
+pub fn copying(store: &Store) -> Option<String> {
+    std::fs::read_to_string(store.path.join(COPYING)).ok().map(|id| id.trim().to_owned())
 }
 
 /// Removes the partial snapshot and all that an interrupted run left.
@@ -140,9 +187,19 @@ fn store_id(store: &Store) -> Result<String> {
     }
 }
 
-/// Saves what an interrupted run had received into `.resume`: files that no snapshot shares. Never one
-/// of the same size and time as the base's, so that it is always clear which of the two rsync found good.
-fn keep_received(dir: &File, base: Option<&File>) -> Result<()> {
+/// Whether `base` has a file of the same size and time at `path`: then it would not be clear which of the two
+/// rsync found good.
+fn same_in(base: Option<&File>, path: &[u8], stat: &FileStat) -> bool {
+    let (parent, name) = split(path);
+    let known = base.and_then(|b| open_dir(b, parent).ok());
+    let known = known.and_then(|d| fstatat(&d, OsStr::from_bytes(name), AtFlags::AT_SYMLINK_NOFOLLOW).ok());
+    known.is_some_and(|k| {
+        (k.st_size, k.st_mtime, k.st_mtime_nsec) == (stat.st_size, stat.st_mtime, stat.st_mtime_nsec)
+    })
+}
+
+/// Saves what an interrupted run had received into `.resume`: files that no snapshot shares, and that are `good`.
+fn keep_received(dir: &File, good: impl Fn(&[u8], &FileStat) -> Result<bool>) -> Result<()> {
     for from in [PARTIAL, INCOMING] {
         let Ok(top) = open_dir(dir, from.as_bytes()) else { continue };
         visit::each(&top, |found| {
@@ -154,14 +211,10 @@ fn keep_received(dir: &File, base: Option<&File>) -> Result<()> {
             if stat.st_nlink != 1 || stat.st_mode & libc::S_IFMT != libc::S_IFREG || stat.st_size == 0 {
                 return Ok(());
             }
-            let (parent, _) = split(&path);
-            let known = base.and_then(|b| open_dir(b, parent).ok());
-            let known = known.and_then(|d| fstatat(&d, found.name, AtFlags::AT_SYMLINK_NOFOLLOW).ok());
-            if known.is_some_and(|k| {
-                (k.st_size, k.st_mtime, k.st_mtime_nsec) == (stat.st_size, stat.st_mtime, stat.st_mtime_nsec)
-            }) {
+            if !good(&path, &stat)? {
                 return Ok(());
             }
+            let (parent, _) = split(&path);
             // What is in its way there, of another type by an earlier run, or too deep, is sent again: that costs
             // time, and must not keep a snapshot from being made.
             if let Ok(target) = ensure_dir(dir, &crate::tree::join(RESUME.as_bytes(), parent)) {
@@ -189,11 +242,15 @@ fn abilities(dir: &File) -> Result<(bool, bool)> {
 }
 
 impl Writable {
-    /// Refuses when `bytes` more of `source`, or `inodes` more, would not fit. What an interrupted run received
-    /// is there already.
-    pub fn room(&self, source: &str, bytes: u64, inodes: u64) -> Result<()> {
+    /// Refuses when `bytes` more of `source` (or of all), or `inodes` more, would not fit. What an interrupted run
+    /// received is there already.
+    pub fn room(&self, source: Option<&str>, bytes: u64, inodes: u64) -> Result<()> {
         let (mut held, mut held_inodes) = (0, 0);
-        if let Some(dir) = self.resume_dir(source)? {
+        let resume = match source {
+            Some(source) => self.resume_dir(source)?,
+            None => existing(&self.dir, &[RESUME])?,
+        };
+        if let Some(dir) = resume {
             visit::each(&dir, |found| {
                 let stat = fstatat(found.parent, found.name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
                 held += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
@@ -210,7 +267,7 @@ impl Writable {
             return Err(Fault::failed(format!(
                 "not enough room in {shown}: {bytes} bytes are to come, {reserve} must stay free, {free} are free"
             ))
-            .hint("make room or use a larger disk; reserve_bytes in [store] sets what must stay free")
+            .hint("make room or use a larger disk; reserve_bytes in the profile sets what must stay free")
             .into());
         }
         // btrfs and others make inodes as they need them and report 0.
@@ -243,6 +300,24 @@ impl Writable {
             return Ok(None);
         }
         existing(&self.dir, &[RESUME, source])
+    }
+
+    /// Of what an interrupted copy received, removes all or the path `path` (`SOURCE/PATH`).
+    pub fn forget(&self, path: Option<&[u8]>) -> Result<()> {
+        let Some(path) = path else { return remove(&self.dir, Path::new(RESUME)) };
+        let (dir, name) = split(path);
+        match open_dir(&self.dir, &crate::tree::join(RESUME.as_bytes(), dir)) {
+            Ok(dir) => remove(&dir, Path::new(OsStr::from_bytes(name))),
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(()),
+            Err(e) => Err(e).context("cannot look at what an interrupted copy received"),
+        }
+    }
+
+    /// What is received from now on belongs to the snapshot `id`, and so does what was kept.
+    pub fn begin_copy(&mut self, id: &str) -> Result<()> {
+        self.resumed = open_dir(&self.dir, RESUME.as_bytes()).is_ok();
+        self.pace.flush()?;
+        common::durable::write(&self.store.path.join(COPYING), format!("{id}\n").as_bytes(), 0o600)
     }
 
     /// Makes `.incoming/SOURCE` anew, empty.

@@ -28,10 +28,20 @@ pub type Times = HashMap<String, DirTimes>;
 
 /// Publishes the partial snapshot. On return it is durable: every block of it, its name, and `latest` unless a
 /// warning says that it could not be moved.
+///
+/// A copy of another store's snapshot keeps its date and all that is known about it.
 pub fn publish(writable: &Writable, meta: Value, times: &Times) -> Result<Published> {
     let partial = open_dir(&writable.dir, PARTIAL.as_bytes()).context("there is no partial snapshot")?;
-    let date = free_date(writable)?;
-    let meta = complete(writable, meta, &date)?;
+    let text = format!("{}\n", serde_json::to_string_pretty(&meta)?);
+    let (meta, text) = if writable.copy {
+        (serde_json::from_value(meta).context("the source described the snapshot wrongly")?, text)
+    } else {
+        let meta = complete(writable, meta, &free_date(writable)?)?;
+        let text = format!("{}\n", serde_json::to_string_pretty(&meta)?);
+        (meta, text)
+    };
+    let date = meta.date.clone();
+    ensure!(super::meta::is_date(&date), "'{date}' is not a snapshot's date");
     let names: Vec<_> =
         visit::names(&partial)?.into_iter().map(|n| n.0).filter(|n| n != META.as_bytes()).collect();
     let mut wanted: Vec<_> = meta.sources.iter().map(|s| s.name.clone().into_bytes()).collect();
@@ -45,7 +55,6 @@ pub fn publish(writable: &Writable, meta: Value, times: &Times) -> Result<Publis
     }
     ensure_dir(&partial, META.as_bytes())?;
     let folder = writable.store.path.join(PARTIAL).join(META);
-    let text = format!("{}\n", serde_json::to_string_pretty(&meta)?);
     common::durable::write(&folder.join("snapshot.json"), text.as_bytes(), 0o600)?;
     common::durable::write(&folder.join("lock"), b"", 0o600)?;
     // Before the name changes: what an interrupted run received was compared with this base, not with the next.
@@ -59,7 +68,8 @@ pub fn publish(writable: &Writable, meta: Value, times: &Times) -> Result<Publis
         .context("cannot publish the snapshot")?;
     writable.dir.sync_all().context("cannot make the new snapshot's name durable")?;
     // It is published now, whatever else happens; the next run puts `latest` right.
-    let latest = point_latest(&writable.dir, &date, false).err();
+    let newest = writable.newest.clone().filter(|n| *n > date).unwrap_or_else(|| date.clone());
+    let latest = point_latest(&writable.dir, &newest, true).err();
     let warnings = latest
         .map(|e| json!({"kind": "latest-not-moved", "message": format!("{e:#}")}))
         .into_iter()
@@ -73,7 +83,7 @@ fn free_date(writable: &Writable) -> Result<String> {
         let date = jiff::Timestamp::now().strftime(DATE_FORMAT).to_string();
         // A damaged snapshot is no base, but its name is taken.
         let taken = writable.store.path.join(&date).symlink_metadata().is_ok();
-        if !taken && writable.base.as_ref().is_none_or(|b| b.date < date) {
+        if !taken && writable.newest.as_ref().is_none_or(|newest| *newest < date) {
             return Ok(date);
         }
         std::thread::sleep(std::time::Duration::from_millis(500));

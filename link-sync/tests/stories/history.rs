@@ -69,8 +69,9 @@ fn without_acls_that_rsync_loses(mut picture: Picture) -> Picture {
     picture
 }
 
-/// With `restore`, the store keeps owners in attributes, and what is compared is what comes back.
-fn story(disk: &RefCell<Disk>, steps: &[Step], make: impl Fn(&Disk) -> World, restore: bool) {
+/// With `restore`, the store keeps owners in attributes, and what is compared is what comes back. `program` is
+/// link-sync where the store's account can run it.
+fn story(disk: &RefCell<Disk>, steps: &[Step], make: impl Fn(&Disk) -> World, restore: bool, program: &Path) {
     let disk = disk.borrow();
     let world = make(&disk);
     changes::begin(&world.source);
@@ -107,6 +108,19 @@ fn story(disk: &RefCell<Disk>, steps: &[Step], make: impl Fn(&Disk) -> World, re
             let wrong = then.differences(&picture(&world.store.join(old)));
             assert!(wrong.is_empty(), "step {n} (full: {full}) changed {old}:\n{}", wrong.join("\n"));
         }
+        // A copy now and then: each must be the snapshot, and change none before it.
+        if n % 2 == 0 {
+            let copies = world.dir.join("copies");
+            private(&copies);
+            let mut copy = std::process::Command::new(program);
+            copy.arg("copy").arg("--config").arg(&world.config).args(["--reserve-bytes", "1"]);
+            testkit::run(copy.arg("--store").arg(&world.store).arg("--to").arg(&copies)).expect(0);
+            for copied in crate::world::dates(&copies) {
+                let original = picture(&world.store.join(&copied).join("docs"));
+                let wrong = original.differences(&picture(&copies.join(&copied).join("docs")));
+                assert!(wrong.is_empty(), "step {n}, the copy of {copied} differs:\n{}", wrong.join("\n"));
+            }
+        }
         history.push((date, picture(&newest)));
     }
 }
@@ -126,7 +140,9 @@ fn a_snapshot_is_what_the_source_is_and_history_stays_what_it_was() {
         for _ in 0..THREADS {
             scope.spawn(|| {
                 let disk = RefCell::new(Disk::new(600));
-                try_many(cases(24).div_ceil(THREADS), 4, |steps| story(&disk, steps, fresh, false));
+                try_many(cases(24).div_ceil(THREADS), 4, |steps| {
+                    story(&disk, steps, fresh, false, &testkit::bin("link-sync"))
+                });
             });
         }
     });
@@ -162,5 +178,5 @@ fn also_under_an_ordinary_account_behind_ssh() {
         ));
         world
     };
-    try_many(cases(24).div_ceil(8), 3, |steps| story(&disk, steps, make, true));
+    try_many(cases(24).div_ceil(8), 3, |steps| story(&disk, steps, make, true, &program));
 }

@@ -21,7 +21,7 @@ fn fill(world: &World, round: u32, megabytes: usize) {
 #[test]
 fn two_runs_at_once() {
     let world = World::new();
-    fill(&world, 0, 8);
+    fill(&world, 0, 32);
     world.profile("rsync = [\"rsync\", \"--bwlimit=4m\"]", "");
     let slow = world
         .command("snapshot", &["--crash-consistent"])
@@ -50,14 +50,15 @@ fn an_orphan_that_still_writes_keeps_the_next_run_out() {
     world.file("a", "one");
     // The receiving rsync leaves a child behind that has the lock, as one stuck in the kernel would.
     let orphan = world.dir.join("orphan");
-    script(&orphan, "#!/bin/sh\n(exec >/dev/null 2>&1 </dev/null; setsid sleep 3) &\nexec rsync \"$@\"\n");
+    script(&orphan, "#!/bin/sh\n(exec >/dev/null 2>&1 </dev/null; setsid sleep 9) &\nexec rsync \"$@\"\n");
     world.profile("", &format!("rsync = [\"{}\"]", orphan.display()));
     world.publish();
 
     world.profile("", "");
     let refused = world.snapshot(&[]).expect(75);
     assert!(refused.json["error"]["hint"].as_str().unwrap().contains("fuser"), "{refused:?}");
-    std::thread::sleep(Duration::from_millis(3500));
+    std::thread::sleep(Duration::from_secs(4));
+    // It is about to end: waited for.
     world.publish();
     world.newest_is_source();
 }

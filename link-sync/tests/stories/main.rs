@@ -8,6 +8,7 @@
 )]
 
 mod changes;
+mod copies;
 mod far;
 mod history;
 mod locks;

@@ -1,0 +1,338 @@
+//! A snapshot of a local store, copied into another one: onto another disk, or into the off-site container.
+//!
+//! What changed is told by two snapshots of the local store, the wanted one and the newest that the other store
+//! holds too; both are kept from being removed meanwhile. Nothing of the other store's files is read. There is no
+//! source to be checked and nothing to be sealed: a snapshot is what it is, and keeps its date.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use common::fault::Fault;
+use common::lock::Lock;
+use common::places;
+use common::profile::{Bytes, Profile};
+use common::run::Cmd;
+use common::status::Report;
+use nix::unistd::{Gid, Uid};
+use serde_json::{Value, json};
+
+use crate::cli::Copy;
+use crate::far::Far;
+use crate::progress::Progress;
+use crate::protocol::{Merged, Opened, Published, Request};
+use crate::rsync::Transfer;
+use crate::session::{list_file, uncommented};
+use crate::settings::rsync_argv;
+use crate::store::changes::{self, Changes, Marked};
+use crate::store::meta::SnapshotMeta;
+use crate::store::{META, Store, open_dir, pace};
+use crate::tree::join;
+
+/// Bytes that stay free unless told otherwise.
+const RESERVE: Bytes = Bytes(64 << 20);
+
+/// A snapshot of the local store, kept from being removed as long as this lives.
+struct Held {
+    meta: SnapshotMeta,
+    dir: File,
+    path: PathBuf,
+    _lock: Lock,
+}
+
+/// One source of the wanted snapshot.
+struct Part {
+    name: String,
+    path: PathBuf,
+    changes: Changes,
+    clone: bool,
+}
+
+/// Does it.
+pub fn copy(args: &Copy, report: &mut Report) -> Result<()> {
+    let profile = args.profile.options().load_profile()?;
+    let store = source(args, &profile)?;
+    let dir = store.check()?;
+    let to = std::path::absolute(&args.to).context("--to")?;
+    if to.starts_with(&store.path) || store.path.starts_with(&to) {
+        return Err(Fault::config(format!(
+            "--to {} and the store {} lie in each other",
+            to.display(),
+            store.path.display()
+        ))
+        .hint("copy to another place, best on another disk")
+        .into());
+    }
+    let wanted = hold(&store, &dir, &store.find(&args.date)?)?;
+    report.set("date", wanted.meta.date.as_str());
+    report.set("id", wanted.meta.id.as_str());
+    report.set("path", to.join(&wanted.meta.date).display().to_string());
+    let mut far = Far::start(&far_end(args, &profile, &to)?, None, &to)?;
+    let there: Vec<SnapshotMeta> = there(&mut far)?;
+    if let Some(same) = there.iter().find(|s| s.date == wanted.meta.date || s.id == wanted.meta.id) {
+        if (&same.date, &same.id) == (&wanted.meta.date, &wanted.meta.id) {
+            return Ok(());
+        }
+        return Err(Fault::config(format!("{} holds another snapshot as {}", to.display(), same.date))
+            .hint("is this the folder that belongs to this store? Rename or remove that snapshot if it does")
+            .into());
+    }
+    let base = common_base(&store, &dir, &there)?;
+    report.set("base_date", base.as_ref().map(|b| b.meta.date.clone()));
+    if base.is_none() && !there.is_empty() {
+        report.warn(
+            "no-common-base",
+            format!(
+                "the store holds none of the snapshots in {} any more: everything is copied",
+                to.display()
+            ),
+        );
+    }
+    let copying = Copying {
+        store: &store,
+        wanted: &wanted,
+        state: places::state(&profile)?,
+        progress: Progress::terminal(),
+    };
+    copying.run(far, base.as_ref(), report)
+}
+
+/// The local store: `--store`, or the profile's.
+fn source(args: &Copy, profile: &Profile) -> Result<Store> {
+    let table = profile.store.as_ref();
+    let named = args.profile.store.as_ref().map(PathBuf::from);
+    let path = named.or_else(|| profile.offsite.store.clone()).or_else(|| table.map(|t| t.path.clone()));
+    let path =
+        path.ok_or_else(|| Fault::config("no store is named").hint("set path in [store], or give --store"))?;
+    if !path.is_absolute() {
+        let hint = "a snapshot is copied on the machine that holds it; give its folder as /path";
+        return Err(Fault::config(format!("store = \"{}\" is not an absolute path", path.display()))
+            .hint(hint)
+            .into());
+    }
+    let mount = table.filter(|t| t.path == path).and_then(|t| t.mount.clone());
+    let rsync = rsync_argv(table.map_or(&[], |t| &t.rsync));
+    Ok(Store { path, mount, reserve_bytes: 0, rsync, read_only: true, flush_bytes: None })
+}
+
+/// `link-sync serve` for the other store, as a child.
+fn far_end(args: &Copy, profile: &Profile, to: &Path) -> Result<Cmd> {
+    let exe = std::env::current_exe().context("cannot find our own program")?;
+    let reserve = args.reserve_bytes.or(profile.offsite.reserve_bytes.map(Bytes)).unwrap_or(RESERVE);
+    let cmd = Cmd::new(exe).arg("serve").arg("--store").arg(to);
+    Ok(cmd.args([format!("--reserve-bytes={}", reserve.0), format!("--flush-bytes={}", args.flush_bytes.0)]))
+}
+
+fn there(far: &mut Far) -> Result<Vec<SnapshotMeta>> {
+    let answer: Value = far.ask(&Request::List)?;
+    serde_json::from_value(answer["snapshots"].clone()).context("an answer that is not understood")
+}
+
+/// Opens a snapshot and keeps it from being removed.
+fn hold(store: &Store, dir: &File, meta: &SnapshotMeta) -> Result<Held> {
+    let path = store.path.join(&meta.date);
+    let lock = Lock::shared(&path.join(META).join("lock"), &format!("the snapshot {}", meta.date))?;
+    let dir =
+        open_dir(dir, meta.date.as_bytes()).with_context(|| format!("cannot open {}", path.display()))?;
+    Ok(Held { meta: meta.clone(), dir, path, _lock: lock })
+}
+
+/// The newest snapshot that both hold.
+fn common_base(store: &Store, dir: &File, there: &[SnapshotMeta]) -> Result<Option<Held>> {
+    let (here, _) = store.snapshots()?;
+    let both = there.iter().rev().find_map(|t| here.iter().find(|h| h.id == t.id && h.date == t.date));
+    both.map(|meta| hold(store, dir, meta)).transpose()
+}
+
+struct Copying<'a> {
+    store: &'a Store,
+    wanted: &'a Held,
+    state: PathBuf,
+    progress: Progress,
+}
+
+impl Copying<'_> {
+    fn run(&self, mut far: Far, base: Option<&Held>, report: &mut Report) -> Result<()> {
+        self.progress.begin("comparing", 0);
+        let mut parts = Vec::new();
+        for source in &self.wanted.meta.sources {
+            parts.push(self.part(&source.name, base)?);
+        }
+        let request = Request::Open { copy: true, base: base.map(|b| b.meta.date.clone()) };
+        let opened: Opened = far.ask(&request)?;
+        for warning in &opened.warnings {
+            report.warn_value(warning.clone());
+        }
+        self.resume(&mut far, &opened, report)?;
+        let (bytes, inodes) = estimate(&parts);
+        let () = far.ask(&Request::Room { source: None, bytes, inodes })?;
+        let (mut total, mut linked) = (Merged::default(), 0);
+        for part in &parts {
+            linked += self.clone(&mut far, part)?;
+            self.transfer(&mut far, &opened, part, &mut total)?;
+        }
+        self.progress.begin("making it durable", 0);
+        let published: Published = far.ask(&Request::Publish { meta: self.meta()? })?;
+        report.changed = true;
+        for warning in &published.warnings {
+            report.warn_value(warning.clone());
+        }
+        let sum = |each: fn(&Part) -> u64| parts.iter().map(each).sum::<u64>();
+        report.set("changed_paths", sum(|p| p.changes.marked.len() as u64));
+        report.set("copied_files", total.received);
+        report.set("copied_bytes", total.received_bytes);
+        report.set("resumed_files", total.resumed);
+        report.set("linked_paths", linked);
+        report.set("paths", sum(|p| p.changes.shared + p.changes.folders) + sum(|p| p.not_folders()));
+        Ok(())
+    }
+
+    /// What an interrupted copy received is used if it is what this snapshot needs: a file that changed since, even
+    /// with the same size and time, is not.
+    fn resume(&self, far: &mut Far, opened: &Opened, report: &mut Report) -> Result<()> {
+        let id = &self.wanted.meta.id;
+        let mut stale: Vec<Vec<u8>> = Vec::new();
+        let before = opened.resumed_id.as_ref().filter(|_| opened.resumed);
+        let known = |before: &String| -> Result<_> {
+            Ok(self.store.snapshots()?.0.into_iter().find(|s| s.id == *before))
+        };
+        let keep = match before {
+            None => false,
+            Some(before) if before == id => true,
+            Some(before) => match known(before)? {
+                None => false,
+                Some(old) => {
+                    let old = hold(self.store, &self.store.check()?, &old)?;
+                    for source in &self.wanted.meta.sources {
+                        let changed = self.part(&source.name, Some(&old))?.changes.left_out;
+                        stale.extend(changed.iter().map(|path| join(source.name.as_bytes(), path)));
+                    }
+                    true
+                }
+            },
+        };
+        if keep {
+            report
+                .warn("continues", "an interrupted copy is continued: what had arrived is not copied again");
+        }
+        far.ask_with_list(&Request::Resume { id: id.clone(), keep }, |list| {
+            stale.iter().try_for_each(|path| list.path(path))
+        })
+    }
+
+    /// What `name` needs.
+    fn part(&self, name: &str, base: Option<&Held>) -> Result<Part> {
+        let open = |held: &Held| open_dir(&held.dir, name.as_bytes());
+        let wanted =
+            open(self.wanted).with_context(|| format!("cannot open {name} of {}", self.wanted.meta.date))?;
+        let old = match base.filter(|b| b.meta.source(name).is_some()) {
+            Some(base) => {
+                Some(open(base).with_context(|| format!("cannot open {name} of {}", base.meta.date))?)
+            }
+            None => None,
+        };
+        let changes = changes::between(old.as_ref(), &wanted)?;
+        Ok(Part { name: name.to_owned(), path: self.wanted.path.join(name), changes, clone: old.is_some() })
+    }
+
+    /// Begins the source: the base's files linked, without what changed. Returns how many.
+    fn clone(&self, far: &mut Far, part: &Part) -> Result<u64> {
+        let source = part.name.clone();
+        if !part.clone {
+            let () = far.ask(&Request::Fresh { source })?;
+            return Ok(0);
+        }
+        let all = part.changes.shared + part.changes.folders;
+        let doing = |done: u64| format!("{}: {done} of {all} unchanged paths linked", part.name);
+        self.progress.begin(doing(0), 0);
+        let fill = |list: &mut crate::protocol::ListWriter<'_, _>| {
+            part.changes.left_out.iter().try_for_each(|path| list.path(path))
+        };
+        let reply: Value = far.ask_with_list_watched(&Request::Clone { source }, fill, |done| {
+            self.progress.rename(doing(done))
+        })?;
+        Ok(reply["linked"].as_u64().unwrap_or(0))
+    }
+
+    /// Sends what changed, and has it put in its place.
+    fn transfer(&self, far: &mut Far, opened: &Opened, part: &Part, total: &mut Merged) -> Result<()> {
+        let owner = self.wanted.dir.metadata().context("cannot look at the snapshot")?;
+        let transfer = |list: File, only_itself: bool| Transfer {
+            rsync: &self.store.rsync,
+            path: &part.path,
+            list,
+            only_itself,
+            source: &part.name,
+            checksum: false,
+            times: true,
+            again: false,
+            // What lies in the store of an account is read with its rights: it could have put anything there.
+            account: (owner.uid() != 0).then(|| (Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid()))),
+            all_xattrs: self.wanted.meta.fake_super,
+            xattrs: opened.xattrs,
+            acls: opened.acls,
+        };
+        let request = Request::Merge { source: part.name.clone(), times: true, again: false };
+        let changes = &part.changes;
+        if let Some(root) = &changes.root {
+            let list = list_file(&self.state, [&b"."[..]].into_iter())?;
+            transfer(list, true).run(far, &self.progress)?;
+            let _root: Merged =
+                far.ask_with_list(&request, |list| list.record(root.kind, 0, root.mtime, b""))?;
+        }
+        if changes.marked.is_empty() {
+            return Ok(());
+        }
+        let list = list_file(&self.state, changes.marked.iter().map(|m| uncommented(m.path.clone())))?;
+        let files = changes.marked.iter().filter(|m| m.is_file());
+        let bytes = files.map(|m| m.allocated.min(m.size)).sum();
+        self.progress.begin(format!("{}: {} changed paths", part.name, changes.marked.len()), bytes);
+        transfer(list, false).run(far, &self.progress)?;
+        self.progress.begin(format!("{}: putting in place", part.name), 0);
+        let merged: Merged = far.ask_with_list(&request, |list| {
+            changes.marked.iter().try_for_each(|m| list.record(m.kind, m.size, m.mtime, &m.path))
+        })?;
+        if merged.missing > 0 {
+            return Err(Fault::failed(format!(
+                "{}: {} paths did not arrive: {}",
+                part.name,
+                merged.missing,
+                merged.missing_names.join(", ")
+            ))
+            .hint("was the snapshot changed by hand? `link-sync diff` compares it with others")
+            .into());
+        }
+        total.received += merged.received;
+        total.received_bytes += merged.received_bytes;
+        total.resumed += merged.resumed;
+        Ok(())
+    }
+
+    /// The snapshot's own description, as it is.
+    fn meta(&self) -> Result<Value> {
+        let file = self.wanted.path.join(META).join("snapshot.json");
+        let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let mut meta: Value =
+            serde_json::from_slice(&text).with_context(|| format!("{} is damaged", file.display()))?;
+        // The folder's name counts: a person may have put a wrong clock right.
+        meta["date"] = json!(self.wanted.meta.date);
+        Ok(meta)
+    }
+}
+
+impl Part {
+    fn not_folders(&self) -> u64 {
+        self.changes.marked.iter().filter(|m| m.kind != libc::S_IFDIR).count() as u64
+    }
+}
+
+/// Bytes and inodes it will take at most: every folder is made anew, every link touches an inode table.
+fn estimate(parts: &[Part]) -> (u64, u64) {
+    let size = |m: &Marked| if m.is_file() { m.allocated.min(m.size.next_multiple_of(4096)) } else { 0 };
+    parts.iter().fold((0, 0), |(bytes, inodes), part| {
+        let changes = &part.changes;
+        let files: u64 = changes.marked.iter().map(size).sum();
+        (bytes + files + changes.folders * pace::FOLDER, inodes + changes.folders + part.not_folders())
+    })
+}
