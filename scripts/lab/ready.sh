@@ -23,8 +23,8 @@ packages() {
 }
 
 # What the tools need to run, and what the lab needs besides.
-RUN_PACKAGES='rsync openssh-client curl jq php-cli postgresql-client'
-LAB_PACKAGES="$RUN_PACKAGES openssh-server postgresql gcc libc6-dev"
+RUN_PACKAGES='rsync openssh-client curl jq php-cli postgresql-client sshfs cryptsetup-bin e2fsprogs'
+LAB_PACKAGES="$RUN_PACKAGES openssh-server postgresql iproute2 util-linux gcc libc6-dev"
 
 # Finds cargo, new enough for this workspace.
 find_cargo() {

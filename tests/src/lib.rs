@@ -1,4 +1,5 @@
-//! What the tests share: the built binaries, the check of every status object, servers on loopback.
+//! What the tests share: the built binaries, the check of every status object, servers on loopback,
+//! hosts and guests.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -7,6 +8,9 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
+pub mod guest;
+pub mod hosts;
+mod keeper;
 pub mod postgres;
 pub mod sshd;
 

@@ -4,8 +4,10 @@
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, Weak};
+
+use crate::keeper::{Keeper, value};
 
 /// A running cluster; stopped and removed when dropped, and also when the test is killed.
 #[derive(Debug)]
@@ -15,7 +17,7 @@ pub struct Cluster {
     pub port: u16,
     /// The folder of the unix socket.
     pub socket: PathBuf,
-    keeper: Child,
+    _keeper: Keeper,
 }
 
 static SHARED: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
@@ -29,17 +31,8 @@ impl Cluster {
         // Not under a private folder: the account postgres must reach it.
         let dir = tempfile::Builder::new().prefix("ncb-pg-").tempdir().expect("a temporary folder").keep();
         std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).expect("chmod works");
-        // Ends the cluster when our end of its stdin closes, whatever ends us; in a session of its own,
-        // so that Ctrl-C does not end it first.
-        let keeper = Command::new("setsid")
-            .args(["sh", "-c", "cat >/dev/null; \"$1\" stop \"$2\"; rm -rf \"$2\"", "sh"])
-            .args([script(), dir.clone()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("setsid starts");
-        let mut cluster = Cluster { dir, port: 0, socket: PathBuf::new(), keeper };
+        let keeper = Keeper::new(&script(), &dir, &dir);
+        let mut cluster = Cluster { dir, port: 0, socket: PathBuf::new(), _keeper: keeper };
         cluster.restart();
         cluster
     }
@@ -71,12 +64,8 @@ impl Cluster {
         let output = command.output().expect("the script starts");
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let value = |key: &str| {
-            let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix('='));
-            line.unwrap_or_else(|| panic!("no {key} in {text}")).to_owned()
-        };
-        self.port = value("PGPORT").parse().expect("a port");
-        self.socket = PathBuf::from(value("PGSOCKET"));
+        self.port = value(&text, "PGPORT").parse().expect("a port");
+        self.socket = PathBuf::from(value(&text, "PGSOCKET"));
     }
 
     /// `psql` as the superuser in `database`, ready for SQL on its stdin.
@@ -124,14 +113,6 @@ impl Cluster {
     pub fn create_database(&self, name: &str, owner: &str) {
         let sql = format!("CREATE DATABASE {} OWNER {};", identifier(name), identifier(owner));
         self.psql("postgres", &sql);
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        drop(self.keeper.stdin.take());
-        // It is bounded by the script's own limits.
-        drop(self.keeper.wait());
     }
 }
 

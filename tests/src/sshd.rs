@@ -4,7 +4,9 @@
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
+
+use crate::keeper::{Keeper, value};
 
 /// A running server for one account; stopped and removed when dropped, and also when the test is killed.
 #[derive(Debug)]
@@ -21,7 +23,7 @@ pub struct Sshd {
     pub authorized_keys: PathBuf,
     /// What it logged.
     pub log: PathBuf,
-    keeper: Child,
+    _keeper: Keeper,
 }
 
 impl Sshd {
@@ -38,16 +40,7 @@ impl Sshd {
             tempfile::Builder::new().prefix("ncb-ssh-").tempdir().expect("a temporary folder").keep();
         std::fs::set_permissions(&parent, std::fs::Permissions::from_mode(0o711)).expect("chmod works");
         let dir = parent.join("sshd");
-        // Ends the server when our end of its stdin closes, whatever ends us; in a session of its own,
-        // so that Ctrl-C does not end it first.
-        let keeper = Command::new("setsid")
-            .args(["sh", "-c", "cat >/dev/null; \"$1\" stop \"$2\"; rm -rf \"$3\"", "sh"])
-            .args([script(), dir.clone(), parent])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("setsid starts");
+        let keeper = Keeper::new(&script(), &dir, &parent);
         let output = Command::new(script())
             .arg("start")
             .arg(&dir)
@@ -57,10 +50,7 @@ impl Sshd {
             .expect("the script starts");
         assert!(output.status.success(), "sshd: {}", String::from_utf8_lossy(&output.stderr));
         let told = String::from_utf8(output.stdout).expect("UTF-8");
-        let value = |name: &str| {
-            let line = told.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix('='));
-            line.unwrap_or_else(|| panic!("no {name} in {told}")).to_owned()
-        };
+        let value = |name: &str| value(&told, name);
         Sshd {
             port: value("SSHPORT").parse().expect("a port"),
             user: user.to_owned(),
@@ -68,7 +58,7 @@ impl Sshd {
             known_hosts: value("SSHKNOWNHOSTS").into(),
             authorized_keys: dir.join("authorized_keys"),
             log: value("SSHLOG").into(),
-            keeper,
+            _keeper: keeper,
         }
     }
 
@@ -87,15 +77,6 @@ impl Sshd {
         ssh.args(["-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes"]);
         ssh.arg(format!("{}@127.0.0.1", self.user));
         ssh
-    }
-}
-
-impl Drop for Sshd {
-    fn drop(&mut self) {
-        drop(self.keeper.stdin.take());
-        if let Err(e) = self.keeper.wait() {
-            eprintln!("the sshd's keeper was lost: {e}");
-        }
     }
 }
 
