@@ -17,7 +17,7 @@ use crate::progress::Progress;
 use crate::protocol::Request;
 use crate::serve::serve;
 use crate::session::Session;
-use crate::settings::rsync_argv;
+use crate::settings::{DATABASE, rsync_argv};
 use crate::store::Store;
 
 /// Bytes that stay free in a store unless told otherwise.
@@ -80,8 +80,9 @@ pub fn snapshot(run: &Run, report: &mut Report) -> Result<()> {
     let _lock = agent::lock(&settings.runtime)?;
     let (allow, progress) = (run.allow(), Progress::terminal());
     let mut session = Session::begin(settings, allow, report)?;
-    session.stage(&sources, allow, &progress, report)?;
     session.settle(&sources, allow, &progress, report)?;
+    let dump: Vec<_> = sources.into_iter().filter(|s| s.name == DATABASE).collect();
+    session.stage(&dump, allow, &progress, report)?;
     session.publish(allow, report)
 }
 

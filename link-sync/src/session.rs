@@ -129,7 +129,7 @@ impl Session {
         Ok(())
     }
 
-    /// Takes what changed since, until nothing moves, and seals if the same run's maintenance is on at
+    /// Takes what changed since (all of what was not staged), until nothing moves, and seals if the same run's maintenance is on at
     /// the beginning and at the end.
     pub fn settle(
         &mut self,
@@ -140,8 +140,13 @@ impl Session {
     ) -> Result<()> {
         let before = maintenance::proof(&self.settings)?;
         for source in sources.iter().filter(|s| s.name != DATABASE) {
+            let known = self.find(&source.name).is_some();
             let mut moved = self.pass(source, allow, progress, report)?;
             let mut passes = 1;
+            if !known && self.find(&source.name).is_some_and(|t| t.counts.changed > 0) {
+                // Not staged before: what was sent took time, in which other paths may have changed.
+                moved = moved.max(1);
+            }
             while moved > 0 && passes < SETTLE_PASSES {
                 moved = self.pass(source, allow, progress, report)?;
                 passes += 1;
