@@ -4,11 +4,14 @@
 //! itself: a child does, and is left behind if it must be.
 
 use std::ffi::OsStr;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use crate::mounts::{self, Mount};
@@ -27,13 +30,20 @@ pub enum Health {
 
 /// Asks the file system mounted at `target` for its size, which its server must answer (nothing is cached).
 pub fn probe(target: &Path, limit: Duration) -> Result<Health> {
-    let stat = Cmd::new("stat").args(["-f", "-c", "%T", "--"]).arg(target).timeout(limit).uninterruptible();
-    match stat.output() {
-        Ok(output) if output.status.success() => Ok(Health::Healthy),
-        Ok(output) => Ok(Health::Dead(crate::run::tail(&output.stderr))),
-        Err(error) if error.downcast_ref::<crate::run::Failure>().is_some() => Ok(Health::Hung),
-        Err(error) => Err(error),
+    let stat = Cmd::new("stat").args(["-f", "-c", "%T", "--"]).arg(target).uninterruptible();
+    let mut child = stat.start(Stdio::null(), Stdio::null())?;
+    let watch = pidfd(child.id())?;
+    if gone_within(&watch, limit) {
+        let status = child.wait(None, false)?;
+        let said = crate::run::tail(&child.stderr()?);
+        return Ok(if status.success() { Health::Healthy } else { Health::Dead(said) });
     }
+    child.signal(Signal::SIGKILL);
+    if !gone_within(&watch, Duration::from_millis(200)) {
+        // Stuck in the kernel: it ends when the kernel lets it go.
+        child.detach();
+    }
+    Ok(Health::Hung)
 }
 
 /// The FUSE mount that `path` lies on, if it lies on one. Only names are compared, the file system is not asked.
@@ -57,36 +67,39 @@ pub fn servers(target: &Path) -> Vec<u32> {
 }
 
 fn serves(dir: &Path, target: &OsStr) -> bool {
-    let Ok(argv) = std::fs::read(dir.join("cmdline")) else { return false };
-    let words: Vec<&[u8]> = argv.split(|b| *b == 0).collect();
-    if !words.contains(&target.as_bytes()) {
+    // First: unlike the command line, the name of a process that is stuck in the kernel can always be read.
+    if !std::fs::read_to_string(dir.join("comm")).is_ok_and(|c| c.trim() == "sshfs") {
         return false;
     }
-    let is_sshfs = std::fs::read_to_string(dir.join("comm")).is_ok_and(|c| c.trim() == "sshfs");
+    let Ok(argv) = std::fs::read(dir.join("cmdline")) else { return false };
+    let named = argv.split(|b| *b == 0).any(|word| word == target.as_bytes());
     let fds = std::fs::read_dir(dir.join("fd")).into_iter().flatten().flatten();
-    is_sshfs
+    named
         && fds.into_iter().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|l| l == Path::new("/dev/fuse")))
 }
 
 /// Ends process `pid` with SIGKILL and waits until it is gone; false if it is not within `limit`. `still` is asked
 /// after the process has been pinned, so that a number that was used again in between never hits another one.
 pub fn end(pid: u32, still: impl Fn(u32) -> bool, limit: Duration) -> Result<bool> {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    use std::os::fd::AsFd as _;
     let Ok(watch) = pidfd(pid) else { return Ok(true) };
     if !still(pid) {
         return Ok(true);
     }
     pidfd_signal(&watch, Signal::SIGKILL);
+    Ok(gone_within(&watch, limit))
+}
+
+/// Whether the process that `watch` stands for ends within `limit`.
+pub fn gone_within(watch: &OwnedFd, limit: Duration) -> bool {
     let deadline = Instant::now() + limit;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let mut fds = [PollFd::new(watch.as_fd(), PollFlags::POLLIN)];
         if poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)).is_ok_and(|n| n > 0) {
-            return Ok(true);
+            return true;
         }
         if left.is_zero() {
-            return Ok(false);
+            return false;
         }
     }
 }

@@ -3,6 +3,7 @@
 pub mod durable;
 pub mod fault;
 pub mod fuse;
+pub mod holders;
 pub mod lock;
 pub mod mounts;
 pub mod offsite;

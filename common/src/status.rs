@@ -70,6 +70,11 @@ impl Report {
         self.warnings.push(warning);
     }
 
+    /// Takes over a warning of a child that has told people itself: it is not said again.
+    pub fn nest_warning(&mut self, warning: Value) {
+        self.warnings.push(warning);
+    }
+
     /// Something is still mounted, mapped, held or in maintenance: exit code 4, whatever else happens.
     pub fn left_behind(&mut self, what: impl Into<String>, clear: impl Into<String>) {
         let (what, clear) = (what.into(), clear.into());

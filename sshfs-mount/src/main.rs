@@ -1,0 +1,39 @@
+//! sshfs-mount: mounts the folder of S3, tells a hung mount from a healthy one, and ends it.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use cli::{Action, Cli};
+
+mod actions;
+mod cli;
+mod mounted;
+mod options;
+mod record;
+mod relay;
+mod session;
+mod settings;
+mod sshfs;
+mod wire;
+
+const TOOL: &str = "sshfs-mount";
+
+fn main() -> ExitCode {
+    let action = Cli::parse().action;
+    let (name, place, work): (_, _, actions::Work) = match &action {
+        Action::Mount(place) => ("mount", place, actions::mount),
+        Action::Unmount(place) => ("unmount", place, actions::unmount),
+        Action::Status(place) => ("status", place, actions::status),
+        Action::Relay(wish) => return silent(relay::run(wish)),
+    };
+    common::status::run(TOOL, env!("CARGO_PKG_VERSION"), name, place.profile.as_deref(), |report| {
+        work(&place.settings()?, report)
+    })
+}
+
+/// For the relay, whose stdout belongs to ssh.
+fn silent(result: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    common::say!(TOOL, "{error:#}");
+    ExitCode::from(common::fault::kind_of(&error).exit_code())
+}

@@ -1,0 +1,61 @@
+//! What is remembered of a mount: `s3.json` in the runtime folder, from its beginning until unmount.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use common::durable;
+use serde::{Deserialize, Serialize};
+
+use crate::session::Process;
+use crate::settings::Settings;
+
+/// The content of `s3.json`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct Record {
+    /// The sshfs that serves it.
+    pub(crate) pid: u32,
+    /// When that was started, in clock ticks since boot.
+    pub(crate) start_time: u64,
+    /// `user@host:dir`.
+    pub(crate) source: String,
+    /// Where.
+    pub(crate) mount_point: PathBuf,
+    /// RFC 3339 UTC.
+    pub(crate) since: String,
+    /// Upload limit.
+    pub(crate) bwlimit_bytes: Option<u64>,
+}
+
+impl Record {
+    fn path(settings: &Settings) -> PathBuf {
+        settings.runtime.join("s3.json")
+    }
+
+    /// The record of this mount point. One that is damaged is as good as none: what it says can be found out.
+    pub(crate) fn load(settings: &Settings) -> Option<Record> {
+        let bytes = std::fs::read(Record::path(settings)).ok()?;
+        let record: Record = serde_json::from_slice(&bytes).ok()?;
+        (record.mount_point == settings.mount_point).then_some(record)
+    }
+
+    /// Writes it.
+    pub(crate) fn save(&self, settings: &Settings) -> Result<()> {
+        durable::write(&Record::path(settings), &serde_json::to_vec(self)?, 0o600)
+    }
+
+    /// Removes it; fine if there is none.
+    pub(crate) fn remove(settings: &Settings) -> Result<()> {
+        let path = Record::path(settings);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(e).with_context(|| format!("cannot remove {}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The process it names, living or not.
+    pub(crate) fn leader(&self) -> Process {
+        Process::leader(self.pid, self.start_time)
+    }
+}

@@ -1,0 +1,193 @@
+//! The program sshfs: its command line, and what its complaints mean.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use common::fault::Fault;
+use common::run::{Cmd, Failure};
+
+use crate::settings::Settings;
+use crate::wire;
+
+/// Seconds to wait for a connection, unless the profile says otherwise.
+pub(crate) const CONNECT_TIMEOUT: u32 = 20;
+
+/// The command that mounts and serves. It stays in the foreground of a session of its own, and lives on without us.
+pub(crate) fn command(settings: &Settings) -> Result<Cmd> {
+    let sshfs = &settings.sshfs;
+    let cmd = if sshfs.program.is_empty() { Cmd::new("sshfs") } else { Cmd::from_argv(&sshfs.program)? };
+    let mut cmd = cmd.arg("-f").arg(settings.source()).arg(&settings.mount_point);
+    for option in options(settings)? {
+        cmd = cmd.arg("-o").arg(option);
+    }
+    Ok(cmd.outlives_us().own_session())
+}
+
+/// What follows each `-o`. `reconnect` is never among them: after it, files that were open fail one by one, so the
+/// container inside would be damaged instead of detached. sshfs itself forbids ssh to forward anything.
+fn options(settings: &Settings) -> Result<Vec<String>> {
+    let sshfs = &settings.sshfs;
+    let mut list: Vec<(&str, String)> = [
+        ("BatchMode", "yes"),
+        ("StrictHostKeyChecking", "yes"),
+        ("IdentitiesOnly", "yes"),
+        ("PasswordAuthentication", "no"),
+        ("KbdInteractiveAuthentication", "no"),
+        ("PermitLocalCommand", "no"),
+        ("UpdateHostKeys", "no"),
+        // What ssh says is what our errors are made of.
+        ("LogLevel", "INFO"),
+        // A connection that others share would be counted, limited and ended with theirs.
+        ("ControlMaster", "no"),
+        ("ControlPath", "none"),
+    ]
+    .map(|(name, value)| (name, value.to_owned()))
+    .into();
+    list.push(("Port", sshfs.port.unwrap_or(22).to_string()));
+    if let Some(path) = &sshfs.identity {
+        list.push(("IdentityFile", ssh_path(path)));
+    }
+    if let Some(path) = &sshfs.known_hosts {
+        list.push(("UserKnownHostsFile", ssh_path(path)));
+    }
+    for (name, number) in
+        [("ConnectTimeout", CONNECT_TIMEOUT), ("ServerAliveInterval", 10), ("ServerAliveCountMax", 3)]
+    {
+        list.push((name, settings.options.number(name, number).to_string()));
+    }
+    for (name, value) in settings.options.iter() {
+        if !list.iter().any(|(known, _)| *known == name) {
+            list.push((name, value.to_owned()));
+        }
+    }
+    if settings.counted() {
+        list.push(("ProxyCommand", relay(settings)?));
+    }
+    let mut words: Vec<String> = ["nosuid", "nodev", "noexec"].map(str::to_owned).into();
+    words.extend(list.into_iter().map(|(name, value)| format!("{name}={}", fuse_value(&value))));
+    Ok(words)
+}
+
+/// Our own relay as ssh's ProxyCommand, which a shell reads, after ssh has put in `%h` and `%p`.
+fn relay(settings: &Settings) -> Result<String> {
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let counter = wire::path(settings);
+    let timeout = settings.options.number("ConnectTimeout", CONNECT_TIMEOUT).to_string();
+    let family = settings.options.get("AddressFamily").unwrap_or("any").to_owned();
+    let mut words = vec![
+        text(&program)?,
+        "relay".to_owned(),
+        "--counter".to_owned(),
+        text(&counter)?,
+        "--connect-timeout".to_owned(),
+        timeout,
+        "--family".to_owned(),
+        family,
+    ];
+    if let Some(rate) = settings.bwlimit() {
+        words.extend(["--bwlimit".to_owned(), rate.to_string()]);
+    }
+    let words: Vec<String> = words.iter().map(|word| shell_word(&word.replace('%', "%%"))).collect();
+    Ok(format!("{} -- %h %p", words.join(" ")))
+}
+
+fn text(path: &Path) -> Result<String> {
+    let text = path.to_str().filter(|t| !t.contains(char::is_control));
+    let wrong = || Fault::config(format!("ssh cannot be given the path {}", path.display()));
+    Ok(text.ok_or_else(wrong)?.to_owned())
+}
+
+fn shell_word(word: &str) -> String {
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
+/// A path as ssh's configuration takes it: blanks within quotes, and no tokens. See `settings::check`.
+fn ssh_path(path: &Path) -> String {
+    format!("\"{}\"", path.to_string_lossy().replace('%', "%%"))
+}
+
+/// A value within sshfs's `-o`, where a comma would begin the next one.
+fn fuse_value(value: &str) -> String {
+    value.replace('\\', "\\\\").replace(',', "\\,")
+}
+
+/// The error that what sshfs and ssh said amounts to.
+pub(crate) fn explain(settings: &Settings, failure: Failure) -> anyhow::Error {
+    let fault = diagnose(settings, &failure.stderr_tail);
+    match fault {
+        Some(fault) => anyhow::Error::from(failure).context(fault),
+        None => failure.into(),
+    }
+}
+
+fn diagnose(settings: &Settings, said: &str) -> Option<Fault> {
+    let (machine, source) = (settings.machine(), settings.source());
+    let port = settings.sshfs.port.unwrap_or(22);
+    let known = settings.sshfs.known_hosts.clone().unwrap_or_else(|| "/root/.ssh/known_hosts".into());
+    let known = known.display();
+    let line = |mark: &str| said.lines().map(str::trim).find(|l| l.contains(mark));
+    let ours = |mark: &str| line(mark).map(|l| l.trim_start_matches("sshfs-mount: ").to_owned());
+    let look = "is the machine on and its sshd running? right host and port? a firewall?";
+
+    if line("REMOTE HOST IDENTIFICATION HAS CHANGED").is_some() {
+        let message = format!("{machine} shows another host key than the one in {known}");
+        return Some(Fault::config(message).hint(format!(
+            "this may be an attack; if the machine was really set up anew: \
+             `ssh-keygen -R '[{machine}]:{port}' -f {known}`, then make its new key known"
+        )));
+    }
+    if line("Host key verification failed").is_some() || line("host key is known for").is_some() {
+        let message = format!("the host key of {machine} is not known: it is not in {known}");
+        return Some(Fault::unavailable(message).hint(format!(
+            "`ssh-keyscan -p {port} {machine} >>{known}`, and compare what `ssh-keygen -lf {known}` then shows \
+             with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on that machine"
+        )));
+    }
+    if let Some(refused) = line("Permission denied (") {
+        let message = format!("{machine} does not let our key in: {refused}");
+        let key =
+            settings.sshfs.identity.as_ref().map_or("our key".into(), |k| format!("{}.pub", k.display()));
+        return Some(Fault::unavailable(message).hint(format!(
+            "put {key} into ~/.ssh/authorized_keys of {}, and look that file's owner and mode over",
+            settings.sshfs.host
+        )));
+    }
+    if let Some(told) = ours("cannot connect to").or_else(|| ours("cannot find ")) {
+        return Some(Fault::unavailable(told).hint(look));
+    }
+    if let Some(told) = line(&format!("{source}: ")) {
+        let why = told.rsplit(": ").next().unwrap_or(told);
+        let message = format!("the folder {} on {machine} cannot be used: {why}", settings.sshfs.directory);
+        let hint = "is its disk mounted there? else make it, and give it to the account";
+        return Some(Fault::config(message).hint(hint));
+    }
+    if line("ubsystem request failed").is_some() {
+        return Some(Fault::unavailable(format!("{machine} does not offer sftp")).hint(
+            "its sshd_config needs `Subsystem sftp internal-sftp`, and the key must not be bound to another command",
+        ));
+    }
+    for mark in
+        ["timed out", "Timeout, server", "Connection closed by", "Connection reset by", "UNKNOWN port"]
+    {
+        if let Some(told) = line(mark) {
+            return Some(Fault::unavailable(format!("no connection to {machine}: {told}")).hint(look));
+        }
+    }
+    if line("remote host has disconnected").is_some() {
+        return Some(Fault::unavailable(format!("{machine} ended the connection without a word")).hint(look));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_layer_gets_its_quotes() {
+        assert_eq!(shell_word("a'b c"), "'a'\\''b c'");
+        assert_eq!(ssh_path(Path::new("/a b/50%")), "\"/a b/50%%\"");
+        assert_eq!(fuse_value("a,b\\c"), "a\\,b\\\\c");
+        assert!(text(Path::new("/a\nb")).is_err());
+    }
+}
