@@ -1,0 +1,156 @@
+//! Attaching: loop device, mapping by our own header, check if needed, mount. A failure undoes what was done.
+
+use anyhow::{Context as _, Result};
+use common::fault::Fault;
+use common::signals;
+use common::status::Report;
+
+use crate::begun::Begun;
+use crate::cli::FileSystem;
+use crate::detach::take_down;
+use crate::header::Header;
+use crate::losetup;
+use crate::record::Record;
+use crate::settings::Settings;
+use crate::stack::{self, Mapping, State};
+use crate::watch::Watch;
+use crate::{dirty, facts, image, key};
+
+/// `attach`.
+pub(crate) fn run(settings: &Settings, read_only: bool, report: &mut Report) -> Result<()> {
+    let _lock = settings.lock()?;
+    let mut record = Record::need(settings)?;
+    let stack = stack::look(settings, Some(&record))?;
+    let done = match stack.state {
+        State::Detached => false,
+        State::Attached if stack.mapping.as_ref().is_some_and(|m| m.read_only == read_only) => true,
+        State::Foreign => {
+            let what = stack.foreign.clone().unwrap_or_default();
+            return Err(Fault::busy(format!("it is in use already: {what}")).into());
+        }
+        state => {
+            let mode = if read_only { "read-only" } else { "for writing" };
+            let what = format!("the container is {} already, not attached {mode}", state.word());
+            return Err(Fault::busy(what).hint(format!("{} first", settings.hint("detach"))).into());
+        }
+    };
+    if !done {
+        ready(settings, &record)?;
+        settings.prepare_mount_point()?;
+        up(settings, &mut record, read_only, report)?;
+        report.changed = true;
+    }
+    facts::tell(settings, Some(&record), &stack::look(settings, Some(&record))?, report)?;
+    let already = if done { " already" } else { "" };
+    common::say!(crate::TOOL, "{} is attached{already} on {}", settings.name, settings.mount_point.display());
+    Ok(())
+}
+
+/// Everything that can be judged before anything is touched: key, our header, reachability.
+pub(crate) fn ready(settings: &Settings, record: &Record) -> Result<()> {
+    key::check(&settings.key_file)?;
+    let header = Header::read(&settings.cryptsetup, &settings.header)?;
+    record.agrees(&header, settings)?;
+    header.strong()?;
+    settings.reachable()
+}
+
+/// Brings all layers up, or none.
+pub(crate) fn up(
+    settings: &Settings,
+    record: &mut Record,
+    read_only: bool,
+    report: &mut Report,
+) -> Result<()> {
+    compare(settings, report)?;
+    let result = undoing(settings, Some(&record.clone()), report, |report| {
+        let mut watch = Watch::new(settings, false)?;
+        let mapping = open(settings, &record.cipher, read_only, &mut watch, report)?;
+        let file_system = match record.file_system.as_deref() {
+            Some(word) => FileSystem::from_word(word)?,
+            None => FileSystem::find(&mapping.device(), &mut watch)?,
+        };
+        file_system.mount(&mapping.device(), &settings.mount_point, read_only, &mut watch, report)?;
+        let stack = stack::look(settings, Some(record))?;
+        let Some(mount) = stack.mounts.last().filter(|_| stack.state == State::Attached) else {
+            let state = stack.state.word();
+            return Err(Fault::failed(format!("it was mounted, and now it is {state}")).into());
+        };
+        if !read_only {
+            dirty::set(&mapping, mount);
+        }
+        signals::check()?;
+        Ok(file_system)
+    });
+    let file_system = result?.word();
+    if record.file_system.as_deref() != Some(file_system) {
+        record.file_system = Some(file_system.to_owned());
+        record.save(settings)?;
+    }
+    Ok(())
+}
+
+/// Does `work`, and takes everything down again if it fails. The first error is the one that is told.
+pub(crate) fn undoing<T>(
+    settings: &Settings,
+    record: Option<&Record>,
+    report: &mut Report,
+    work: impl FnOnce(&mut Report) -> Result<T>,
+) -> Result<T> {
+    let result = work(report);
+    if let Err(error) = &result {
+        common::say!(crate::TOOL, "undoing: {error:#}");
+        if let Err(second) = take_down(settings, record, report) {
+            report.warn("undo-failed", format!("while undoing: {second:#}"));
+        }
+    }
+    result
+}
+
+/// The loop device and the mapping on it. Its cipher is looked at before anything is read or written through it.
+pub(crate) fn open(
+    settings: &Settings,
+    cipher: &str,
+    read_only: bool,
+    watch: &mut Watch,
+    report: &mut Report,
+) -> Result<Mapping> {
+    let device =
+        losetup::attach(&settings.image, read_only).context("cannot make a loop device for the image")?;
+    Begun::save(settings, &device)?;
+    watch.device = Some(device.name.clone());
+    if !device.is_direct() {
+        report
+            .warn("not-direct", "the image goes through the page cache: its file system knows no direct I/O");
+    }
+    signals::check()?;
+    let (name, tool) = (&settings.mapping, &settings.cryptsetup);
+    tool.open(&settings.header, &settings.key_file, &device.device(), name, read_only)?;
+    let active = tool.active_cipher(&settings.header, name)?;
+    if active != cipher {
+        return Err(Fault::config(format!("it was opened with {active} instead of {cipher}")).into());
+    }
+    let mapping = stack::find_mapping(name).context("the mapping is not there")?;
+    signals::check()?;
+    Ok(mapping)
+}
+
+/// Says if the image's header is not ours. It makes no difference to us, but somebody may have tried something.
+fn compare(settings: &Settings, report: &mut Report) -> Result<()> {
+    let header = Header::read(&settings.cryptsetup, &settings.header)?;
+    let image = image::open(settings, false)?;
+    if image.metadata()?.len() <= header.data_offset {
+        let what = format!("the image {} is too short to hold anything", settings.image.display());
+        return Err(Fault::config(what).into());
+    }
+    if !image::same_header(&image, &settings.header, header.compared())? {
+        let what = format!(
+            "the header in {} is not the one it should have: damaged, or changed by somebody. It is not used; {} \
+             with the present key puts ours there again",
+            settings.image.display(),
+            settings.hint("add-key")
+        );
+        report.warn("header-differs", what);
+    }
+    Ok(())
+}

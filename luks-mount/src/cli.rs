@@ -1,0 +1,270 @@
+//! The command line: arguments in, an action out.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use common::profile::Bytes;
+use common::status::Report;
+
+use crate::settings::{Options, Settings};
+use crate::{adopt, attach, create, detach, facts, grow, keys};
+
+/// The encrypted container: one file, opened and mounted on this machine only.
+///
+/// The container is a LUKS image, mostly on a machine that is not trusted (mount
+/// that first, with sshfs-mount). It is always opened with this machine's own copy
+/// of its header, so that what somebody writes into the image's header has no
+/// effect. Keep the key file and a backup of the header somewhere else, too:
+/// without both, the container is lost.
+#[derive(Debug, Parser)]
+#[command(name = "luks-mount", version, max_term_width = 80, after_help = AFTER)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    action: Action,
+}
+
+const AFTER: &str = "\
+Examples:
+  luks-mount create home --size 776G       a new container for profile 'home'
+  luks-mount attach home
+  luks-mount detach home
+  luks-mount backup-header home --to /media/usb/home.header
+  luks-mount create --image /srv/box.img --key-file /root/box.key --size 10G
+                                           without any profile
+
+PROFILE names /etc/nc-backup/PROFILE.toml; --config FILE names another file.
+
+A key file holds any bytes, all of which count (a newline at the end too); it
+belongs to root and has mode 0600 or less. To make one:
+  (umask 077; head -c 64 /dev/urandom >/etc/nc-backup/home.key)
+
+data of every action: state (detached, loop-only, mapped, attached,
+mapping-without-image, mounted-elsewhere, foreign), image, image_bytes, loop,
+mapping, mount_point, read_only, uuid, luks_version, cipher, file_system,
+size_bytes, free_bytes, inodes_free, written_bytes, read_bytes, dirty_limit,
+header, key_slots. What is not known is null.
+
+The last line on stdout is one JSON object; docs/status.schema.json has it.
+Exit codes: 0 done; 1 failed, and undone; 2 usage; 4 something is still attached
+(the object says what, who holds it and how to clear it); 69 image not reachable
+or a program missing; 75 attached or at work already; 77 rights; 78 profile,
+key, header or image is not what it should be; 128+N signal.";
+
+#[derive(Args, Debug)]
+struct Place {
+    /// Profile: /etc/nc-backup/PROFILE.toml.
+    profile: Option<String>,
+    /// Another file as the profile.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The container's file; a relative one lies in the folder of
+    /// [offsite.sshfs], or in the current one if there is no such table.
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
+    /// The file with the key.
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// This machine's own copy of the header. Default: container.header in the
+    /// state folder.
+    #[arg(long, value_name = "FILE")]
+    header: Option<PathBuf>,
+    /// Where it is mounted. Default: 'container' in the runtime folder.
+    #[arg(long, value_name = "DIR")]
+    mount_point: Option<PathBuf>,
+    /// Command line of cryptsetup, words separated by blanks.
+    #[arg(long, value_name = "COMMAND")]
+    cryptsetup: Option<String>,
+    /// Where header and record are [default: /var/lib/nc-backup/PROFILE].
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Where mount points are [default: /run/nc-backup/PROFILE].
+    #[arg(long, value_name = "DIR")]
+    runtime_dir: Option<PathBuf>,
+}
+
+/// How hard a key is made to guess; the default (argon2id) suits passphrases and is slow on small machines.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Pbkdf {
+    /// As cryptsetup's --pbkdf.
+    #[arg(long, hide = true, value_parser = ["pbkdf2", "argon2i", "argon2id"])]
+    pub(crate) pbkdf: Option<String>,
+    /// As cryptsetup's --pbkdf-force-iterations.
+    #[arg(long, hide = true, requires = "pbkdf")]
+    pub(crate) pbkdf_iterations: Option<u32>,
+}
+
+/// What a new container holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FileSystem {
+    /// The one to take if in doubt.
+    Ext4,
+    /// Checks contents by itself.
+    Btrfs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Make a new container: image, header copy, file system.
+    ///
+    /// The image is sparse and little of it is written, also later: it can be
+    /// made through a slow link. Nothing that exists is overwritten. Afterwards it
+    /// is detached.
+    Create {
+        #[command(flatten)]
+        place: Place,
+        /// Size of the image, like 500G.
+        #[arg(long)]
+        size: Bytes,
+        /// File system inside.
+        #[arg(long, value_enum, default_value = "ext4")]
+        file_system: FileSystem,
+        /// ext4: one inode for so many bytes. Each path of each snapshot takes one,
+        /// but for files that did not change.
+        #[arg(long, value_name = "N", default_value_t = 65536,
+              value_parser = clap::value_parser!(u32).range(1024..=67_108_864))]
+        bytes_per_inode: u32,
+        #[command(flatten)]
+        pbkdf: Pbkdf,
+    },
+    /// Take over an existing image, LUKS1 or LUKS2: copy its header once.
+    ///
+    /// The header is believed this one time, so do it where the image has always
+    /// been in your hands, or compare the key slots it tells.
+    Adopt {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Open the container and mount it.
+    Attach {
+        #[command(flatten)]
+        place: Place,
+        /// Only for looking and restoring.
+        #[arg(long)]
+        read_only: bool,
+    },
+    /// Unmount and close it, from whatever state it is in.
+    ///
+    /// data also has clean: false if what was written last may not have reached
+    /// the image, because the link was dead (warning link-dead) or writing failed
+    /// (sync-failed).
+    Detach {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Say which of its layers are up. Changes nothing.
+    Status {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Let a second key open it.
+    ///
+    /// Changes the header copy first, then the image's header. Make a new header
+    /// backup afterwards.
+    AddKey {
+        #[command(flatten)]
+        place: Place,
+        /// The file with the new key.
+        #[arg(long, value_name = "FILE")]
+        new_key_file: PathBuf,
+        #[command(flatten)]
+        pbkdf: Pbkdf,
+    },
+    /// Write this machine's copy of the header to another file.
+    BackupHeader {
+        #[command(flatten)]
+        place: Place,
+        /// A file that does not exist yet.
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+    },
+    /// Make it bigger.
+    Grow {
+        #[command(flatten)]
+        place: Place,
+        /// New size of the image.
+        #[arg(long)]
+        size: Bytes,
+    },
+}
+
+impl Cli {
+    fn place(&self) -> (&'static str, &Place) {
+        match &self.action {
+            Action::Create { place, .. } => ("create", place),
+            Action::Adopt { place } => ("adopt", place),
+            Action::Attach { place, .. } => ("attach", place),
+            Action::Detach { place } => ("detach", place),
+            Action::Status { place } => ("status", place),
+            Action::AddKey { place, .. } => ("add-key", place),
+            Action::BackupHeader { place, .. } => ("backup-header", place),
+            Action::Grow { place, .. } => ("grow", place),
+        }
+    }
+
+    /// The action's name and the profile, for the status object.
+    pub(crate) fn names(&self) -> (&'static str, Option<String>) {
+        let (name, place) = self.place();
+        (name, place.profile.clone())
+    }
+
+    /// Does it.
+    pub(crate) fn run(self, report: &mut Report) -> Result<()> {
+        let settings = self.place().1.settings()?;
+        match self.action {
+            Action::Create { size, file_system, bytes_per_inode, pbkdf, .. } => {
+                let wanted = create::Wanted { size: size.0, file_system, bytes_per_inode, pbkdf };
+                create::run(&settings, &wanted, report)
+            }
+            Action::Adopt { .. } => adopt::run(&settings, report),
+            Action::Attach { read_only, .. } => attach::run(&settings, read_only, report),
+            Action::Detach { .. } => detach::run(&settings, report),
+            Action::Status { .. } => facts::run(&settings, report),
+            Action::AddKey { new_key_file, pbkdf, .. } => keys::add(&settings, &new_key_file, &pbkdf, report),
+            Action::BackupHeader { to, .. } => keys::backup(&settings, &to, report),
+            Action::Grow { size, .. } => grow::run(&settings, size.0, report),
+        }
+    }
+}
+
+impl Place {
+    fn settings(&self) -> Result<Settings> {
+        Settings::load(Options {
+            profile: self.profile.clone(),
+            config: self.config.clone(),
+            image: self.image.clone(),
+            key_file: self.key_file.clone(),
+            header: self.header.clone(),
+            mount_point: self.mount_point.clone(),
+            cryptsetup: self.cryptsetup.clone(),
+            state_dir: self.state_dir.clone(),
+            runtime_dir: self.runtime_dir.clone(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_fits_80_columns_and_documents_everything() {
+        let mut command = Cli::command();
+        let mut texts = vec![command.render_long_help().to_string()];
+        for action in command.get_subcommands_mut() {
+            texts.push(action.render_long_help().to_string());
+            for arg in action.get_arguments() {
+                assert!(arg.get_help().is_some(), "{} is not documented", arg.get_id());
+            }
+        }
+        for line in texts.iter().flat_map(|t| t.lines()) {
+            assert!(line.chars().count() <= 80, "too wide: {line}");
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Making a new container: header, image, file system. Little is written, so that it can be made through a slow
+//! link.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use common::durable;
+use common::fault::Fault;
+use common::fuse::{self, Health};
+use common::status::{self, Report};
+
+use crate::attach::{open, undoing};
+use crate::cli::{FileSystem, Pbkdf};
+use crate::cryptsetup::Cryptsetup;
+use crate::detach::take_down;
+use crate::header::Header;
+use crate::image::{self, Made};
+use crate::key;
+use crate::record::Record;
+use crate::settings::{PROBE, Settings};
+use crate::stack::{self, State};
+use crate::watch::Watch;
+use crate::{TOOL, facts};
+
+/// Where the encrypted data begins: after 32 KiB of metadata and 1 MiB of key slots, aligned.
+const DATA_OFFSET: u64 = 2 << 20;
+/// The smallest image that holds a file system worth the name.
+const LEAST: u64 = 32 << 20;
+
+/// What is to be made.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    /// Of the image, in bytes.
+    pub(crate) size: u64,
+    pub(crate) file_system: FileSystem,
+    pub(crate) bytes_per_inode: u32,
+    pub(crate) pbkdf: Pbkdf,
+}
+
+/// `create`.
+pub(crate) fn run(settings: &Settings, wanted: &Wanted, report: &mut Report) -> Result<()> {
+    // Whole MiB: ends of sectors, blocks and pages all agree then.
+    let size = wanted.size & !0xF_FFFF;
+    if size < LEAST {
+        return Err(Fault::config("--size: a container has at least 32 MiB").into());
+    }
+    let _lock = settings.lock()?;
+    key::check(&settings.key_file)?;
+    nothing_there(settings)?;
+    let stack = stack::look(settings, None)?;
+    if stack.state != State::Detached {
+        let hint = format!("{} if that is what an interrupted run left", settings.hint("detach"));
+        return Err(Fault::busy(format!("something is {} already", stack.state.word())).hint(hint).into());
+    }
+    settings.reachable()?;
+    let header = new_header(settings, &wanted.pbkdf)?;
+    report.changed = true;
+    let made = image::make(settings)?;
+    let result =
+        undoing(settings, None, report, |report| fill(settings, wanted, size, &made, &header, report));
+    match result {
+        Ok(record) => {
+            made.keep();
+            facts::tell(settings, Some(&record), &stack::look(settings, Some(&record))?, report)?;
+            let (image, size) = (settings.image.display(), size >> 20);
+            common::say!(
+                TOOL,
+                "made {image}, {size} MiB; keep the key and a header backup somewhere else too"
+            );
+            Ok(())
+        }
+        Err(error) => {
+            remove(settings, made, report);
+            report.changed = !report.leftovers().is_empty();
+            Err(error)
+        }
+    }
+}
+
+fn nothing_there(settings: &Settings) -> Result<()> {
+    let (header, record) = (&settings.header, Record::path(settings));
+    for path in [header, &record] {
+        if path.symlink_metadata().is_ok() {
+            let what =
+                format!("{} exists: this machine has a container of {}", path.display(), settings.name);
+            let hint = format!(
+                "nothing is overwritten; if that container is given up, or was never finished, move {} and {} away",
+                header.display(),
+                record.display()
+            );
+            return Err(Fault::config(what).hint(hint).into());
+        }
+    }
+    Ok(())
+}
+
+/// A new header in memory. It is made in local files that only root can read, which are gone afterwards.
+fn new_header(settings: &Settings, pbkdf: &Pbkdf) -> Result<Vec<u8>> {
+    let scratch = Scratch::new(settings)?;
+    let whole = scratch.file("new")?;
+    std::fs::File::options().write(true).open(&whole)?.set_len(DATA_OFFSET + (1 << 20))?;
+    let tool = &settings.cryptsetup;
+    tool.format(&whole, &settings.key_file, DATA_OFFSET, pbkdf)?;
+    let file = std::fs::File::open(&whole)?;
+    scratch.header_of(tool, &file)
+}
+
+/// From the header to a file system, all of it durable; what is returned is recorded.
+fn fill(
+    settings: &Settings,
+    wanted: &Wanted,
+    size: u64,
+    made: &Made,
+    header: &[u8],
+    report: &mut Report,
+) -> Result<Record> {
+    let (copy, tool) = (&settings.header, &settings.cryptsetup);
+    durable::write(copy, header, 0o600)?;
+    let facts = Header::read(tool, copy)?;
+    facts.strong()?;
+    tool.must_open(copy, &settings.key_file)?;
+    made.file.set_len(size).context("cannot give the image its size")?;
+    image::put_header(&made.file, header)?;
+    let mut watch = Watch::new(settings, false)?;
+    let mapping = open(settings, &facts.cipher, false, &mut watch, report)?;
+    let device = mapping.device();
+    wanted.file_system.make(&device, size - DATA_OFFSET, wanted.bytes_per_inode, &mut watch)?;
+    let mut record = Record::of(&facts, settings);
+    record.file_system = Some(wanted.file_system.word().into());
+    record.created_at = Some(status::now());
+    if !take_down(settings, Some(&record), report)?.clean {
+        return Err(Fault::unavailable("the link to the image died before all was written").into());
+    }
+    made.file.sync_all().context("cannot make the image durable")?;
+    record.save(settings)?;
+    Ok(record)
+}
+
+/// Takes back what a failed `create` made.
+fn remove(settings: &Settings, made: Made, report: &mut Report) {
+    for path in [&settings.header, &Record::path(settings)] {
+        if path.exists()
+            && let Err(e) = std::fs::remove_file(path)
+        {
+            report.left_behind(format!("{} of an unfinished container: {e}", path.display()), "remove it");
+        }
+    }
+    // A file system that does not answer would keep us waiting for ever.
+    let link = settings.link().ok().flatten();
+    let answers = link.is_none_or(|l| fuse::probe(&l.target, PROBE).is_ok_and(|h| h == Health::Healthy));
+    let removed = if answers {
+        made.remove()
+    } else {
+        made.keep();
+        Err(anyhow::anyhow!("its file system does not answer"))
+    };
+    if let Err(e) = removed {
+        let what = format!("the unfinished image {}: {e:#}", settings.image.display());
+        report.left_behind(what, "remove the file");
+    }
+}
+
+/// Files of the moment in the state folder, 0600. What a killed run left is replaced.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    dir: PathBuf,
+}
+
+impl Scratch {
+    const NAMES: [&str; 2] = ["new", "backup"];
+
+    /// The caller holds the container's lock.
+    pub(crate) fn new(settings: &Settings) -> Result<Scratch> {
+        let scratch = Scratch { dir: settings.state.clone() };
+        for name in Scratch::NAMES {
+            match std::fs::remove_file(scratch.path(name)) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.into()),
+                _ => {}
+            }
+        }
+        Ok(scratch)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(format!(".container.header.{name}"))
+    }
+
+    /// A new empty file.
+    fn file(&self, name: &str) -> Result<PathBuf> {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let path = self.path(name);
+        let made = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&path);
+        made.with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// A new file with `bytes`.
+    pub(crate) fn with(&self, name: &str, bytes: &[u8]) -> Result<PathBuf> {
+        let path = self.file(name)?;
+        std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// The header of the opened image, as cryptsetup backs it up.
+    pub(crate) fn header_of(&self, tool: &Cryptsetup, image: &std::fs::File) -> Result<Vec<u8>> {
+        use std::os::fd::AsFd as _;
+        let path = self.path("backup");
+        tool.header_backup(image.as_fd(), &path)?;
+        read(&path)
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        for name in Scratch::NAMES {
+            // The next run replaces what stays.
+            drop(std::fs::remove_file(self.path(name)));
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Taking down: unmount, close, end the loop device, from whatever is up. Also how everything else here undoes.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use common::fault::Fault;
+use common::fuse::Health;
+use common::holders;
+use common::mounts::{self, Mount};
+use common::run::Cmd;
+use common::signals;
+use common::status::Report;
+
+use crate::begun::Begun;
+use crate::facts;
+use crate::losetup::{self, Loop};
+use crate::record::Record;
+use crate::settings::Settings;
+use crate::stack::{self, Mapping, Stack, State};
+use crate::watch::Watch;
+
+/// How long a busy file system, mapping or loop device is tried again.
+const BUSY: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(200);
+/// What a link that lives and has nothing to do needs to answer.
+const SHORT: Duration = Duration::from_secs(2);
+
+/// How it went.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Down {
+    /// Something was up.
+    pub(crate) changed: bool,
+    /// All that was written has reached the image, as far as can be known.
+    pub(crate) clean: bool,
+}
+
+/// `detach`.
+pub(crate) fn run(settings: &Settings, report: &mut Report) -> Result<()> {
+    // Clean-up never answers busy. Two at once get in each other's way, which each step then says.
+    let _lock = settings.lock_patiently().map_err(|e| report.warn("not-locked", format!("{e:#}"))).ok();
+    // Without it, what is up is still recognised by the image below it.
+    let record = Record::load(settings).unwrap_or_else(|error| {
+        report.warn("no-record", format!("{error:#}"));
+        None
+    });
+    let down = take_down(settings, record.as_ref(), report);
+    report.changed = down.as_ref().is_ok_and(|d| d.changed);
+    report.set("clean", down.as_ref().is_ok_and(|d| d.clean));
+    facts::tell(settings, record.as_ref(), &stack::look(settings, record.as_ref())?, report)?;
+    let what = if down?.changed { "detached" } else { "was not attached" };
+    common::say!(crate::TOOL, "{} {what}", settings.name);
+    Ok(())
+}
+
+/// Takes down all layers that are ours. What cannot be taken down is told as left behind.
+pub(crate) fn take_down(settings: &Settings, record: Option<&Record>, report: &mut Report) -> Result<Down> {
+    let stack = stack::look(settings, record)?;
+    if let Some(foreign) = &stack.foreign {
+        return Err(Fault::config(format!("this is not ours to detach: {foreign}")).into());
+    }
+    let mut down = Down { changed: stack.state != State::Detached, clean: true };
+    if !down.changed {
+        return Ok(down);
+    }
+    let mut watch = Watch::new(settings, true)?;
+    watch.device = stack.loops.first().map(|l| l.name.clone());
+    // One that does not answer at once may be slow: that shows while it is worked with.
+    if matches!(watch.health(SHORT)?, Some(Health::Dead(_))) {
+        watch.end_link()?;
+    }
+    let all_down = layers(settings, &stack, &mut watch, &mut down, report);
+    let writable = stack.mapping.as_ref().is_some_and(|m| !m.read_only);
+    if watch.dead {
+        down.clean &= !writable;
+        let lost = if writable { "; what was written last may not have reached the image" } else { "" };
+        report.warn("link-dead", format!("the link to the image was dead, and has been ended{lost}"));
+    }
+    if let Err(error) = all_down {
+        let left = stack::look(settings, record)?;
+        if left.state != State::Detached {
+            let what = format!("the container {} is {}: {error:#}", settings.name, left.state.word());
+            report.left_behind(what, format!("end what holds it, then {}", settings.hint("detach")));
+        }
+        return Err(error);
+    }
+    Ok(down)
+}
+
+fn layers(
+    settings: &Settings,
+    stack: &Stack,
+    watch: &mut Watch,
+    down: &mut Down,
+    report: &mut Report,
+) -> Result<()> {
+    let last = stack.mounts.last();
+    if let Some(mount) = last.filter(|m| !m.options.iter().any(|o| o == "ro")) {
+        let cmd = Cmd::new("sync").arg("-f").arg(&mount.target).uninterruptible();
+        let synced = watch.checked(&cmd);
+        if let Err(error) = synced.as_ref().map(|_| ())
+            && !watch.dead
+        {
+            down.clean = false;
+            report.warn("sync-failed", format!("not all that was written has reached the image: {error:#}"));
+        }
+    }
+    for mount in stack.mounts.iter().rev() {
+        unmount(mount, watch)?;
+    }
+    if let Some(mapping) = &stack.mapping {
+        close(settings, mapping, stack.mounts.first())?;
+    }
+    for device in &stack.loops {
+        // Once the mapping is closed, so that all it wrote is counted.
+        if let Some((read, written)) = stack.begun.as_ref().and_then(|b| b.traffic(device)) {
+            report.set("read_bytes", read);
+            report.set("written_bytes", written);
+        }
+        if !losetup::detach(device, BUSY)? {
+            return Err(busy(
+                &format!("the loop device {}", device.device().display()),
+                &device_holders(device),
+            ));
+        }
+    }
+    Begun::forget(settings);
+    Ok(())
+}
+
+fn is_mounted(mount: &Mount) -> Result<bool> {
+    Ok(mounts::table()?.iter().any(|m| m.target == mount.target && m.source == mount.source))
+}
+
+/// Unmounts synchronously: on return, what was written has been handed to the device.
+fn unmount(mount: &Mount, watch: &mut Watch) -> Result<()> {
+    let begin = Instant::now();
+    let mut told = false;
+    loop {
+        // Without asking the path: its file system may have failed.
+        let cmd = Cmd::new("umount").args(["-i", "-c", "--"]).arg(&mount.target).uninterruptible();
+        let out = watch.output(&cmd)?;
+        if !is_mounted(mount)? {
+            return Ok(());
+        }
+        if !String::from_utf8_lossy(&out.stderr).contains("busy") {
+            let doing = || format!("cannot unmount {}", mount.target.display());
+            return Err(anyhow::Error::from(cmd.failure(&out))).with_context(doing);
+        }
+        let who = holders::of_mount(&mount.target);
+        if begin.elapsed() > BUSY || signals::caught().is_some() {
+            return Err(busy(&mount.target.display().to_string(), &who));
+        }
+        if !told && begin.elapsed() > PAUSE * 5 {
+            told = true;
+            let (target, line) = (mount.target.display(), holders::line(&who));
+            common::say!(crate::TOOL, "waiting for {target}, which is in use: {line}");
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Closes the mapping. It is busy while its device is open, or mounted where we cannot see it.
+fn close(settings: &Settings, mapping: &Mapping, mount: Option<&Mount>) -> Result<()> {
+    let begin = Instant::now();
+    while !settings.cryptsetup.close(&settings.header, &mapping.name)? {
+        if begin.elapsed() > BUSY || signals::caught().is_some() {
+            let mut who = holders::of_mount(&Path::new("/dev").join(&mapping.dm));
+            who.extend(mount.map(|m| holders::of_device(m.device)).unwrap_or_default());
+            return Err(busy(&mapping.device().display().to_string(), &who));
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(())
+}
+
+fn device_holders(device: &Loop) -> Vec<holders::Holder> {
+    holders::of_mount(&device.device())
+}
+
+fn busy(what: &str, who: &[holders::Holder]) -> anyhow::Error {
+    let by = if who.is_empty() { "something that cannot be seen".into() } else { holders::line(who) };
+    Fault::failed(format!("{what} is in use: {by}")).into()
+}

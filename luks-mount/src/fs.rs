@@ -1,0 +1,235 @@
+//! The file system in the container: made, checked, mounted, grown. ext4 or btrfs.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use common::fault::Fault;
+use common::run::Cmd;
+use common::status::Report;
+
+use crate::cli::FileSystem;
+use crate::watch::Watch;
+
+/// What can be on an encrypted file system that somebody else stores: files to read, nothing to run.
+const COMMON: &str = "nosuid,nodev,noexec,noatime";
+
+impl FileSystem {
+    /// The kernel's name.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            FileSystem::Ext4 => "ext4",
+            FileSystem::Btrfs => "btrfs",
+        }
+    }
+
+    /// From the kernel's name.
+    pub(crate) fn from_word(word: &str) -> Result<FileSystem> {
+        match word {
+            "ext4" => Ok(FileSystem::Ext4),
+            "btrfs" => Ok(FileSystem::Btrfs),
+            "" => Err(Fault::config("there is no file system in the container").into()),
+            other => {
+                Err(Fault::config(format!("the container holds {other}; ext4 and btrfs are known")).into())
+            }
+        }
+    }
+
+    /// What the opened container holds.
+    pub(crate) fn find(device: &Path, watch: &mut Watch) -> Result<FileSystem> {
+        let cmd = Cmd::new("blkid").args(["--probe", "-o", "value", "-s", "TYPE"]).arg(device);
+        let out = watch.output(&cmd)?;
+        // Exit code 2: nothing found.
+        if !out.status.success() && out.status.code() != Some(2) {
+            return Err(cmd.failure(&out).into());
+        }
+        FileSystem::from_word(&out.text())
+    }
+
+    /// Makes it, writing as little as possible: no discard, inode tables left as they are.
+    pub(crate) fn make(
+        self,
+        device: &Path,
+        size: u64,
+        bytes_per_inode: u32,
+        watch: &mut Watch,
+    ) -> Result<()> {
+        let cmd = match self {
+            FileSystem::Ext4 => mkfs_ext4(size, bytes_per_inode),
+            FileSystem::Btrfs => Cmd::new("mkfs.btrfs")
+                .args(["--quiet", "--nodiscard", "--metadata=single", "--data=single"])
+                .args(["--nodesize=4096", "--sectorsize=4096"]),
+        };
+        watch.checked(&cmd.arg(device)).context("cannot make the file system")?;
+        Ok(())
+    }
+
+    /// Checks it if it needs that, and mounts it; `data.fsck` says whether something was repaired.
+    pub(crate) fn mount(
+        self,
+        device: &Path,
+        target: &Path,
+        read_only: bool,
+        watch: &mut Watch,
+        report: &mut Report,
+    ) -> Result<()> {
+        report.set("fsck", "not-needed");
+        let mut options = COMMON.to_owned();
+        if read_only {
+            options.push_str(",ro");
+        }
+        if self == FileSystem::Ext4 {
+            let found = Super::read(device, watch)?;
+            if read_only && found.needs_replay {
+                let what =
+                    "it was not unmounted cleanly: shown as it is, without what its journal still holds";
+                report.warn("unclean", what);
+                options.push_str(",noload");
+            } else if !read_only {
+                if found.needs_replay {
+                    report
+                        .warn("unclean", "the container was not unmounted cleanly: its journal is replayed");
+                }
+                if found.needs_check {
+                    check(device, watch, report)?;
+                }
+                options.push_str(",noinit_itable");
+            }
+        }
+        let mount = |options: &str| {
+            let cmd = Cmd::new("mount").args(["-i", "-t", self.word(), "-o", options, "--"]);
+            cmd.arg(device).arg(target)
+        };
+        let cmd = mount(&options);
+        let out = watch.output(&cmd)?;
+        if out.status.success() {
+            return Ok(());
+        }
+        if self == FileSystem::Btrfs && read_only {
+            // Its log cannot be replayed without writing.
+            let again = mount(&format!("{options},rescue=nologreplay"));
+            if watch.output(&again)?.status.success() {
+                let what = "it was not unmounted cleanly: shown as it is, without what its log still holds";
+                report.warn("unclean", what);
+                return Ok(());
+            }
+        }
+        Err(anyhow::Error::from(cmd.failure(&out)).context("cannot mount the container"))
+    }
+
+    /// Lets it take all of its device, while it is mounted.
+    pub(crate) fn grow(self, device: &Path, target: &Path, watch: &mut Watch) -> Result<()> {
+        if self == FileSystem::Btrfs {
+            let cmd = Cmd::new("btrfs").args(["filesystem", "resize", "max"]).arg(target);
+            watch.checked(&cmd).context("cannot grow the file system")?;
+            return Ok(());
+        }
+        // With noinit_itable the kernel writes the new inode tables at once. Without, it would in the background: so
+        // slowly that it does not get beyond the first one before it is told not to.
+        remount(device, target, "init_itable=1000000", watch)?;
+        let grown = watch.checked(&Cmd::new("resize2fs").arg(device));
+        remount(device, target, "noinit_itable", watch)?;
+        grown.context("cannot grow the file system")?;
+        Ok(())
+    }
+}
+
+fn remount(device: &Path, target: &Path, option: &str, watch: &mut Watch) -> Result<()> {
+    let options = format!("remount,{COMMON},{option}");
+    let cmd = Cmd::new("mount").args(["-i", "-t", "ext4", "-o", &options, "--"]).arg(device).arg(target);
+    watch.checked(&cmd).context("cannot change a mount option")?;
+    Ok(())
+}
+
+/// What mkfs.ext4 is told. The journal bounds how much metadata can be waiting to be written. Small descriptors, and
+/// room to grow to four times the size, not to a thousand times: both are written once for each copy.
+fn mkfs_ext4(size: u64, bytes_per_inode: u32) -> Cmd {
+    const SMALL_DESCRIPTORS: u64 = 2 << 40;
+    let journal = match size >> 20 {
+        0..256 => 4,
+        256..2048 => 16,
+        _ => 32,
+    };
+    let mut extended = "lazy_itable_init=1,lazy_journal_init=1,nodiscard".to_owned();
+    let mut cmd = Cmd::new("mkfs.ext4").args(["-q", "-b", "4096", "-m", "0", "-I", "256"]);
+    if size <= SMALL_DESCRIPTORS {
+        cmd = cmd.args(["-O", "^64bit"]);
+        extended.push_str(&format!(",resize={}", size / 4096 * 4));
+    }
+    let (inodes, journal) = (bytes_per_inode.to_string(), format!("size={journal}"));
+    cmd.args(["-i", &inodes, "-J", &journal, "-E", &extended])
+}
+
+/// Repairs what can be repaired without a question.
+fn check(device: &Path, watch: &mut Watch, report: &mut Report) -> Result<()> {
+    common::say!(crate::TOOL, "the file system is marked as faulty: checking it");
+    let cmd = Cmd::new("e2fsck").arg("-p").arg(device);
+    let out = watch.output(&cmd)?;
+    // 1: errors, all corrected.
+    if !matches!(out.status.code(), Some(0 | 1)) {
+        let mut failure = cmd.failure(&out);
+        // e2fsck tells what it found on stdout.
+        failure.stderr_tail = common::run::tail(&[out.stdout, out.stderr].concat());
+        failure.hint =
+            Some("`luks-mount attach --read-only` may still show it; to repair it, cryptsetup open, then e2fsck -f".into());
+        return Err(anyhow::Error::from(failure).context("the file system in the container is damaged"));
+    }
+    report.warn("repaired", "the file system in the container was marked as faulty; e2fsck has seen to it");
+    report.set("fsck", "repaired");
+    Ok(())
+}
+
+/// What an ext4 superblock says.
+#[derive(Debug, PartialEq, Eq)]
+struct Super {
+    needs_replay: bool,
+    needs_check: bool,
+}
+
+impl Super {
+    fn read(device: &Path, watch: &mut Watch) -> Result<Super> {
+        let out = watch.checked(&Cmd::new("dumpe2fs").arg("-h").arg(device));
+        let out = out.context("cannot read the file system in the container")?;
+        Ok(Super::parse(&out.text()))
+    }
+
+    /// Parses what `dumpe2fs -h` prints. What is not understood is checked.
+    fn parse(text: &str) -> Super {
+        let value = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)).map(str::trim);
+        let features = value("Filesystem features:").unwrap_or_default();
+        Super {
+            needs_replay: features.split_whitespace().any(|f| f == "needs_recovery"),
+            needs_check: value("Filesystem state:") != Some("clean"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_superblock_says_what_is_needed() {
+        let text = |features: &str, state: &str| {
+            format!(
+                "Filesystem UUID: x\nFilesystem features:      has_journal {features}extent\nFilesystem state:         {state}\n"
+            )
+        };
+        let parse = |features, state| {
+            let found = Super::parse(&text(features, state));
+            (found.needs_replay, found.needs_check)
+        };
+        assert_eq!(parse("", "clean"), (false, false));
+        assert_eq!(parse("needs_recovery ", "clean"), (true, false));
+        assert_eq!(parse("", "clean with errors"), (false, true));
+        assert_eq!(parse("", "not clean"), (false, true));
+        assert_eq!(Super::parse("garbage"), Super { needs_replay: false, needs_check: true });
+    }
+
+    #[test]
+    fn only_what_we_know_is_mounted() {
+        assert!(FileSystem::from_word("ext4").is_ok());
+        for word in ["", "xfs", "vfat"] {
+            assert!(FileSystem::from_word(word).is_err());
+        }
+    }
+}

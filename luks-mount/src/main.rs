@@ -1,0 +1,34 @@
+//! `luks-mount`: the encrypted container, from its file to a mounted file system and back.
+
+mod adopt;
+mod attach;
+mod begun;
+mod cli;
+mod create;
+mod cryptsetup;
+mod detach;
+mod dirty;
+mod facts;
+mod fs;
+mod grow;
+mod header;
+mod image;
+mod key;
+mod keys;
+mod losetup;
+mod record;
+mod settings;
+mod stack;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+const TOOL: &str = "luks-mount";
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    let (action, profile) = cli.names();
+    common::status::run(TOOL, env!("CARGO_PKG_VERSION"), action, profile.as_deref(), |report| cli.run(report))
+}

@@ -1,0 +1,103 @@
+//! What this machine knows of its container, whatever the image says: `container.json` in the state folder.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use common::durable;
+use common::fault::Fault;
+use serde::{Deserialize, Serialize};
+
+use crate::header::Header;
+use crate::settings::Settings;
+
+/// The content of the file.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct Record {
+    /// As LUKS writes it.
+    pub(crate) uuid: String,
+    /// 1 or 2.
+    pub(crate) luks_version: u32,
+    /// Like `aes-xts-plain64`. No other is ever opened.
+    pub(crate) cipher: String,
+    /// Bytes.
+    pub(crate) sector_size: u64,
+    /// Size of the volume key.
+    pub(crate) key_bytes: u64,
+    /// Where the image was, for people.
+    pub(crate) image: String,
+    /// `ext4` or `btrfs`; not known until an adopted container was first opened.
+    pub(crate) file_system: Option<String>,
+    /// RFC 3339 UTC.
+    #[serde(default)]
+    pub(crate) created_at: Option<String>,
+    /// RFC 3339 UTC.
+    #[serde(default)]
+    pub(crate) adopted_at: Option<String>,
+}
+
+impl Record {
+    /// A record of a container with this header.
+    pub(crate) fn of(header: &Header, settings: &Settings) -> Record {
+        Record {
+            uuid: header.uuid.clone(),
+            luks_version: header.luks_version,
+            cipher: header.cipher.clone(),
+            sector_size: header.sector_size,
+            key_bytes: header.key_bytes,
+            image: settings.image.to_string_lossy().into_owned(),
+            file_system: None,
+            created_at: None,
+            adopted_at: None,
+        }
+    }
+
+    /// Where it is.
+    pub(crate) fn path(settings: &Settings) -> PathBuf {
+        settings.state.join("container.json")
+    }
+
+    /// The record, if there is one.
+    pub(crate) fn load(settings: &Settings) -> Result<Option<Record>> {
+        let path = Record::path(settings);
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
+        };
+        let damaged = |e| Fault::config(format!("{} is damaged: {e}", path.display()));
+        Ok(Some(serde_json::from_slice(&bytes).map_err(damaged)?))
+    }
+
+    /// The record, or an error that says how to get one.
+    pub(crate) fn need(settings: &Settings) -> Result<Record> {
+        Record::load(settings)?.ok_or_else(|| {
+            let what = format!("this machine knows no container of {}", settings.name);
+            let (create, adopt) = (settings.hint("create"), settings.hint("adopt"));
+            Fault::config(what).hint(format!("{create} makes one, {adopt} takes over an image")).into()
+        })
+    }
+
+    /// Writes it; durable on return.
+    pub(crate) fn save(&self, settings: &Settings) -> Result<()> {
+        durable::write(&Record::path(settings), &serde_json::to_vec_pretty(self)?, 0o600)
+    }
+
+    /// An error unless `header` is of this container, with the very encryption it had from the beginning.
+    pub(crate) fn agrees(&self, header: &Header, settings: &Settings) -> Result<()> {
+        let ours = (&self.uuid, self.luks_version, &self.cipher, self.sector_size, self.key_bytes);
+        let copy = (&header.uuid, header.luks_version, &header.cipher, header.sector_size, header.key_bytes);
+        if ours == copy {
+            return Ok(());
+        }
+        let what = format!(
+            "the header {} is not that of the recorded container: it says {} {}, {} says {} {}",
+            settings.header.display(),
+            header.uuid,
+            header.cipher,
+            Record::path(settings).display(),
+            self.uuid,
+            self.cipher
+        );
+        Err(Fault::config(what).hint("put back the header of a backup that `backup-header` made").into())
+    }
+}
