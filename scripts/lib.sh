@@ -26,3 +26,44 @@ if [ "$(id -u)" = 0 ]; then
 else
     sudo='sudo -n --'
 fi
+
+# For scripts that run tools as steps: $work, the moment of the start, and signals that are passed on. (backup-local
+# has the same of its own, with a lock besides.)
+begin_steps() {
+    command -v jq >/dev/null || fail 69 "jq is missing: apt-get install jq"
+    started_at=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+    started=$(date +%s%3N)
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    signal='' child=''
+    : >"$work/steps"
+    trap 'stop 1' HUP
+    trap 'stop 2' INT
+    trap 'stop 15' TERM
+}
+# shellcheck disable=SC2317  # called by the traps
+stop() { signal=$1; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || true; }
+
+# await COMMAND…: runs it so that a signal reaches it; its stdin is ours. Sets $rc.
+await() {
+    "$@" <&3 &
+    child=$!
+    rc=0
+    wait "$child" || rc=$?
+    # A signal ends `wait`, not the child.
+    while [ -n "$signal" ] && [ "$rc" -gt 128 ] && [ -d "/proc/$child" ]; do
+        rc=0
+        wait "$child" || rc=$?
+    done
+    child=''
+}
+
+# note_step NAME COMMAND…: runs a tool and notes its status object. Sets $rc.
+note_step() {
+    name=$1 before=$(date +%s%3N)
+    shift
+    await "$@" 3</dev/null >"$work/out"
+    jq -cn --arg step "$name" --argjson code "$rc" --argjson ms $(($(date +%s%3N) - before)) \
+        --rawfile out "$work/out" '{step: $step, exit_code: $code, duration_ms: $ms,
+            output: ($out | split("\n") | map(fromjson? | objects) | last)}' >>"$work/steps"
+}

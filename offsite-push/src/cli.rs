@@ -1,0 +1,211 @@
+//! The command line: arguments in, an action out.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use common::profile::{Bytes, Span};
+use common::status::Report;
+
+use crate::settings::Settings;
+use crate::{push, status, store, view};
+
+/// The encrypted copy elsewhere: pushes the newest snapshot, and opens it to look.
+///
+/// On S2, as root. `push` mounts S3's folder (sshfs-mount), opens the encrypted
+/// container in it (luks-mount), copies the newest snapshot of the store into it
+/// (link-sync copy), and takes everything down again, whatever happens. Only
+/// what changed since the last push is sent. S3 sees ciphertext only.
+#[derive(Debug, Parser)]
+#[command(name = "offsite-push", version, max_term_width = 80, after_help = AFTER)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) action: Action,
+}
+
+const AFTER: &str = "\
+Examples:
+  offsite-push push home                     the newest snapshot, if it is new
+  offsite-push push home --bwlimit 500k      with at most 500 KiB a second
+  offsite-push status home
+  offsite-push view home                     open it read-only to look or restore
+  offsite-push unview home
+
+PROFILE names /etc/nc-backup/PROFILE.toml; --config FILE names another file.
+The container is made by `luks-mount create`. sshfs-mount, luks-mount and
+link-sync are expected beside this program; their status objects are in
+data.steps. An older container than the one left behind, or another one, is
+refused: see push --accept-container.
+
+The last line on stdout is one JSON object; docs/status.schema.json has it.
+Exit codes: 0 the newest snapshot is there; 1 failed, nothing is mounted; 2
+usage; 3 pushed, but something was left out; 4 something is still mounted (the
+object says what); 69 S3 or a program is not there; 75 another push, or a view,
+is open; 77 rights; 78 profile, store or container wrong; 128+N signal.";
+
+/// What all actions understand.
+#[derive(Args, Debug)]
+pub(crate) struct Place {
+    /// Profile: /etc/nc-backup/PROFILE.toml.
+    pub(crate) profile: Option<String>,
+    /// Another file as the profile.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Folder of the snapshots. Default: offsite.store of the profile, or its
+    /// store.path.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) store: Option<PathBuf>,
+    /// What must outlive a reboot. Default: /var/lib/nc-backup/PROFILE.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Locks and mount points. Default: /run/nc-backup/PROFILE, or 'run' in
+    /// --state-dir.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) runtime_dir: Option<PathBuf>,
+    /// How long S3 may be silent before it is given up.
+    #[arg(long, value_name = "TIME", default_value = "5m")]
+    pub(crate) patience: Span,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Action {
+    /// Copy the newest snapshot into the container, if it is not there yet.
+    ///
+    /// What a killed push left mounted is cleared first. When the newest snapshot
+    /// was pushed before, the container is not opened. A push that was stopped is
+    /// continued by the next one.
+    ///
+    /// data: store, date, id, failed_step, push (date, id, base_date, sent_bytes,
+    /// received_bytes, copied_bytes, written_bytes, duration_ms, behind), steps
+    /// (of each: step, exit_code, duration_ms, output: the tool's own object).
+    Push {
+        #[command(flatten)]
+        place: Place,
+        /// Send at most so many bytes a second, like 500k or 2m.
+        #[arg(long, value_name = "RATE")]
+        bwlimit: Option<Bytes>,
+        /// Date of the snapshot, or 'latest' for the newest complete one.
+        #[arg(long, default_value = "latest", value_parser = date)]
+        date: String,
+        /// Room that must stay free in the container. Default:
+        /// offsite.reserve_bytes of the profile, or 64m.
+        #[arg(long, value_name = "BYTES")]
+        reserve_bytes: Option<Bytes>,
+        /// Take the container as it is, once, though it is not the one left
+        /// behind: after it was restored, replaced or adopted on purpose.
+        #[arg(long)]
+        accept_container: bool,
+    },
+    /// Tell what was pushed, what is waiting, and what is mounted now.
+    ///
+    /// data: last_push, unconfirmed, newest, behind (snapshots newer than the
+    /// last one pushed), pushing, view, container, s3, steps. Exit code 0.
+    Status {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Open the container read-only, to look or to restore; it stays open.
+    ///
+    /// Until `unview` no push is possible. data: path (the snapshot's folder),
+    /// date, dates (all there are), mount_point, steps.
+    View {
+        #[command(flatten)]
+        place: Place,
+        /// Date of the snapshot, or 'latest' for the newest one.
+        #[arg(long, default_value = "latest", value_parser = date)]
+        date: String,
+    },
+    /// Close what `view` opened, and whatever a killed push left.
+    Unview {
+        #[command(flatten)]
+        place: Place,
+        /// Only what a killed push or view left; an open view stays.
+        #[arg(long)]
+        if_killed: bool,
+    },
+    #[command(hide = true)]
+    Inside(Inside),
+}
+
+/// For ourselves: what is done in the container is done by a child, because S3 may stop answering.
+#[derive(Args, Debug)]
+pub(crate) struct Inside {
+    /// What to do there.
+    pub(crate) what: What,
+    /// The mounted container.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) container: PathBuf,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+pub(crate) enum What {
+    /// Tell the generation and the dates.
+    Read,
+    /// Make the folder of the snapshots.
+    Prepare,
+    /// Write the generation that is on stdin.
+    Write,
+}
+
+fn date(text: &str) -> Result<String, String> {
+    let ok = text == "latest" || store::is_date(text);
+    if ok { Ok(text.to_owned()) } else { Err("a date is written like 2026-11-22T03-30-00Z".into()) }
+}
+
+impl Cli {
+    /// The action's name and the profile, for the status object.
+    pub(crate) fn names(&self) -> (&'static str, Option<String>) {
+        let (name, place) = match &self.action {
+            Action::Push { place, .. } => ("push", place),
+            Action::Status { place } => ("status", place),
+            Action::View { place, .. } => ("view", place),
+            Action::Unview { place, .. } => ("unview", place),
+            Action::Inside(_) => return ("inside", None),
+        };
+        (name, place.profile.clone())
+    }
+
+    /// Does it.
+    pub(crate) fn run(self, report: &mut Report) -> Result<()> {
+        match self.action {
+            Action::Push { place, bwlimit, date, reserve_bytes, accept_container } => {
+                let settings = Settings::load(&place)?;
+                push::run(
+                    &settings,
+                    &push::Options { bwlimit, date, reserve_bytes, accept_container },
+                    report,
+                )
+            }
+            Action::Status { place } => status::run(&Settings::load(&place)?, report),
+            Action::View { place, date } => view::open(&Settings::load(&place)?, &date, report),
+            Action::Unview { place, if_killed } => view::close(&Settings::load(&place)?, if_killed, report),
+            Action::Inside(_) => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_fits_80_columns_and_documents_everything() {
+        let mut command = Cli::command();
+        let mut texts = vec![command.render_long_help().to_string()];
+        for action in command.get_subcommands_mut() {
+            texts.push(action.render_long_help().to_string());
+            for arg in action.get_arguments() {
+                assert!(arg.get_help().is_some(), "{} is not documented", arg.get_id());
+            }
+        }
+        for line in texts.iter().flat_map(|t| t.lines()) {
+            assert!(line.chars().count() <= 80, "too wide: {line}");
+        }
+    }
+}

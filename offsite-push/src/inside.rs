@@ -1,0 +1,161 @@
+//! What is done inside the mounted container: by a child of ours with a time limit, because whoever touches a file
+//! system whose server has stopped answering cannot be ended.
+
+use std::fs::{DirBuilder, File};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use common::fault::Fault;
+use common::run::{Cmd, Failure};
+use common::{durable, offsite};
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+
+use crate::cli::{Inside, What};
+use crate::generation::{Content, Stamp};
+use crate::store;
+
+/// The file of the generation, in the container.
+const FILE: &str = "generation.json";
+
+/// The longest `generation.json` that is read, in bytes: S3 can damage it, though not forge it.
+const LONGEST: u64 = 64 << 10;
+
+/// Reads what is in the container mounted at `dir`.
+pub(crate) fn read(dir: &Path, patience: Duration) -> Result<Content> {
+    let output = child("read", dir, patience, Vec::new())?;
+    serde_json::from_slice(&output).context("the answer about the container's content is damaged")
+}
+
+/// Makes the folder of the snapshots, if it is not there.
+pub(crate) fn prepare(dir: &Path, patience: Duration) -> Result<()> {
+    child("prepare", dir, patience, Vec::new()).map(drop)
+}
+
+/// Gives the container `stamp`, durably.
+pub(crate) fn write(dir: &Path, patience: Duration, stamp: &Stamp) -> Result<()> {
+    child("write", dir, patience, serde_json::to_vec(stamp)?).map(drop)
+}
+
+fn child(what: &str, dir: &Path, patience: Duration, stdin: Vec<u8>) -> Result<Vec<u8>> {
+    let exe = std::env::current_exe().context("cannot find this program's own file")?;
+    let cmd = Cmd::new(exe).args(["inside", what, "--container"]).arg(dir).stdin(stdin).timeout(patience);
+    match cmd.output() {
+        Ok(output) if output.status.success() => Ok(output.stdout),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            let said = if said.is_empty() { cmd.failure(&output).to_string() } else { said };
+            Err(Fault::failed(format!("the container at {}: {said}", dir.display())).into())
+        }
+        Err(error) if error.downcast_ref::<Failure>().is_some() => {
+            let message = format!("the container at {} has not answered for {patience:?}", dir.display());
+            Err(Fault::unavailable(message).hint("is the link to S3 up?").into())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The child's side: does it and answers on stdout.
+pub(crate) fn answer(inside: &Inside) -> ExitCode {
+    nix::sys::stat::umask(Mode::from_bits_truncate(0o077));
+    let dir = &inside.container;
+    let result = match inside.what {
+        What::Read => content(dir).and_then(|c| Ok(serde_json::to_vec(&c)?)),
+        What::Prepare => make_folder(dir).map(|()| Vec::new()),
+        What::Write => stamp(dir).map(|()| Vec::new()),
+    };
+    match result.and_then(|bytes| Ok(std::io::stdout().write_all(&bytes)?)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            common::status::tell(format_args!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn content(dir: &Path) -> Result<Content> {
+    let snapshots = offsite::store(dir);
+    let dates = match store::dates(&snapshots) {
+        Ok(dates) => dates,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(e) => return Err(e).with_context(|| format!("cannot list {}", snapshots.display())),
+    };
+    let file = dir.join(FILE);
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    let fd = match open(&file, flags, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(nix::errno::Errno::ENOENT) => return Ok(Content { dates, ..Content::default() }),
+        Err(nix::errno::Errno::ELOOP) => {
+            return Ok(Content { dates, stamp: None, damaged: Some(format!("{FILE} is a symlink")) });
+        }
+        Err(e) => return Err(e).with_context(|| format!("cannot open {}", file.display())),
+    };
+    let mut text = Vec::new();
+    let read = File::from(fd).take(LONGEST).read_to_end(&mut text);
+    let stamp = match read {
+        Ok(_) => serde_json::from_slice::<Stamp>(&text).map_err(|e| e.to_string()),
+        Err(e) if e.kind() == std::io::ErrorKind::IsADirectory => Err(e.to_string()),
+        Err(e) => return Err(e).with_context(|| format!("cannot read {}", file.display())),
+    };
+    Ok(match stamp {
+        Ok(stamp) => Content { stamp: Some(stamp), damaged: None, dates },
+        Err(why) => Content { stamp: None, damaged: Some(format!("{FILE}: {why}")), dates },
+    })
+}
+
+fn make_folder(dir: &Path) -> Result<()> {
+    let snapshots = offsite::store(dir);
+    match DirBuilder::new().mode(0o700).create(&snapshots) {
+        Ok(()) => durable::sync_dir(dir)?,
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(e) => return Err(e).with_context(|| format!("cannot make {}", snapshots.display())),
+    }
+    let meta = std::fs::symlink_metadata(&snapshots)?;
+    if !meta.is_dir() || meta.uid() != 0 || meta.mode() & 0o022 != 0 {
+        anyhow::bail!("{} is not a folder that only root can write to", snapshots.display());
+    }
+    Ok(())
+}
+
+fn stamp(dir: &Path) -> Result<()> {
+    let mut text = Vec::new();
+    std::io::stdin().read_to_end(&mut text)?;
+    durable::write(&dir.join(FILE), &text, 0o600)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_and_damage_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(content(dir.path()).unwrap(), Content::default());
+        make_folder(dir.path()).unwrap();
+        make_folder(dir.path()).unwrap();
+        for name in ["2026-11-22T03-30-00Z", "2026-11-21T03-30-00Z", ".partial", "lost+found"] {
+            std::fs::create_dir(dir.path().join("snapshots").join(name)).unwrap();
+        }
+        let found = content(dir.path()).unwrap();
+        assert_eq!(found.dates, ["2026-11-21T03-30-00Z", "2026-11-22T03-30-00Z"]);
+        std::fs::write(dir.path().join(FILE), "{").unwrap();
+        assert!(content(dir.path()).unwrap().damaged.is_some());
+        std::fs::remove_file(dir.path().join(FILE)).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", dir.path().join(FILE)).unwrap();
+        assert_eq!(content(dir.path()).unwrap().damaged.as_deref(), Some("generation.json is a symlink"));
+        std::fs::remove_file(dir.path().join(FILE)).unwrap();
+        std::fs::create_dir(dir.path().join(FILE)).unwrap();
+        assert!(content(dir.path()).unwrap().damaged.is_some());
+    }
+
+    #[test]
+    fn a_folder_of_snapshots_that_is_a_symlink_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/tmp", dir.path().join("snapshots")).unwrap();
+        assert!(make_folder(dir.path()).is_err());
+    }
+}

@@ -1,0 +1,31 @@
+//! `offsite-push`: the encrypted copy elsewhere. Composes sshfs-mount, luks-mount and link-sync.
+
+mod cli;
+mod generation;
+mod inside;
+mod leftovers;
+mod link;
+mod push;
+mod settings;
+mod siblings;
+mod status;
+mod store;
+mod takedown;
+mod tell;
+mod view;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+const TOOL: &str = "offsite-push";
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    if let cli::Action::Inside(action) = &cli.action {
+        // A child of ours: its stdout is an answer to us, not a status object.
+        return inside::answer(action);
+    }
+    let (action, profile) = cli.names();
+    common::status::run(TOOL, env!("CARGO_PKG_VERSION"), action, profile.as_deref(), |report| cli.run(report))
+}

@@ -1,0 +1,234 @@
+//! `offsite-push push`: the newest snapshot into the container, and everything down again.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use common::fault::Fault;
+use common::lock::Lock;
+use common::offsite;
+use common::profile::Bytes;
+use common::say;
+use common::status::{Report, now};
+use serde_json::{Value, json};
+
+use crate::TOOL;
+use crate::generation::{Change, Known, Last, Stamp, objection, refusal};
+use crate::leftovers::{self, Look};
+use crate::settings::Settings;
+use crate::siblings::{Answer, Call, Siblings, option};
+use crate::store::{self, Snapshot};
+use crate::takedown::{Down, Up};
+use crate::view::Record;
+use crate::{inside, tell};
+
+/// A push that was killed is gone within this time.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What the command line says.
+#[derive(Debug)]
+pub(crate) struct Options {
+    /// Upload limit, instead of the profile's.
+    pub(crate) bwlimit: Option<Bytes>,
+    /// Which snapshot.
+    pub(crate) date: String,
+    /// Room that stays free, instead of the profile's.
+    pub(crate) reserve_bytes: Option<Bytes>,
+    /// The container is taken as it is.
+    pub(crate) accept_container: bool,
+}
+
+/// The container's lock: one push or one `view` at a time.
+pub(crate) fn lock(settings: &Settings, patience: Duration) -> Result<Lock> {
+    let what = format!("the off-site copy of {}", settings.profile.name);
+    Lock::exclusive_within(&settings.state.join("offsite.lock"), &what, patience)
+}
+
+/// S2's record.
+pub(crate) fn record(settings: &Settings) -> PathBuf {
+    settings.state.join("offsite.json")
+}
+
+/// Does it.
+pub(crate) fn run(settings: &Settings, options: &Options, report: &mut Report) -> Result<()> {
+    if options.bwlimit.is_some() && settings.s3.is_none() {
+        let message = "--bwlimit limits the link to S3, but the container lies on this machine";
+        return Err(Fault::usage(message).into());
+    }
+    for key in ["store", "date", "id", "failed_step", "push"] {
+        report.set(key, Value::Null);
+    }
+    report.set("steps", json!([]));
+    let _lock = lock(settings, PATIENCE)?;
+    let mut siblings = Siblings::find(settings)?;
+    let result = work(settings, options, &mut siblings, report);
+    if result.is_err() {
+        report.set("failed_step", siblings.doing);
+    }
+    siblings.finish(false, report);
+    result
+}
+
+fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report: &mut Report) -> Result<()> {
+    let begun = Instant::now();
+    let store = settings.store()?;
+    report.set_text("store", store.as_os_str());
+    let list = store::list(store, report)?;
+    let wanted = store::pick(&list, &options.date, store)?;
+    report.set("date", wanted.date.clone());
+    report.set("id", wanted.id.clone());
+
+    let look = Look::take(siblings, false)?;
+    let known = Known::load(&record(settings))?;
+    let nothing_new = !options.accept_container && known.as_ref().is_some_and(|k| k.holds(&wanted.id));
+    if let Some(view) = leftovers::open_view(&look, Record::load(settings)?) {
+        if !nothing_new {
+            return Err(leftovers::view_is_open(&view, siblings));
+        }
+    } else {
+        report.changed = leftovers::clear(&look, siblings, report)?;
+    }
+    if nothing_new {
+        let facts = json!({"date": wanted.date, "id": wanted.id, "base_date": null, "sent_bytes": 0,
+            "received_bytes": 0, "copied_bytes": 0, "written_bytes": 0, "duration_ms": 0,
+            "behind": store::newer_than(&list, known.as_ref().and_then(|k| k.date.as_deref()))});
+        report.set("push", facts);
+        say!(TOOL, "nothing new: {} was pushed before", wanted.date);
+        return Ok(());
+    }
+
+    let mut up = Up::new(siblings);
+    let filled = fill(&mut up, settings, options, known.as_ref(), &wanted, report);
+    let at = up.siblings.doing;
+    let down = up.down();
+    drop(up);
+    let facts = Last {
+        date: wanted.date.clone(),
+        id: wanted.id.clone(),
+        pushed_at: now(),
+        duration_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+        sent_bytes: down.sent_bytes,
+        received_bytes: down.received_bytes,
+        copied_bytes: filled.as_ref().ok().and_then(|f| f.copy.data("copied_bytes").as_u64()),
+    };
+    let base_date = filled.as_ref().map_or(Value::Null, |f| f.copy.data("base_date").clone());
+    let result = match filled {
+        Err(error) => {
+            siblings.doing = at;
+            Err(error)
+        }
+        Ok(filled) => confirm(&filled, &down, facts.clone(), settings, report),
+    };
+    let date = Known::load(&record(settings))?.and_then(|k| k.date);
+    report.set(
+        "push",
+        json!({"date": facts.date, "id": facts.id, "base_date": base_date, "sent_bytes": facts.sent_bytes,
+            "received_bytes": facts.received_bytes, "copied_bytes": facts.copied_bytes,
+            "written_bytes": down.written_bytes, "duration_ms": facts.duration_ms,
+            "behind": store::newer_than(&list, date.as_deref())}),
+    );
+    result?;
+    // S3 may still be mounted, or the container was not closed cleanly: the copy itself did not fail.
+    if let Some(error) = down.error {
+        return Err(error);
+    }
+    let time = Duration::from_millis(facts.duration_ms);
+    match facts.sent_bytes {
+        Some(sent) => say!(
+            TOOL,
+            "pushed {}: {} sent in {} ({})",
+            facts.date,
+            tell::bytes(sent),
+            tell::time(time),
+            tell::rate(sent, time)
+        ),
+        None => say!(TOOL, "pushed {} in {}", facts.date, tell::time(time)),
+    }
+    Ok(())
+}
+
+/// What was put into the open container.
+#[derive(Debug)]
+struct Filled {
+    change: Change,
+    copy: Answer,
+    /// The container has the new generation.
+    stamped: bool,
+}
+
+/// Puts everything up and copies. Nothing is written in a container that is not the one left behind.
+fn fill(
+    up: &mut Up,
+    settings: &Settings,
+    options: &Options,
+    known: Option<&Known>,
+    wanted: &Snapshot,
+    report: &mut Report,
+) -> Result<Filled> {
+    up.mount(options.bwlimit)?;
+    let attached = up.attach(false)?;
+    up.siblings.doing = "check";
+    let uuid = attached.data("uuid").as_str().filter(|u| !u.is_empty());
+    let uuid = uuid.ok_or_else(|| Fault::failed("luks-mount attach did not tell the container's UUID"))?;
+    let content = inside::read(&settings.container, settings.patience)?;
+    let why = objection(known, uuid, &content);
+    match &why {
+        Some(why) if options.accept_container => {
+            report.warn("container-accepted", format!("the container is taken as it is: {why}"));
+        }
+        Some(why) => return Err(refusal(why)),
+        None => {}
+    }
+    let change = Change::begin(&record(settings), known, uuid, &content, why.is_some())?;
+    inside::prepare(&settings.container, settings.patience)?;
+    say!(TOOL, "copying {}", wanted.date);
+    let copy = copy(up, settings, options, wanted)?;
+    report.changed |= copy.changed();
+    let stamped = change.needed(copy.changed());
+    if stamped {
+        up.siblings.doing = "generation";
+        let stamp = Stamp {
+            schema: 1,
+            generation: change.next.clone(),
+            container_uuid: uuid.to_owned(),
+            date: wanted.date.clone(),
+            id: wanted.id.clone(),
+            pushed_at: now(),
+        };
+        inside::write(&settings.container, settings.patience, &stamp)?;
+    }
+    Ok(Filled { change, copy, stamped })
+}
+
+fn copy(up: &mut Up, settings: &Settings, options: &Options, wanted: &Snapshot) -> Result<Answer> {
+    let reserve = options.reserve_bytes.map_or(settings.reserve_bytes(), |b| b.0);
+    let args: Vec<OsString> = [
+        option("--to", offsite::store(&settings.container)),
+        option("--store", settings.store()?),
+        option("--date", &wanted.date),
+        option("--reserve-bytes", reserve.to_string()),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let call =
+        Call { step: "copy", tool: "link-sync", action: "copy", args: &args, limit: None, cleanup: false };
+    up.siblings.run(&call)?.checked()
+}
+
+/// S2 believes in the copy once the container was closed cleanly.
+fn confirm(filled: &Filled, down: &Down, last: Last, settings: &Settings, report: &mut Report) -> Result<()> {
+    if !down.closed {
+        let why =
+            "the copy is not confirmed, as the container was not closed cleanly; the next push looks again";
+        report.warn("not-confirmed", why);
+        return Ok(());
+    }
+    filled.change.confirm(&record(settings), filled.stamped, last)?;
+    report.changed |= filled.stamped;
+    if filled.copy.code == 3 {
+        report.set_partial();
+    }
+    Ok(())
+}

@@ -1,0 +1,223 @@
+//! Putting S3 and the container up, and taking down what was put up: in order, to the end, whatever happens.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+use common::fault::Fault;
+use common::profile::Bytes;
+use common::{mounts, say, signals};
+
+use crate::TOOL;
+use crate::link::Watch;
+use crate::siblings::{Answer, Call, Siblings, option};
+
+/// The longest a mount may take; it gives up by itself much earlier.
+const MOUNT: Duration = Duration::from_secs(180);
+
+/// The longest the container may take to close. What is still to be written is bounded; a slow link takes a while.
+const DETACH: Duration = Duration::from_secs(300);
+
+/// The longest S3 may take to unmount.
+const UNMOUNT: Duration = Duration::from_secs(60);
+
+/// What luks-mount warns of when it had to give up what was still to be written.
+const LOST: [&str; 2] = ["link-dead", "sync-failed"];
+
+/// What is up because of us. Dropping it takes it down, too.
+#[derive(Debug)]
+pub(crate) struct Up<'a, 's> {
+    /// The tools.
+    pub(crate) siblings: &'a mut Siblings<'s>,
+    s3: bool,
+    container: bool,
+    /// What the two steps of the take-down are called.
+    names: [&'static str; 2],
+}
+
+/// How the take-down went.
+#[derive(Debug, Default)]
+pub(crate) struct Down {
+    /// What went wrong first.
+    pub(crate) error: Option<anyhow::Error>,
+    /// Nothing is left up.
+    pub(crate) nothing_up: bool,
+    /// The container was closed cleanly: what was written is on S3.
+    pub(crate) closed: bool,
+    /// Sent to S3 while it was mounted.
+    pub(crate) sent_bytes: Option<u64>,
+    /// Received from S3.
+    pub(crate) received_bytes: Option<u64>,
+    /// Written to the image.
+    pub(crate) written_bytes: Option<u64>,
+}
+
+impl<'a, 's> Up<'a, 's> {
+    /// Nothing is up yet.
+    pub(crate) fn new(siblings: &'a mut Siblings<'s>) -> Up<'a, 's> {
+        Up { siblings, s3: false, container: false, names: ["detach", "unmount"] }
+    }
+
+    /// What a killed run put up.
+    pub(crate) fn found(siblings: &'a mut Siblings<'s>, s3: bool, container: bool) -> Up<'a, 's> {
+        Up { siblings, s3, container, names: ["clear-container", "clear-s3"] }
+    }
+
+    /// Mounts S3's folder, if the container is there, and watches it.
+    pub(crate) fn mount(&mut self, bwlimit: Option<Bytes>) -> Result<()> {
+        let Some(target) = self.siblings.settings.s3.clone() else { return Ok(()) };
+        signals::check()?;
+        say!(TOOL, "mounting {}", self.siblings.settings.far_name());
+        let args: Vec<OsString> =
+            bwlimit.map(|b| option("--bwlimit", b.0.to_string())).into_iter().flatten().collect();
+        self.s3 = true;
+        let answer = self.siblings.run(&Call {
+            step: "mount",
+            tool: "sshfs-mount",
+            action: "mount",
+            args: &args,
+            limit: Some(MOUNT),
+            cleanup: false,
+        })?;
+        // What it undid itself, or never began, is not ours to take down: it may be somebody else's.
+        self.s3 = !answer.undone();
+        answer.checked()?;
+        self.siblings.watch = Some(Watch::start(&target, self.siblings.settings.patience));
+        Ok(())
+    }
+
+    /// Opens the container and mounts what is in it.
+    pub(crate) fn attach(&mut self, read_only: bool) -> Result<Answer> {
+        signals::check()?;
+        let target = self.siblings.settings.container.clone();
+        say!(TOOL, "opening the container");
+        let args: Vec<OsString> = if read_only { vec!["--read-only".into()] } else { Vec::new() };
+        self.container = true;
+        let answer = self.siblings.run(&Call {
+            step: "attach",
+            tool: "luks-mount",
+            action: "attach",
+            args: &args,
+            // A file system that was not closed cleanly is checked first, which may take long.
+            limit: None,
+            cleanup: false,
+        })?;
+        self.container = !answer.undone();
+        let answer = answer.checked()?;
+        if !is_mounted(&target)? {
+            return Err(Fault::failed(format!(
+                "luks-mount has attached the container, but nothing is mounted at {}",
+                target.display()
+            ))
+            .hint("are both tools of the same version and mount namespace?")
+            .into());
+        }
+        Ok(answer)
+    }
+
+    /// It stays up: a view is open.
+    pub(crate) fn keep(mut self) {
+        self.siblings.watch = None;
+        (self.s3, self.container) = (false, false);
+    }
+
+    /// Takes down what is up: first the container, then S3. Signals do not stop it, time does.
+    pub(crate) fn down(&mut self) -> Down {
+        self.siblings.watch = None;
+        let (s3, container) = (std::mem::take(&mut self.s3), std::mem::take(&mut self.container));
+        let mut down = Down { closed: true, nothing_up: true, ..Down::default() };
+        let (mut held, mut detached) = (false, true);
+        if container {
+            say!(TOOL, "closing the container");
+            let answer = self.detach();
+            held = answer.as_ref().is_ok_and(Answer::dirty);
+            down.written_bytes = answer.as_ref().ok().and_then(|a| a.data("written_bytes").as_u64());
+            let lost = answer.as_ref().is_ok_and(|a| LOST.iter().any(|kind| a.warned(kind)));
+            detached = judge(answer, &mut down.error);
+            down.nothing_up = detached;
+            down.closed = detached && !lost;
+            if lost {
+                let message = "the container was closed, but not all that was written has reached it";
+                let fault =
+                    Fault::unavailable(message).hint("is the link to S3 up? The next push looks again");
+                down.error.get_or_insert(fault.into());
+            }
+        }
+        // While somebody holds the container, S3 below it cannot go.
+        if s3 && !held {
+            say!(TOOL, "unmounting {}", self.siblings.settings.far_name());
+            let answer = self.unmount(&mut down);
+            let mut unmounted = judge(answer, &mut down.error);
+            if !detached {
+                // Unmounting has ended a server that hung; now the container can be closed, though not cleanly: what
+                // was still to be written may be lost.
+                down.nothing_up = judge(self.detach(), &mut down.error);
+                if !unmounted {
+                    let answer = self.unmount(&mut down);
+                    unmounted = judge(answer, &mut down.error);
+                }
+            }
+            down.nothing_up &= unmounted;
+        }
+        if container && !down.closed {
+            // What failed first, for `failed_step`.
+            self.siblings.doing = self.names[0];
+        }
+        down
+    }
+
+    fn detach(&mut self) -> Result<Answer> {
+        self.siblings.run(&Call {
+            step: self.names[0],
+            tool: "luks-mount",
+            action: "detach",
+            args: &[],
+            limit: Some(DETACH),
+            cleanup: true,
+        })
+    }
+
+    fn unmount(&mut self, down: &mut Down) -> Result<Answer> {
+        let answer = self.siblings.run(&Call {
+            step: self.names[1],
+            tool: "sshfs-mount",
+            action: "unmount",
+            args: &[],
+            limit: Some(UNMOUNT),
+            cleanup: true,
+        })?;
+        down.sent_bytes = answer.data("sent_bytes").as_u64().or(down.sent_bytes);
+        down.received_bytes = answer.data("received_bytes").as_u64().or(down.received_bytes);
+        Ok(answer)
+    }
+}
+
+impl Drop for Up<'_, '_> {
+    fn drop(&mut self) {
+        if self.s3 || self.container {
+            // Only after a panic: everything else takes it down itself and looks at the outcome.
+            drop(self.down());
+        }
+    }
+}
+
+fn judge(answer: Result<Answer>, error: &mut Option<anyhow::Error>) -> bool {
+    match answer.and_then(Answer::checked) {
+        Ok(_) => true,
+        Err(e) => {
+            // The first one is the one that matters.
+            error.get_or_insert(e);
+            false
+        }
+    }
+}
+
+/// Whether something is mounted at `target`; it is not touched.
+fn is_mounted(target: &Path) -> Result<bool> {
+    let target = match (target.parent().map(Path::canonicalize), target.file_name()) {
+        (Some(Ok(parent)), Some(name)) => parent.join(name),
+        _ => target.to_owned(),
+    };
+    Ok(mounts::table()?.iter().any(|m| m.target == target))
+}

@@ -1,0 +1,216 @@
+//! `offsite-push view` and `unview`: the container open read-only, to look and to restore.
+//!
+//! `view.json` in the runtime folder says that a view is being opened, then that it is open. It is written before
+//! anything is mounted, so that what a killed `view` left is told from a view that somebody uses.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use common::fault::{Fault, Kind, kind_of};
+use common::status::{Report, now};
+use common::{durable, offsite, say};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::TOOL;
+use crate::generation::{Known, objection};
+use crate::inside;
+use crate::leftovers::{self, Look};
+use crate::push::{lock, record};
+use crate::settings::Settings;
+use crate::siblings::Siblings;
+use crate::takedown::Up;
+
+/// How long `unview` waits for a `view` that is being opened.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `view.json`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct Record {
+    /// `opening`, then `open`.
+    state: State,
+    /// When, RFC 3339 UTC.
+    pub(crate) since: String,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum State {
+    Opening,
+    Open,
+}
+
+impl Record {
+    fn path(settings: &Settings) -> PathBuf {
+        settings.runtime.join("view.json")
+    }
+
+    /// The record, if there is one.
+    pub(crate) fn load(settings: &Settings) -> Result<Option<Record>> {
+        let path = Record::path(settings);
+        match std::fs::read(&path) {
+            // One that is damaged says as much as one of a view that was never opened.
+            Ok(bytes) => Ok(Some(
+                serde_json::from_slice(&bytes)
+                    .unwrap_or(Record { state: State::Opening, since: "an unknown time".into() }),
+            )),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+
+    fn save(&self, settings: &Settings) -> Result<()> {
+        durable::write(&Record::path(settings), &serde_json::to_vec(self)?, 0o600)
+    }
+
+    /// Removes it; fine if there is none.
+    pub(crate) fn remove(settings: &Settings) -> Result<()> {
+        let path = Record::path(settings);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(e).with_context(|| format!("cannot remove {}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Somebody may be using it.
+    pub(crate) fn is_open(&self) -> bool {
+        self.state == State::Open
+    }
+
+    /// For the report.
+    pub(crate) fn describe(&self) -> Value {
+        json!({"open": self.is_open(), "since": self.since})
+    }
+}
+
+/// Opens it.
+pub(crate) fn open(settings: &Settings, date: &str, report: &mut Report) -> Result<()> {
+    for key in ["path", "date", "dates", "mount_point"] {
+        report.set(key, Value::Null);
+    }
+    report.set("steps", json!([]));
+    let _lock = lock(settings, Duration::from_secs(3))?;
+    let mut siblings = Siblings::find(settings)?;
+    let result = work(settings, date, &mut siblings, report);
+    siblings.finish(result.is_ok(), report);
+    result
+}
+
+fn work(settings: &Settings, date: &str, siblings: &mut Siblings, report: &mut Report) -> Result<()> {
+    let look = Look::take(siblings, false)?;
+    let record = Record::load(settings)?;
+    if record.as_ref().is_some_and(Record::is_open) && look.serves_a_view() {
+        return tell(settings, date, report);
+    }
+    if let Some(view) = leftovers::open_view(&look, record) {
+        return Err(leftovers::view_is_open(&view, siblings));
+    }
+    leftovers::clear(&look, siblings, report)?;
+    let mut record = Record { state: State::Opening, since: now() };
+    record.save(settings)?;
+    let mut up = Up::new(siblings);
+    let opened = (|| {
+        up.mount(None)?;
+        let attached = up.attach(true)?;
+        judge(settings, attached.data("uuid").as_str().unwrap_or_default(), report)?;
+        tell(settings, date, report)?;
+        record.state = State::Open;
+        record.save(settings)
+    })();
+    match opened {
+        Ok(()) => up.keep(),
+        Err(error) => {
+            if up.down().nothing_up {
+                Record::remove(settings)?;
+            }
+            return Err(error);
+        }
+    }
+    report.changed = true;
+    Ok(())
+}
+
+/// An older container may be just what somebody wants to see: told, not refused.
+fn judge(settings: &Settings, uuid: &str, report: &mut Report) -> Result<()> {
+    let content = inside::read(&settings.container, settings.patience)?;
+    // A record that is damaged must not keep anybody from looking.
+    let known = Known::load(&record(settings)).ok().flatten();
+    if let Some(why) = objection(known.as_ref(), uuid, &content) {
+        report.warn("container-not-known", format!("this is not the container that was left behind: {why}"));
+    }
+    Ok(())
+}
+
+/// Says where it is.
+fn tell(settings: &Settings, date: &str, report: &mut Report) -> Result<()> {
+    let content = inside::read(&settings.container, settings.patience)?;
+    let store = offsite::store(&settings.container);
+    let found = match date {
+        "latest" => content.dates.last(),
+        _ => content.dates.iter().find(|d| *d == date),
+    };
+    let Some(found) = found else {
+        let dates = if content.dates.is_empty() { "none at all".into() } else { content.dates.join(", ") };
+        return Err(Fault::config(match date {
+            "latest" => "the container holds no snapshot".into(),
+            _ => format!("the container holds no snapshot {date}: there are {dates}"),
+        })
+        .into());
+    };
+    let path = store.join(found);
+    report.set("date", found.clone());
+    report.set_text("path", path.as_os_str());
+    report.set_text("mount_point", settings.container.as_os_str());
+    for date in &content.dates {
+        say!(TOOL, "{}", store.join(date).display());
+    }
+    say!(TOOL, "open read-only at {}; `{}` closes it", path.display(), settings.command(TOOL, "unview"));
+    report.set("dates", content.dates);
+    Ok(())
+}
+
+/// Closes it; with `if_killed` only what nobody is there for any more.
+pub(crate) fn close(settings: &Settings, if_killed: bool, report: &mut Report) -> Result<()> {
+    report.set("steps", json!([]));
+    let opening = Record::load(settings)?.is_some();
+    let patience = if opening && !if_killed { PATIENCE } else { Duration::from_secs(1) };
+    let _lock = match lock(settings, patience) {
+        // Without a record there is no view: what is up belongs to a push that lives.
+        Err(e) if kind_of(&e) == Kind::Busy && (!opening || if_killed) => {
+            say!(TOOL, "a push is at work: nothing to close");
+            return Ok(());
+        }
+        other => other?,
+    };
+    let mut siblings = Siblings::find(settings)?;
+    let result = clear(settings, if_killed, &mut siblings, report);
+    siblings.finish(false, report);
+    result
+}
+
+fn clear(settings: &Settings, if_killed: bool, siblings: &mut Siblings, report: &mut Report) -> Result<()> {
+    let look = Look::take(siblings, true)?;
+    let view = Record::load(settings)?;
+    if if_killed && leftovers::open_view(&look, view.clone()).is_some() {
+        say!(TOOL, "a view is open and stays open");
+        return Ok(());
+    }
+    if view.is_some_and(|v| v.is_open()) {
+        let down = Up::found(siblings, look.s3_up(), look.container_up()).down();
+        if let Some(error) = down.error.filter(|_| !down.nothing_up) {
+            return Err(error);
+        }
+        Record::remove(settings)?;
+        report.changed = true;
+        say!(TOOL, "closed");
+        return Ok(());
+    }
+    report.changed = leftovers::clear(&look, siblings, report)?;
+    if !report.changed {
+        say!(TOOL, "nothing is open");
+    }
+    Ok(())
+}

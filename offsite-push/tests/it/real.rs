@@ -1,0 +1,277 @@
+//! With the real siblings, a real sshd, sshfs and LUKS: nights, and what breaks in them. In a guest where this kernel
+//! has no device mapper.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use testkit::guest::{Options, run_me};
+use testkit::sshd::Sshd;
+use testkit::{Ran, bin, judge, run, scratch};
+
+use crate::world::{eventually, signal};
+
+/// S2 and S3 on one machine.
+struct Real {
+    dir: tempfile::TempDir,
+    sshd: Sshd,
+}
+
+impl Real {
+    /// A container on S3, and a store with one snapshot of a few files.
+    fn new() -> Real {
+        let real = Real { dir: scratch(), sshd: Sshd::start("root") };
+        for name in ["s3", "source/folder", "store"] {
+            std::fs::create_dir_all(real.path(name)).unwrap();
+        }
+        std::fs::write(real.path("key"), "not much of a key, but enough for this").unwrap();
+        for (name, mode) in [("key", 0o600), ("store", 0o700)] {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(real.path(name), mode).unwrap();
+        }
+        let text = format!(
+            "state_dir = \"{0}/state\"\nruntime_dir = \"{0}/run\"\n[store]\npath = \"{0}/store\"\n[offsite]\nreserve_bytes = 1048576\n\
+             [offsite.sshfs]\nhost = \"root@127.0.0.1\"\nport = {1}\nidentity = \"{2}\"\nknown_hosts = \"{3}\"\ndirectory = \"{0}/s3\"\n\
+             [offsite.luks]\nimage = \"container.img\"\nkey_file = \"{0}/key\"\n",
+            real.dir.path().display(),
+            real.sshd.port,
+            real.sshd.identity.display(),
+            real.sshd.known_hosts.display()
+        );
+        std::fs::write(real.path("home.toml"), text).unwrap();
+        for n in 0..20 {
+            real.file(&format!("folder/{n}"), 10);
+        }
+        real.snapshot();
+        real.tool("sshfs-mount", "mount", &[]).expect(0);
+        let size = ["--size", "96m", "--pbkdf", "pbkdf2", "--pbkdf-iterations", "1000"];
+        real.tool("luks-mount", "create", &size).expect(0);
+        real.tool("sshfs-mount", "unmount", &[]).expect(0);
+        real
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Makes a file of the source anew, with so many KiB of noise.
+    fn file(&self, name: &str, kib: usize) {
+        let mut noise = vec![0; kib << 10];
+        std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom").unwrap(), &mut noise).unwrap();
+        std::fs::write(self.path("source").join(name), noise).unwrap();
+    }
+
+    /// A new date in the store.
+    fn snapshot(&self) -> String {
+        // Dates are seconds.
+        std::thread::sleep(Duration::from_millis(1100));
+        let mut command = Command::new(bin("link-sync"));
+        command
+            .args(["snapshot", "--crash-consistent", "--store"])
+            .arg(self.path("store"))
+            .arg("--state-dir");
+        command.arg(self.path("index")).arg(format!("--source=docs={}", self.path("source").display()));
+        let ran = run(&mut command).expect(0);
+        ran.json["data"]["date"].as_str().unwrap().to_owned()
+    }
+
+    fn command(&self, tool: &str, action: &str, options: &[&str]) -> Command {
+        let mut command = Command::new(bin(tool));
+        command
+            .args([action, "home", "--config"])
+            .arg(self.path("home.toml"))
+            .args(options)
+            .stdin(Stdio::null());
+        command
+    }
+    #[track_caller]
+    fn tool(&self, tool: &str, action: &str, options: &[&str]) -> Ran {
+        run(&mut self.command(tool, action, options))
+    }
+    #[track_caller]
+    fn push(&self) -> Ran {
+        self.tool("offsite-push", "push", &[])
+    }
+
+    /// Starts a push of 12 MB through 1 MiB/s, and returns in the middle of the copy.
+    fn start_slow(&self, options: &[&str]) -> Child {
+        self.file("large", 12 << 10);
+        self.snapshot();
+        let mut command = self.command("offsite-push", "push", options);
+        command.args(["--bwlimit", "1m"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        let half = |dir: &Path| {
+            let output = Command::new("du").args(["-sk", "--"]).arg(dir).output().unwrap();
+            String::from_utf8(output.stdout)
+                .unwrap()
+                .split('\t')
+                .next()
+                .unwrap_or("0")
+                .parse::<u64>()
+                .unwrap_or(0)
+                > 2048
+        };
+        eventually("the copy is in the middle", || {
+            let store = self.path("run/container/snapshots");
+            std::fs::read_dir(store)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .any(|e| e.file_name().to_string_lossy().starts_with('.') && half(&e.path()))
+        });
+        child
+    }
+
+    fn sshfs(&self) -> u32 {
+        let record = std::fs::read(self.path("run/s3.json")).unwrap();
+        let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+        record["pid"].as_u64().unwrap().try_into().unwrap()
+    }
+
+    /// Nothing of it is mounted, mapped or looped.
+    #[track_caller]
+    fn is_down(&self) {
+        let dir = self.dir.path().to_str().unwrap();
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+        assert!(!mounts.contains(dir), "{mounts}");
+        assert!(!Path::new("/dev/mapper/nc-backup-home").exists());
+        let loops = Command::new("losetup").arg("--all").output().unwrap();
+        let loops = String::from_utf8_lossy(&loops.stdout).into_owned();
+        assert!(!loops.contains("container.img"), "{loops}");
+    }
+
+    /// The newest snapshot in the container is that of the store; older dates are all there.
+    #[track_caller]
+    fn arrived(&self, dates: &[&str]) {
+        let view = self.tool("offsite-push", "view", &[]).expect(0);
+        for date in dates {
+            let (here, there) =
+                (self.path("store").join(date), self.path("run/container/snapshots").join(date));
+            let mut diff = Command::new("diff");
+            diff.args(["-r", "--no-dereference", "--"]).arg(here.join("docs")).arg(there.join("docs"));
+            let diff = diff.output().unwrap();
+            assert!(diff.status.success(), "{date}: {}", String::from_utf8_lossy(&diff.stdout));
+        }
+        assert_eq!(view.json["data"]["date"], *dates.last().unwrap());
+        self.tool("offsite-push", "unview", &[]).expect(0);
+        self.is_down();
+    }
+}
+
+#[test]
+fn nights_with_the_real_tools() {
+    if run_me("real::nights_with_the_real_tools", Options::default()) {
+        return;
+    }
+    let real = Real::new();
+    let first = real.push().expect(0);
+    let date = first.json["data"]["date"].as_str().unwrap().to_owned();
+    let sent = first.json["data"]["push"]["sent_bytes"].as_u64().unwrap();
+    assert!(sent > 200 << 10, "{sent}");
+    real.is_down();
+    assert_eq!(real.push().expect(0).json["changed"], false);
+    real.file("folder/3", 50);
+    std::fs::remove_file(real.path("source/folder/4")).unwrap();
+    let second = real.snapshot();
+    let ran = real.push().expect(0);
+    assert_eq!(ran.json["data"]["push"]["base_date"], date);
+    assert!(ran.json["data"]["push"]["copied_bytes"].as_u64().unwrap() < 100 << 10);
+    real.arrived(&[&date, &second]);
+    // A container that is put back to the first night is refused.
+    let image = real.path("s3/container.img");
+    std::fs::copy(&image, real.path("aside")).unwrap();
+    real.file("folder/5", 5);
+    real.snapshot();
+    real.push().expect(0);
+    std::fs::rename(real.path("aside"), &image).unwrap();
+    real.file("folder/6", 5);
+    let last = real.snapshot();
+    let ran = real.push().expect(78);
+    assert!(ran.json["error"]["message"].as_str().unwrap().contains("not the state that was left behind"));
+    real.is_down();
+    real.tool("offsite-push", "push", &["--accept-container"]).expect(0);
+    real.arrived(&[&date, &second, &last]);
+}
+
+#[test]
+fn whatever_breaks_the_next_push_goes_on() {
+    if run_me("real::whatever_breaks_the_next_push_goes_on", Options { seconds: 500, ..Options::default() }) {
+        return;
+    }
+    let real = Real::new();
+    real.push().expect(0);
+    let newest = || {
+        let mut dates: Vec<_> = std::fs::read_dir(real.path("store"))
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        dates.retain(|d| d.starts_with("20"));
+        dates.sort();
+        dates.pop().unwrap()
+    };
+    let recovers = |what: &str| {
+        eprintln!("== {what}");
+        let ran = real.push().expect(0);
+        eprintln!("{}", ran.stderr);
+        real.arrived(&[&newest()]);
+    };
+    let ended = |child: Child, what: &str| {
+        let begun = Instant::now();
+        let ran = judge(child.wait_with_output().unwrap());
+        eprintln!("== {what}: exit code {} after {:?}\n{}", ran.code, begun.elapsed(), ran.stderr);
+        ran
+    };
+
+    // TERM in the middle of the copy.
+    let child = real.start_slow(&[]);
+    signal(child.id(), "TERM");
+    ended(child, "TERM").expect(143);
+    real.is_down();
+    recovers("TERM");
+
+    // KILL in the middle of the copy: the next push finds it, also at once.
+    let mut child = real.start_slow(&[]);
+    signal(child.id(), "KILL");
+    child.wait().unwrap();
+    recovers("KILL");
+
+    // sshfs is gone.
+    let child = real.start_slow(&[]);
+    signal(real.sshfs(), "KILL");
+    let ran = ended(child, "sshfs killed");
+    assert!([1, 69].contains(&ran.code), "{:#}", ran.json);
+    real.is_down();
+    recovers("sshfs killed");
+
+    // sshfs hangs.
+    let child = real.start_slow(&["--patience", "4s"]);
+    signal(real.sshfs(), "STOP");
+    let ran = ended(child, "sshfs stopped").expect(69);
+    assert!(
+        ran.json["error"]["message"].as_str().unwrap().contains("has not answered for 4s"),
+        "{:#}",
+        ran.json
+    );
+    real.is_down();
+    recovers("sshfs stopped");
+
+    // Too little room is told before anything is copied.
+    real.file("large", 90 << 10);
+    real.snapshot();
+    let ran = real.push().expect(1);
+    assert_eq!(ran.json["data"]["failed_step"], "copy");
+    assert!(ran.json["error"]["message"].as_str().unwrap().contains("room"), "{:#}", ran.json);
+    real.is_down();
+    real.file("large", 1);
+    real.snapshot();
+    recovers("full");
+
+    // S3 is not there, from the beginning.
+    real.file("folder/1", 1);
+    real.snapshot();
+    real.sshd.set_key_options("command=\"exit 1\",restrict");
+    real.push().expect(69);
+    real.is_down();
+    real.sshd.set_key_options("");
+    recovers("no S3");
+}
