@@ -173,7 +173,7 @@ impl Copying<'_> {
             self.transfer(&mut far, &opened, part, &mut total)?;
         }
         self.progress.begin("making it durable", 0);
-        let published: Published = far.ask(&Request::Publish { meta: self.meta()? })?;
+        let published: Published = far.ask(&Request::Publish { meta: self.meta()?.into() })?;
         report.changed = true;
         for warning in &published.warnings {
             report.warn_value(warning.clone());
@@ -309,15 +309,19 @@ impl Copying<'_> {
         Ok(())
     }
 
-    /// The snapshot's own description, as it is.
-    fn meta(&self) -> Result<Value> {
+    /// The snapshot's own description, byte for byte.
+    fn meta(&self) -> Result<String> {
         let file = self.wanted.path.join(META).join("snapshot.json");
-        let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let text =
+            std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let mut meta: Value =
-            serde_json::from_slice(&text).with_context(|| format!("{} is damaged", file.display()))?;
+            serde_json::from_str(&text).with_context(|| format!("{} is damaged", file.display()))?;
+        if meta["date"] == self.wanted.meta.date {
+            return Ok(text);
+        }
         // The folder's name counts: a person may have put a wrong clock right.
         meta["date"] = json!(self.wanted.meta.date);
-        Ok(meta)
+        Ok(format!("{meta:#}\n"))
     }
 }
 

@@ -118,7 +118,7 @@ pub enum Request {
     },
     /// Make the partial snapshot durable and publish it. Answer: [`Published`].
     Publish {
-        /// The `snapshot.json` to be stored, without what only the store knows.
+        /// The `snapshot.json` to be stored, without what only the store knows. For a copy: its whole text.
         meta: Value,
     },
     /// Remove the partial snapshot and all that an interrupted run left.

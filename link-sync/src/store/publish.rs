@@ -32,9 +32,9 @@ pub type Times = HashMap<String, DirTimes>;
 /// A copy of another store's snapshot keeps its date and all that is known about it.
 pub fn publish(writable: &Writable, meta: Value, times: &Times) -> Result<Published> {
     let partial = open_dir(&writable.dir, PARTIAL.as_bytes()).context("there is no partial snapshot")?;
-    let text = format!("{}\n", serde_json::to_string_pretty(&meta)?);
-    let (meta, text) = if writable.copy {
-        (serde_json::from_value(meta).context("the source described the snapshot wrongly")?, text)
+    let (meta, text): (SnapshotMeta, String) = if writable.copy {
+        let text = meta.as_str().context("a copy is described by the text of its snapshot.json")?;
+        (serde_json::from_str(text).context("the source described the snapshot wrongly")?, text.to_owned())
     } else {
         let meta = complete(writable, meta, &free_date(writable)?)?;
         let text = format!("{}\n", serde_json::to_string_pretty(&meta)?);
