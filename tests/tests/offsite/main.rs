@@ -6,4 +6,5 @@
 mod faults;
 mod night;
 mod recovery;
+mod sudo;
 mod world;
