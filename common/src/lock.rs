@@ -57,6 +57,15 @@ impl Lock {
         Lock::take(path, what, File::try_lock_shared)
     }
 
+    /// Takes `file`, opened elsewhere, together with other readers, at once or not at all. `path` is for messages.
+    pub fn shared_file(file: File, path: &Path, what: &str) -> Result<Lock> {
+        match file.try_lock_shared() {
+            Ok(()) => Ok(Lock { file, path: path.to_owned() }),
+            Err(TryLockError::WouldBlock) => Err(busy(file, path, what)),
+            Err(TryLockError::Error(e)) => Err(e).with_context(|| format!("cannot lock {}", path.display())),
+        }
+    }
+
     fn take(path: &Path, what: &str, how: fn(&File) -> Result<(), TryLockError>) -> Result<Lock> {
         // Between open and flock the file may be removed by its last holder; then try the new one.
         for _ in 0..10 {

@@ -27,7 +27,7 @@ use crate::session::{list_file, uncommented};
 use crate::settings::rsync_argv;
 use crate::store::changes::{self, Changes, Marked};
 use crate::store::meta::SnapshotMeta;
-use crate::store::{META, Store, open_dir, pace};
+use crate::store::{META, Store, open_dir, open_file, pace};
 use crate::tree::join;
 
 /// Bytes that stay free unless told otherwise.
@@ -36,6 +36,8 @@ const RESERVE: Bytes = Bytes(64 << 20);
 /// A snapshot of the local store, kept from being removed as long as this lives.
 struct Held {
     meta: SnapshotMeta,
+    /// Its description, byte for byte.
+    text: String,
     dir: File,
     path: PathBuf,
     _lock: Lock,
@@ -64,7 +66,7 @@ pub fn copy(args: &Copy, report: &mut Report) -> Result<()> {
         .hint("copy to another place, best on another disk")
         .into());
     }
-    let wanted = hold(&store, &dir, &store.find(&args.date)?)?;
+    let wanted = hold(&store, &dir, &store.find(&args.date)?.date)?;
     report.set("date", wanted.meta.date.as_str());
     report.set("id", wanted.meta.id.as_str());
     report.set("path", to.join(&wanted.meta.date).display().to_string());
@@ -130,19 +132,23 @@ fn there(far: &mut Far) -> Result<Vec<SnapshotMeta>> {
 }
 
 /// Opens a snapshot and keeps it from being removed.
-fn hold(store: &Store, dir: &File, meta: &SnapshotMeta) -> Result<Held> {
-    let path = store.path.join(&meta.date);
-    let lock = Lock::shared(&path.join(META).join("lock"), &format!("the snapshot {}", meta.date))?;
-    let dir =
-        open_dir(dir, meta.date.as_bytes()).with_context(|| format!("cannot open {}", path.display()))?;
-    Ok(Held { meta: meta.clone(), dir, path, _lock: lock })
+fn hold(store: &Store, top: &File, date: &str) -> Result<Held> {
+    let path = store.path.join(date);
+    let what = || format!("cannot open {}", path.display());
+    let lock = open_file(top, &format!("{date}/{META}/lock")).with_context(what)?;
+    let lock = Lock::shared_file(lock, &path.join(META).join("lock"), &format!("the snapshot {date}"))?;
+    // After it was locked: it is there, and stays.
+    let (meta, text) = SnapshotMeta::load(top, date).with_context(what)?;
+    let dir = open_dir(top, date.as_bytes()).with_context(what)?;
+    let meta = SnapshotMeta { date: date.to_owned(), ..meta };
+    Ok(Held { meta, text, dir, path, _lock: lock })
 }
 
 /// The newest snapshot that both hold.
 fn common_base(store: &Store, dir: &File, there: &[SnapshotMeta]) -> Result<Option<Held>> {
     let (here, _) = store.snapshots()?;
     let both = there.iter().rev().find_map(|t| here.iter().find(|h| h.id == t.id && h.date == t.date));
-    both.map(|meta| hold(store, dir, meta)).transpose()
+    both.map(|meta| hold(store, dir, &meta.date)).transpose()
 }
 
 struct Copying<'a> {
@@ -203,7 +209,7 @@ impl Copying<'_> {
             Some(before) => match known(before)? {
                 None => false,
                 Some(old) => {
-                    let old = hold(self.store, &self.store.check()?, &old)?;
+                    let old = hold(self.store, &self.store.check()?, &old.date)?;
                     for source in &self.wanted.meta.sources {
                         let changed = self.part(&source.name, Some(&old))?.changes.left_out;
                         stale.extend(changed.iter().map(|path| join(source.name.as_bytes(), path)));
@@ -309,15 +315,11 @@ impl Copying<'_> {
         Ok(())
     }
 
-    /// The snapshot's own description, byte for byte.
+    /// What the copy says of itself: the same, byte for byte.
     fn meta(&self) -> Result<String> {
-        let file = self.wanted.path.join(META).join("snapshot.json");
-        let text =
-            std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let mut meta: Value =
-            serde_json::from_str(&text).with_context(|| format!("{} is damaged", file.display()))?;
+        let mut meta: Value = serde_json::from_str(&self.wanted.text).context("the snapshot is damaged")?;
         if meta["date"] == self.wanted.meta.date {
-            return Ok(text);
+            return Ok(self.wanted.text.clone());
         }
         // The folder's name counts: a person may have put a wrong clock right.
         meta["date"] = json!(self.wanted.meta.date);

@@ -265,6 +265,7 @@ impl Serving {
             (child.take_stdin(), child.take_stdout().context("rsync has no stdout")?);
         let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id out of range")?);
         let pace = &self.writable()?.pace;
+        let mut unflushed = Ok(());
         let piped: Result<()> = std::thread::scope(|scope| {
             let sender = scope.spawn(move || -> Result<()> {
                 let mut buffer = vec![0; MAX_FRAME];
@@ -288,8 +289,12 @@ impl Serving {
                             to_child = None;
                         }
                         // Nothing more is taken before this has reached the disk.
-                        if let Err(e) = pace.wrote(frame.len() as u64) {
-                            break Err(e);
+                        if unflushed.is_ok() {
+                            unflushed = pace.wrote(frame.len() as u64);
+                        }
+                        if unflushed.is_err() {
+                            // What still comes is read, so that the conversation stays in step.
+                            to_child = None;
                         }
                     }
                     Ok(Some(Kind::End)) => break Ok(()),
@@ -306,6 +311,10 @@ impl Serving {
             received.and(sent)
         });
         piped?;
+        if let Err(error) = unflushed {
+            child.end();
+            return Err(error);
+        }
         let status = child.wait(None, false)?;
         value(Received { exit_code: status.code().unwrap_or(255), stderr: tail(&child.stderr()?) })
     }

@@ -63,7 +63,9 @@ fn options(settings: &Settings) -> Result<Vec<String>> {
     if settings.counted() {
         list.push(("ProxyCommand", relay(settings)?));
     }
-    let mut words: Vec<String> = ["nosuid", "nodev", "noexec"].map(str::to_owned).into();
+    // Without sshfs_sync a write that S3 refuses (its disk is full) is reported as done, and once, later, as an error of
+    // some flush: a file system in the container could then be closed as clean although parts of it are missing.
+    let mut words: Vec<String> = ["nosuid", "nodev", "noexec", "sshfs_sync"].map(str::to_owned).into();
     words.extend(list.into_iter().map(|(name, value)| format!("{name}={}", fuse_value(&value))));
     Ok(words)
 }

@@ -1,9 +1,13 @@
 //! `.meta/snapshot.json`: what a snapshot says of itself.
 
-use std::path::Path;
+use std::fs::File;
+use std::io::Read as _;
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
+
+/// More bytes than a description has.
+const LONGEST: u64 = 1 << 20;
 
 /// A published snapshot. Keys are only ever added.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -62,11 +66,15 @@ pub struct SourceMeta {
 }
 
 impl SnapshotMeta {
-    /// Reads the one in the snapshot folder `dir`.
-    pub fn load(dir: &Path) -> Result<SnapshotMeta> {
-        let file = dir.join(super::META).join("snapshot.json");
-        let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", file.display()))
+    /// Reads the one of `date` in the opened `store`, and its text. The store may be another account's, which may have
+    /// put anything there: links are not followed, nothing but a file is read, and not much of that.
+    pub fn load(store: &File, date: &str) -> Result<(SnapshotMeta, String)> {
+        let path = format!("{date}/{}/snapshot.json", super::META);
+        let file = super::open_file(store, &path).with_context(|| format!("cannot open {path}"))?;
+        let mut text = String::new();
+        file.take(LONGEST).read_to_string(&mut text).with_context(|| format!("cannot read {path}"))?;
+        let meta = serde_json::from_str(&text).with_context(|| format!("{path} is damaged"))?;
+        Ok((meta, text))
     }
 
     /// Its source called `name`.

@@ -116,10 +116,11 @@ impl Store {
         }
         names.sort_unstable();
         let (mut good, mut damaged) = (Vec::new(), Vec::new());
+        let dir = File::open(&self.path).with_context(|| format!("cannot open {}", self.path.display()))?;
         for name in names {
-            match SnapshotMeta::load(&self.path.join(&name)) {
+            match SnapshotMeta::load(&dir, &name) {
                 // The folder's name counts: a person may have put a wrong clock right.
-                Ok(meta) => good.push(SnapshotMeta { date: name, ..meta }),
+                Ok((meta, _)) => good.push(SnapshotMeta { date: name, ..meta }),
                 Err(_) => damaged.push(name),
             }
         }
@@ -145,6 +146,14 @@ impl Store {
 pub fn open_dir(root: &File, path: &[u8]) -> nix::Result<File> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     open_below(root, path, flags).map(File::from)
+}
+
+/// Opens the regular file `path` below `root` for reading, through no symlink, and without waiting for anything.
+pub fn open_file(root: &File, path: &str) -> Result<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let file = File::from(open_below(root, path.as_bytes(), flags)?);
+    anyhow::ensure!(file.metadata()?.is_file(), "it is not a regular file");
+    Ok(file)
 }
 
 fn open_below(root: &File, path: &[u8], flags: OFlag) -> nix::Result<OwnedFd> {

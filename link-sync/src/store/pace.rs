@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result};
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, UtimensatFlags, fstatat, utimensat};
 use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_gettime};
 
 /// The mark's name in the store.
 const MARK: &str = ".flushed";
@@ -54,16 +55,17 @@ impl Pace {
             return Ok(());
         }
         self.since.store(0, Ordering::Relaxed);
-        self.mark()?;
-        nix::unistd::syncfs(&self.dir).context("cannot flush the store")
+        // The clock that stamps files; what changes from now on is not covered.
+        let before = clock_gettime(ClockId::CLOCK_REALTIME_COARSE).context("cannot ask for the time")?;
+        nix::unistd::syncfs(&self.dir).context("cannot flush the store")?;
+        self.mark(&before)
     }
 
-    /// The mark's new time becomes durable together with what was written before it, or not at all.
-    fn mark(&self) -> Result<()> {
-        let set = || {
-            let (keep, now) = (TimeSpec::UTIME_OMIT, TimeSpec::UTIME_NOW);
-            utimensat(&self.dir, MARK, &keep, &now, UtimensatFlags::NoFollowSymlink)
-        };
+    /// Says, after it is true, up to when all is flushed. The mark itself becomes durable with the next flush: it may be
+    /// behind, never ahead.
+    fn mark(&self, time: &TimeSpec) -> Result<()> {
+        let keep = TimeSpec::UTIME_OMIT;
+        let set = || utimensat(&self.dir, MARK, &keep, time, UtimensatFlags::NoFollowSymlink);
         if set().is_err() {
             use nix::fcntl::{OFlag, openat};
             let flags = OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -78,7 +80,10 @@ impl Pace {
     pub fn take_mark(&self) -> Result<Flushed> {
         let mark = fstatat(&self.dir, MARK, AtFlags::AT_SYMLINK_NOFOLLOW).ok();
         super::remove(&self.dir, Path::new(MARK))?;
-        Ok(Flushed(mark.map(|m| (m.st_mtime, m.st_mtime_nsec))))
+        let now = clock_gettime(ClockId::CLOCK_REALTIME).context("cannot ask for the time")?;
+        // A mark of the future was set before the clock was put back: it says nothing.
+        let mark = mark.map(|m| (m.st_mtime, m.st_mtime_nsec));
+        Ok(Flushed(mark.filter(|m| *m <= (now.tv_sec(), now.tv_nsec()))))
     }
 }
 
