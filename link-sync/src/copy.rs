@@ -250,14 +250,13 @@ impl Copying<'_> {
             return Ok(0);
         }
         let all = part.changes.shared + part.changes.folders;
-        let doing = |done: u64| format!("{}: {done} of {all} unchanged paths linked", part.name);
-        self.progress.begin(doing(0), 0);
+        let bytes = part.changes.shared * pace::LINK + part.changes.folders * pace::FOLDER;
+        self.progress.begin(format!("{}: {all} unchanged paths", part.name), bytes);
+        let watch = |done: u64| self.progress.reached(bytes * done.min(all) / all.max(1));
         let fill = |list: &mut crate::protocol::ListWriter<'_, _>| {
             part.changes.left_out.iter().try_for_each(|path| list.path(path))
         };
-        let reply: Value = far.ask_with_list_watched(&Request::Clone { source }, fill, |done| {
-            self.progress.rename(doing(done))
-        })?;
+        let reply: Value = far.ask_with_list_watched(&Request::Clone { source }, fill, watch)?;
         Ok(reply["linked"].as_u64().unwrap_or(0))
     }
 

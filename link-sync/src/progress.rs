@@ -57,10 +57,11 @@ impl Progress {
         *self.step.lock().unwrap_or_else(PoisonError::into_inner) = (step, Instant::now());
     }
 
-    /// What is being done has another name now: work that is not counted in bytes.
-    pub fn rename(&self, doing: impl Into<String>) {
+    /// So many bytes of this step are done by now.
+    pub fn reached(&self, done: u64) {
+        self.done.store(done, Ordering::Relaxed);
         let mut state = self.step.lock().unwrap_or_else(PoisonError::into_inner);
-        state.0.doing = doing.into();
+        state.0.done = done;
         (self.watcher)(&state.0);
     }
 

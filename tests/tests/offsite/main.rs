@@ -3,6 +3,7 @@
 //! In user-mode Linux where this kernel has no device mapper.
 #![expect(clippy::disallowed_methods, reason = "tests start the tools as their users do")]
 
+mod carry;
 mod faults;
 mod night;
 mod recovery;
