@@ -135,12 +135,17 @@ pub(crate) struct Inside {
     /// The mounted container.
     #[arg(long, value_name = "DIR")]
     pub(crate) container: PathBuf,
+    /// The container's file, for `room`.
+    #[arg(long, value_name = "FILE", required_if_eq("what", "room"))]
+    pub(crate) image: Option<PathBuf>,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug)]
 pub(crate) enum What {
     /// Tell the generation and the dates.
     Read,
+    /// Tell how much room there is, also on the disk below.
+    Room,
     /// Make the folder of the snapshots.
     Prepare,
     /// Write the generation that is on stdin.

@@ -17,6 +17,7 @@ use nix::sys::stat::Mode;
 
 use crate::cli::{Inside, What};
 use crate::generation::{Content, Stamp};
+use crate::room::Disk;
 use crate::store;
 
 /// The file of the generation, in the container.
@@ -27,23 +28,38 @@ const LONGEST: u64 = 64 << 10;
 
 /// Reads what is in the container mounted at `dir`.
 pub(crate) fn read(dir: &Path, patience: Duration) -> Result<Content> {
-    let output = child("read", dir, patience, Vec::new())?;
+    let output = child("read", dir, None, patience, Vec::new())?;
     serde_json::from_slice(&output).context("the answer about the container's content is damaged")
+}
+
+/// Asks for the room in the container mounted at `dir`, and below its `image`.
+pub(crate) fn room(dir: &Path, image: &Path, patience: Duration) -> Result<Disk> {
+    let output = child("room", dir, Some(image), patience, Vec::new())?;
+    serde_json::from_slice(&output).context("the answer about the room below the container is damaged")
 }
 
 /// Makes the folder of the snapshots, if it is not there.
 pub(crate) fn prepare(dir: &Path, patience: Duration) -> Result<()> {
-    child("prepare", dir, patience, Vec::new()).map(drop)
+    child("prepare", dir, None, patience, Vec::new()).map(drop)
 }
 
 /// Gives the container `stamp`, durably.
 pub(crate) fn write(dir: &Path, patience: Duration, stamp: &Stamp) -> Result<()> {
-    child("write", dir, patience, serde_json::to_vec(stamp)?).map(drop)
+    child("write", dir, None, patience, serde_json::to_vec(stamp)?).map(drop)
 }
 
-fn child(what: &str, dir: &Path, patience: Duration, stdin: Vec<u8>) -> Result<Vec<u8>> {
+fn child(
+    what: &str,
+    dir: &Path,
+    image: Option<&Path>,
+    patience: Duration,
+    stdin: Vec<u8>,
+) -> Result<Vec<u8>> {
     let exe = std::env::current_exe().context("cannot find this program's own file")?;
-    let cmd = Cmd::new(exe).args(["inside", what, "--container"]).arg(dir).stdin(stdin).timeout(patience);
+    let mut cmd = Cmd::new(exe).args(["inside", what, "--container"]).arg(dir).stdin(stdin).timeout(patience);
+    if let Some(image) = image {
+        cmd = cmd.arg("--image").arg(image);
+    }
     match cmd.output() {
         Ok(output) if output.status.success() => Ok(output.stdout),
         Ok(output) => {
@@ -65,6 +81,10 @@ pub(crate) fn answer(inside: &Inside) -> ExitCode {
     let dir = &inside.container;
     let result = match inside.what {
         What::Read => content(dir).and_then(|c| Ok(serde_json::to_vec(&c)?)),
+        What::Room => {
+            let image = inside.image.as_deref().unwrap_or(dir);
+            Disk::ask(image, dir).and_then(|disk| Ok(serde_json::to_vec(&disk)?))
+        }
         What::Prepare => make_folder(dir).map(|()| Vec::new()),
         What::Write => stamp(dir).map(|()| Vec::new()),
     };

@@ -6,6 +6,7 @@ mod inside;
 mod leftovers;
 mod link;
 mod push;
+mod room;
 mod settings;
 mod siblings;
 mod status;

@@ -21,7 +21,7 @@ use crate::siblings::{Answer, Call, Siblings, option};
 use crate::store::{self, Snapshot};
 use crate::takedown::{Down, Up};
 use crate::view::Record;
-use crate::{inside, tell};
+use crate::{inside, room, tell};
 
 /// A push that was killed is gone within this time.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -37,6 +37,13 @@ pub(crate) struct Options {
     pub(crate) reserve_bytes: Option<Bytes>,
     /// The container is taken as it is.
     pub(crate) accept_container: bool,
+}
+
+impl Options {
+    /// Room that stays free.
+    fn reserve(&self, settings: &Settings) -> u64 {
+        self.reserve_bytes.map_or(settings.reserve_bytes(), |b| b.0)
+    }
 }
 
 /// The container's lock: one push or one `view` at a time.
@@ -180,6 +187,9 @@ fn fill(
         Some(why) => return Err(refusal(why)),
         None => {}
     }
+    up.siblings.doing = "room";
+    room::check(settings, wanted, &content, options.reserve(settings), report)?;
+    up.siblings.doing = "check";
     let change = Change::begin(&record(settings), known, uuid, &content, why.is_some())?;
     inside::prepare(&settings.container, settings.patience)?;
     say!(TOOL, "copying {}", wanted.date);
@@ -202,7 +212,7 @@ fn fill(
 }
 
 fn copy(up: &mut Up, settings: &Settings, options: &Options, wanted: &Snapshot) -> Result<Answer> {
-    let reserve = options.reserve_bytes.map_or(settings.reserve_bytes(), |b| b.0);
+    let reserve = options.reserve(settings);
     let args: Vec<OsString> = [
         option("--to", offsite::store(&settings.container)),
         option("--store", settings.store()?),

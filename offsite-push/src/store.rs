@@ -1,14 +1,21 @@
 //! The local store: which snapshots there are. One that cannot be read is told and passed over.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::status::Report;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use serde::Deserialize;
 
 /// The form of the dates that name snapshots.
 const DATE_FORMAT: &str = "%Y-%m-%dT%H-%M-%SZ";
+
+/// The longest `snapshot.json` that is read, in bytes.
+const LONGEST: u64 = 1 << 20;
 
 /// Whether `name` has the form of a date.
 pub(crate) fn is_date(name: &str) -> bool {
@@ -22,11 +29,21 @@ pub(crate) struct Snapshot {
     pub(crate) date: String,
     /// What it calls itself.
     pub(crate) id: String,
+    /// Sum of its files' sizes.
+    pub(crate) bytes: u64,
 }
 
 #[derive(Deserialize)]
 struct Meta {
     id: String,
+    #[serde(default)]
+    sources: Vec<Source>,
+}
+
+#[derive(Deserialize)]
+struct Source {
+    #[serde(default)]
+    bytes: u64,
 }
 
 /// The dated names in the folder `dir`, oldest first.
@@ -51,10 +68,11 @@ pub(crate) fn list(store: &Path, report: &mut Report) -> Result<Vec<Snapshot>> {
         };
         anyhow::Error::from(fault)
     })?;
+    let dir = File::open(store).with_context(|| format!("cannot open the store {}", store.display()))?;
     let mut list = Vec::new();
     for date in dates {
-        match read(&store.join(&date)) {
-            Ok(id) => list.push(Snapshot { date, id }),
+        match read(&dir, &date) {
+            Ok(snapshot) => list.push(snapshot),
             Err(e) => report.warn(
                 "damaged-snapshot",
                 format!(
@@ -67,15 +85,36 @@ pub(crate) fn list(store: &Path, report: &mut Report) -> Result<Vec<Snapshot>> {
     Ok(list)
 }
 
-fn read(dir: &Path) -> Result<String> {
-    let file = dir.join(".meta/snapshot.json");
-    let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    let meta: Meta =
-        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", file.display()))?;
-    if meta.id.is_empty() {
-        anyhow::bail!("{} has no id", file.display());
+/// Reads what the snapshot says of itself. The store may be an account's, which can have put anything there: a symlink
+/// is not followed, a pipe is not waited for, and nothing is read without end.
+fn read(store: &File, date: &str) -> Result<Snapshot> {
+    const NAME: &str = ".meta/snapshot.json";
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let resolve =
+        ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    let path = Path::new(date).join(NAME);
+    let file = loop {
+        match openat2(store, &path, OpenHow::new().flags(flags).resolve(resolve)) {
+            // It may have to be tried again when something is renamed meanwhile (openat2(2)).
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Err(Errno::ELOOP) => anyhow::bail!("{NAME} is a symlink, or behind one"),
+            other => break File::from(other.with_context(|| format!("cannot open {NAME}"))?),
+        }
+    };
+    if !file.metadata().with_context(|| format!("cannot look at {NAME}"))?.is_file() {
+        anyhow::bail!("{NAME} is not a file");
     }
-    Ok(meta.id)
+    let mut text = Vec::new();
+    file.take(LONGEST + 1).read_to_end(&mut text).with_context(|| format!("cannot read {NAME}"))?;
+    if text.len() as u64 > LONGEST {
+        anyhow::bail!("{NAME} is longer than {LONGEST} bytes");
+    }
+    let meta: Meta = serde_json::from_slice(&text).with_context(|| format!("{NAME} is damaged"))?;
+    if meta.id.is_empty() {
+        anyhow::bail!("{NAME} has no id");
+    }
+    let bytes = meta.sources.iter().map(|s| s.bytes).fold(0, u64::saturating_add);
+    Ok(Snapshot { date: date.to_owned(), id: meta.id, bytes })
 }
 
 /// The snapshot `date` of `list`, or the newest for `latest`.
@@ -125,5 +164,34 @@ mod tests {
         assert_eq!(common::fault::kind_of(&error), common::fault::Kind::Config);
         assert_eq!(newer_than(&list, Some("2026-11-20T03-30-00Z")), 1);
         assert_eq!(newer_than(&list, None), 2);
+    }
+
+    #[test]
+    fn what_an_account_may_have_put_there_neither_hangs_nor_leads_astray() {
+        let dir = tempfile::tempdir().unwrap();
+        let good = r#"{"id":"a","sources":[{"name":"x","bytes":3},{"name":"y","bytes":4}]}"#;
+        std::fs::write(dir.path().join("good"), good).unwrap();
+        let meta = |day: u32| {
+            let meta = dir.path().join(format!("2026-11-{day}T03-30-00Z/.meta"));
+            std::fs::create_dir_all(&meta).unwrap();
+            meta.join("snapshot.json")
+        };
+        std::fs::copy(dir.path().join("good"), meta(10)).unwrap();
+        nix::unistd::mkfifo(&meta(11), nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("good"), meta(12)).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", meta(13)).unwrap();
+        std::fs::create_dir(meta(14)).unwrap();
+        File::create(meta(15)).unwrap().set_len(LONGEST + 1).unwrap();
+        // The folder of it, and the snapshot itself.
+        std::fs::create_dir(dir.path().join("2026-11-16T03-30-00Z")).unwrap();
+        let real = dir.path().join("2026-11-10T03-30-00Z");
+        std::os::unix::fs::symlink(real.join(".meta"), dir.path().join("2026-11-16T03-30-00Z/.meta"))
+            .unwrap();
+        std::os::unix::fs::symlink(&real, dir.path().join("2026-11-17T03-30-00Z")).unwrap();
+        let mut report = Report::new("test");
+        let list = list(dir.path(), &mut report).unwrap();
+        assert_eq!(list, [Snapshot { date: "2026-11-10T03-30-00Z".into(), id: "a".into(), bytes: 7 }]);
+        assert_eq!(report.warnings().len(), 7, "{:?}", report.warnings());
+        assert!(report.warnings().iter().all(|w| w["kind"] == "damaged-snapshot"));
     }
 }

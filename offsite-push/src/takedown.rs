@@ -1,7 +1,7 @@
 //! Putting S3 and the container up, and taking down what was put up: in order, to the end, whatever happens.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -10,7 +10,7 @@ use common::profile::Bytes;
 use common::{mounts, say, signals};
 
 use crate::TOOL;
-use crate::link::Watch;
+use crate::link::{Below, Watch};
 use crate::siblings::{Answer, Call, Siblings, option};
 
 /// The longest a mount may take; it gives up by itself much earlier.
@@ -66,7 +66,9 @@ impl<'a, 's> Up<'a, 's> {
 
     /// Mounts S3's folder, if the container is there, and watches it.
     pub(crate) fn mount(&mut self, bwlimit: Option<Bytes>) -> Result<()> {
-        let Some(target) = self.siblings.settings.s3.clone() else { return Ok(()) };
+        if self.siblings.settings.s3.is_none() {
+            return Ok(());
+        }
         signals::check()?;
         say!(TOOL, "mounting {}", self.siblings.settings.far_name());
         let args: Vec<OsString> =
@@ -83,8 +85,15 @@ impl<'a, 's> Up<'a, 's> {
         // What it undid itself, or never began, is not ours to take down: it may be somebody else's.
         self.s3 = !answer.undone();
         answer.checked()?;
-        self.siblings.watch = Some(Watch::start(&target, self.siblings.settings.patience));
+        self.watch(None);
         Ok(())
+    }
+
+    /// Watches what is below the container, with its loop device once there is one.
+    fn watch(&mut self, device: Option<PathBuf>) {
+        let settings = self.siblings.settings;
+        let below = Below { target: settings.s3.clone(), wire: settings.runtime.join("s3.wire"), device };
+        self.siblings.watch = Some(Watch::start(below, settings.patience));
     }
 
     /// Opens the container and mounts what is in it.
@@ -113,6 +122,7 @@ impl<'a, 's> Up<'a, 's> {
             .hint("are both tools of the same version and mount namespace?")
             .into());
         }
+        self.watch(answer.data("loop").as_str().map(PathBuf::from));
         Ok(answer)
     }
 

@@ -45,6 +45,9 @@ impl World {
         for tool in ["sshfs-mount", "luks-mount", "link-sync"] {
             script(&world.path("bin").join(tool), &text);
         }
+        // As if S3's folder were mounted: its disk is asked for room.
+        std::fs::create_dir(world.path("run/s3")).unwrap();
+        world.write("run/s3/container.img", "image");
         world.write("uuid", "uuid-1");
         world.write("needs-s3", "");
         world.write_profile(

@@ -1,6 +1,7 @@
 //! What can go wrong with a push. Each time: it ends, says so with the right code, leaves nothing mounted (or the next
 //! run clears it), the dates that are there stay whole, and the next push succeeds.
 
+use std::io::Write as _;
 use std::process::Command;
 use std::time::Duration;
 
@@ -137,6 +138,55 @@ fn the_container_is_full_or_too_small() {
     let third = world.snapshot(10, 1 << 20);
     world.push().expect(0);
     world.container_holds(&[&first, &third]);
+}
+
+#[test]
+fn the_disk_of_s3_is_too_small_or_becomes_full() {
+    if run_me("faults::the_disk_of_s3_is_too_small_or_becomes_full", GUEST) {
+        return;
+    }
+    let world = World::new(Setting::default());
+    let disk = world.small_disk("40m");
+    // Larger than the disk below it, and sparse.
+    world.create("200M");
+
+    // Known before anything is copied.
+    let too_large = world.snapshot(60, 1 << 20);
+    let refused = ended(world.start_push()).expect(1);
+    let message = refused.json["error"]["message"].as_str().unwrap();
+    assert!(message.contains("not enough room below the container"), "{refused:?}");
+    assert_eq!(refused.json["data"]["failed_step"], "room", "{refused:?}");
+    assert!(refused.json["data"]["steps"].as_array().unwrap().iter().all(|s| s["step"] != "copy"));
+    world.nothing_is_up();
+    std::fs::remove_dir_all(world.store().join(&too_large)).unwrap();
+    std::fs::remove_dir_all(world.path("source")).unwrap();
+    let first = world.snapshot(20, 10_000);
+    ended(world.start_push()).expect(0);
+    world.container_holds(&[&first]);
+
+    // Somebody else fills it in the middle of the copy.
+    let second = world.snapshot(12, 1 << 20);
+    let push = world.start_push();
+    world.until_it_copies();
+    let other = world.s3().join("of-somebody-else");
+    let mut file = std::fs::File::create(&other).unwrap();
+    let full = std::iter::repeat_with(|| file.write_all(&[1; 1 << 16])).find_map(Result::err).unwrap();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    drop(file);
+    let broken = ended(push);
+    eprintln!("the disk is full: {broken:?}");
+    assert!([1, 69].contains(&broken.code), "{broken:?}");
+    assert_eq!(broken.json["left_behind"].as_array().unwrap().len(), 0, "{broken:?}");
+    world.nothing_is_up();
+
+    // Still full: told at once. With room it goes on.
+    ended(world.start_push()).expect(1);
+    world.nothing_is_up();
+    std::fs::remove_file(&other).unwrap();
+    ended(world.start_push()).expect(0);
+    world.nothing_is_up();
+    world.container_holds(&[&first, &second]);
+    drop(disk);
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! S2 with a store and a profile, S3 with an empty folder, and the slow link between them.
 
+use std::io::Read;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use testkit::hosts::{Hosts, Setting};
@@ -14,7 +16,7 @@ pub const BOUND: Duration = Duration::from_secs(90);
 pub struct World {
     pub dir: tempfile::TempDir,
     pub hosts: Hosts,
-    _account: Account,
+    account: Account,
 }
 
 impl World {
@@ -26,7 +28,7 @@ impl World {
         let hosts =
             Hosts::start(Setting { users: [setting.users[0], setting.users[1], &account.0], ..setting });
         hosts.s3.set_key_options("command=\"internal-sftp\",restrict");
-        let world = World { dir, hosts, _account: account };
+        let world = World { dir, hosts, account: account };
         for folder in ["etc", "store"] {
             std::fs::DirBuilder::new().mode(0o700).create(world.path(folder)).unwrap();
         }
@@ -73,6 +75,12 @@ impl World {
     /// S3's folder, seen from S3.
     pub fn s3(&self) -> PathBuf {
         self.path("s3")
+    }
+    /// A disk of its own for S3's folder, so small; gone when dropped.
+    pub fn small_disk(&self, size: &str) -> Disk {
+        let options = format!("size={size},mode=0700,uid={}", ok("id", &["-u", &self.account.0]));
+        ok("mount", &["-t", "tmpfs", "-o", &options, "tmpfs", self.s3().to_str().unwrap()]);
+        Disk(self.s3())
     }
     pub fn image(&self) -> PathBuf {
         self.s3().join("container.img")
@@ -209,11 +217,51 @@ impl World {
 
 /// What a push that was started did, within [`BOUND`].
 #[track_caller]
-pub fn ended(push: Child) -> Ran {
+pub fn ended(mut push: Child) -> Ran {
     let begin = Instant::now();
-    let ran = judge(push.wait_with_output().unwrap());
-    assert!(begin.elapsed() < BOUND, "it took {:?}: {ran:?}", begin.elapsed());
-    ran
+    let stdout = Reader::of(push.stdout.take().unwrap());
+    let stderr = Reader::of(push.stderr.take().unwrap());
+    let status = loop {
+        if let Some(status) = push.try_wait().unwrap() {
+            break status;
+        }
+        if begin.elapsed() > BOUND {
+            push.kill().unwrap();
+            let output = [stdout.text(), stderr.text()].map(|b| String::from_utf8_lossy(&b).into_owned());
+            panic!("it has not ended after {BOUND:?}; it said:\n{}", output.concat());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    judge(Output { status, stdout: stdout.text(), stderr: stderr.text() })
+}
+
+/// Reads a pipe while its writers work.
+struct Reader {
+    thread: std::thread::JoinHandle<()>,
+    text: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Reader {
+    fn of(mut pipe: impl Read + Send + 'static) -> Reader {
+        let text = Arc::new(Mutex::new(Vec::new()));
+        let shared = Arc::clone(&text);
+        let thread = std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(n @ 1..) = pipe.read(&mut buffer) {
+                shared.lock().unwrap().extend_from_slice(&buffer[..n]);
+            }
+        });
+        Reader { thread, text }
+    }
+
+    /// All there is. A child of a push that hangs may keep the pipe open for ever: it is not waited for long.
+    fn text(self) -> Vec<u8> {
+        let begin = Instant::now();
+        while !self.thread.is_finished() && begin.elapsed() < Duration::from_secs(5) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.text.lock().unwrap().clone()
+    }
 }
 
 #[track_caller]
@@ -252,7 +300,6 @@ pub const MARKER: &str = "this text must never be seen on S3. ";
 
 /// Bytes that no compression makes smaller.
 pub fn noise(size: usize) -> Vec<u8> {
-    use std::io::Read as _;
     let mut bytes = vec![0; size];
     std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut bytes).unwrap();
     bytes
@@ -260,7 +307,6 @@ pub fn noise(size: usize) -> Vec<u8> {
 
 /// Whether `file` holds `text` anywhere.
 pub fn holds(file: &Path, text: &[u8]) -> bool {
-    use std::io::Read as _;
     let mut file = std::fs::File::open(file).unwrap();
     let (mut buffer, mut kept) = (vec![0; 1 << 20], 0);
     loop {
@@ -275,6 +321,15 @@ pub fn holds(file: &Path, text: &[u8]) -> bool {
         // What may be the beginning of it.
         kept = end.min(text.len() - 1);
         buffer.copy_within(end - kept..end, 0);
+    }
+}
+
+/// A mounted file system.
+pub struct Disk(PathBuf);
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        Command::new("umount").arg("--lazy").arg(&self.0).status().ok();
     }
 }
 

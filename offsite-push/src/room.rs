@@ -1,0 +1,203 @@
+//! Room on the disk the image lies on. The image is sparse: it may be larger than that disk, and grows with what is
+//! copied, so the room in the container alone says little.
+//!
+//! Through sftp nobody is told how much of the image is allocated. It cannot be more than what is in use on its disk;
+//! so how much it can still grow is known between two limits. A push is refused when even the lower one does not fit.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use common::fault::Fault;
+use common::offsite;
+use common::status::Report;
+use nix::sys::statvfs::statvfs;
+use serde::{Deserialize, Serialize};
+
+use crate::generation::Content;
+use crate::settings::Settings;
+use crate::store::Snapshot;
+use crate::{inside, tell};
+
+/// What the disk below the image, the image and the container say of themselves, in bytes.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct Disk {
+    /// The disk's size; 0 if it does not say.
+    total: u64,
+    /// Free there for everybody, and for root only.
+    unused: u64,
+    /// Free there for the account that writes.
+    free: u64,
+    /// The image's size.
+    image: u64,
+    /// How much of it has a place on the disk; through sftp always all.
+    allocated: u64,
+    /// In use in the container.
+    filled: u64,
+}
+
+impl Disk {
+    /// Asks. For a child: it may have to wait for ever.
+    pub(crate) fn ask(image: &Path, container: &Path) -> Result<Disk> {
+        let file = std::fs::metadata(image).with_context(|| format!("cannot look at {}", image.display()))?;
+        let ask = |path: &Path| statvfs(path).with_context(|| format!("cannot ask {}", path.display()));
+        let (disk, inside) = (ask(image)?, ask(container)?);
+        let unit = disk.fragment_size();
+        let used = inside.blocks().saturating_sub(inside.blocks_free());
+        Ok(Disk {
+            total: disk.blocks().saturating_mul(unit),
+            unused: disk.blocks_free().saturating_mul(unit),
+            free: disk.blocks_available().saturating_mul(unit),
+            image: file.len(),
+            allocated: file.blocks().saturating_mul(512),
+            filled: used.saturating_mul(inside.fragment_size()),
+        })
+    }
+
+    /// What a server says that does not know: nothing, or sshfs' stand-in for it, a disk on which nothing is stored,
+    /// not even our image.
+    fn is_unknown(&self) -> bool {
+        self.total == 0 || self.unused >= self.total
+    }
+
+    /// How much the image can grow: at least and at most.
+    fn holes(&self, remote: bool) -> (u64, u64) {
+        if remote {
+            (self.image.saturating_sub(self.total.saturating_sub(self.unused)), self.image)
+        } else {
+            let holes = self.image.saturating_sub(self.allocated);
+            (holes, holes)
+        }
+    }
+}
+
+/// Whether what is to come fits.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Fits,
+    /// Only if the image has its place on the disk already.
+    Perhaps,
+    No,
+    Unknown,
+}
+
+/// `need`: bytes to come and to stay free.
+fn judge(disk: &Disk, need: u64, remote: bool) -> Verdict {
+    let (least, most) = disk.holes(remote);
+    if disk.is_unknown() {
+        Verdict::Unknown
+    } else if need.min(least) > disk.free {
+        Verdict::No
+    } else if need.min(most) > disk.free {
+        Verdict::Perhaps
+    } else {
+        Verdict::Fits
+    }
+}
+
+/// What is surely to come: of a first snapshot all that has not arrived yet. What is new in a later one only link-sync
+/// knows, once it has compared.
+fn to_come(disk: &Disk, wanted: &Snapshot, content: &Content) -> u64 {
+    if content.dates.is_empty() { wanted.bytes.saturating_sub(disk.filled) } else { 0 }
+}
+
+/// Refuses what cannot fit on the disk below the image, with `reserve` left.
+pub(crate) fn check(
+    settings: &Settings,
+    wanted: &Snapshot,
+    content: &Content,
+    reserve: u64,
+    report: &mut Report,
+) -> Result<()> {
+    if content.dates.contains(&wanted.date) {
+        return Ok(());
+    }
+    let image = offsite::image(&settings.profile)?;
+    let disk = inside::room(&settings.container, &image, settings.patience)?;
+    let coming = to_come(&disk, wanted, content);
+    let far = settings.far_name();
+    let numbers = format!(
+        "the disk of {far} has {} free, and {} are needed ({} to come, {} to stay free)",
+        tell::bytes(disk.free),
+        tell::bytes(coming.saturating_add(reserve)),
+        tell::bytes(coming),
+        tell::bytes(reserve)
+    );
+    match judge(&disk, coming.saturating_add(reserve), settings.s3.is_some()) {
+        Verdict::Fits => {}
+        Verdict::Unknown => report.warn(
+            "room-unknown",
+            format!(
+                "{far} does not tell how much room its disk has: the image may not be able to grow there"
+            ),
+        ),
+        Verdict::Perhaps => report.warn(
+            "little-room",
+            format!("{numbers}: this is enough only if all of the image has its place there already"),
+        ),
+        Verdict::No => {
+            return Err(Fault::failed(format!("not enough room below the container: {numbers}"))
+                .hint("make room on that disk: the image grows with what is copied into it")
+                .into());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const G: u64 = 1 << 30;
+
+    fn disk(total: u64, free: u64, image: u64, allocated: u64) -> Disk {
+        Disk {
+            total: total * G,
+            unused: free * G,
+            free: free * G,
+            image: image * G,
+            allocated: allocated * G,
+            filled: 0,
+        }
+    }
+
+    #[test]
+    fn a_sparse_image_needs_room_and_one_that_is_allocated_does_not() {
+        // Larger than its disk: it must have holes.
+        assert_eq!(judge(&disk(500, 100, 776, 776), 90 * G, true), Verdict::Fits);
+        assert_eq!(judge(&disk(500, 100, 776, 776), 101 * G, true), Verdict::No);
+        // As large as what is in use: it may be allocated as a whole, on a disk that is full.
+        assert_eq!(judge(&disk(400, 0, 400, 400), 10 * G, true), Verdict::Perhaps);
+        assert_eq!(judge(&disk(1000, 5, 400, 400), 10 * G, true), Verdict::Perhaps);
+        // On this machine that is known.
+        assert_eq!(judge(&disk(400, 0, 400, 400), 10 * G, false), Verdict::Fits);
+        assert_eq!(judge(&disk(1000, 5, 400, 100), 10 * G, false), Verdict::No);
+        assert_eq!(judge(&disk(1000, 5, 400, 396), 10 * G, false), Verdict::Fits);
+    }
+
+    #[test]
+    fn a_server_that_does_not_know_is_not_believed() {
+        assert_eq!(judge(&disk(0, 0, 776, 776), 10 * G, true), Verdict::Unknown);
+        assert_eq!(judge(&disk(1000, 1000, 776, 776), 2000 * G, true), Verdict::Unknown);
+    }
+
+    #[test]
+    fn what_has_arrived_of_a_first_snapshot_does_not_come_again() {
+        let wanted = Snapshot { date: "d".into(), id: "i".into(), bytes: 500 * G };
+        let filled = Disk { filled: 400 * G, ..Disk::default() };
+        assert_eq!(to_come(&filled, &wanted, &Content::default()), 100 * G);
+        let later = Content { dates: vec!["c".into()], ..Content::default() };
+        assert_eq!(to_come(&filled, &wanted, &later), 0);
+    }
+
+    #[test]
+    fn the_disk_is_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        std::fs::File::create(&image).unwrap().set_len(G).unwrap();
+        let disk = Disk::ask(&image, dir.path()).unwrap();
+        assert_eq!(disk.image, G);
+        assert!(disk.allocated < G && !disk.is_unknown() && disk.filled > 0, "{disk:?}");
+        assert!(Disk::ask(&dir.path().join("none"), dir.path()).is_err());
+    }
+}
