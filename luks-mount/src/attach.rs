@@ -40,7 +40,7 @@ pub(crate) fn run(settings: &Settings, read_only: bool, report: &mut Report) -> 
         up(settings, &mut record, read_only, report)?;
         report.changed = true;
     }
-    facts::tell(settings, Some(&record), &stack::look(settings, Some(&record))?, report)?;
+    facts::tell_what_can_be(settings, &record, report);
     let already = if done { " already" } else { "" };
     common::say!(crate::TOOL, "{} is attached{already} on {}", settings.name, settings.mount_point.display());
     Ok(())
@@ -63,14 +63,21 @@ pub(crate) fn up(
     report: &mut Report,
 ) -> Result<()> {
     compare(settings, report)?;
-    let result = undoing(settings, Some(&record.clone()), report, |report| {
+    undoing(settings, Some(&record.clone()), report, |report| {
         let mut watch = Watch::new(settings, false)?;
         let mapping = open(settings, &record.cipher, read_only, &mut watch, report)?;
         let file_system = match record.file_system.as_deref() {
             Some(word) => FileSystem::from_word(word)?,
             None => FileSystem::find(&mapping.device(), &mut watch)?,
         };
-        file_system.mount(&mapping.device(), &settings.mount_point, read_only, &mut watch, report)?;
+        file_system.mount(
+            &mapping.device(),
+            &settings.mount_point,
+            read_only,
+            record.check_needed,
+            &mut watch,
+            report,
+        )?;
         let stack = stack::look(settings, Some(record))?;
         let Some(mount) = stack.mounts.last().filter(|_| stack.state == State::Attached) else {
             let state = stack.state.word();
@@ -80,14 +87,16 @@ pub(crate) fn up(
             dirty::set(&mapping, mount);
         }
         signals::check()?;
-        Ok(file_system)
-    });
-    let file_system = result?.word();
-    if record.file_system.as_deref() != Some(file_system) {
-        record.file_system = Some(file_system.to_owned());
-        record.save(settings)?;
-    }
-    Ok(())
+        let mut known = record.clone();
+        known.file_system = Some(file_system.word().to_owned());
+        // It has been checked.
+        known.check_needed &= read_only;
+        if known != *record {
+            known.save(settings)?;
+            *record = known;
+        }
+        Ok(())
+    })
 }
 
 /// Does `work`, and takes everything down again if it fails. The first error is the one that is told.
@@ -115,8 +124,10 @@ pub(crate) fn open(
     watch: &mut Watch,
     report: &mut Report,
 ) -> Result<Mapping> {
-    let device =
-        losetup::attach(&settings.image, read_only).context("cannot make a loop device for the image")?;
+    let image = image::open(settings, false)?;
+    let device = losetup::attach(&settings.image, &image, read_only)
+        .context("cannot make a loop device for the image")?;
+    drop(image);
     Begun::save(settings, &device)?;
     watch.device = Some(device.name.clone());
     if !device.is_direct() {

@@ -120,6 +120,7 @@ fn fill(
     facts.strong()?;
     tool.must_open(copy, &settings.key_file)?;
     made.file.set_len(size).context("cannot give the image its size")?;
+    image::fits(header, facts.data_offset)?;
     image::put_header(&made.file, header)?;
     let mut watch = Watch::new(settings, false)?;
     let mapping = open(settings, &facts.cipher, false, &mut watch, report)?;

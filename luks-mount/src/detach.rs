@@ -13,12 +13,12 @@ use common::signals;
 use common::status::Report;
 
 use crate::begun::Begun;
-use crate::facts;
 use crate::losetup::{self, Loop};
 use crate::record::Record;
 use crate::settings::Settings;
 use crate::stack::{self, Mapping, Stack, State};
 use crate::watch::Watch;
+use crate::{facts, fs};
 
 /// How long a busy file system, mapping or loop device is tried again.
 const BUSY: Duration = Duration::from_secs(20);
@@ -69,12 +69,15 @@ pub(crate) fn take_down(settings: &Settings, record: Option<&Record>, report: &m
     if matches!(watch.health(SHORT)?, Some(Health::Dead(_))) {
         watch.end_link()?;
     }
-    let all_down = layers(settings, &stack, &mut watch, &mut down, report);
     let writable = stack.mapping.as_ref().is_some_and(|m| !m.read_only);
+    let all_down = layers(settings, &stack, &mut watch, &mut down, report);
     if watch.dead {
         down.clean &= !writable;
         let lost = if writable { "; what was written last may not have reached the image" } else { "" };
         report.warn("link-dead", format!("the link to the image was dead, and has been ended{lost}"));
+    }
+    if writable && !down.clean {
+        note_check(settings, report);
     }
     if let Err(error) = all_down {
         let left = stack::look(settings, record)?;
@@ -105,6 +108,20 @@ fn layers(
             report.warn("sync-failed", format!("not all that was written has reached the image: {error:#}"));
         }
     }
+    if let Some(mapping) = stack.mapping.as_ref().filter(|m| !m.read_only) {
+        // The options as they are after the sync.
+        let now = mounts::table()?.into_iter().filter(|m| is_one_of(m, &stack.mounts));
+        if let Some(why) = now.filter_map(|m| fs::failed(&m, &mapping.dm)).next() {
+            if down.clean {
+                report.warn("sync-failed", format!("not all that was written has reached the image: {why}"));
+            }
+            down.clean = false;
+        }
+        if !down.clean {
+            // Before the traces of it are gone.
+            note_check(settings, report);
+        }
+    }
     for mount in stack.mounts.iter().rev() {
         unmount(mount, watch)?;
     }
@@ -128,8 +145,19 @@ fn layers(
     Ok(())
 }
 
+/// Makes the next attach for writing check the file system.
+fn note_check(settings: &Settings, report: &mut Report) {
+    if let Err(error) = Record::note_check(settings) {
+        report.warn("not-noted", format!("it is not noted that the file system must be checked: {error:#}"));
+    }
+}
+
+fn is_one_of(mount: &Mount, mounts: &[Mount]) -> bool {
+    mounts.iter().any(|m| m.target == mount.target && m.source == mount.source)
+}
+
 fn is_mounted(mount: &Mount) -> Result<bool> {
-    Ok(mounts::table()?.iter().any(|m| m.target == mount.target && m.source == mount.source))
+    Ok(mounts::table()?.iter().any(|m| is_one_of(m, std::slice::from_ref(mount))))
 }
 
 /// Unmounts synchronously: on return, what was written has been handed to the device.

@@ -50,6 +50,14 @@ pub(crate) fn run(settings: &Settings, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// The same for what is up and stays up: an error is a warning.
+pub(crate) fn tell_what_can_be(settings: &Settings, record: &Record, report: &mut Report) {
+    let stack = stack::look(settings, Some(record));
+    if let Err(error) = stack.and_then(|stack| tell(settings, Some(record), &stack, report)) {
+        report.warn("not-told", format!("not all of data is known: {error:#}"));
+    }
+}
+
 /// Fills `data`. What is not known stays null.
 pub(crate) fn tell(
     settings: &Settings,

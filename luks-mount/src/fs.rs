@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
+use common::mounts::Mount;
 use common::run::Cmd;
 use common::status::Report;
 
@@ -12,6 +13,8 @@ use crate::watch::Watch;
 
 /// What can be on an encrypted file system that somebody else stores: files to read, nothing to run.
 const COMMON: &str = "nosuid,nodev,noexec,noatime";
+/// For ext4 that is written to: nothing behind our back, and no more writing after what could not be written.
+const WRITING: &str = ",noinit_itable,errors=remount-ro";
 
 impl FileSystem {
     /// The kernel's name.
@@ -63,12 +66,14 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Checks it if it needs that, and mounts it; `data.fsck` says whether something was repaired.
+    /// Checks it if it needs that, or ext4 for writing if `suspect`, and mounts it; `data.fsck` says whether something
+    /// was repaired.
     pub(crate) fn mount(
         self,
         device: &Path,
         target: &Path,
         read_only: bool,
+        suspect: bool,
         watch: &mut Watch,
         report: &mut Report,
     ) -> Result<()> {
@@ -89,10 +94,14 @@ impl FileSystem {
                     report
                         .warn("unclean", "the container was not unmounted cleanly: its journal is replayed");
                 }
-                if found.needs_check {
-                    check(device, watch, report)?;
+                if found.needs_check || suspect {
+                    check(device, found.needs_check, watch, report)?;
                 }
-                options.push_str(",noinit_itable");
+                options.push_str(WRITING);
+                if found.has_journal {
+                    // The same for file contents; not known without a journal.
+                    options.push_str(",data_err=abort");
+                }
             }
         }
         let mount = |options: &str| {
@@ -159,10 +168,11 @@ fn mkfs_ext4(size: u64, bytes_per_inode: u32) -> Cmd {
     cmd.args(["-i", &inodes, "-J", &journal, "-E", &extended])
 }
 
-/// Repairs what can be repaired without a question.
-fn check(device: &Path, watch: &mut Watch, report: &mut Report) -> Result<()> {
-    common::say!(crate::TOOL, "the file system is marked as faulty: checking it");
-    let cmd = Cmd::new("e2fsck").arg("-p").arg(device);
+/// Repairs what can be repaired without a question. All of it is looked at, whatever its marks say.
+fn check(device: &Path, marked: bool, watch: &mut Watch, report: &mut Report) -> Result<()> {
+    let why = if marked { "is marked as faulty" } else { "was not taken down cleanly the last time" };
+    common::say!(crate::TOOL, "the file system {why}: checking it");
+    let cmd = Cmd::new("e2fsck").args(["-f", "-p"]).arg(device);
     let out = watch.output(&cmd)?;
     // 1: errors, all corrected.
     if !matches!(out.status.code(), Some(0 | 1)) {
@@ -173,14 +183,39 @@ fn check(device: &Path, watch: &mut Watch, report: &mut Report) -> Result<()> {
             Some("`luks-mount attach --read-only` may still show it; to repair it, cryptsetup open, then e2fsck -f".into());
         return Err(anyhow::Error::from(failure).context("the file system in the container is damaged"));
     }
-    report.warn("repaired", "the file system in the container was marked as faulty; e2fsck has seen to it");
-    report.set("fsck", "repaired");
+    if marked || out.status.code() == Some(1) {
+        report.warn("repaired", format!("the file system in the container {why}; e2fsck has seen to it"));
+        report.set("fsck", "repaired");
+    } else {
+        report.set("fsck", "checked");
+    }
     Ok(())
+}
+
+/// Why not all that was written to this mount can have reached the image, if it cannot. Only for a container that was
+/// opened for writing. Who was told by a sync of its own has used up that error: nobody else is told it.
+pub(crate) fn failed(mount: &Mount, dm: &str) -> Option<String> {
+    if has_turned_read_only(mount) {
+        return Some("the file system has stopped writing because of an error".into());
+    }
+    // Zero at each mount for writing: it would have been checked otherwise.
+    let count = std::fs::read_to_string(Path::new("/sys/fs/ext4").join(dm).join("errors_count")).ok()?;
+    let count = count.trim();
+    (mount.fs_type == "ext4" && count != "0").then(|| format!("the file system has counted {count} errors"))
+}
+
+/// Of the options, those of the mount point come first, then those of the file system: either begin with rw or ro. An
+/// error changes the second only, who mounts it read-only by hand both.
+fn has_turned_read_only(mount: &Mount) -> bool {
+    let stopped = mount.options.iter().any(|o| o == "emergency_ro" || o == "shutdown");
+    let mut modes = mount.options.iter().filter(|o| *o == "rw" || *o == "ro");
+    stopped || modes.next().zip(modes.next_back()).is_some_and(|(own, all)| own == "rw" && all == "ro")
 }
 
 /// What an ext4 superblock says.
 #[derive(Debug, PartialEq, Eq)]
 struct Super {
+    has_journal: bool,
     needs_replay: bool,
     needs_check: bool,
 }
@@ -195,10 +230,16 @@ impl Super {
     /// Parses what `dumpe2fs -h` prints. What is not understood is checked.
     fn parse(text: &str) -> Super {
         let value = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)).map(str::trim);
+        let counted = |key: &str| value(key).is_some_and(|number| number != "0");
         let features = value("Filesystem features:").unwrap_or_default();
+        let has = |feature| features.split_whitespace().any(|f| f == feature);
         Super {
-            needs_replay: features.split_whitespace().any(|f| f == "needs_recovery"),
-            needs_check: value("Filesystem state:") != Some("clean"),
+            has_journal: has("has_journal"),
+            needs_replay: has("needs_recovery"),
+            // The journal keeps an error that the superblock could not be told of any more.
+            needs_check: value("Filesystem state:") != Some("clean")
+                || counted("Journal errno:")
+                || counted("FS Error count:"),
         }
     }
 }
@@ -219,10 +260,34 @@ mod tests {
             (found.needs_replay, found.needs_check)
         };
         assert_eq!(parse("", "clean"), (false, false));
+        assert!(Super::parse(&text("", "clean")).has_journal);
         assert_eq!(parse("needs_recovery ", "clean"), (true, false));
         assert_eq!(parse("", "clean with errors"), (false, true));
         assert_eq!(parse("", "not clean"), (false, true));
-        assert_eq!(Super::parse("garbage"), Super { needs_replay: false, needs_check: true });
+        let with = |more: &str| Super::parse(&format!("{}{more}", text("", "clean"))).needs_check;
+        assert!(!with("FS Error count:           0\nJournal errno:            0\n"));
+        assert!(with("Journal errno:            -5\n"));
+        assert!(with("FS Error count:           2\n"));
+        assert_eq!(
+            Super::parse("garbage"),
+            Super { has_journal: false, needs_replay: false, needs_check: true }
+        );
+    }
+
+    #[test]
+    fn a_file_system_that_stopped_writing_is_told_from_a_read_only_bind_mount() {
+        let stopped = |options: &str| {
+            let line = "40 27 254:0 / /c ";
+            let (own, of_all) = options.split_once(' ').unwrap();
+            let text = format!("{line}{own} - ext4 /dev/dm-77 {of_all}\n");
+            failed(&common::mounts::parse(text.as_bytes()).unwrap()[0], "dm-77").is_some()
+        };
+        assert!(!stopped("rw,noatime rw,errors=remount-ro"));
+        assert!(!stopped("ro,noatime rw,errors=remount-ro"));
+        assert!(!stopped("ro,noatime ro"));
+        assert!(stopped("rw,noatime ro,errors=remount-ro"));
+        assert!(stopped("rw,noatime rw,emergency_ro"));
+        assert!(stopped("rw,noatime rw,shutdown"));
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub(crate) fn run(settings: &Settings, size: u64, report: &mut Report) -> Result
         }
         layers(settings, &record)
     })();
-    facts::tell(settings, Some(&record), &stack::look(settings, Some(&record))?, report)?;
+    facts::tell_what_can_be(settings, &record, report);
     if !was_attached {
         let down = take_down(settings, Some(&record), report);
         if grown.is_ok() && !down?.clean {

@@ -96,7 +96,20 @@ impl Drop for Made {
     }
 }
 
-/// Writes `header` at the image's start, where it differs from what is there; durable on return. The number of
+/// An error unless `header` ends before the encrypted data begins, at `data_offset`: it would overwrite some of it.
+pub(crate) fn fits(header: &[u8], data_offset: u64) -> Result<()> {
+    let bytes = u64::try_from(header.len())?;
+    if bytes <= data_offset {
+        return Ok(());
+    }
+    let what = format!(
+        "this machine's header has {bytes} bytes, and the container's data begins at {data_offset}: it is not \
+         written to the image"
+    );
+    Err(Fault::config(what).hint("put back the header of a backup that `backup-header` made").into())
+}
+
+/// Writes `header`, which [`fits`], at the image's start, where it differs from what is there; durable on return. The number of
 /// bytes written.
 pub(crate) fn put_header(image: &File, header: &[u8]) -> Result<u64> {
     let mut written = 0;
@@ -130,6 +143,13 @@ pub(crate) fn same_header(image: &File, copy: &Path, bytes: usize) -> Result<boo
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_header_never_reaches_into_the_data() {
+        assert!(fits(&[0; BLOCK], 4096).is_ok());
+        let error = fits(&[0; BLOCK + 1], 4096).unwrap_err();
+        assert_eq!(common::fault::kind_of(&error), common::fault::Kind::Config);
+    }
 
     #[test]
     fn only_blocks_that_differ_are_written() {

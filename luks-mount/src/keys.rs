@@ -28,14 +28,17 @@ pub(crate) fn add(settings: &Settings, new: &Path, pbkdf: &Pbkdf, report: &mut R
     tool.must_open(copy, &settings.key_file)?;
     let has_it = tool.opens(copy, &new)?;
     let mut bytes = std::fs::read(copy).with_context(|| format!("cannot read {}", copy.display()))?;
+    image::fits(&bytes, Header::read(tool, copy)?.data_offset)?;
     if !has_it {
         let scratch = Scratch::new(settings)?;
         let next = scratch.with("new", &bytes)?;
         tool.add_key(&next, &settings.key_file, &new, pbkdf)?;
-        record.agrees(&Header::read(tool, &next)?, settings)?;
+        let header = Header::read(tool, &next)?;
+        record.agrees(&header, settings)?;
         tool.must_open(&next, &settings.key_file)?;
         tool.must_open(&next, &new)?;
         bytes = std::fs::read(&next)?;
+        image::fits(&bytes, header.data_offset)?;
         durable::write(copy, &bytes, 0o600)?;
         report.changed = true;
     }

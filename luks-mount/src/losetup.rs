@@ -2,13 +2,16 @@
 //! file below no longer answers.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use common::fault::Fault;
 use common::run::Cmd;
+use nix::sys::stat::{major, minor};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -85,8 +88,9 @@ pub(crate) fn one(name: &str) -> Option<Loop> {
     })
 }
 
-/// Makes a loop device for `image`, which must be exactly what the kernel then says it opened.
-pub(crate) fn attach(image: &Path, read_only: bool) -> Result<Loop> {
+/// Makes a loop device for `image`, which must be exactly what the kernel then says it opened: this path, and the very
+/// file that is `opened`. (losetup itself always opens a path, even when it is given a descriptor below `/proc`.)
+pub(crate) fn attach(image: &Path, opened: &File, read_only: bool) -> Result<Loop> {
     let cmd = Cmd::new("losetup").args(["--find", "--show", "--direct-io=on"]);
     let cmd = cmd.args(read_only.then_some("--read-only")).arg("--").arg(image).timeout(LIMIT);
     let device = cmd.checked()?.text();
@@ -100,7 +104,25 @@ pub(crate) fn attach(image: &Path, read_only: bool) -> Result<Loop> {
         let what = format!("{} turned into {} while it was opened", image.display(), made.file.display());
         return Err(Fault::config(what).into());
     }
-    Ok(made)
+    match is_on(&made, opened) {
+        Ok(true) => Ok(made),
+        other => {
+            detach(&made, LIMIT)?;
+            other?;
+            let what = format!("{} was replaced by another file while it was opened", image.display());
+            Err(Fault::config(what).into())
+        }
+    }
+}
+
+/// Whether `device` has the very file that is `opened`, whatever its name.
+fn is_on(device: &Loop, opened: &File) -> Result<bool> {
+    let cmd = Cmd::new("losetup").args(["--list", "--noheadings", "--output", "BACK-INO,BACK-MAJ:MIN"]);
+    let there = cmd.arg(device.device()).timeout(LIMIT).checked()?.text();
+    let meta = opened.metadata()?;
+    let ours = (meta.ino().to_string(), format!("{}:{}", major(meta.dev()), minor(meta.dev())));
+    let mut words = there.split_whitespace();
+    Ok((words.next(), words.next()) == (Some(&ours.0), Some(&ours.1)))
 }
 
 /// Ends a loop device; false if something still holds it after `patience`.
@@ -144,9 +166,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().canonicalize().unwrap().join("img");
         std::fs::write(&image, vec![0; 1 << 20]).unwrap();
-        let made = attach(&image, true).unwrap();
+        let made = attach(&image, &File::open(&image).unwrap(), true).unwrap();
         assert!(all().contains(&made) && made.is_of(&image) && made.traffic().is_some());
         assert!(detach(&made, Duration::from_secs(5)).unwrap());
+        // Another file took its name since it was looked at.
+        let before = File::open(&image).unwrap();
+        std::fs::rename(&image, dir.path().join("old")).unwrap();
+        std::fs::write(&image, vec![0; 1 << 20]).unwrap();
+        assert!(attach(&image, &before, true).is_err());
         assert!(!all().iter().any(|l| l.is_of(&image)));
     }
 }

@@ -33,6 +33,9 @@ pub(crate) struct Record {
     /// RFC 3339 UTC.
     #[serde(default)]
     pub(crate) adopted_at: Option<String>,
+    /// Not all that was written may have reached the image: ext4 is checked before it is written to again.
+    #[serde(default)]
+    pub(crate) check_needed: bool,
 }
 
 impl Record {
@@ -48,6 +51,7 @@ impl Record {
             file_system: None,
             created_at: None,
             adopted_at: None,
+            check_needed: false,
         }
     }
 
@@ -80,6 +84,18 @@ impl Record {
     /// Writes it; durable on return.
     pub(crate) fn save(&self, settings: &Settings) -> Result<()> {
         durable::write(&Record::path(settings), &serde_json::to_vec_pretty(self)?, 0o600)
+    }
+
+    /// Notes that the file system is to be checked before the next writing; durable on return. Without a record, as
+    /// while a container is being made, there is nothing to be noted.
+    pub(crate) fn note_check(settings: &Settings) -> Result<()> {
+        match Record::load(settings)? {
+            Some(mut record) if !record.check_needed => {
+                record.check_needed = true;
+                record.save(settings)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// An error unless `header` is of this container, with the very encryption it had from the beginning.

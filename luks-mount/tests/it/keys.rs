@@ -40,6 +40,23 @@ fn three_keys_fit_and_each_opens_image_and_copy() {
 }
 
 #[test]
+fn a_header_that_would_reach_into_the_data_is_not_written() {
+    if elsewhere("keys::a_header_that_would_reach_into_the_data_is_not_written") {
+        return;
+    }
+    let world = World::with(64, "ext4");
+    let key = world.key("second");
+    let before = world.sh("sha256sum s3/c.img");
+    world.sh("cp state/container.header good; truncate -s 3M state/container.header");
+    let args = || ["--new-key-file", key.to_str().unwrap()].into_iter().chain(CHEAP);
+    let refused = world.run("add-key", args()).expect(78);
+    assert!(refused.stderr.contains("data begins at 2097152"), "{}", refused.stderr);
+    assert_eq!(world.sh("sha256sum s3/c.img"), before);
+    world.sh("cat good >state/container.header");
+    world.run("add-key", args()).expect(0);
+}
+
+#[test]
 fn a_header_backup_opens_and_overwrites_nothing() {
     if elsewhere("keys::a_header_backup_opens_and_overwrites_nothing") {
         return;

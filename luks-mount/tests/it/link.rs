@@ -32,6 +32,8 @@ fn a_dead_link_is_told_and_ended_in_order() {
         let sshfs = mount(&world);
         let up = world.attach().expect(0);
         assert_eq!(up.json["data"]["link"], "healthy");
+        // After the first round it is not believed that nothing was lost.
+        assert_eq!(up.json["data"]["fsck"] == "not-needed", link == "dead", "{:#}", up.json);
         world.sh(&format!("head -c 5M /dev/urandom >run/container/{link}; sync run/container/{link}"));
         world.sh(&format!(
             "(while :; do head -c 1M /dev/urandom; done >run/container/f) >/dev/null 2>&1 & sleep 1
@@ -47,6 +49,7 @@ fn a_dead_link_is_told_and_ended_in_order() {
         assert!(begin.elapsed() < Duration::from_secs(60), "{link}: {:?}", begin.elapsed());
         assert!(warnings(&down).contains(&"link-dead"), "{:#}", down.json);
         assert_eq!(down.json["data"]["clean"], false);
+        world.sh("grep -q '\"check_needed\": true' state/container.json");
         world.nothing_is_up();
         world.attach().expect(69);
         world.sh("umount link");

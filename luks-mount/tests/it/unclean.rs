@@ -87,3 +87,74 @@ fn a_file_system_marked_as_faulty_is_checked_once() {
     assert!(damaged.json["error"]["hint"].as_str().unwrap().contains("e2fsck"), "{:#}", damaged.json);
     world.nothing_is_up();
 }
+
+/// The image's file system is full, and has room again later: what has failed by then is not written a second time.
+#[test]
+fn an_error_that_somebody_else_was_told_is_not_forgotten() {
+    if elsewhere("unclean::an_error_that_somebody_else_was_told_is_not_forgotten") {
+        return;
+    }
+    let world = World::new();
+    world.sh("mount -t tmpfs -o size=24M none s3");
+    world.create(&["--size", "64M"]).expect(0);
+    world.attach().expect(0);
+    let options = world.sh("grep run/container /proc/self/mountinfo");
+    assert!(options.contains("errors=remount-ro"), "{options}");
+    world.sh("echo one >run/container/f; sync -f run/container");
+    // Whoever syncs next is told, and uses the error up.
+    world.sh("head -c 30M /dev/zero >s3/filler 2>/dev/null || :
+         ! dd if=/dev/urandom of=run/container/g bs=1M count=4 conv=fsync 2>/dev/null
+         ! mkdir run/container/d || sync -f run/container || :
+         rm s3/filler; sync -f run/container || :");
+    let down = world.detach().expect(0);
+    assert_eq!((&down.json["data"]["clean"], warnings(&down)), (&false.into(), vec!["sync-failed"]));
+    world.nothing_is_up();
+    world.sh("grep -q '\"check_needed\": true' state/container.json");
+    // Looking does not repair, so it does not forget either.
+    world.run("attach", ["--read-only"]).expect(0);
+    world.detach().expect(0);
+    let up = world.attach().expect(0);
+    assert_ne!(up.json["data"]["fsck"], "not-needed", "{:#}", up.json);
+    assert_eq!(world.sh("cat run/container/f; echo two >run/container/h"), "one");
+    assert_eq!(world.detach().expect(0).json["data"]["clean"], true);
+    world.sh(&format!(
+        "L=$(losetup --find --show --read-only s3/c.img)
+         cryptsetup open --readonly --header state/container.header --key-file key $L {0}
+         e2fsck -fn /dev/mapper/{0}
+         cryptsetup close {0}; losetup -d $L",
+        world.mapping()
+    ));
+    let up = world.attach().expect(0);
+    assert_eq!((warnings(&up), &up.json["data"]["fsck"]), (vec![], &"not-needed".into()));
+    world.detach().expect(0);
+    world.sh("umount s3");
+}
+
+#[test]
+fn what_the_kernel_has_counted_is_not_clean_even_if_the_sync_succeeds() {
+    if elsewhere("unclean::what_the_kernel_has_counted_is_not_clean_even_if_the_sync_succeeds") {
+        return;
+    }
+    let world = World::with(64, "ext4");
+    for mode in ["remount-ro", "continue"] {
+        world.attach().expect(0);
+        world.sh(&format!(
+            "DM=$(basename $(readlink -f /dev/mapper/{0})); [ -e /sys/fs/ext4/$DM ] || DM=$(dmsetup info -c --noheadings -o blkdevname {0})
+             mount -i -o remount,errors={mode} /dev/mapper/{0} run/container
+             echo x >/sys/fs/ext4/$DM/trigger_fs_error",
+            world.mapping()
+        ));
+        let down = world.detach().expect(0);
+        assert_eq!(
+            (&down.json["data"]["clean"], warnings(&down)),
+            (&false.into(), vec!["sync-failed"]),
+            "{mode}"
+        );
+        world.sh("grep -q '\"check_needed\": true' state/container.json");
+        let up = world.attach().expect(0);
+        assert_eq!(up.json["data"]["fsck"], "repaired", "{mode}: {:#}", up.json);
+        world.sh("grep -q '\"check_needed\": false' state/container.json; echo x >run/container/f");
+        assert_eq!(world.detach().expect(0).json["data"]["clean"], true, "{mode}");
+    }
+    world.nothing_is_up();
+}

@@ -28,7 +28,7 @@ impl World {
         let hosts =
             Hosts::start(Setting { users: [setting.users[0], setting.users[1], &account.0], ..setting });
         hosts.s3.set_key_options("command=\"internal-sftp\",restrict");
-        let world = World { dir, hosts, account: account };
+        let world = World { dir, hosts, account };
         for folder in ["etc", "store"] {
             std::fs::DirBuilder::new().mode(0o700).create(world.path(folder)).unwrap();
         }
