@@ -47,6 +47,9 @@ pub struct Profile {
     /// The off-site copy, on S2.
     #[serde(default)]
     pub offsite: Offsite,
+    /// The rehearsal: where a scratch database may be made.
+    #[serde(default)]
+    pub drill: Drill,
 }
 
 /// `[nextcloud]`
@@ -108,6 +111,20 @@ pub struct Database {
     pub psql: Vec<String>,
     /// Parallel jobs of pg_dump and pg_restore. Default 2.
     pub jobs: Option<u32>,
+}
+
+/// `[drill]`: the server of the scratch database, which may be another one.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drill {
+    /// As in `[database]`. Default: that one.
+    pub host: Option<String>,
+    /// A role that may make databases. Default: `user` of `[database]`.
+    pub user: Option<String>,
+    /// File that holds its password and nothing else.
+    pub password_file: Option<PathBuf>,
+    /// The database to connect to for making others. Default `postgres`.
+    pub admin_database: Option<String>,
 }
 
 /// `[snapshot]`

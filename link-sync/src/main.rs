@@ -4,7 +4,6 @@ mod actions;
 mod agent;
 mod cli;
 mod copy;
-mod exclude;
 mod far;
 mod index;
 mod maintenance;

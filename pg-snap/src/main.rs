@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
+mod against;
 mod catalog;
 mod cli;
 mod connect;
@@ -20,6 +21,8 @@ mod pg_restore;
 mod programs;
 mod psql;
 mod restore;
+mod scratch;
+mod verify;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();

@@ -38,19 +38,7 @@ impl Psql {
         if output.status.success() {
             return Ok(output.text());
         }
-        let mut failure = cmd.failure(output);
-        if output.status.code() == Some(NO_CONNECTION) {
-            // Without the indented questions, which our hint asks, and the name of the password file.
-            let noise = |l: &&str| l.starts_with('\t') || l.starts_with("password retrieved from file");
-            let lines = failure.stderr_tail.lines().filter(|l| !noise(l));
-            failure.stderr_tail = lines.collect::<Vec<_>>().join("\n");
-            (failure.kind, failure.hint) = classify(&failure.stderr_tail);
-        } else if failure.stderr_tail.contains("permission denied")
-            || failure.stderr_tail.contains("must be owner")
-        {
-            failure.kind = Kind::Denied;
-        }
-        Err(failure.into())
+        Err(explain(cmd.failure(output)).into())
     }
 
     /// Runs SQL in `database`, stopping at the first error; what it printed.
@@ -70,12 +58,57 @@ impl Psql {
         self.judge(&cmd, &cmd.output()?)
     }
 
+    /// Starts SQL whose answer is read while it comes.
+    pub(crate) fn start(&self, database: &str, sql: &str) -> Result<Running> {
+        use std::io::Write as _;
+        let mut child = self.cmd(database, "")?.spawn_piped()?;
+        let mut stdin = child.take_stdin().context("psql has no stdin")?;
+        // One that does not read has ended, and says why.
+        stdin.write_all(sql.as_bytes()).ok();
+        Ok(Running { child })
+    }
+
     /// Runs a query that gives one JSON value.
     pub(crate) fn query<T: DeserializeOwned>(&self, database: &str, sql: &str) -> Result<T> {
         let text = self.run(database, sql)?;
         serde_json::from_str(&text)
             .with_context(|| format!("psql answered something else than JSON: {text:.200}"))
     }
+}
+
+/// SQL whose answer is being read. Dropping it ends psql.
+#[derive(Debug)]
+pub(crate) struct Running {
+    child: common::run::Child,
+}
+
+impl Running {
+    /// Where the answer comes, once.
+    pub(crate) fn take_stdout(&mut self) -> Result<std::process::ChildStdout> {
+        self.child.take_stdout().context("psql has no stdout")
+    }
+
+    /// Waits for the end; an error if it was not a good one.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        let status = self.child.wait(None, true)?;
+        if status.success() { Ok(()) } else { Err(explain(self.child.failure_for(status)?).into()) }
+    }
+}
+
+/// What psql means by the way it failed.
+fn explain(mut failure: Failure) -> Failure {
+    if failure.exit_code == Some(NO_CONNECTION) {
+        // Without the indented questions, which our hint asks, and the name of the password file.
+        let noise = |l: &&str| l.starts_with('\t') || l.starts_with("password retrieved from file");
+        let lines = failure.stderr_tail.lines().filter(|l| !noise(l));
+        failure.stderr_tail = lines.collect::<Vec<_>>().join("\n");
+        (failure.kind, failure.hint) = classify(&failure.stderr_tail);
+    } else if failure.stderr_tail.contains("permission denied")
+        || failure.stderr_tail.contains("must be owner")
+    {
+        failure.kind = Kind::Denied;
+    }
+    failure
 }
 
 /// What a failed connection means. Without "FATAL" it is the client that speaks, and in English; with it,
