@@ -187,8 +187,8 @@ pub(crate) fn off(settings: &Settings, if_ours: bool, report: &mut Report) -> Re
     }
     let gone = ledger.unprove();
     let begin = Instant::now();
-    let waiting = crate::php::Waiting::start(settings).ok();
-    match switch::off(settings, waiting) {
+    let mut waiting = crate::php::Waiting::start(settings).ok();
+    match switch::off(settings, waiting.as_mut()) {
         Ok(off) => {
             report.changed = off.changed;
             report.set("off_ms", millis(begin));

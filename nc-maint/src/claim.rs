@@ -6,7 +6,7 @@
 //! A run is at work exactly as long as its guardian holds the lock in the runtime folder: unlike
 //! a process number, that means nothing else after a reboot.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -135,10 +135,11 @@ impl Ledger {
         RunRecord::remove(&self.record)
     }
 
-    /// Removes both: off is proven, or it never was ours.
+    /// Removes both: off is proven, or it never was ours. Durable on return.
     pub(crate) fn clear(&self) -> Result<()> {
         self.unprove()?;
-        RunRecord::remove(&self.claim)
+        RunRecord::remove(&self.claim)?;
+        durable::sync_dir(self.claim.parent().unwrap_or(Path::new("/")))
     }
 
     /// Puts back what another one had written down before us.

@@ -163,7 +163,7 @@ impl Guardian {
         let off = Instant::now();
         let proven_on = outcome.on_ms.is_some();
         let result = if proven_on {
-            switch::off(settings, ready.take_off()).map(Some)
+            switch::off(settings, ready.for_off()).map(Some)
         } else {
             switch::back(settings).map(|()| None)
         };

@@ -65,7 +65,7 @@ struct Answer {
     nc_backup: Merged,
 }
 
-/// A PHP that has been started and reads nothing before it is asked.
+/// A PHP that has been started and reads nothing before it is asked, once. Dropping it ends it.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     child: Child,
@@ -92,12 +92,12 @@ impl Waiting {
     }
 
     /// The state as of now.
-    pub(crate) fn ask(mut self) -> Result<Merged> {
+    pub(crate) fn ask(&mut self) -> Result<Merged> {
         self.word.write_all(b"go\n").context("the waiting PHP is gone")?;
         self.answer()
     }
 
-    fn answer(mut self) -> Result<Merged> {
+    fn answer(&mut self) -> Result<Merged> {
         self.until(parse)
     }
 

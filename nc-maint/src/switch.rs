@@ -56,7 +56,7 @@ pub(crate) fn state(settings: &Settings) -> Result<bool> {
 }
 
 /// The state, from a PHP that waits for it, a new one, or occ: whichever can tell. occ knows no files.
-pub(crate) fn look(settings: &Settings, waiting: Option<Waiting>, occ: Occ) -> Result<Merged> {
+pub(crate) fn look(settings: &Settings, waiting: Option<&mut Waiting>, occ: Occ) -> Result<Merged> {
     if settings.choice.method == Method::DropIn {
         let answer = waiting.map(Waiting::ask).and_then(Result::ok);
         if let Some(merged) = answer.or_else(|| php::ask(settings).ok()) {
@@ -102,9 +102,9 @@ pub(crate) fn prepare(settings: &Settings, mark: &Mark) -> Result<Ready> {
 }
 
 impl Ready {
-    /// Gives up the PHP that waits to prove the end.
-    pub(crate) fn take_off(&mut self) -> Option<Waiting> {
-        self.off.take()
+    /// The PHP that waits to prove the end.
+    pub(crate) fn for_off(&mut self) -> Option<&mut Waiting> {
+        self.off.as_mut()
     }
 }
 
@@ -121,7 +121,7 @@ pub(crate) fn on(
     if let Some(mut draft) = ready.draft.take() {
         draft.place()?;
         proof = Instant::now();
-        let merged = look(settings, ready.on.take(), occ)?;
+        let merged = look(settings, ready.on.as_mut(), occ)?;
         if !merged.on {
             return Err(not_honoured(&merged));
         }
@@ -151,7 +151,7 @@ fn not_honoured(merged: &Merged) -> anyhow::Error {
 }
 
 /// Switches off and proves it. Not interrupted, and bounded.
-pub(crate) fn off(settings: &Settings, waiting: Option<Waiting>) -> Result<Off> {
+pub(crate) fn off(settings: &Settings, waiting: Option<&mut Waiting>) -> Result<Off> {
     let removed = remove(settings);
     let mark = match &removed {
         Ok(Present::Ours(mark)) => Some(mark),

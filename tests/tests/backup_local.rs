@@ -139,8 +139,13 @@ fn a_night_saves_files_and_database_together_and_the_next_one_only_what_changed(
     assert!(!world.in_maintenance());
     let one = world.store().join(date);
     assert!(same_content(&world.root().join("data/.ncdata"), &one.join("data/.ncdata")));
-    let config = std::fs::read_to_string(one.join("html/config/config.php")).unwrap();
-    assert!(config.contains("'maintenance' => true"), "taken in maintenance: {config}");
+    let config = "config/config.php";
+    assert!(same_content(&world.root().join(config), &one.join("html").join(config)), "never written");
+    let maintenance =
+        first.json["data"]["steps"].as_array().unwrap().iter().find(|s| s["step"] == "maintenance");
+    assert_eq!(maintenance.unwrap()["output"]["data"]["method"], "drop-in");
+    let drop_in = one.join("html/config/zz-nc-backup-maintenance.config.php");
+    assert!(!drop_in.exists(), "an instance made from it would start closed");
     assert!(!one.join("html/data").exists(), "the data directory is a source of its own");
     assert!(one.join("database/dump.json").exists());
     let dump: Value =
@@ -183,9 +188,9 @@ fn whatever_fails_maintenance_ends_nothing_is_published_and_the_next_run_succeed
     let killed = "kill -9 $$".to_owned();
     // The tool itself dies without any chance to clean up, while Nextcloud is in maintenance.
     let dies_in_maintenance = format!(
-        "\"$real\" \"$@\" & p=$!; i=0; until grep -q \"'maintenance' => true\" '{}' || [ $i -gt 500 ]; do \
+        "\"$real\" \"$@\" & p=$!; i=0; until [ -e '{}' ] || [ $i -gt 500 ]; do \
          i=$((i+1)); sleep 0.02; done; kill -9 $p; kill -9 $$",
-        world.root().join("config/config.php").display()
+        world.root().join("config/zz-nc-backup-maintenance.config.php").display()
     );
     for (tool, pattern, instead, code, failed_step) in [
         ("link-sync", "'stage home'*toml", fails(69), 69, "stage"),
