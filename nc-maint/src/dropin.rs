@@ -185,8 +185,12 @@ impl Folder {
                 Fault::denied("only root or the owner of config.php can give a file its owner").into()
             );
         }
-        faccessat(&self.fd, ".", AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS)
-            .with_context(|| format!("{} cannot be written", self.path.display()))?;
+        faccessat(&self.fd, ".", AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS).map_err(
+            |e| {
+                Fault::denied(format!("{} cannot be written: {}", self.path.display(), e.desc()))
+                    .hint("under systemd, ReadWritePaths= lets the unit write there; or use --method occ")
+            },
+        )?;
         if let Present::Foreign(why) = self.look()? {
             return Err(Fault::config(format!("{} is not ours: {why}", self.file().display()))
                 .hint("find out who made it, and move it away")

@@ -50,31 +50,26 @@ fn is_php(program: &OsStr) -> bool {
     Path::new(program).file_name().is_some_and(|n| n.as_bytes().starts_with(b"php"))
 }
 
-/// What was asked for, or the drop-in where it is possible. An error if what was asked for is not.
-pub(crate) fn choose(wanted: Option<Method>, root: Option<&Path>, php: Option<&Php>) -> Result<Choice> {
+/// What was asked for, or the drop-in where it is possible. If what was asked for is not, only `on` and `run`
+/// fail, when they try: `off` has to work all the same.
+pub(crate) fn choose(wanted: Option<Method>, root: Option<&Path>, php: Option<&Php>) -> Choice {
     let possible = possible(root);
-    match (wanted, possible) {
-        (Some(Method::DropIn), Err(e)) => Err(e.context("the method drop-in is not possible")),
-        (Some(method), _) => Ok(Choice {
-            method,
-            reason: "asked for in the profile or with --method".into(),
-            automatic: false,
-        }),
-        (None, possible) => {
-            let local = match root {
-                Some(root) if php.is_some_and(|p| p.is_local(root)) => Ok(()),
-                _ => Err(anyhow::anyhow!(
-                    "occ does not run by this machine's own PHP, which may see another folder; if it is the same, \
-                     `method = \"drop-in\"` is faster"
-                )),
-            };
-            let (method, reason) = match possible.and(local) {
-                Ok(()) => (Method::DropIn, "config/ can be written, and PHP here reads what is in it".into()),
-                Err(e) => (Method::Occ, format!("{e:#}")),
-            };
-            Ok(Choice { method, reason, automatic: true })
+    let automatic = wanted.is_none();
+    let (method, reason) = match (wanted, possible) {
+        (Some(Method::DropIn), Err(e)) => (Method::DropIn, format!("asked for, but not possible: {e:#}")),
+        (Some(method), _) => (method, "asked for in the profile or with --method".into()),
+        (None, Err(e)) => (Method::Occ, format!("{e:#}")),
+        (None, Ok(())) if root.is_some_and(|root| php.is_some_and(|p| p.is_local(root))) => {
+            (Method::DropIn, "config/ can be written, and PHP here reads what is in it".into())
         }
-    }
+        (None, Ok(())) => (
+            Method::Occ,
+            "occ does not run by this machine's own PHP, which may see another folder; if it is the same, \
+             `method = \"drop-in\"` is faster"
+                .into(),
+        ),
+    };
+    Choice { method, reason, automatic }
 }
 
 fn possible(root: Option<&Path>) -> Result<()> {
@@ -104,18 +99,18 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_if_asked_for_and_avoided_if_not() {
+    fn what_cannot_be_is_avoided_and_said_if_asked_for() {
         let dir = tempfile::tempdir().unwrap();
         let php = Php { argv: words("php"), config_dir: dir.path().join("config").into() };
-        let choice = choose(None, Some(dir.path()), Some(&php)).unwrap();
+        let choice = choose(None, Some(dir.path()), Some(&php));
         assert_eq!(choice.method, Method::Occ);
         assert!(choice.reason.contains("config"), "{}", choice.reason);
-        assert!(choose(Some(Method::DropIn), Some(dir.path()), Some(&php)).is_err());
+        let asked = choose(Some(Method::DropIn), Some(dir.path()), Some(&php));
+        assert!(asked.method == Method::DropIn && asked.reason.contains("not possible"), "{}", asked.reason);
 
         std::fs::create_dir(dir.path().join("config")).unwrap();
         std::fs::write(dir.path().join("config/config.php"), "<?php").unwrap();
-        assert_eq!(choose(None, Some(dir.path()), Some(&php)).unwrap().method, Method::DropIn);
-        assert_eq!(choose(None, Some(dir.path()), None).unwrap().method, Method::Occ);
-        assert!(choose(Some(Method::DropIn), Some(dir.path()), None).is_ok(), "proven through occ then");
+        assert_eq!(choose(None, Some(dir.path()), Some(&php)).method, Method::DropIn);
+        assert_eq!(choose(None, Some(dir.path()), None).method, Method::Occ);
     }
 }

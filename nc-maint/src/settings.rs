@@ -74,7 +74,7 @@ impl Settings {
         }
         let php = Php::behind(&occ);
         let wanted = options.method.or_else(|| table?.method);
-        let choice = method::choose(wanted, root.as_deref(), php.as_ref())?;
+        let choice = method::choose(wanted, root.as_deref(), php.as_ref());
         let url = options.url.clone().or_else(|| table?.url.clone());
         if let Some(url) = &url
             && !url.starts_with("http://")

@@ -27,6 +27,7 @@ pub(crate) const PERSISTED: &str = "Nextcloud's configuration was written during
 #[derive(Debug, Default)]
 pub(crate) struct Ready {
     draft: Option<Draft>,
+    before: Option<Waiting>,
     on: Option<Waiting>,
     off: Option<Waiting>,
 }
@@ -94,11 +95,12 @@ pub(crate) fn prepare(settings: &Settings, mark: &Mark) -> Result<Ready> {
     if settings.choice.method != Method::DropIn {
         return Ok(Ready::default());
     }
-    let draft = Some(Folder::open(settings.root()?)?.draft(mark)?);
-    let mut pair = [Waiting::start(settings), Waiting::start(settings)]
-        .map(|w| w.and_then(|mut w| w.settle().map(|()| w)).ok())
-        .into_iter();
-    Ok(Ready { draft, on: pair.next().flatten(), off: pair.next().flatten() })
+    let draft = settings.root().and_then(Folder::open).and_then(|folder| folder.draft(mark));
+    let draft = Some(draft.context("the method drop-in is not possible")?);
+    let started = [(); 3].map(|()| Waiting::start(settings));
+    // One that does not come is replaced by a new one when it is needed.
+    let [before, on, off] = started.map(|w| w.and_then(|mut w| w.settle().map(|()| w)).ok());
+    Ok(Ready { draft, before, on, off })
 }
 
 impl Ready {
@@ -119,16 +121,17 @@ pub(crate) fn on(
     let mut changed = true;
     let proof;
     if let Some(mut draft) = ready.draft.take() {
-        draft.place()?;
+        // The last look before: afterwards, config.php may say on because Nextcloud wrote down our own word.
+        let theirs = ready.before.as_mut().and_then(|php| php.ask().ok()).is_some_and(|merged| merged.main);
+        if theirs {
+            changed = false;
+        } else {
+            draft.place()?;
+        }
         proof = Instant::now();
         let merged = look(settings, ready.on.as_mut(), occ)?;
         if !merged.on {
             return Err(not_honoured(&merged));
-        }
-        if merged.main {
-            // config.php had it on just before: then it is theirs, and does not need us.
-            remove(settings)?;
-            changed = false;
         }
     } else {
         changed = occ.switch(true)?;

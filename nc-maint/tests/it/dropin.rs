@@ -11,6 +11,13 @@ use crate::world::{World, alive, eventually, guardian, signal};
 /// A write of the configuration by Nextcloud itself, as an app's setting would cause it.
 const NEXTCLOUD_WRITES: &str = "cd nc && php -r 'require \"standin.php\"; (new Standin(getcwd()))->write();'";
 
+impl World {
+    fn nextcloud_writes(&self) {
+        let written = Command::new("sh").args(["-c", NEXTCLOUD_WRITES]).current_dir(self.path()).status();
+        assert!(written.unwrap().success());
+    }
+}
+
 /// A run whose every process is killed at once, in the middle.
 fn killed(world: &World, max: &str) {
     let mut child = world.start(&["--max", max], "echo $$ > command; touch ready; exec sleep 300", "ready");
@@ -92,8 +99,7 @@ fn a_configuration_written_meanwhile_does_not_keep_nextcloud_closed() {
     world.is_clean();
     // The same for a plain `off`.
     world.ask("on", &["--max", "60s"]).expect(0);
-    let written = Command::new("sh").args(["-c", NEXTCLOUD_WRITES]).current_dir(world.path()).status();
-    assert!(written.unwrap().success());
+    world.nextcloud_writes();
     assert!(warned(&world.ask("off", &[]).expect(0).json, "persisted"));
     world.is_clean();
 }
@@ -152,8 +158,9 @@ fn a_leftover_is_known_as_ours_by_the_boot_unit_by_off_and_by_the_next_run() {
     assert!(warned(&world.run(&[], "true").expect(0).json, "run-killed"));
     world.is_clean();
 
-    // And a tool that was told to use occ clears it, too.
+    // And a tool that was told to use occ clears it, too, also when Nextcloud has written it down.
     killed(&world, "60s");
+    world.nextcloud_writes();
     world.ask("off", &["--method", "occ"]).expect(0);
     world.is_clean();
 }
@@ -214,7 +221,10 @@ fn a_file_of_somebody_else_under_its_name_is_left_alone_and_told() {
         let ran = world.run(&[], "true").expect(0);
         assert_eq!(ran.json["data"]["method"], "occ");
         assert!(ran.json["data"]["method_reason"].as_str().unwrap().contains("is not ours"));
-        world.run(&["--method", "drop-in"], "true").expect(78);
+        let ran = world.run(&["--method", "drop-in"], "true").expect(78);
+        assert!(ran.json["error"]["causes"].to_string().contains("is not ours"), "{:#}", ran.json);
+        // What was asked for in vain does not stand in the way of `off`.
+        world.ask("off", &["--method", "drop-in"]).expect(0);
         assert!(warned(&world.ask("off", &[]).expect(0).json, "drop-in-foreign"));
         assert_eq!(std::fs::read_to_string(world.drop_in()).unwrap(), theirs, "{planted}");
         std::fs::remove_file(world.drop_in()).unwrap();
