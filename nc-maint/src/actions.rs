@@ -134,10 +134,13 @@ pub(crate) fn on((settings, ends): (Settings, bool), report: &mut Report) -> Res
             report.changed = on.changed;
             report.set("on_ms", took);
             report.set("proof_ms", on.proof_ms);
-            report.set("deadline", claim.deadline);
+            report.set("deadline", claim.deadline.as_deref());
             report.set("run_id", run_id);
             report.set("maintenance", true);
-            common::say!(TOOL, "maintenance is on");
+            match &claim.deadline {
+                Some(end) => common::say!(TOOL, "maintenance is on, and ends by itself at {end}"),
+                None => common::say!(TOOL, "maintenance is on"),
+            }
             Ok(())
         }
         Err(error) => {

@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, RenameFlags, open, openat, renameat, renameat2};
-use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat};
 use nix::unistd::{AccessFlags, Gid, Uid, UnlinkatFlags, faccessat, fchown, unlinkat};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -178,7 +178,7 @@ impl Folder {
 
     /// Whether a drop-in can be put here and would be readable as config.php is; the error says why not.
     pub(crate) fn usable(&self) -> Result<()> {
-        let config = self.config()?;
+        let (_, config) = self.config()?;
         let euid = nix::unistd::geteuid();
         if !euid.is_root() && euid.as_raw() != config.st_uid {
             return Err(
@@ -199,14 +199,23 @@ impl Folder {
         Ok(())
     }
 
-    fn config(&self) -> Result<FileStat> {
+    /// config.php, for its owner, group, mode and access list.
+    fn config(&self) -> Result<(File, FileStat)> {
         let path = self.path.join("config.php");
-        let stat = fstatat(&self.fd, "config.php", AtFlags::AT_SYMLINK_NOFOLLOW)
-            .with_context(|| format!("cannot look at {}", path.display()))?;
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let file = match openat(&self.fd, "config.php", flags, Mode::empty()) {
+            Ok(fd) => File::from(fd),
+            Err(Errno::ELOOP) => {
+                let message = format!("{} is not a file itself but a link", path.display());
+                return Err(Fault::config(message).into());
+            }
+            Err(e) => return Err(e).with_context(|| format!("cannot open {}", path.display())),
+        };
+        let stat = fstat(&file)?;
         if !is_file(&stat) {
-            return Err(Fault::config(format!("{} is not a file itself but a link", path.display())).into());
+            return Err(Fault::config(format!("{} is not a file", path.display())).into());
         }
-        Ok(stat)
+        Ok((file, stat))
     }
 
     /// What is under our name; never follows, never waits, never reads much.
@@ -236,10 +245,10 @@ impl Folder {
         }
     }
 
-    /// Writes the drop-in under a name that does not count, with config.php's owner, group and mode.
+    /// Writes the drop-in under a name that does not count, with config.php's owner, group, mode and access list.
     pub(crate) fn draft(self, mark: &Mark) -> Result<Draft> {
         self.usable()?;
-        let config = self.config()?;
+        let (model, config) = self.config()?;
         let what = || format!("cannot write a file in {}", self.path.display());
         self.forget(DRAFT).with_context(what)?;
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -251,6 +260,7 @@ impl Folder {
         fchown(&file, Some(Uid::from_raw(config.st_uid)), Some(Gid::from_raw(config.st_gid)))
             .with_context(what)?;
         fchmod(&file, Mode::from_bits_truncate(config.st_mode & 0o666)).with_context(what)?;
+        copy_access_list(&model, &file).with_context(what)?;
         file.sync_all().with_context(what)?;
         Ok(draft)
     }
@@ -301,6 +311,17 @@ impl Drop for Draft {
         if !self.placed {
             self.folder.forget(DRAFT).ok();
         }
+    }
+}
+
+/// The web server may read config.php only by its access list: one that cannot read the drop-in answers 500.
+fn copy_access_list(from: &File, to: &File) -> std::io::Result<()> {
+    let name = "system.posix_acl_access";
+    let mut list = vec![0; 65536];
+    match rustix::fs::fgetxattr(from, name, &mut list) {
+        Ok(length) => Ok(rustix::fs::fsetxattr(to, name, &list[..length], rustix::fs::XattrFlags::empty())?),
+        Err(rustix::io::Errno::NODATA | rustix::io::Errno::NOTSUP) => Ok(()),
+        Err(e) => Err(e.into()),
     }
 }
 
@@ -356,6 +377,28 @@ mod tests {
         assert!(matches!(folder.remove().unwrap(), Present::Ours(m) if m == mark("root")));
         assert!(matches!(folder.remove().unwrap(), Present::Nothing));
         assert_eq!(std::fs::read_dir(config).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn whoever_reads_config_php_by_its_access_list_reads_the_drop_in_too() {
+        let (dir, config) = instance();
+        // acl(5) as the kernel keeps it: version 2; then tag, permissions, id.
+        let mut list = 2u32.to_le_bytes().to_vec();
+        for (tag, permissions, id) in
+            [(1u16, 6u16, u32::MAX), (2, 4, 33), (4, 0, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)]
+        {
+            list.extend(tag.to_le_bytes());
+            list.extend(permissions.to_le_bytes());
+            list.extend(id.to_le_bytes());
+        }
+        let name = "system.posix_acl_access";
+        let file = File::open(config.join("config.php")).unwrap();
+        rustix::fs::fsetxattr(&file, name, &list, rustix::fs::XattrFlags::empty()).unwrap();
+        let mut draft = Folder::open(dir.path()).unwrap().draft(&mark("root")).unwrap();
+        draft.place().unwrap();
+        let mut seen = vec![0; 256];
+        let length = rustix::fs::getxattr(config.join(NAME), name, &mut seen).unwrap();
+        assert_eq!(seen[..length], list);
     }
 
     #[test]
