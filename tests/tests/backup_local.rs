@@ -159,10 +159,13 @@ fn a_night_saves_files_and_database_together_and_the_next_one_only_what_changed(
     assert!(!world.in_maintenance());
     let one = world.store().join(date);
     assert!(same_content(&world.root().join("data/.ncdata"), &one.join("data/.ncdata")));
-    let switch = "zz-nc-backup-maintenance.config.php";
-    assert!(one.join("html/config/config.php").exists());
-    assert!(!one.join("html/config").join(switch).exists(), "the switch is no part of a snapshot");
-    assert!(!world.root().join("config").join(switch).exists());
+    let config = "config/config.php";
+    assert!(same_content(&world.root().join(config), &one.join("html").join(config)), "never written");
+    let maintenance =
+        first.json["data"]["steps"].as_array().unwrap().iter().find(|s| s["step"] == "maintenance");
+    assert_eq!(maintenance.unwrap()["output"]["data"]["method"], "drop-in");
+    let drop_in = one.join("html/config/zz-nc-backup-maintenance.config.php");
+    assert!(!drop_in.exists(), "an instance made from it would start closed");
     assert!(!one.join("html/data").exists(), "the data directory is a source of its own");
     assert!(one.join("database/dump.json").exists());
     let dump: Value =
