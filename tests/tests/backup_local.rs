@@ -125,17 +125,8 @@ impl World {
 }
 
 /// The steps of a night in which all goes well.
-const STEPS: [&str; 9] = [
-    "stage",
-    "look",
-    "stage-again",
-    "maintenance",
-    "dump",
-    "release",
-    "stage-database",
-    "publish",
-    "prune",
-];
+const STEPS: [&str; 9] =
+    ["stage", "look", "stage-again", "maintenance", "dump", "release", "stage-database", "publish", "prune"];
 
 fn steps(ran: &Ran) -> Vec<&str> {
     let list = ran.json["data"]["steps"].as_array().expect("steps");
