@@ -2,7 +2,7 @@
 /*
  * What Nextcloud's PHP workers do to files and database, as far as a backup can be hurt by it.
  *
- *     php writers.php write ROOT --workers N --seconds S [--gap MS] [--step MS] [--uploads N]
+ *     php writers.php write ROOT --workers N --seconds S [--gap MS] [--step MS] [--uploads N] [--deaf 1] [occ …]
  *     php writers.php poll ROOT --seconds S
  *     php writers.php judge TREE <ROWS
  *
@@ -10,8 +10,9 @@
  * ROOT/../writers.stop is there. A request reads the configuration afresh (config.php and its drop-ins), is
  * refused in maintenance, opens its own connection only after 0 to --gap milliseconds (80), and then changes a
  * pair of a file in DATA/writers/ and a row in oc_writers in several steps, each up to --step milliseconds (20)
- * apart: a row that announces the file, the file in two halves under another name, the rename, the row's size
- * and checksum; or a deletion or a renaming. --uploads workers more write large files slowly. Prints
+ * apart (what follows the options only shows in the list of processes): a row that announces the file, the file in two halves under another name, the rename, the row's size
+ * and checksum; or a deletion or a renaming. --uploads workers more write large files slowly. With --deaf they never look at the switch, as
+ * `occ background-job:worker`; they rest while ROOT/../writers.pause is there. Prints
  * {"requests","refused","longest_refused_ms","errors"}.
  *
  * poll: how clients see the switch: reads the configuration every 2 ms; prints {"refused_ms","times"}.
@@ -113,7 +114,12 @@ function work(string $root, int $worker, float $end, array $options, bool $uploa
     $refused_since = null;
     while (microtime(true) < $end && !file_exists(dirname($root) . '/writers.stop')) {
         $config = configuration($root);
-        if ($config['maintenance'] ?? false) {
+        if ($options['deaf']) {
+            if (file_exists(dirname($root) . '/writers.pause')) {
+                usleep(5000);
+                continue;
+            }
+        } elseif ($config['maintenance'] ?? false) {
             $told['refused']++;
             $refused_since ??= microtime(true);
             usleep(5000);
@@ -230,9 +236,9 @@ function judge(string $tree): array
 }
 
 [, $action, $place] = array_pad($argv, 3, '');
-$options = ['workers' => 4, 'seconds' => 60.0, 'gap' => 80, 'step' => 20, 'uploads' => 0];
-foreach (array_chunk(array_slice($argv, 3), 2) as [$name, $value]) {
-    $options[ltrim($name, '-')] = $value + 0;
+$options = ['workers' => 4, 'seconds' => 60.0, 'gap' => 80, 'step' => 20, 'uploads' => 0, 'deaf' => 0];
+for ($at = 3; str_starts_with($argv[$at] ?? '', '--'); $at += 2) {
+    $options[substr($argv[$at], 2)] = $argv[$at + 1] + 0;
 }
 echo json_encode(match ($action) {
     'write' => write($place, $options),
