@@ -12,8 +12,10 @@ use crate::fault::Fault;
 use anyhow::Result;
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
-/// The maintenance drop-in: never part of a snapshot, or a restored instance would start closed.
-const DROP_IN: &str = "/config/zz-nc-backup-maintenance.config.php";
+/// The maintenance drop-in, and what it is called before it counts: never part of a snapshot, or a restored
+/// instance would start closed.
+const DROP_IN: [&str; 2] =
+    ["/config/zz-nc-backup-maintenance.config.php", "/config/.zz-nc-backup-maintenance.new"];
 
 /// What Nextcloud makes again by itself, and its logs. Anchored, so that no user's folder of such a
 /// name is lost. Without `preview`, previews are remade by `occ files:scan-app-data` after a restore.
@@ -31,7 +33,7 @@ const DATA: [&str; 7] = [
 pub fn defaults(name: &str) -> Vec<String> {
     match name {
         "data" => DATA.map(str::to_owned).to_vec(),
-        "html" => vec![DROP_IN.to_owned()],
+        "html" => DROP_IN.map(str::to_owned).to_vec(),
         _ => Vec::new(),
     }
 }

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::geteuid;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::fault::Fault;
 
@@ -64,9 +64,8 @@ pub struct Nextcloud {
     pub occ: Vec<String>,
     /// Base URL; if set, the switch is believed only when `status.php` there shows it.
     pub url: Option<String>,
-    /// How the switch is thrown.
-    #[serde(default)]
-    pub method: Method,
+    /// How the switch is thrown. Default: `drop-in` where that is possible, else `occ`.
+    pub method: Option<Method>,
     /// Longest time maintenance may last when `run` is not told otherwise. Default 30 minutes.
     pub max: Option<Span>,
     /// How long clients may need to see the switch. Default 30 seconds.
@@ -76,12 +75,23 @@ pub struct Nextcloud {
 }
 
 /// How the maintenance switch is thrown.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
+    /// A file beside config.php that carries its own deadline.
+    DropIn,
     /// `occ maintenance:mode`.
-    #[default]
     Occ,
+}
+
+impl Method {
+    /// Its word in profiles, records and reports.
+    pub fn word(self) -> &'static str {
+        match self {
+            Method::DropIn => "drop-in",
+            Method::Occ => "occ",
+        }
+    }
 }
 
 /// `[database]`; what is absent is asked from Nextcloud.

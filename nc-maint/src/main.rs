@@ -9,9 +9,12 @@ mod actions;
 mod claim;
 mod cli;
 mod curl;
+mod dropin;
 mod guardian;
 mod inspect;
+mod method;
 mod occ;
+mod php;
 mod relay;
 mod run;
 mod settings;
@@ -40,7 +43,7 @@ fn main() -> ExitCode {
         let settings = Settings::new(&profile, options)?;
         match &cli.action {
             Action::Status { .. } => actions::status(&settings, report),
-            Action::On { .. } => actions::on(&settings, report),
+            Action::On { max, .. } => actions::on(settings.lasting(*max)?, report),
             Action::Off { if_ours, .. } => actions::off(&settings, *if_ours, report),
             Action::Run { max, command, .. } => run::run(&settings.with_max(*max)?, command, report),
             Action::Inspect { secrets_to, .. } => inspect::inspect(&settings, secrets_to.as_deref(), report),
