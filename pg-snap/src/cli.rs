@@ -34,7 +34,7 @@ Examples:
   pg-snap prune home --keep 3
   pg-snap restore home --database nextcloud --yes --admin-user postgres \\
       --admin-host /run/postgresql
-  pg-snap verify home --against /srv/backup/home/2026-11-22T03-30-00Z
+  pg-snap verify home --newest         would it come back, and fit?
   pg-snap dump --host /run/postgresql --name nextcloud --user nextcloud \\
       --dumps /srv/dumps               without any profile
 
@@ -195,7 +195,7 @@ enum Action {
     /// snapshot_date, rows, files, folders, encrypted_rows, left_out_rows,
     /// not_indexed_files, links, newer_than_rows, findings (missing_file,
     /// missing_folder, size_differs, type_differs, file_without_row, config, dump),
-    /// examples, would_lose (files, bytes, users), unchecked, config.
+    /// examples, would_lose (files, bytes, users), unchecked, config, remote_store.
     Verify {
         #[command(flatten)]
         place: Place,
@@ -212,6 +212,14 @@ enum Action {
         /// snapshot (STORE/DATE), or one that was restored.
         #[arg(long, value_name = "TREE")]
         against: Option<PathBuf>,
+        /// Compare with the newest snapshot in the profile's store, if that is a
+        /// folder of this machine.
+        #[arg(long, conflicts_with = "against")]
+        newest: bool,
+        /// Note the outcome in drill.json of the state folder, for `link-sync list`
+        /// to show; as that of DATE if one is given.
+        #[arg(long, value_name = "DATE", num_args = 0..=1, value_parser = date)]
+        record: Option<Option<String>>,
         /// A pattern of what the snapshot leaves out of data, besides the usual
         /// ones and those of the profile's source. May be given more than once.
         #[arg(long, value_name = "PATTERN")]
@@ -318,6 +326,8 @@ impl Cli {
                 date,
                 from,
                 against,
+                newest,
+                record,
                 exclude,
                 limit,
                 admin_user,
@@ -343,6 +353,8 @@ impl Cli {
                     date,
                     from: from.map(std::path::absolute).transpose()?,
                     against: against.map(std::path::absolute).transpose()?,
+                    newest,
+                    record,
                     exclude,
                     limit: limit.into(),
                     jobs,

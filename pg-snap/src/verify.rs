@@ -8,12 +8,13 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
+use common::drill::{self, DrillRecord};
 use common::exclude::{self, Excludes};
-use common::fault::Fault;
+use common::fault::{self, Fault, Kind};
 use common::lock::Lock;
 use common::places;
 use common::profile::Profile;
-use common::status::Report;
+use common::status::{self, Report};
 use serde_json::{Value, json};
 
 use crate::against::{self, Class, Findings, Tree};
@@ -36,6 +37,10 @@ pub(crate) struct Options {
     pub(crate) from: Option<PathBuf>,
     /// The files to compare with.
     pub(crate) against: Option<PathBuf>,
+    /// Compare with the newest snapshot of the profile's store.
+    pub(crate) newest: bool,
+    /// Note the outcome for `link-sync list`, as that of this date if one is given.
+    pub(crate) record: Option<Option<String>>,
     /// Patterns of what the snapshot leaves out of `data`, besides those of the profile.
     pub(crate) exclude: Vec<String>,
     /// Findings of each class that are named.
@@ -49,12 +54,46 @@ pub(crate) struct Options {
 const NOT_RESTORED: [&str; 5] =
     ["--no-owner", "--no-privileges", "--no-security-labels", "--no-publications", "--no-subscriptions"];
 
-/// Rehearses a restore.
+/// Rehearses a restore, and notes how it went if that is asked for.
 pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> Result<()> {
+    let done = rehearse(profile, options, report);
+    let Some(date) = options.record.as_ref() else { return done };
+    // A rehearsal that was stopped, met another one, or has to be begun otherwise says nothing about the backup.
+    let stopped = done.as_ref().err().map(fault::kind_of);
+    let elsewhere = report.data.get("remote_store").is_some_and(|v| *v == true);
+    if elsewhere || matches!(stopped, Some(Kind::Interrupted(_) | Kind::Busy)) {
+        return done;
+    }
+    let number = |value: &Value| value.as_u64();
+    let lost = report.data.get("would_lose").cloned().unwrap_or_default();
+    let findings = report.data.get("findings").and_then(Value::as_object);
+    let text = |key: &str| report.data.get(key).and_then(Value::as_str).map(str::to_owned);
+    let record = DrillRecord {
+        at: status::now(),
+        ok: done.is_ok(),
+        date: date.clone().or_else(|| text("snapshot_date")).or_else(|| text("date")),
+        findings: findings.map(|f| f.values().filter_map(number).sum()),
+        lost_files: number(&lost["files"]),
+        lost_bytes: number(&lost["bytes"]),
+        error: done.as_ref().err().map(ToString::to_string),
+    };
+    match places::state(profile).and_then(|state| record.save(&state.join(drill::FILE))) {
+        Ok(()) => done,
+        // The first error is the one that matters.
+        Err(e) => done.and(Err(e.context("the outcome cannot be noted"))),
+    }
+}
+
+fn rehearse(profile: &Profile, options: &Options, report: &mut Report) -> Result<()> {
     let what = format!("a rehearsal with profile {}", profile.name);
     let runtime = places::runtime(profile)?;
     let _one_at_a_time = Lock::exclusive(&runtime.join("pg-snap-verify.lock"), &what)?;
-    let tree = options.against.as_ref().map(|path| Tree::open(path)).transpose()?;
+    report.set("remote_store", false);
+    let tree = match &options.against {
+        Some(path) => Some(Tree::open(path)?),
+        None if options.newest => Some(Tree::newest(&store(profile, report)?)?),
+        None => None,
+    };
     let excludes = excludes(profile, &options.exclude)?;
     let source = find(options, tree.as_ref(), runtime.join("pg-snap-verifying"))?;
     let manifest = &source.manifest;
@@ -70,8 +109,8 @@ pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> 
     }
     report.set("examples", json!([]));
     report.set("unchecked", json!([]));
-    match &options.against {
-        Some(path) => report.set_text("against", path.as_os_str()),
+    match &tree {
+        Some(tree) => report.set_text("against", tree.path.as_os_str()),
         None => report.set("against", Value::Null),
     }
     let settings = &profile.database;
@@ -195,6 +234,23 @@ fn judge(situation: &Situation, manifest: &Manifest, report: &mut Report) -> Res
         report.warn("older-server", message);
     }
     Ok(())
+}
+
+/// The profile's store, which must be a folder here.
+fn store(profile: &Profile, report: &mut Report) -> Result<PathBuf> {
+    match (&profile.snapshot.store, &profile.store) {
+        (Some(store), _) if store.starts_with('/') => Ok(store.into()),
+        (Some(store), _) => {
+            report.set("remote_store", true);
+            Err(Fault::config(format!("the store {store} is on another machine"))
+                .hint("rehearse there, or use `drill`, which fetches the snapshot first")
+                .into())
+        }
+        (None, Some(store)) => Ok(store.path.clone()),
+        (None, None) => Err(Fault::config("the profile names no store")
+            .hint("set path in [store], or store in [snapshot]; or name a folder with --against")
+            .into()),
+    }
 }
 
 /// What a snapshot of this profile leaves out of `data`: the defaults, the source's own patterns, other sources in it.

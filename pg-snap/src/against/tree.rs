@@ -18,6 +18,7 @@ use serde::Deserialize;
 
 use crate::against::files::{open_below, open_file, open_folder};
 use crate::against::php::{self, Value};
+use crate::folder::is_date;
 
 /// More bytes than a configuration or a description has.
 const LONGEST: u64 = 1 << 20;
@@ -48,10 +49,28 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    /// Opens `path`, and takes the lock that readers of a snapshot share.
+    /// Opens `path`, and takes the lock that readers of a snapshot share. What a person named may be a link.
     pub(crate) fn open(path: &Path) -> Result<Tree> {
+        Tree::open_with(path, OFlag::empty())
+    }
+
+    /// The newest snapshot in `store`; what stands there under a date must be a folder.
+    pub(crate) fn newest(store: &Path) -> Result<Tree> {
+        let what = || format!("cannot list the store {}", store.display());
+        let mut dates = Vec::new();
+        for entry in std::fs::read_dir(store).with_context(what)? {
+            dates.extend(entry.with_context(what)?.file_name().into_string().ok().filter(|n| is_date(n)));
+        }
+        let newest = dates.into_iter().max().ok_or_else(|| {
+            Fault::failed(format!("there is no snapshot in {}", store.display()))
+                .hint("`backup-local` makes one; is the store's disk mounted?")
+        })?;
+        Tree::open_with(&store.join(newest), OFlag::O_NOFOLLOW)
+    }
+
+    fn open_with(path: &Path, more: OFlag) -> Result<Tree> {
         let shown = path.display();
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | more;
         let root = open(path, flags, Mode::empty())
             .map(File::from)
             .map_err(|e| Fault::config(format!("{shown} cannot be opened as a folder: {e}")))?;
@@ -80,7 +99,9 @@ impl Tree {
 
     /// The folder of its own dump, if there is one.
     pub(crate) fn dump(&self) -> Option<PathBuf> {
-        open_file(&self.root, b"database/dump.json").is_ok().then(|| self.path.join("database"))
+        let is_there = open_file(&self.root, b"database/dump.json").is_ok()
+            && open_folder(&self.root, b"database/files").is_ok();
+        is_there.then(|| self.path.join("database"))
     }
 
     /// What config.php says; `None` if it is not there.
