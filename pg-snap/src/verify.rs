@@ -109,9 +109,10 @@ fn rehearse(profile: &Profile, options: &Options, report: &mut Report) -> Result
     }
     report.set("examples", json!([]));
     report.set("unchecked", json!([]));
-    match &tree {
-        Some(tree) => report.set_text("against", tree.path.as_os_str()),
-        None => report.set("against", Value::Null),
+    report.set("against", Value::Null);
+    if let Some(tree) = &tree {
+        report.set_text("against", tree.path.as_os_str());
+        report.set("snapshot_date", tree.snapshot.as_ref().map(|s| s.date.as_str()));
     }
     let settings = &profile.database;
     let (server, _) = connect::resolve(profile, &options.given, false)?;
@@ -221,7 +222,8 @@ fn judge(situation: &Situation, manifest: &Manifest, report: &mut Report) -> Res
     if !situation.superuser && !situation.createdb {
         return Err(Fault::denied(format!("the role {} may not make databases", situation.me))
             .hint(format!(
-                "make one for rehearsals: sudo -u postgres createuser --createdb root; or: ALTER ROLE {} CREATEDB",
+                "make one for rehearsals: sudo -u postgres createuser --createdb root, and user = \"root\" in [drill]; or: \
+                 ALTER ROLE {} CREATEDB",
                 identifier(&situation.me)
             ))
             .into());

@@ -136,11 +136,7 @@ impl Config {
 
 /// Whether the dump is the one of the snapshot.
 fn snapshot_against_dump(manifest: &Manifest, tree: &Tree, findings: &mut Findings, report: &mut Report) {
-    let Some(snapshot) = &tree.snapshot else {
-        report.set("snapshot_date", serde_json::Value::Null);
-        return;
-    };
-    report.set("snapshot_date", snapshot.date.as_str());
+    let Some(snapshot) = &tree.snapshot else { return };
     if snapshot.consistency != SEALED {
         let message = "the snapshot was taken while Nextcloud ran: small differences are to be expected";
         report.warn("not-sealed", message);
