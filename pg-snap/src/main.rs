@@ -4,22 +4,29 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
+mod activity;
+mod ask;
 mod catalog;
 mod cli;
 mod connect;
 mod dbhost;
+mod drain;
 mod dump;
 mod folder;
+mod hold;
+mod holder;
 mod list;
 mod manifest;
 mod names;
 mod nc_maint;
 mod password;
+mod pause;
 mod pg_dump;
 mod pg_restore;
 mod programs;
 mod psql;
 mod restore;
+mod session;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
