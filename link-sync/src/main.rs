@@ -19,6 +19,7 @@ mod source;
 mod store;
 mod tree;
 mod walk;
+mod watch;
 
 use std::process::ExitCode;
 
