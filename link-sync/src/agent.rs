@@ -28,6 +28,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::budget::is_over;
 use crate::progress::{self, Progress, Step};
 use crate::session::{Allow, Session};
 use crate::settings::{DATABASE, Options, Settings};
@@ -281,7 +282,8 @@ fn work(
     }
 }
 
-/// Does what was asked. After a failure there is no session any more, except when publish was refused.
+/// Does what was asked. After a failure there is no session any more, except when publish was refused, or when settle
+/// had too little time.
 fn act(
     settings: &Settings,
     session: &mut Option<Session>,
@@ -307,8 +309,11 @@ fn act(
         }
         Action::Settle => {
             let mut current = session.take().ok_or_else(nothing_staged)?;
-            current.settle(&wanted, ask.allow, &progress, report)?;
-            *session = Some(current);
+            let settled = current.settle(&wanted, ask.allow, &progress, report);
+            if settled.as_ref().err().is_none_or(is_over) {
+                *session = Some(current);
+            }
+            settled?;
         }
         Action::Publish => {
             let current = session.as_ref().ok_or_else(nothing_staged)?;
