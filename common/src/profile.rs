@@ -121,6 +121,21 @@ pub struct Database {
     pub psql: Vec<String>,
     /// Parallel jobs of pg_dump and pg_restore. Default 2.
     pub jobs: Option<u32>,
+    /// Application names or addresses of sessions that only read, and may stay open in maintenance.
+    #[serde(default)]
+    pub readers: Vec<String>,
+    /// Commands that pause background workers, each a list of words.
+    #[serde(default)]
+    pub pause: Vec<Vec<String>>,
+    /// Commands that resume them.
+    #[serde(default)]
+    pub resume: Vec<Vec<String>>,
+    /// How long to wait for cron, workers and long uploads before the switch. Default 5 minutes.
+    pub wait: Option<Span>,
+    /// How long running requests may take to end in maintenance. Default 30 seconds.
+    pub drain_timeout: Option<Span>,
+    /// What is waited instead where sessions cannot be told apart. Default 15 seconds.
+    pub settle: Option<Span>,
 }
 
 /// `[drill]`: the server of the scratch database, which may be another one.

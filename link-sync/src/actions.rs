@@ -17,7 +17,7 @@ use crate::maintenance;
 use crate::progress::Progress;
 use crate::protocol::Request;
 use crate::serve::serve;
-use crate::session::Session;
+use crate::session::{Allow, Session};
 use crate::settings::{DATABASE, Settings, rsync_argv};
 use crate::store::Store;
 
@@ -25,7 +25,7 @@ use crate::store::Store;
 const RESERVE: u64 = 1 << 30;
 
 /// Asks the background process, which `stage` starts if there is none.
-pub fn step(action: agent::Action, run: &Run, report: &mut Report) -> Result<()> {
+pub fn step(action: agent::Action, run: &Run, allow: Allow, report: &mut Report) -> Result<()> {
     let settings = run.options().settings()?;
     drop(settings.wanted()?);
     let stream = match agent::running(&settings.runtime) {
@@ -33,7 +33,7 @@ pub fn step(action: agent::Action, run: &Run, report: &mut Report) -> Result<()>
         None if action == agent::Action::Stage => agent::start(&settings, &stage_argv())?,
         None => return Err(agent::nothing_staged().into()),
     };
-    agent::ask(stream, action, &settings.chosen, run.allow(), report)
+    agent::ask(stream, action, &settings.chosen, allow, report)
 }
 
 /// The arguments after `stage`, for the background process.
@@ -71,7 +71,7 @@ pub fn snapshot(run: &Run, report: &mut Report) -> Result<()> {
             .into());
     }
     if !run.crash_consistent
-        && let Err(why) = maintenance::proof(&settings)?
+        && let Err(why) = maintenance::proof(&settings, maintenance::record(&settings)?)?
     {
         // Before hours of copying, not after.
         return Err(Fault::failed(format!("a snapshot taken now is not sealed: {why}"))

@@ -43,8 +43,9 @@ pub enum Action {
     /// after the dump was made.
     Stage(Run),
     /// Take what changed since stage: the only step inside maintenance. Seals the
-    /// snapshot if the same nc-maint run is on at its beginning and end.
-    Settle(Run),
+    /// snapshot if the same nc-maint run is on at its beginning and end. `data`
+    /// tells where the time went; that of `stage` what a settle would take.
+    Settle(Settle),
     /// Make it durable and publish it under its date, atomically; move `latest`.
     Publish(Run),
     /// Give up the snapshot under way; what has arrived is kept for the next run.
@@ -134,6 +135,25 @@ pub struct Run {
     /// snapshot says so.
     #[arg(long)]
     pub crash_consistent: bool,
+}
+
+/// Options of `settle`.
+#[derive(Args, Clone, Debug)]
+pub struct Settle {
+    #[command(flatten)]
+    pub run: Run,
+    /// Fail rather than take longer, like 2s or 500ms, and keep the snapshot under
+    /// way for another stage and settle (data.reason is over-budget). The deadline
+    /// of the nc-maint run counts too.
+    #[arg(long, value_name = "TIME")]
+    pub max_time: Option<Span>,
+}
+
+impl Settle {
+    /// What is allowed this once.
+    pub fn allow(&self) -> Allow {
+        Allow { max_time: self.max_time.map(|t| t.0), ..self.run.allow() }
+    }
 }
 
 /// Options of `abort`.
@@ -271,6 +291,7 @@ impl Run {
             new_filesystem: self.allow_new_filesystem,
             new_store: self.new_store,
             crash_consistent: self.crash_consistent,
+            max_time: None,
         }
     }
 }

@@ -18,6 +18,7 @@ use common::status::Report;
 use nix::unistd::{Gid, Uid};
 use serde_json::{Value, json};
 
+use crate::budget::Budget;
 use crate::cli::Copy;
 use crate::far::Far;
 use crate::progress::Progress;
@@ -263,6 +264,8 @@ impl Copying<'_> {
     /// Sends what changed, and has it put in its place.
     fn transfer(&self, far: &mut Far, opened: &Opened, part: &Part, total: &mut Merged) -> Result<()> {
         let owner = self.wanted.dir.metadata().context("cannot look at the snapshot")?;
+        // Nobody waits for a copy.
+        let budget = Budget::default();
         let transfer = |list: File, only_itself: bool| Transfer {
             rsync: &self.store.rsync,
             path: &part.path,
@@ -277,6 +280,7 @@ impl Copying<'_> {
             all_xattrs: self.wanted.meta.fake_super,
             xattrs: opened.xattrs,
             acls: opened.acls,
+            budget: &budget,
         };
         let request = Request::Merge { source: part.name.clone(), times: true, again: false };
         let changes = &part.changes;

@@ -2,11 +2,13 @@
 
 mod actions;
 mod agent;
+mod budget;
 mod cli;
 mod copy;
 mod far;
 mod index;
 mod maintenance;
+mod moved;
 mod parallel;
 mod progress;
 mod protocol;
@@ -16,8 +18,10 @@ mod session;
 mod settings;
 mod source;
 mod store;
+mod timing;
 mod tree;
 mod walk;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -34,12 +38,14 @@ fn main() -> ExitCode {
         status::run(TOOL, env!("CARGO_PKG_VERSION"), name, profile, work)
     };
     match &action {
-        Action::Stage(run) => report("stage", run.name(), &|r| actions::step(agent::Action::Stage, run, r)),
-        Action::Settle(run) => {
-            report("settle", run.name(), &|r| actions::step(agent::Action::Settle, run, r))
+        Action::Stage(run) => {
+            report("stage", run.name(), &|r| actions::step(agent::Action::Stage, run, run.allow(), r))
         }
+        Action::Settle(settle) => report("settle", settle.run.name(), &|r| {
+            actions::step(agent::Action::Settle, &settle.run, settle.allow(), r)
+        }),
         Action::Publish(run) => {
-            report("publish", run.name(), &|r| actions::step(agent::Action::Publish, run, r))
+            report("publish", run.name(), &|r| actions::step(agent::Action::Publish, run, run.allow(), r))
         }
         Action::Abort(abort) => report("abort", abort.run.name(), &|r| actions::abort(abort, r)),
         Action::Snapshot(run) => report("snapshot", run.name(), &|r| actions::snapshot(run, r)),

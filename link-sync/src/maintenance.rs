@@ -13,10 +13,16 @@ use crate::settings::Settings;
 /// Long enough for an occ on a busy Raspberry Pi.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// The run whose maintenance is on now: nc-maint's record says which, and Nextcloud itself, asked by
+/// nc-maint's record of the run that is under way. It is there from after the switch was proven to before it is
+/// thrown back.
+pub fn record(settings: &Settings) -> Result<Option<RunRecord>> {
+    RunRecord::load(&settings.profile)
+}
+
+/// The run whose maintenance is on now: nc-maint's `record` says which, and Nextcloud itself, asked by
 /// nc-maint, says that it is. `Err` holds the reason why not, for people.
-pub fn proof(settings: &Settings) -> Result<Result<RunRecord, String>> {
-    let Some(record) = RunRecord::load(&settings.profile)? else {
+pub fn proof(settings: &Settings, record: Option<RunRecord>) -> Result<Result<RunRecord, String>> {
+    let Some(record) = record else {
         return Ok(Err("no nc-maint run is under way".into()));
     };
     let exe = std::env::current_exe().context("cannot find our own program")?;

@@ -116,6 +116,8 @@ pub enum Request {
         /// As in `Receive`.
         again: bool,
     },
+    /// Write to the disk what is still in memory, so that this need not be done later, in a hurry.
+    Flush,
     /// Make the partial snapshot durable and publish it. Answer: [`Published`].
     Publish {
         /// The `snapshot.json` to be stored, without what only the store knows. For a copy: its whole text.

@@ -106,6 +106,10 @@ impl Serving {
             Request::Drop { source } => self.drop_paths(&source, input),
             Request::Receive { .. } => self.receive(&request, input, output),
             Request::Merge { source, times, again } => self.merge(source, times, again, input),
+            Request::Flush => {
+                nix::unistd::syncfs(&self.writable()?.dir).context("cannot flush the store")?;
+                Ok(Value::Null)
+            }
             Request::Publish { meta } => {
                 let published = publish(self.writable()?, meta, &self.times)?;
                 self.writable = None;

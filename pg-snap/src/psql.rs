@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use common::fault::Kind;
-use common::run::{Cmd, Failure, Output};
+use common::run::{Child, Cmd, Failure, Output};
 use serde::de::DeserializeOwned;
 
 use crate::connect::Server;
@@ -20,7 +20,7 @@ pub(crate) struct Psql {
 }
 
 /// How psql says that it could not connect.
-const NO_CONNECTION: i32 = 2;
+pub(crate) const NO_CONNECTION: i32 = 2;
 
 impl Psql {
     /// psql for `server`.
@@ -39,6 +39,13 @@ impl Psql {
             return Ok(output.text());
         }
         Err(explain(cmd.failure(output)).into())
+    }
+
+    /// A psql in `database` that takes statements on its stdin until that is closed; errors do not end it.
+    pub(crate) fn stay(&self, database: &str) -> Result<Child> {
+        let conninfo = format!("{} client_encoding='UTF8'", self.server.conninfo(database));
+        let cmd = self.program.cmd()?.args(["-X", "-q", "-A", "-t", "-w", "-d"]).arg(conninfo);
+        self.passfile.lend(cmd.args(["-f", "-"])).spawn_piped()
     }
 
     /// Runs SQL in `database`, stopping at the first error; what it printed.
@@ -98,16 +105,21 @@ impl Running {
 /// What psql means by the way it failed.
 fn explain(mut failure: Failure) -> Failure {
     if failure.exit_code == Some(NO_CONNECTION) {
-        // Without the indented questions, which our hint asks, and the name of the password file.
-        let noise = |l: &&str| l.starts_with('\t') || l.starts_with("password retrieved from file");
-        let lines = failure.stderr_tail.lines().filter(|l| !noise(l));
-        failure.stderr_tail = lines.collect::<Vec<_>>().join("\n");
-        (failure.kind, failure.hint) = classify(&failure.stderr_tail);
-    } else if failure.stderr_tail.contains("permission denied")
-        || failure.stderr_tail.contains("must be owner")
-    {
+        return no_connection(failure);
+    }
+    if failure.stderr_tail.contains("permission denied") || failure.stderr_tail.contains("must be owner") {
         failure.kind = Kind::Denied;
     }
+    failure
+}
+
+/// A failure to connect, as what it means.
+pub(crate) fn no_connection(mut failure: Failure) -> Failure {
+    // Without the indented questions, which our hint asks, and the name of the password file.
+    let noise = |l: &&str| l.starts_with('\t') || l.starts_with("password retrieved from file");
+    let lines = failure.stderr_tail.lines().filter(|l| !noise(l));
+    failure.stderr_tail = lines.collect::<Vec<_>>().join("\n");
+    (failure.kind, failure.hint) = classify(&failure.stderr_tail);
     failure
 }
 

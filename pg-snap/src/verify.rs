@@ -201,7 +201,24 @@ fn conclude(findings: Findings, report: &mut Report) -> Result<()> {
         return Err(Fault::failed(findings.sentence()).hint(hint).into());
     }
     if let (Some(rows), Some(files)) = (report.data["rows"].as_u64(), report.data["files"].as_u64()) {
+        let unchecked: u64 = report.data["unchecked"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|u| u["rows"].as_u64())
+            .sum();
+        if rows == 0 {
+            let fault = Fault::failed(format!(
+                "no row could be compared: {unchecked} rows are of storages outside the tree"
+            ));
+            return Err(fault
+                .hint("is datadirectory in config.php the folder that was saved as data?")
+                .into());
+        }
         common::say!("pg-snap", "{rows} rows and {files} files fit: nothing would be lost");
+        if unchecked > 0 {
+            common::say!("pg-snap", "{unchecked} rows of other storages were not checked");
+        }
     }
     Ok(())
 }
@@ -257,10 +274,12 @@ fn store(profile: &Profile, report: &mut Report) -> Result<PathBuf> {
 
 /// What a snapshot of this profile leaves out of `data`: the defaults, the source's own patterns, other sources in it.
 fn excludes(profile: &Profile, more: &[String]) -> Result<Excludes> {
-    let mut patterns = exclude::defaults("data");
-    let mut inside = Vec::new();
     let sources = &profile.snapshot.source;
-    if let Some(data) = sources.iter().find(|s| s.name == "data") {
+    let data = sources.iter().find(|s| s.name == "data");
+    let everything = data.is_some_and(|d| d.default_excludes == Some(false));
+    let mut patterns = if everything { Vec::new() } else { exclude::defaults("data") };
+    let mut inside = Vec::new();
+    if let Some(data) = data {
         patterns.extend(data.exclude.iter().cloned());
         let others = sources.iter().filter(|s| s.name != "data").filter_map(|s| s.path.as_ref());
         let below = others.filter_map(|o| o.strip_prefix(data.path.as_ref()?).ok());

@@ -172,7 +172,8 @@ function write(string $root, array $options): array
         [$ours, $theirs] = stream_socket_pair(STREAM_PF_UNIX, STREAM_SOCK_STREAM, 0);
         $pid = pcntl_fork();
         if ($pid === 0) {
-            fwrite($theirs, json_encode(work($root, $worker, $end, $options, $worker > $options['workers'])));
+            fwrite($theirs, json_encode(work($root, $worker, $end, $options, $worker > $options['workers']),
+                JSON_INVALID_UTF8_SUBSTITUTE | JSON_THROW_ON_ERROR));
             exit(0);
         }
         fclose($theirs);
@@ -180,7 +181,7 @@ function write(string $root, array $options): array
     }
     $all = ['requests' => 0, 'refused' => 0, 'longest_refused_ms' => 0.0, 'errors' => []];
     foreach ($pipes as $pipe) {
-        $told = json_decode(stream_get_contents($pipe), true);
+        $told = json_decode(stream_get_contents($pipe), true) ?? ['requests' => 0, 'refused' => 0, 'longest_refused_ms' => 0, 'errors' => ['a worker died']];
         $all['requests'] += $told['requests'];
         $all['refused'] += $told['refused'];
         $all['longest_refused_ms'] = max($all['longest_refused_ms'], $told['longest_refused_ms']);

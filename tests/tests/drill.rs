@@ -22,10 +22,7 @@ impl World {
         let mut sample = Command::new(repo().join("scripts/sample-instance"));
         sample.env("PGHOST", &world.cluster.socket).env("PGPORT", world.cluster.port.to_string());
         sample.env("PGUSER", "postgres").arg(world.path("sample"));
-        sample
-            .args(["--files", "200", "--database", database])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+        sample.args(["--files", "200", "--database", database]).stdout(Stdio::null()).stderr(Stdio::null());
         assert!(sample.status().unwrap().success());
         std::fs::create_dir(world.path("store")).unwrap();
         world.profile(&format!("store = \"{}\"", world.path("store").display()));

@@ -119,6 +119,11 @@ fn make(kind: u32, path: &Path, n: u32) {
     }
 }
 
+/// All of `list`, in order.
+pub fn apply_all(top: &Path, list: &[Change]) {
+    list.iter().for_each(|change| apply(top, *change));
+}
+
 /// Changes something below `top`. What makes no sense there changes nothing.
 pub fn apply(top: &Path, (kind, a, b): Change) {
     let all = paths(top);

@@ -103,6 +103,8 @@ struct Seen {
     folders: u64,
     /// Rows whose files the snapshot leaves out.
     left_out: u64,
+    /// Rows that Nextcloud itself no longer uses.
+    unused: u64,
     /// Files where Nextcloud keeps none in its index.
     not_indexed: u64,
     links: u64,
@@ -117,6 +119,7 @@ impl Seen {
         report.set("folders", self.folders);
         report.set("encrypted_rows", self.encrypted_rows);
         report.set("left_out_rows", self.left_out);
+        report.set("unused_rows", self.unused);
         report.set("not_indexed_files", self.not_indexed);
         report.set("links", self.links);
         report.set("newer_than_rows", self.newer);
@@ -159,8 +162,7 @@ impl Merge<'_> {
                     row = self.next_row()?;
                 }
                 (Ordering::Equal, Some(r), Some(f)) => {
-                    self.pair(r, f)?;
-                    has_row = true;
+                    has_row |= self.pair(r, f)?;
                     row = self.next_row()?;
                 }
                 (_, _, Some(found)) => {
@@ -194,7 +196,21 @@ impl Merge<'_> {
         Ok(file)
     }
 
+    /// Whether the row is one of the top storage's about users' homes, which old versions' scans left. Nextcloud reaches
+    /// a home by its own storage only (lib/private/Files/Cache/LocalRootScanner.php).
+    fn is_unused(&mut self, row: &Row) -> bool {
+        let top = self.places.list.get(row.place).is_some_and(|p| p.prefix.is_empty());
+        let used = row.path.is_empty()
+            || row.path.starts_with(b"appdata_")
+            || row.path.starts_with(b"__groupfolders");
+        self.seen.unused += u64::from(top && !used);
+        top && !used
+    }
+
     fn missing(&mut self, row: &Row) {
+        if self.is_unused(row) {
+            return;
+        }
         if self.left_out.matches(&row.path, row.is_folder) {
             self.seen.left_out += 1;
             return;
@@ -204,12 +220,16 @@ impl Merge<'_> {
         self.add(class, row, bytes, None, bytes);
     }
 
-    fn pair(&mut self, row: &Row, file: &Found) -> Result<()> {
+    /// Compares; whether the file has its row by this one.
+    fn pair(&mut self, row: &Row, file: &Found) -> Result<bool> {
+        if self.is_unused(row) {
+            return Ok(false);
+        }
         let is_folder = file.kind == Kind::Folder;
         let fits = row.is_folder == is_folder
             && (is_folder || file.kind == Kind::File && row.promised.fits(file.size));
         if fits {
-            return Ok(());
+            return Ok(true);
         }
         match (row.is_folder, self.walk.real_kind(file)?) {
             // What it leads to, or is, cannot be told from the row.
@@ -225,7 +245,7 @@ impl Merge<'_> {
             }
             (true, _) => self.add(Class::TypeDiffers, row, None, Some(file.size), None),
         }
-        Ok(())
+        Ok(true)
     }
 
     fn add(

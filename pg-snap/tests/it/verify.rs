@@ -337,6 +337,27 @@ fn nothing_cries_wolf_where_nextcloud_is_only_odd() {
     ));
     fs::create_dir_all(world.data(&format!("{long}/files"))).unwrap();
     fs::write(world.data(&format!("{long}/files/a")), "abc").unwrap();
+    // Names whose order is easily got wrong.
+    for (n, name) in
+        ["o", "o/b", "o\u{1}a", "o\u{1}z", "o\u{2}", "o b", "o.b", "o/b/c", "o\u{1}a/x"].iter().enumerate()
+    {
+        let (folder, path) = (["o", "o/b", "o\u{1}a"].contains(name), world.data("bob/files").join(name));
+        if folder {
+            fs::create_dir_all(path).unwrap()
+        } else {
+            fs::write(path, "1").unwrap()
+        }
+        let kind = if folder { 2 } else { 11 };
+        world.sql(&format!(
+            "INSERT INTO oc_filecache (storage, path, path_hash, mimetype, size) SELECT numeric_id, 'files/{name}', 'odd{n}', {kind}, 1 \
+             FROM oc_storages WHERE id = 'home::bob';"
+        ));
+    }
+    // What an old scan of the data directory left about a home is not used any more.
+    world.sql(
+        "INSERT INTO oc_filecache (storage, path, path_hash, mimetype, size) VALUES (1, 'alice', 'old1', 2, 0), \
+         (1, 'alice/files/gone-for-years', 'old2', 11, 5);",
+    );
     // A store without root keeps a link as a file; here one that is a real link.
     let link = world.file_of("carol");
     fs::remove_file(world.data(&link)).unwrap();
@@ -344,7 +365,10 @@ fn nothing_cries_wolf_where_nextcloud_is_only_odd() {
     world.dump();
     let ran = world.verify().expect(0);
     let data = &ran.json["data"];
-    assert_eq!((&data["encrypted_rows"], &data["links"]), (&json!(1), &json!(1)));
+    assert_eq!(
+        (&data["encrypted_rows"], &data["links"], &data["unused_rows"]),
+        (&json!(1), &json!(1), &json!(2))
+    );
     let unchecked: Vec<&str> =
         data["unchecked"].as_array().unwrap().iter().map(|u| u["why"].as_str().unwrap()).collect();
     assert_eq!(unchecked, ["object-storage", "outside-data-directory"]);
