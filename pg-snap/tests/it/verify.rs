@@ -427,3 +427,26 @@ fn bad_input_is_refused_before_anything_is_made() {
     refused(77, &weak, "may not make databases");
     assert_eq!(world.scratch_databases(), "");
 }
+
+#[test]
+fn a_store_without_root_keeps_links_as_files_and_sizes_as_they_are() {
+    let world = World::new();
+    world.dump();
+    fs::create_dir(world.path("tree/.meta")).unwrap();
+    let snapshot = json!({"schema": 1, "date": "2026-11-22T03-30-00Z", "run_id": null, "consistency": "crash-consistent",
+        "started_at": "2026-11-22T03:29:00Z", "fake_super": true});
+    fs::write(world.path("tree/.meta/snapshot.json"), snapshot.to_string()).unwrap();
+    let set = |path: &str, text: &str, stat: &str| {
+        fs::write(world.data(path), text).unwrap();
+        let mut attribute = Command::new("setfattr");
+        attribute.args(["-n", "user.rsync.%stat", "-v", stat]).arg(world.data(path));
+        assert!(attribute.status().unwrap().success());
+    };
+    let [link, cut] = ["alice", "bob"].map(|user| world.file_of(user));
+    set(&link, "../elsewhere", "120777 0,0 33:33");
+    let ran = world.verify().expect(0);
+    assert_eq!(ran.json["data"]["links"], 1);
+    set(&cut, "short", "100640 0,0 33:33");
+    let examples = world.findings(&json!({ "size_differs": 1 }));
+    assert_eq!((&examples[0]["path"], &examples[0]["file_bytes"]), (&json!(cut), &json!(5)));
+}
