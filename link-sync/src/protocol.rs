@@ -33,7 +33,8 @@ pub enum Kind {
     Stream,
     /// This direction of rsync's conversation has ended.
     End,
-    /// How far the far end has come, eight bytes (big-endian); only while it copies from another store.
+    /// How far the far end has come, eight bytes (big-endian), and of how much, eight more where that is known: while
+    /// it copies from another store, hashes, or verifies.
     Count,
 }
 
@@ -208,6 +209,12 @@ pub struct Published {
     pub date: String,
     /// Its folder.
     pub path: String,
+    /// Files that were hashed for the checksums.
+    #[serde(default)]
+    pub hashed_files: u64,
+    /// Their bytes.
+    #[serde(default)]
+    pub hashed_bytes: u64,
 }
 
 /// An answer.

@@ -58,6 +58,21 @@ pub fn serve(store: &Store, input: impl Read, mut output: impl Write + Send) -> 
     Ok(())
 }
 
+/// Tells the source how far long work has come, a few times a second.
+fn teller<W: Write + Send>(output: &mut W) -> impl Fn(u64, u64) -> Result<()> + Sync {
+    let watcher = Mutex::new((output, Instant::now()));
+    move |done, total| {
+        let mut watcher = watcher.lock().unwrap_or_else(PoisonError::into_inner);
+        if watcher.1.elapsed() >= TELL {
+            watcher.1 = Instant::now();
+            let count = [done.to_be_bytes(), total.to_be_bytes()].concat();
+            protocol::send(watcher.0, Kind::Count, &count)?;
+            watcher.0.flush()?;
+        }
+        Ok(())
+    }
+}
+
 fn value(answer: impl Serialize) -> Result<Value> {
     serde_json::to_value(answer).context("cannot encode an answer")
 }
@@ -107,7 +122,7 @@ impl Serving {
             Request::Receive { .. } => self.receive(&request, input, output),
             Request::Merge { source, times, again } => self.merge(source, times, again, input),
             Request::Publish { meta } => {
-                let published = publish(self.writable()?, meta, &self.times)?;
+                let published = publish(self.writable()?, meta, &self.times, &teller(output))?;
                 self.writable = None;
                 value(published)
             }

@@ -339,7 +339,8 @@ impl Writable {
     }
 }
 
-fn existing(dir: &File, parts: &[&str]) -> Result<Option<File>> {
+/// The folder named by `parts` below `dir`, if there is one.
+pub(super) fn existing(dir: &File, parts: &[&str]) -> Result<Option<File>> {
     let path = parts.join("/");
     match open_dir(dir, path.as_bytes()) {
         Ok(dir) => Ok(Some(dir)),
