@@ -4,6 +4,7 @@
 //! holds too; both are kept from being removed meanwhile. Nothing of the other store's files is read. There is no
 //! source to be checked and nothing to be sealed: a snapshot is what it is, and keeps its date.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ use crate::session::{list_file, uncommented};
 use crate::settings::rsync_argv;
 use crate::store::changes::{self, Changes, Marked};
 use crate::store::meta::SnapshotMeta;
-use crate::store::{META, Store, open_dir, open_file, pace};
+use crate::store::{META, Store, manifest, open_dir, open_file, pace};
 use crate::tree::join;
 
 /// Bytes that stay free unless told otherwise.
@@ -178,6 +179,7 @@ impl Copying<'_> {
             linked += self.clone(&mut far, part)?;
             self.transfer(&mut far, &opened, part, &mut total)?;
         }
+        self.checksums(&mut far, &parts)?;
         self.progress.begin("making it durable", 0);
         let published: Published = far.ask(&Request::Publish { meta: self.meta()?.into() })?;
         report.changed = true;
@@ -312,6 +314,22 @@ impl Copying<'_> {
         total.received_bytes += merged.received_bytes;
         total.resumed += merged.resumed;
         Ok(())
+    }
+
+    /// Gives the copy the checksums of what is new in it: a few lines, not the whole manifest every night. They are for
+    /// the day the store is lost; until then the store's own manifest counts.
+    fn checksums(&self, far: &mut Far, parts: &[Part]) -> Result<()> {
+        if self.wanted.meta.manifest.is_none() {
+            return Ok(());
+        }
+        let files = |part: &Part| {
+            let files = part.changes.marked.iter().filter(|m| m.is_file());
+            files.map(|m| join(part.name.as_bytes(), &m.path)).collect::<Vec<_>>()
+        };
+        let paths: HashSet<Vec<u8>> = parts.iter().flat_map(files).collect();
+        far.ask_with_list(&Request::Part, |list| {
+            manifest::part(&self.wanted.dir, &paths, |line| list.path(line))
+        })
     }
 
     /// What the copy says of itself: the same, byte for byte.

@@ -18,6 +18,7 @@ mod settings;
 mod source;
 mod store;
 mod tree;
+mod verify;
 mod walk;
 
 use std::process::ExitCode;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         Action::List(profile) => report("list", profile.profile.as_deref(), &|r| actions::list(profile, r)),
         Action::Diff(diff) => report("diff", diff.profile.profile.as_deref(), &|r| actions::diff(diff, r)),
         Action::Copy(copy) => report("copy", copy.profile.profile.as_deref(), &|r| copy::copy(copy, r)),
+        Action::Verify(args) => report("verify", args.profile.profile.as_deref(), &|r| verify::run(args, r)),
         Action::Serve(serve) => silent(actions::serve_store(serve)),
         Action::Agent(agent) => silent(
             common::signals::install()

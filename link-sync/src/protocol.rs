@@ -117,6 +117,8 @@ pub enum Request {
         /// As in `Receive`.
         again: bool,
     },
+    /// For a copy, before `Publish`: the lines of its part of the checksums, in the list that follows.
+    Part,
     /// Make the partial snapshot durable and publish it. Answer: [`Published`].
     Publish {
         /// The `snapshot.json` to be stored, without what only the store knows. For a copy: its whole text.
@@ -136,6 +138,12 @@ pub enum Request {
         source: Option<String>,
         /// At most so many paths; the counts are complete.
         limit: usize,
+    },
+    /// Check snapshots against their manifests; nothing is changed. Answer: what [`crate::store::verify::Outcome`]
+    /// describes.
+    Verify {
+        /// What is to be checked.
+        options: crate::store::verify::Options,
     },
 }
 

@@ -24,7 +24,9 @@ use crate::protocol::{self, GREETING, Hello, Kind, MAX_FRAME, Opened, Received, 
 use crate::store::merge::Merge;
 use crate::store::open::{self, Writable, discard};
 use crate::store::publish::{Times, publish};
-use crate::store::{INCOMING, PARTIAL, Store, clone, diff, open_dir, pace, remove};
+use crate::store::{
+    INCOMING, PARTIAL, Store, clone, diff, manifest, open_dir, pace, remove, verified, verify,
+};
 
 /// How often the source is told how far a clone has come.
 const TELL: Duration = Duration::from_millis(200);
@@ -121,6 +123,11 @@ impl Serving {
             Request::Drop { source } => self.drop_paths(&source, input),
             Request::Receive { .. } => self.receive(&request, input, output),
             Request::Merge { source, times, again } => self.merge(source, times, again, input),
+            Request::Part => {
+                let mut part = or_skip_list(self.writable().and_then(manifest::Part::begin), input)?;
+                protocol::read_list(input, |line| part.add(line))?;
+                part.finish().map(|()| Value::Null)
+            }
             Request::Publish { meta } => {
                 let published = publish(self.writable()?, meta, &self.times, &teller(output))?;
                 self.writable = None;
@@ -134,6 +141,11 @@ impl Serving {
             }
             Request::Diff { from, to, source, limit } => {
                 value(diff::diff(&self.store, &from, &to, source.as_deref(), limit)?)
+            }
+            Request::Verify { options } => {
+                let outcome = verify::verify(&self.store, None, &options, &teller(output))?;
+                verified::record(&self.store, &options, &outcome, 0)?;
+                outcome.describe(&options)
             }
         }
     }

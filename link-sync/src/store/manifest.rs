@@ -21,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 use super::changes::{self, Changes};
 use super::open::{Writable, existing};
 use super::sums::{Lines, Sum, hex};
-use super::{META, mtree, open_dir, open_file, split, sums};
+use super::{META, PARTIAL, ensure_dir, mtree, open_dir, open_file, split, sums};
 use crate::parallel;
 use crate::tree::join;
 use crate::walk::show;
@@ -61,8 +61,6 @@ pub struct Made {
     pub manifest: Manifest,
     /// What was read for it: files and bytes.
     pub hashed: (u64, u64),
-    /// Nothing had changed: they are the base's.
-    pub linked: bool,
     /// What a person should know.
     pub warnings: Vec<Value>,
 }
@@ -75,10 +73,10 @@ struct Entry {
 }
 
 /// The snapshot whose manifests are continued.
-struct Base<'a> {
+struct Base {
     dir: File,
-    manifest: &'a Manifest,
-    date: &'a str,
+    manifest: Manifest,
+    date: String,
 }
 
 /// Makes the manifests of the partial snapshot `partial`, in its `.meta`. `told` hears how many bytes of how many are
@@ -89,25 +87,7 @@ pub fn make(
     sources: &[Vec<u8>],
     told: &(impl Fn(u64, u64) -> Result<()> + Sync),
 ) -> Result<Made> {
-    let mut warnings = Vec::new();
-    let mut warn = |message: String| warnings.push(json!({"kind": "hashes-everything", "message": message}));
-    let mut base = None;
-    if let Some(meta) = &writable.base {
-        let dir = existing(&writable.dir, &[&meta.date])?.context("the base is gone")?;
-        match &meta.manifest {
-            None => warn(format!(
-                "the snapshot before, {}, has no checksums: everything is hashed, this once",
-                meta.date
-            )),
-            Some(manifest) => match check(&dir, manifest) {
-                Ok(()) => base = Some(Base { dir, manifest, date: &meta.date }),
-                Err(why) => warn(format!(
-                    "the checksums of the snapshot before, {}, are damaged: everything is hashed: {why:#}",
-                    meta.date
-                )),
-            },
-        }
-    }
+    let (base, warnings) = newest(writable)?;
     let (mut gone, mut marked, mut bytes) = (HashSet::new(), Vec::new(), 0);
     if let Some(base) = &base {
         let before = super::visit::names(&open_dir(&base.dir, b"")?)?.into_iter().map(|n| n.0);
@@ -128,7 +108,7 @@ pub fn make(
             linkat(&from, name, &folder, name, AtFlags::empty())
                 .with_context(|| format!("cannot link {name} of {}", base.date))?;
         }
-        return Ok(Made { manifest: base.manifest.clone(), hashed: (0, 0), linked: true, warnings });
+        return Ok(Made { manifest: base.manifest.clone(), hashed: (0, 0), warnings });
     }
     let entries = hash_all(partial, &marked, bytes, told)?;
     let hashed = entries.iter().filter(|e| e.sum.is_some()).count() as u64;
@@ -140,7 +120,36 @@ pub fn make(
         sha256sums: write(&folder, SUMS, b"", old(SUMS)?, &gone, &entries)?,
         mtree: write(&folder, MTREE, mtree::HEAD, old(MTREE)?, &gone, &entries)?,
     };
-    Ok(Made { manifest, hashed: (hashed, bytes), linked: false, warnings })
+    Ok(Made { manifest, hashed: (hashed, bytes), warnings })
+}
+
+/// The newest snapshot whose manifests are whole, and what is to be said if that is not the base. What rotted since a
+/// file was hashed must not become its new hash, so an older one is better than none.
+fn newest(writable: &Writable) -> Result<(Option<Base>, Vec<Value>)> {
+    let Some(base) = &writable.base else { return Ok((None, Vec::new())) };
+    let (mut older, mut warnings) = (None, Vec::new());
+    let mut next = Some(base.clone());
+    while let Some(meta) = next.take() {
+        if let Some(manifest) = meta.manifest {
+            let dir = existing(&writable.dir, &[&meta.date])?.context("the base is gone")?;
+            let date = meta.date;
+            match check(&dir, &manifest) {
+                Ok(()) => return Ok((Some(Base { dir, manifest, date }), warnings)),
+                Err(why) => {
+                    common::signals::check()?;
+                    warnings.push(json!({"kind": "checksums-damaged", "message": format!(
+                        "the checksums of {date} are damaged, so those before count: {why:#}")}));
+                }
+            }
+        }
+        if older.is_none() {
+            older = Some(writable.store.snapshots()?.0.into_iter().rev().filter(|s| s.date < base.date));
+        }
+        next = older.as_mut().and_then(Iterator::next);
+    }
+    warnings.push(json!({"kind": "hashes-everything", "message":
+        "no snapshot has good checksums yet: everything is hashed, this once"}));
+    Ok((None, warnings))
 }
 
 /// Compares the manifests in the snapshot `dir` with what its description says of them.
@@ -219,10 +228,8 @@ fn write(
     entries: &[Entry],
 ) -> Result<FileDigest> {
     let what = || format!("cannot write {META}/{name}");
-    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let file = openat(folder, name, flags, Mode::from_bits_truncate(0o600)).with_context(what)?;
-    let mut out =
-        Output { file: BufWriter::with_capacity(1 << 18, File::from(file)), hash: Sha256::new(), bytes: 0 };
+    let file = BufWriter::with_capacity(1 << 18, create(folder, name)?);
+    let mut out = Output { file, hash: Sha256::new(), bytes: 0 };
     out.add(head).with_context(what)?;
     let of_sums = name == SUMS;
     let mut new = entries.iter().filter(|e| !of_sums || e.sum.is_some()).peekable();
@@ -265,6 +272,48 @@ fn is_below(path: &[u8], these: &HashSet<Vec<u8>>) -> bool {
     }
     let mut ends = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
     these.contains(path) || ends.any(|end| these.contains(&path[..end]))
+}
+
+/// The part of a copy's checksums that is being written.
+#[derive(Debug)]
+pub struct Part(BufWriter<File>);
+
+impl Part {
+    /// Begins it in the partial snapshot.
+    pub fn begin(writable: &Writable) -> Result<Part> {
+        anyhow::ensure!(writable.copy, "only a copy is given its checksums");
+        let folder = ensure_dir(&writable.dir, format!("{PARTIAL}/{META}").as_bytes())?;
+        super::remove(&folder, std::path::Path::new(PART))?;
+        Ok(Part(BufWriter::new(create(&folder, PART)?)))
+    }
+
+    /// Adds a line.
+    pub fn add(&mut self, line: &[u8]) -> Result<()> {
+        let file = &mut self.0;
+        file.write_all(line).and_then(|()| file.write_all(b"\n")).context("cannot write the checksums")
+    }
+
+    /// It is complete; publishing makes it durable.
+    pub fn finish(mut self) -> Result<()> {
+        self.0.flush().context("cannot write the checksums")
+    }
+}
+
+/// The lines of the snapshot `dir` for the files among `paths`: those that are new in a copy of it.
+pub fn part(dir: &File, paths: &HashSet<Vec<u8>>, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let mut lines = Lines::new(open_file(dir, &format!("{META}/{SUMS}"))?);
+    while let Some(line) = lines.next()? {
+        if sums::parse(line).is_some_and(|(_, path)| paths.contains(&*path)) {
+            each(line)?;
+        }
+    }
+    Ok(())
+}
+
+fn create(folder: &File, name: &str) -> Result<File> {
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let file = openat(folder, name, flags, Mode::from_bits_truncate(0o600));
+    Ok(File::from(file.with_context(|| format!("cannot make {META}/{name}"))?))
 }
 
 struct Output {

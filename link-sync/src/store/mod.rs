@@ -16,7 +16,10 @@ pub mod mtree;
 pub mod open;
 pub mod pace;
 pub mod publish;
+pub mod scan;
 pub mod sums;
+pub mod verified;
+pub mod verify;
 pub mod visit;
 
 use std::ffi::OsStr;

@@ -103,12 +103,10 @@ pub fn parse(line: &[u8]) -> Option<(Sum, Cow<'_, [u8]>)> {
     Some((sum, Cow::Owned(plain)))
 }
 
-/// The lines of a file, hashed while they are read.
+/// The lines of a file.
 #[derive(Debug)]
 pub struct Lines {
     input: BufReader<File>,
-    hash: Sha256,
-    bytes: u64,
     line: Vec<u8>,
 }
 
@@ -116,22 +114,14 @@ impl Lines {
     /// The lines of `file`.
     pub fn new(file: File) -> Lines {
         let input = BufReader::with_capacity(BUFFER, file);
-        Lines { input, hash: Sha256::new(), bytes: 0, line: Vec::new() }
+        Lines { input, line: Vec::new() }
     }
 
     /// The next one, without its end.
     pub fn next(&mut self) -> Result<Option<&[u8]>> {
         self.line.clear();
         let n = self.input.read_until(b'\n', &mut self.line).context("cannot read a manifest")?;
-        self.hash.update(&self.line);
-        self.bytes += n as u64;
         Ok((n > 0).then(|| self.line.strip_suffix(b"\n").unwrap_or(&self.line)))
-    }
-
-    /// Reads the rest; the sum and the size of all of it.
-    pub fn finish(mut self) -> Result<(Sum, u64)> {
-        while self.next()?.is_some() {}
-        Ok((self.hash.finalize().into(), self.bytes))
     }
 }
 

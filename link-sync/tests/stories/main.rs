@@ -8,6 +8,7 @@
 )]
 
 mod changes;
+mod checksums;
 mod copies;
 mod far;
 mod history;
