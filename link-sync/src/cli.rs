@@ -68,7 +68,9 @@ pub enum Action {
     ///
     /// data: dates, paths, inodes, inodes_read, bytes_read, sample_percent, seed,
     /// counts (of each kind), findings (kind, paths, dates, found), weaker_dates
-    /// (without checksums), skipped_dates (being removed).
+    /// (without checksums), skipped_dates (being removed); with --repair also
+    /// repaired, repaired_total, not_repaired (why), and findings is what is
+    /// still wrong.
     Verify(Verify),
     /// The far end, for an authorized_keys forced command:
     /// command="/usr/sbin/link-sync serve home",restrict ssh-ed25519 …
@@ -214,6 +216,16 @@ pub struct Verify {
     /// against what the copy says of itself.
     #[arg(long, value_name = "DIR")]
     pub against: Option<PathBuf>,
+    /// Fetch back what is damaged, as a new inode in every date that shared the
+    /// old one: from another date, from --from, or from the source if that still
+    /// has the content that was hashed. Only on the store's machine. What is in
+    /// the way moves to .set-aside in the store; nothing is deleted.
+    #[arg(long, conflicts_with = "against")]
+    pub repair: bool,
+    /// Another folder of dated snapshots to fetch from: a second disk, or the
+    /// off-site copy that `offsite-push view` opened; repeatable.
+    #[arg(long, value_name = "DIR", requires = "repair")]
+    pub from: Vec<PathBuf>,
     /// List at most so many findings; the counts are always complete.
     #[arg(long, default_value_t = 1000)]
     pub limit: usize,

@@ -1,5 +1,6 @@
 //! `link-sync verify`: is every snapshot still what was published?
 
+use std::fs::File;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
@@ -14,6 +15,9 @@ use crate::far::Far;
 use crate::progress::Progress;
 use crate::protocol::Request;
 use crate::settings::{Place, Settings, rsync_argv};
+use crate::store::fetch::Places;
+use crate::store::meta::is_date;
+use crate::store::repair::repair;
 use crate::store::verify::{Options, Outcome, verify};
 use crate::store::{Store, verified};
 
@@ -29,8 +33,11 @@ pub fn run(args: &cli::Verify, report: &mut Report) -> Result<()> {
     let answer = match &settings.store {
         Place::Local(path) => local(args, &settings, path.clone(), &options, progress, report)?,
         Place::Ssh { .. } => {
-            if args.against.is_some() {
-                return Err(Fault::config("--against is for the machine that holds both stores").into());
+            if args.against.is_some() || args.repair {
+                let option = if args.repair { "--repair" } else { "--against" };
+                return Err(Fault::config(format!("{option} is for the machine that holds the store"))
+                    .hint("run it there, as the account that owns the store, with --store /path")
+                    .into());
             }
             let mut far = Far::connect(&settings)?;
             let watch = |done, total| progress.reached_of(done, total);
@@ -76,11 +83,52 @@ fn local(
         progress.reached_of(done, total);
         Ok(())
     };
+    if args.repair {
+        let store = Store { read_only: false, ..store };
+        let (outcome, repaired) = repair(&store, options, places(args, settings)?, &told)?;
+        let (list, total) = repaired.describe(options.limit);
+        record(&store, options, &outcome, total, report);
+        report.changed = total > 0;
+        if total > 0 {
+            report.warn("repaired", format!("{total} things were damaged and have been fetched back"));
+        }
+        report.set("repaired", list);
+        report.set("repaired_total", total);
+        report.set("not_repaired", repaired.reasons);
+        return outcome.describe(options);
+    }
     let outcome = verify(&store, against.as_ref(), options, &told)?;
     if against.is_none() {
-        record(&store, options, &outcome, report);
+        record(&store, options, &outcome, 0, report);
     }
     outcome.describe(options)
+}
+
+/// Where what is damaged may be fetched from.
+fn places(args: &cli::Verify, settings: &Settings) -> Result<Places> {
+    let mut places = Places::default();
+    for path in &args.from {
+        let shown = path.display();
+        let names = std::fs::read_dir(path)
+            .map_err(|e| Fault::config(format!("--from {shown} cannot be read: {e}")))?
+            .map(|entry| Ok(entry?.file_name()))
+            .collect::<std::io::Result<Vec<_>>>()
+            .with_context(|| format!("cannot list {shown}"))?;
+        let mut dates: Vec<_> =
+            names.iter().filter_map(|n| n.to_str()).filter(|n| is_date(n)).map(str::to_owned).collect();
+        if dates.is_empty() {
+            return Err(Fault::config(format!("--from {shown}: there is no snapshot in it"))
+                .hint("name the folder that holds the dates, not one of them")
+                .into());
+        }
+        dates.sort_unstable();
+        places.from.push((File::open(path).with_context(|| format!("cannot open {shown}"))?, dates));
+    }
+    // One that is not on this machine is simply no help.
+    let sources = settings.sources.iter();
+    let opened = sources.filter_map(|s| Some((s.name.clone().into_bytes(), File::open(&s.path).ok()?)));
+    places.sources = opened.collect();
+    Ok(places)
 }
 
 /// The local store, to be read.
@@ -97,8 +145,8 @@ fn store(settings: &Settings, path: PathBuf) -> Store {
 }
 
 /// A store that cannot be written to, like an opened copy, is verified all the same.
-fn record(store: &Store, options: &Options, outcome: &Outcome, report: &mut Report) {
-    if let Err(error) = verified::record(store, options, outcome, 0) {
+fn record(store: &Store, options: &Options, outcome: &Outcome, repaired: u64, report: &mut Report) {
+    if let Err(error) = verified::record(store, options, outcome, repaired) {
         report.warn("not-recorded", format!("{error:#}"));
     }
 }

@@ -89,20 +89,31 @@ pub fn body(stat: &FileStat, link: Option<&[u8]>, xattrs: Option<&str>) -> Vec<u
     line
 }
 
+/// Of a file that is ours alone.
+pub fn private_file(bytes: u64) -> Vec<u8> {
+    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    let now = jiff::Timestamp::now().as_second();
+    format!("type=file mode=0600 uid={uid} gid={gid} size={bytes} time={now}.000000000").into_bytes()
+}
+
 /// A digest of the extended attributes; `None` if there are none.
 pub fn xattr_digest(file: &File) -> Result<Option<String>> {
-    let all = xattrs(file)?;
+    Ok(digest(&xattrs(file)?))
+}
+
+/// The same of attributes that were read.
+pub fn digest(all: &BTreeMap<std::ffi::OsString, Vec<u8>>) -> Option<String> {
     if all.is_empty() {
-        return Ok(None);
+        return None;
     }
     let mut hash = Sha256::new();
-    for (name, value) in &all {
+    for (name, value) in all {
         for part in [name.as_bytes(), value] {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         }
     }
-    Ok(Some(sums::hex(&hash.finalize()[..16])))
+    Some(sums::hex(&hash.finalize()[..16]))
 }
 
 /// All extended attributes that a backup keeps, by name.

@@ -51,9 +51,8 @@ impl Record {
     }
 }
 
-/// Adds a verification to the store's record.
+/// Adds a verification to the store's record. The outcome is what is still wrong.
 pub fn record(store: &Store, options: &Options, outcome: &Outcome, repaired: u64) -> Result<()> {
-    let findings = outcome.findings.len() as u64 - repaired;
     let verified = Verified {
         verified_at: common::status::now(),
         date: options.date.clone(),
@@ -61,7 +60,7 @@ pub fn record(store: &Store, options: &Options, outcome: &Outcome, repaired: u64
         sample_percent: options.sample,
         inodes_read: outcome.inodes_read,
         bytes_read: outcome.bytes_read,
-        findings,
+        findings: outcome.findings.len() as u64,
         repaired,
     };
     let mut record = Record::load(store);

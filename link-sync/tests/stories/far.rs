@@ -13,10 +13,10 @@ use crate::world::{Account, World, dates, ok, private, told};
 /// A store behind ssh, under an account of its own.
 pub struct Remote {
     pub world: World,
-    account: Account,
+    pub account: Account,
     sshd: Sshd,
     pub store: std::path::PathBuf,
-    program: String,
+    pub program: String,
 }
 
 impl Remote {

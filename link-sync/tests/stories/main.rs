@@ -14,6 +14,7 @@ mod far;
 mod history;
 mod locks;
 mod picture;
+mod repair;
 mod sources;
 mod steps;
 mod stores;
