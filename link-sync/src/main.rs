@@ -1,5 +1,6 @@
 //! `link-sync`: dated hard-link snapshots. See `docs/architecture.md` for how its parts fit together.
 
+mod account;
 mod actions;
 mod agent;
 mod cli;

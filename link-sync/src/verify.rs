@@ -10,6 +10,7 @@ use common::status::Report;
 use serde_json::Value;
 
 use crate::TOOL;
+use crate::account::Account;
 use crate::cli;
 use crate::far::Far;
 use crate::progress::Progress;
@@ -85,7 +86,9 @@ fn local(
     };
     if args.repair {
         let store = Store { read_only: false, ..store };
-        let (outcome, repaired) = repair(&store, options, places(args, settings)?, &told)?;
+        let mut places = places(args, settings)?;
+        places.account = Account::of(&store.path)?;
+        let (outcome, repaired) = repair(&store, options, places, &told)?;
         let (list, total) = repaired.describe(options.limit);
         record(&store, options, &outcome, total, report);
         report.changed = total > 0;

@@ -21,6 +21,7 @@ use xattr::FileExt as _;
 use super::scan::Line;
 use super::sums::Sum;
 use super::{mtree, open_dir, open_file_at};
+use crate::account::Account;
 use crate::tree::join;
 
 /// Extended attributes of one path.
@@ -37,9 +38,19 @@ pub struct Places {
     pub here: HashMap<Sum, Vec<(String, Vec<u8>)>>,
     /// This store.
     pub store: Option<File>,
+    /// The store is this account's, and the other places may be root's.
+    pub account: Option<Account>,
 }
 
 impl Places {
+    /// Opens something that is not in this store.
+    fn open<T, E>(&self, open: impl FnOnce() -> Result<T, E>) -> Option<T> {
+        match &self.account {
+            None => open().ok(),
+            Some(account) => account.as_root(open).ok()?.ok(),
+        }
+    }
+
     /// Opened files that may have the content of `line`, nearest first, each when it is asked for.
     pub fn files<'a>(&'a self, line: &'a Line, dates: &'a [String]) -> impl Iterator<Item = File> + 'a {
         let here = line.sum.as_ref().and_then(|sum| self.here.get(sum)).into_iter().flatten();
@@ -49,11 +60,12 @@ impl Places {
         let from = self.from.iter().flat_map(move |(dir, all)| {
             let others = all.iter().rev().filter(|d| !dates.contains(d));
             let each = dates.iter().chain(others);
-            each.filter_map(|date| open_file_at(dir, &join(date.as_bytes(), &line.path)).ok())
+            each.filter_map(|date| self.open(|| open_file_at(dir, &join(date.as_bytes(), &line.path))))
         });
         let source = || {
             let at = line.path.iter().position(|b| *b == b'/')?;
-            open_file_at(self.sources.get(&line.path[..at])?, &line.path[at + 1..]).ok()
+            let source = self.sources.get(&line.path[..at])?;
+            self.open(|| open_file_at(source, &line.path[at + 1..]))
         };
         here.chain(from).chain(std::iter::once_with(source).flatten())
     }
@@ -104,12 +116,14 @@ impl Places {
     /// The same folder elsewhere, for its extended attributes.
     pub fn folders(&self, line: &Line, dates: &[String]) -> Vec<File> {
         let from = self.from.iter().flat_map(|(dir, _)| {
-            dates.iter().filter_map(|date| open_dir(dir, &join(date.as_bytes(), &line.path)).ok())
+            let path = |date: &String| join(date.as_bytes(), &line.path);
+            dates.iter().filter_map(move |date| self.open(|| open_dir(dir, &path(date))))
         });
         let source = || {
             let end = line.path.iter().position(|b| *b == b'/').unwrap_or(line.path.len());
             let rest = line.path.get(end + 1..).unwrap_or_default();
-            open_dir(self.sources.get(&line.path[..end])?, rest).ok()
+            let source = self.sources.get(&line.path[..end])?;
+            self.open(|| open_dir(source, rest))
         };
         from.chain(source()).collect()
     }

@@ -60,7 +60,7 @@ pub fn repair(
     let (snapshots, _) = store.snapshots()?;
     let mut repaired = Repaired::default();
     let work = Work { dir: &dir, room: ensure_dir(&dir, REPAIR.as_bytes())?, snapshots: &snapshots };
-    let manifests = work.manifests(&places)?;
+    let manifests = work.manifests(&mut places)?;
     let mut outcome = verify(store, None, options, told)?;
     let found = std::mem::take(&mut outcome.findings);
     let twins = work.search(&found, &mut places)?;
@@ -108,7 +108,7 @@ struct Work<'a> {
 
 impl Work<'_> {
     /// Puts damaged manifests right, from dates that share them or from other stores: without them nothing else can be.
-    fn manifests(&self, places: &Places) -> Result<Vec<Finding>> {
+    fn manifests(&self, places: &mut Places) -> Result<Vec<Finding>> {
         let mut done = Vec::new();
         for meta in self.snapshots {
             let Some(manifest) = &meta.manifest else { continue };
@@ -122,17 +122,8 @@ impl Work<'_> {
                 let sum = sums::unhex(digest.sha256.as_bytes()).context("its hash is none")?;
                 let line =
                     Line { path: path.clone(), body: mtree::private_file(digest.bytes), sum: Some(sum) };
-                let near = Places {
-                    here: HashMap::from([(sum, here)]),
-                    store: Some(self.dir.try_clone()?),
-                    from: places
-                        .from
-                        .iter()
-                        .map(|(d, l)| Ok((d.try_clone()?, l.clone())))
-                        .collect::<Result<_>>()?,
-                    sources: HashMap::new(),
-                };
-                if fetch::build(&self.room, NEW, &line, None, &near, std::slice::from_ref(&meta.date))? {
+                places.here.insert(sum, here);
+                if fetch::build(&self.room, NEW, &line, None, places, std::slice::from_ref(&meta.date))? {
                     self.put(&meta.date, &path)?;
                     done.push(Finding {
                         kind: Kind::Manifest,

@@ -216,7 +216,7 @@ fn a_repair_that_is_killed_is_continued() {
 }
 
 #[test]
-fn an_accounts_store_is_repaired_by_the_account() {
+fn an_accounts_store_is_repaired_with_its_rights() {
     let remote = Remote::new();
     let world = &remote.world;
     world.file("d/owned", "x");
@@ -224,20 +224,47 @@ fn an_accounts_store_is_repaired_by_the_account() {
     let first = crate::world::folder(&world.snapshot(&[]).expect(0));
     let before = picture(&first);
     let store = remote.store.to_str().unwrap();
-    // The account can read what it is to fetch from.
-    let disk = world.dir.join("disk");
-    ok("cp", &["-a", store, disk.to_str().unwrap()]);
-    ok("chmod", &["0711", world.dir.to_str().unwrap()]);
-    ok("mv", &[disk.to_str().unwrap(), remote.store.with_file_name("disk").to_str().unwrap()]);
-    let disk = remote.store.with_file_name("disk");
+    // Only root can read what is fetched from.
+    let copies = world.dir.join("copies");
+    private(&copies);
+    world
+        .act("copy", &["--store", store, "--to", copies.to_str().unwrap(), "--reserve-bytes", "1"])
+        .expect(0);
     flip(&first.join("docs/d/owned"), 3);
     std::fs::remove_file(first.join("docs/a")).unwrap();
-    let root = world.act("verify", &["--store", store, "--repair"]).expect(77);
-    assert!(told(&root).contains("must belong to"), "{root:?}");
+    world.file("a", "other");
+    let from = ["--store", store, "--repair", "--from", copies.to_str().unwrap()];
+    world.act("verify", &from).expect(0);
+    before.same_as(&picture(&first));
+
+    // The account cannot make root give it more than it has: here its own manifest asks for a file that root would be.
+    let mtree = first.join(".meta/mtree");
+    let text = std::fs::read_to_string(&mtree).unwrap();
+    let line = text.lines().find(|l| l.starts_with("./docs/a ")).unwrap();
+    let evil = line.replace("mode=0644", "mode=4755").replace("uid=", "uid=0 was=");
+    assert_ne!(line, evil);
+    std::fs::write(&mtree, text.replace(line, &evil)).unwrap();
+    let sum = ok("sha256sum", &[mtree.to_str().unwrap()]);
+    let json = first.join(".meta/snapshot.json");
+    let mut meta: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    meta["manifest"]["mtree"]["sha256"] = sum[..64].into();
+    std::fs::write(&json, meta.to_string()).unwrap();
+    std::fs::remove_file(first.join("docs/a")).unwrap();
+    world.act("verify", &from).expect(1);
+    assert!(std::fs::symlink_metadata(first.join("docs/a")).is_err());
+
+    // The account itself may, too, with what it can read.
+    let disk = remote.account.home.join("disk");
+    ok("cp", &["-a", store, disk.to_str().unwrap()]);
+    flip(&first.join("docs/d/owned"), 3);
     let mut run = std::process::Command::new("runuser");
     run.args(["-u", &remote.account.name, "--"]).arg(&remote.program).args(["verify", "--store", store]);
-    run.args(["--repair", "--from", disk.to_str().unwrap()]);
-    run.arg("--state-dir").arg(remote.account.folder("state"));
-    testkit::run(run.current_dir("/")).expect(0);
-    before.same_as(&picture(&first));
+    run.args(["--repair", "--from", disk.to_str().unwrap(), "--state-dir"])
+        .arg(remote.account.folder("state"));
+    flip(&disk.join(first.file_name().unwrap()).join("docs/d/owned"), 0);
+    let left = testkit::run(run.current_dir("/")).expect(1);
+    assert_eq!(found(&left).iter().filter(|f| f.1 == "docs/d/owned").count(), 1);
+    flip(&disk.join(first.file_name().unwrap()).join("docs/d/owned"), 0);
+    let right = testkit::run(&mut run).expect(1);
+    assert_eq!(found(&right).iter().filter(|f| f.1 == "docs/d/owned").count(), 0);
 }
