@@ -33,6 +33,8 @@ use crate::tree::join;
 
 /// Bytes that stay free unless told otherwise.
 const RESERVE: Bytes = Bytes(64 << 20);
+/// Estimated bytes of a file's line among the checksums.
+const LINE: u64 = 160;
 
 /// A snapshot of the local store, kept from being removed as long as this lives.
 struct Held {
@@ -356,6 +358,10 @@ fn estimate(parts: &[Part]) -> (u64, u64) {
     parts.iter().fold((0, 0), |(bytes, inodes), part| {
         let changes = &part.changes;
         let files: u64 = changes.marked.iter().map(size).sum();
-        (bytes + files + changes.folders * pace::FOLDER, inodes + changes.folders + part.not_folders())
+        let lines = part.not_folders() * LINE;
+        (
+            bytes + files + lines + changes.folders * pace::FOLDER,
+            inodes + changes.folders + part.not_folders(),
+        )
     })
 }

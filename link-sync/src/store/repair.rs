@@ -214,13 +214,14 @@ impl Work<'_> {
             let top = self.top(date)?;
             let (parent, name) = split(&line.path);
             let Ok(parent) = open_dir(&top, parent) else { continue };
-            let looked = mtree::look(&parent, name);
-            if !looked.is_ok_and(|l| l.body == line.body) {
-                continue;
-            }
-            let good = line.sum.is_none_or(|sum| {
-                scan::hash(&top, &line.path, |_| common::signals::check()).is_ok_and(|h| h.0 == sum)
-            });
+            let Ok(looked) = mtree::look(&parent, name) else { continue };
+            let good = looked.body == line.body
+                && match (line.sum, looked.file) {
+                    (Some(sum), Some(mut file)) => {
+                        scan::hash(&mut file, |_| common::signals::check()).is_ok_and(|found| found == sum)
+                    }
+                    (sum, file) => sum.is_none() && file.is_none(),
+                };
             if good {
                 linkat(&parent, OsStr::from_bytes(name), &self.room, NEW, AtFlags::empty())?;
                 return Ok(true);

@@ -1,9 +1,9 @@
 //! A snapshot on the disk and its manifests, both in the order of their paths' bytes, so that one pass compares them.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt as _;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::manifest::{MTREE, SUMS};
 use super::sums::{self, Lines, Sum};
@@ -21,10 +21,12 @@ pub struct Step<'a> {
     pub name: &'a [u8],
     /// Inode number.
     pub ino: u64,
+    /// It is a folder.
+    pub is_dir: bool,
 }
 
 /// A name still to be visited; a folder comes twice: itself, and as `name/` what is in it.
-type Item = (Vec<u8>, u64);
+type Item = (Vec<u8>, u64, bool);
 
 /// Visits every path of a snapshot but `.meta`. `visit` says of a folder whether what is in it is wanted; `unread` is
 /// told of folders that cannot be read.
@@ -38,7 +40,7 @@ pub fn in_order(
     let items = items(&root, true)?;
     stack.push((root, Vec::new(), items));
     while let Some((dir, path, items)) = stack.last_mut() {
-        let Some((name, ino)) = items.next() else {
+        let Some((name, ino, is_dir)) = items.next() else {
             stack.pop();
             continue;
         };
@@ -53,7 +55,7 @@ pub fn in_order(
             continue;
         }
         let full = join(path, &name);
-        if !visit(&Step { path: &full, parent: dir, name: &name, ino })? {
+        if !visit(&Step { path: &full, parent: dir, name: &name, ino, is_dir })? {
             let twin = [&name[..], b"/"].concat();
             // Few have it, so a look at what is left is cheap enough.
             let rest: Vec<Item> = std::mem::take(items).filter(|i| i.0 != twin).collect();
@@ -70,9 +72,9 @@ fn items(dir: &File, top: bool) -> Result<std::vec::IntoIter<Item>> {
             continue;
         }
         if is_dir {
-            list.push(([&name[..], b"/"].concat(), ino));
+            list.push(([&name[..], b"/"].concat(), ino, true));
         }
-        list.push((name, ino));
+        list.push((name, ino, is_dir));
     }
     list.sort_unstable();
     Ok(list.into_iter())
@@ -141,22 +143,13 @@ impl Expected {
     }
 }
 
-/// Opens a file to check it: from the disk, not from the page cache, and without a new access time.
-pub fn open_to_check(top: &File, path: &[u8]) -> Result<File> {
-    use nix::fcntl::{FcntlArg, OFlag, fcntl};
-    let file = super::open_file_at(top, path)?;
+/// Hashes an opened file as it is on the disk, not in the page cache, and without a new access time.
+pub fn hash(file: &mut File, read: impl FnMut(u64) -> Result<()>) -> Result<Sum> {
     // Only the owner and root may; for others the time moves.
-    fcntl(&file, FcntlArg::F_SETFL(OFlag::O_NOATIME)).ok();
-    sums::uncache(&file);
-    Ok(file)
-}
-
-/// Hashes what is at `path`, from the disk; also its inode.
-pub fn hash(top: &File, path: &[u8], read: impl FnMut(u64) -> Result<()>) -> Result<(Sum, u64)> {
-    let mut file = open_to_check(top, path)?;
-    let ino = file.metadata().context("cannot look at it")?.ino();
-    let (sum, _) = sums::of_file(&mut file, read)?;
+    fcntl(&*file, FcntlArg::F_SETFL(OFlag::O_NOATIME)).ok();
+    sums::uncache(file);
+    let (sum, _) = sums::of_file(file, read)?;
     // Nobody needs it in memory, and others' pages stay there instead.
-    sums::uncache(&file);
-    Ok((sum, ino))
+    sums::uncache(file);
+    Ok(sum)
 }

@@ -1,5 +1,7 @@
 //! `.verified` in the store: when it was last verified, and how that ended; for `list` and for people.
 
+use std::io::Read as _;
+
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +10,8 @@ use super::verify::{Options, Outcome};
 
 /// The file.
 const FILE: &str = ".verified";
+/// More bytes than it has.
+const LONGEST: u64 = 1 << 20;
 
 /// One verification.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -44,7 +48,7 @@ impl Record {
     pub fn load(store: &Store) -> Record {
         let text = store.check().and_then(|dir| {
             let mut text = String::new();
-            std::io::Read::read_to_string(&mut super::open_file(&dir, FILE)?, &mut text)?;
+            super::open_file(&dir, FILE)?.take(LONGEST).read_to_string(&mut text)?;
             Ok(text)
         });
         text.ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()

@@ -5,6 +5,7 @@
 //! the disk as far as the kernel allows: what the page cache holds of it is dropped first (what is dirty or mapped
 //! elsewhere cannot be).
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::hash::{DefaultHasher, Hasher as _};
@@ -122,11 +123,33 @@ pub fn hold(store: &Store, dir: &File, date: &str) -> Result<Held> {
     Ok(Held { meta: SnapshotMeta { date: date.to_owned(), ..meta }, top, _lock: lock })
 }
 
-/// A file to be read.
+/// An inode to be looked at.
 struct Job {
     ino: u64,
     line: Line,
+    /// Its bytes, too.
+    read: bool,
+    /// Where it was seen first, among those held.
     date: usize,
+}
+
+impl Job {
+    /// What is wrong with it.
+    fn examine(&self, top: &File, read: impl FnMut(u64) -> Result<()>) -> Result<Vec<(Kind, String)>> {
+        let (parent, name) = split(&self.line.path);
+        let looked = mtree::look(&open_dir(top, parent)?, name)?;
+        let mut wrong = compare(&self.line, &looked.body);
+        if let Some(mut file) = looked.file
+            && self.read
+            && wrong.iter().all(|w| w.0 == Kind::Attributes)
+        {
+            let sum = scan::hash(&mut file, read)?;
+            if self.line.sum != Some(sum) {
+                wrong.push((Kind::Content, format!("sha256={}", sums::hex(&sum))));
+            }
+        }
+        Ok(wrong)
+    }
 }
 
 /// A verification under way.
@@ -273,43 +296,33 @@ impl Verify<'_> {
         self.add(Kind::Missing, None, line, "it is not there".into(), Some((date, &line.path)));
     }
 
-    /// A path that is where it belongs. Says whether to look into it.
+    /// A path that is where it belongs. Says whether to look into it. Folders are looked at now, the rest later, by
+    /// inode number.
     fn one(&mut self, date: &str, step: &Step, line: Line) -> Result<bool> {
-        let expect = (step.ino, digest(&(&line.body, &line.sum)));
         let is_dir = line.kind() == b"dir";
-        // A shared inode was looked at in the date before.
-        if !is_dir && !self.known.insert(expect) {
+        if !is_dir && !step.is_dir {
+            // A shared inode was looked at in the date before.
+            if self.known.insert((step.ino, digest(&(&line.body, &line.sum)))) {
+                self.job(step.ino, line);
+            }
             return Ok(true);
         }
-        self.outcome.inodes += u64::from(!is_dir);
-        let place = Some((date, step.path));
-        let looked = match mtree::look(step.parent, step.name) {
-            Ok(looked) => looked,
-            Err(e) => {
-                self.add(Kind::Unreadable, Some(step.ino), &line, format!("{e:#}"), place);
-                return Ok(false);
-            }
+        let wrong = match mtree::look(step.parent, step.name) {
+            Ok(looked) => compare(&line, &looked.body),
+            Err(e) => vec![(Kind::Unreadable, format!("{e:#}"))],
         };
-        if scan::kind(&looked.body) != line.kind() {
-            let kind = String::from_utf8_lossy(scan::kind(&looked.body)).into_owned();
-            self.add(Kind::Type, None, &line, format!("type={kind}"), place);
-            return Ok(false);
+        let good = wrong.iter().all(|w| w.0 == Kind::Attributes);
+        for (kind, found) in wrong {
+            self.add(kind, None, &line, found, Some((date, step.path)));
         }
-        // Content alone counts here: another size is other content.
-        let mut other = differences(&line.body, &looked.body);
-        if line.sum.is_some() && other.iter().any(|o| o.starts_with("size=")) {
-            self.add(Kind::Content, Some(step.ino), &line, other.join(" "), place);
-            other.retain(|o| !o.starts_with("size="));
-        } else if line.sum.is_some() && self.sampled(step.ino) {
-            self.bytes += u64::try_from(looked.stat.st_size).unwrap_or(0);
-            let date = self.held.len() - 1;
-            self.jobs.push(Job { ino: step.ino, line: line.clone(), date });
-        }
-        if !other.is_empty() {
-            let ino = (!is_dir).then_some(step.ino);
-            self.add(Kind::Attributes, ino, &line, other.join(" "), place);
-        }
-        Ok(true)
+        Ok(good)
+    }
+
+    fn job(&mut self, ino: u64, line: Line) {
+        self.outcome.inodes += 1;
+        let read = line.sum.is_some() && self.sampled(ino);
+        self.bytes += if read { line.size() } else { 0 };
+        self.jobs.push(Job { ino, line, read, date: self.held.len() - 1 });
     }
 
     /// A copy of a snapshot the store no longer has: what it brought itself, by its own word.
@@ -332,11 +345,7 @@ impl Verify<'_> {
                 Ok(looked) if looked.file.is_some() => {
                     let ino = looked.stat.st_ino;
                     if self.known.insert((ino, digest(&sum))) {
-                        self.outcome.inodes += 1;
-                        if self.sampled(ino) {
-                            self.bytes += u64::try_from(looked.stat.st_size).unwrap_or(0);
-                            self.jobs.push(Job { ino, line, date: self.held.len() - 1 });
-                        }
+                        self.job(ino, line);
                     }
                 }
                 _ => self.missing(date, &line),
@@ -357,11 +366,13 @@ impl Verify<'_> {
         share < self.options.sample / 100.0 || self.options.sample >= 100.0
     }
 
-    /// Reads what has to be read, by inode number: that is about the order on the disk.
+    /// Looks at each distinct inode, and reads what has to be read: by inode number, which is about the order on the
+    /// disk.
     fn contents(&mut self, told: &(impl Fn(u64, u64) -> Result<()> + Sync)) -> Result<()> {
         self.jobs.sort_by_key(|job| job.ino);
         let (jobs, held) = (&self.jobs, &self.held);
-        let (done, total, bad) = (AtomicU64::new(0), self.bytes, Mutex::new(Vec::new()));
+        let (done, files, total) = (AtomicU64::new(0), AtomicU64::new(0), self.bytes);
+        let bad = Mutex::new(Vec::new());
         parallel::each(0..jobs.len(), |range: std::ops::Range<usize>, more| {
             if range.len() > PIECE {
                 let middle = range.start + range.len() / 2;
@@ -369,33 +380,36 @@ impl Verify<'_> {
                 return Ok(());
             }
             for at in range {
-                let job = &jobs[at];
-                let hashed = scan::hash(&held[job.date].top, &job.line.path, |read| {
-                    common::signals::check()?;
-                    told(done.fetch_add(read, Ordering::Relaxed) + read, total)
-                });
-                let wrong = match hashed {
-                    Ok((sum, _)) if Some(sum) == job.line.sum => continue,
-                    Ok((sum, _)) => (at, Kind::Content, format!("sha256={}", sums::hex(&sum))),
-                    Err(e) => {
-                        // Stopped, or nobody listens any more: that is no damage.
-                        common::signals::check()?;
-                        if !e.chain().any(|c| c.is::<std::io::Error>() || c.is::<nix::errno::Errno>()) {
-                            return Err(e);
-                        }
-                        (at, Kind::Unreadable, format!("{e:#}"))
-                    }
+                let stopped = Cell::new(false);
+                let read = |bytes| {
+                    let told = common::signals::check()
+                        .and_then(|()| told(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total));
+                    told.inspect_err(|_| stopped.set(true))
                 };
-                bad.lock().unwrap_or_else(PoisonError::into_inner).push(wrong);
+                let job = &jobs[at];
+                files.fetch_add(u64::from(job.read), Ordering::Relaxed);
+                let wrong = match job.examine(&held[job.date].top, read) {
+                    Ok(wrong) => wrong,
+                    // Nobody listens any more: that is no damage.
+                    Err(e) if stopped.get() => return Err(e),
+                    Err(e) => vec![(Kind::Unreadable, format!("{e:#}"))],
+                };
+                if !wrong.is_empty() {
+                    bad.lock().unwrap_or_else(PoisonError::into_inner).push((at, wrong));
+                }
             }
             Ok(())
         })?;
-        self.outcome.inodes_read = self.jobs.len() as u64;
+        self.outcome.inodes_read = files.into_inner();
         self.outcome.bytes_read = done.into_inner();
-        for (at, kind, found) in bad.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        for (at, wrong) in bad.into_inner().unwrap_or_else(PoisonError::into_inner) {
             let (ino, line) = (self.jobs[at].ino, self.jobs[at].line.clone());
             let date = self.held[self.jobs[at].date].meta.date.clone();
-            self.add(kind, Some(ino), &line, found, Some((&date, &line.path)));
+            for (kind, found) in wrong {
+                // What is of another type is another inode in each date.
+                let ino = (kind != Kind::Type).then_some(ino);
+                self.add(kind, ino, &line, found, Some((&date, &line.path)));
+            }
         }
         Ok(())
     }
@@ -449,11 +463,23 @@ fn digest(value: &impl std::hash::Hash) -> u64 {
     hasher.finish()
 }
 
-/// What the disk says where it is not what the manifest says.
-fn differences(expected: &[u8], found: &[u8]) -> Vec<String> {
-    if expected.is_empty() || expected == found {
+/// What is wrong with what is found, as far as its attributes tell.
+fn compare(line: &Line, found: &[u8]) -> Vec<(Kind, String)> {
+    if line.body.is_empty() || line.body == found {
         return Vec::new();
     }
+    if scan::kind(found) != line.kind() {
+        return vec![(Kind::Type, format!("type={}", String::from_utf8_lossy(scan::kind(found))))];
+    }
+    let (size, other): (Vec<_>, Vec<_>) =
+        differences(&line.body, found).into_iter().partition(|o| o.starts_with("size="));
+    // Another size is other content.
+    let all = [(Kind::Content, size), (Kind::Attributes, other)].into_iter();
+    all.filter(|w| !w.1.is_empty()).map(|(kind, list)| (kind, list.join(" "))).collect()
+}
+
+/// What the disk says where it is not what the manifest says.
+fn differences(expected: &[u8], found: &[u8]) -> Vec<String> {
     let (mut before, after) = (mtree::words(expected), mtree::words(found));
     let shown = |value: &[u8]| show(value);
     let mut list: Vec<String> = Vec::new();
