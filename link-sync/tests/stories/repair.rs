@@ -230,6 +230,7 @@ fn an_accounts_store_is_repaired_with_its_rights() {
     world
         .act("copy", &["--store", store, "--to", copies.to_str().unwrap(), "--reserve-bytes", "1"])
         .expect(0);
+    world.act("verify", &["--store", copies.to_str().unwrap(), "--against", store]).expect(0);
     flip(&first.join("docs/d/owned"), 3);
     std::fs::remove_file(first.join("docs/a")).unwrap();
     world.file("a", "other");
