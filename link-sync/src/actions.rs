@@ -83,7 +83,7 @@ pub fn snapshot(run: &Run, report: &mut Report) -> Result<()> {
     session.settle(&sources, allow, &progress, report)?;
     let dump: Vec<_> = sources.into_iter().filter(|s| s.name == DATABASE).collect();
     session.stage(&dump, allow, &progress, report)?;
-    session.publish(allow, report)
+    session.publish(allow, &progress, report)
 }
 
 /// The published snapshots.

@@ -61,6 +61,18 @@ pub enum Action {
     /// told by names and inode numbers of two local snapshots; the copy's files
     /// are not read.
     Copy(Copy),
+    /// Check the snapshots against the checksums and attributes noted when they
+    /// were published. Each distinct file is read once, however many dates share
+    /// it; a rotten one is named with every date that shares it, and the exit
+    /// code is 1. Files are read from the disk, not from memory, where the kernel
+    /// allows. The store records when it was last verified.
+    ///
+    /// data: dates, paths, inodes, inodes_read, bytes_read, sample_percent, seed,
+    /// counts (of each kind), findings (kind, paths, dates, found), weaker_dates
+    /// (without checksums), skipped_dates (being removed); with --repair also
+    /// repaired, repaired_total, not_repaired (why), and findings is what is
+    /// still wrong.
+    Verify(Verify),
     /// The far end, for an authorized_keys forced command:
     /// command="/usr/sbin/link-sync serve home",restrict ssh-ed25519 …
     /// Speaks its own protocol on stdin and stdout instead of printing JSON.
@@ -202,6 +214,55 @@ pub struct Copy {
     /// Write no more than this ahead of the disk.
     #[arg(long, value_name = "BYTES", default_value = "4m")]
     pub flush_bytes: common::profile::Bytes,
+}
+
+/// Options of `verify`.
+#[derive(Args, Clone, Debug)]
+pub struct Verify {
+    #[command(flatten)]
+    pub profile: Profile,
+    /// The snapshot: a date, latest, or all.
+    #[arg(long, value_name = "DATE", default_value = "all")]
+    pub date: String,
+    /// Read only so many percent of the distinct files, chosen at random; names
+    /// and attributes are always checked.
+    #[arg(long, value_name = "N%", default_value = "100%")]
+    pub sample: Percent,
+    /// Choose the sample as the run did that told this number.
+    #[arg(long, value_name = "NUMBER")]
+    pub seed: Option<u64>,
+    /// The store is a copy (another disk, the opened off-site container): check
+    /// it against the checksums of this store. Dates it no longer has are checked
+    /// against what the copy says of itself.
+    #[arg(long, value_name = "DIR")]
+    pub against: Option<PathBuf>,
+    /// Fetch back what is damaged, as a new inode in every date that shared the
+    /// old one: from another date, from --from, or from the source if that still
+    /// has the content that was hashed. Only on the store's machine. What is in
+    /// the way moves to .set-aside in the store; nothing is deleted.
+    #[arg(long, conflicts_with = "against")]
+    pub repair: bool,
+    /// Another folder of dated snapshots to fetch from: a second disk, or the
+    /// off-site copy that `offsite-push view` opened; repeatable.
+    #[arg(long, value_name = "DIR", requires = "repair")]
+    pub from: Vec<PathBuf>,
+    /// List at most so many findings; the counts are always complete.
+    #[arg(long, default_value_t = 1000)]
+    pub limit: usize,
+}
+
+/// A share of 100.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Percent(pub f64);
+
+impl std::str::FromStr for Percent {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Percent, String> {
+        let number = text.strip_suffix('%').unwrap_or(text).parse::<f64>();
+        let percent = number.ok().filter(|n| *n > 0.0 && *n <= 100.0);
+        percent.map(Percent).ok_or_else(|| "write a share like 5%, more than 0 and at most 100".into())
+    }
 }
 
 /// Options of `serve`.

@@ -1,5 +1,6 @@
 //! `link-sync`: dated hard-link snapshots. See `docs/architecture.md` for how its parts fit together.
 
+mod account;
 mod actions;
 mod agent;
 mod budget;
@@ -21,6 +22,7 @@ mod source;
 mod store;
 mod timing;
 mod tree;
+mod verify;
 mod walk;
 mod watch;
 
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         Action::List(profile) => report("list", profile.profile.as_deref(), &|r| actions::list(profile, r)),
         Action::Diff(diff) => report("diff", diff.profile.profile.as_deref(), &|r| actions::diff(diff, r)),
         Action::Copy(copy) => report("copy", copy.profile.profile.as_deref(), &|r| copy::copy(copy, r)),
+        Action::Verify(args) => report("verify", args.profile.profile.as_deref(), &|r| verify::run(args, r)),
         Action::Serve(serve) => silent(actions::serve_store(serve)),
         Action::Agent(agent) => silent(
             common::signals::install()

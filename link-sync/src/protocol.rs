@@ -33,7 +33,8 @@ pub enum Kind {
     Stream,
     /// This direction of rsync's conversation has ended.
     End,
-    /// How far the far end has come, eight bytes (big-endian); only while it copies from another store.
+    /// How far the far end has come, eight bytes (big-endian), and of how much, eight more where that is known: while
+    /// it copies from another store, hashes, or verifies.
     Count,
 }
 
@@ -118,6 +119,8 @@ pub enum Request {
     },
     /// Write to the disk what is still in memory, so that this need not be done later, in a hurry.
     Flush,
+    /// For a copy, before `Publish`: the lines of its part of the checksums, in the list that follows.
+    Part,
     /// Make the partial snapshot durable and publish it. Answer: [`Published`].
     Publish {
         /// The `snapshot.json` to be stored, without what only the store knows. For a copy: its whole text.
@@ -137,6 +140,12 @@ pub enum Request {
         source: Option<String>,
         /// At most so many paths; the counts are complete.
         limit: usize,
+    },
+    /// Check snapshots against their manifests; nothing is changed. Answer: what [`crate::store::verify::Outcome`]
+    /// describes.
+    Verify {
+        /// What is to be checked.
+        options: crate::store::verify::Options,
     },
 }
 
@@ -210,6 +219,12 @@ pub struct Published {
     pub date: String,
     /// Its folder.
     pub path: String,
+    /// Files that were hashed for the checksums.
+    #[serde(default)]
+    pub hashed_files: u64,
+    /// Their bytes.
+    #[serde(default)]
+    pub hashed_bytes: u64,
 }
 
 /// An answer.

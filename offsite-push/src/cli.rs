@@ -8,7 +8,7 @@ use common::profile::{Bytes, Span};
 use common::status::Report;
 
 use crate::settings::Settings;
-use crate::{push, status, store, view};
+use crate::{push, status, store, verify, view};
 
 /// The encrypted copy elsewhere: pushes the newest snapshot, and opens it to look.
 ///
@@ -30,6 +30,7 @@ Examples:
   offsite-push status home
   offsite-push view home                     open it read-only to look or restore
   offsite-push unview home
+  offsite-push verify home --sample 5%       is it still what was pushed?
 
 PROFILE names /etc/nc-backup/PROFILE.toml; --config FILE names another file.
 The container is made by `luks-mount create`. sshfs-mount, luks-mount and
@@ -98,11 +99,34 @@ pub(crate) enum Action {
     },
     /// Tell what was pushed, what is waiting, and what is mounted now.
     ///
-    /// data: last_push, unconfirmed, newest, behind (snapshots newer than the
+    /// data: last_push, last_verify, unconfirmed, newest, behind (snapshots newer than the
     /// last one pushed), pushing, view, container, s3, steps. Exit code 0.
     Status {
         #[command(flatten)]
         place: Place,
+    },
+    /// Check that the container is the one left behind, and its files.
+    ///
+    /// Opens it read-only and compares it with the checksums and attributes in
+    /// the store here (link-sync verify --against), then takes everything down.
+    /// Of dates that the store no longer has, files are compared with the
+    /// container's own checksums: that is weaker. All that is read comes through
+    /// the link: --sample keeps it short. Exit code 1: something is wrong.
+    ///
+    /// data: store, fresh (it is the container left behind), not_fresh_because,
+    /// verify (as link-sync verify tells), received_bytes, steps.
+    Verify {
+        #[command(flatten)]
+        place: Place,
+        /// Date of the snapshot, 'latest', or 'all'.
+        #[arg(long, default_value = "all", value_parser = date_or_all)]
+        date: String,
+        /// Read only so many percent of the distinct files, chosen at random.
+        #[arg(long, value_name = "N%", default_value = "100%", value_parser = share)]
+        sample: String,
+        /// Choose the sample as the run did that told this number.
+        #[arg(long, value_name = "NUMBER")]
+        seed: Option<u64>,
     },
     /// Open the container read-only, to look or to restore; it stays open.
     ///
@@ -157,12 +181,25 @@ fn date(text: &str) -> Result<String, String> {
     if ok { Ok(text.to_owned()) } else { Err("a date is written like 2026-11-22T03-30-00Z".into()) }
 }
 
+fn date_or_all(text: &str) -> Result<String, String> {
+    if text == "all" { Ok(text.to_owned()) } else { date(text) }
+}
+
+fn share(text: &str) -> Result<String, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).parse::<f64>();
+    match number {
+        Ok(n) if n > 0.0 && n <= 100.0 => Ok(text.to_owned()),
+        _ => Err("write a share like 5%, more than 0 and at most 100".into()),
+    }
+}
+
 impl Cli {
     /// The action's name and the profile, for the status object.
     pub(crate) fn names(&self) -> (&'static str, Option<String>) {
         let (name, place) = match &self.action {
             Action::Push { place, .. } => ("push", place),
             Action::Status { place } => ("status", place),
+            Action::Verify { place, .. } => ("verify", place),
             Action::View { place, .. } => ("view", place),
             Action::Unview { place, .. } => ("unview", place),
             Action::Inside(_) => return ("inside", None),
@@ -182,6 +219,9 @@ impl Cli {
                 )
             }
             Action::Status { place } => status::run(&Settings::load(&place)?, report),
+            Action::Verify { place, date, sample, seed } => {
+                verify::run(&Settings::load(&place)?, &verify::Options { date, sample, seed }, report)
+            }
             Action::View { place, date } => view::open(&Settings::load(&place)?, &date, report),
             Action::Unview { place, if_killed } => view::close(&Settings::load(&place)?, if_killed, report),
             Action::Inside(_) => Ok(()),

@@ -13,6 +13,7 @@ mod status;
 mod store;
 mod takedown;
 mod tell;
+mod verify;
 mod view;
 
 use std::process::ExitCode;

@@ -36,6 +36,9 @@ pub struct SnapshotMeta {
     pub fake_super: bool,
     /// Its sources.
     pub sources: Vec<SourceMeta>,
+    /// Its checksums; a snapshot made before there were any has none.
+    #[serde(default)]
+    pub manifest: Option<super::manifest::Manifest>,
 }
 
 /// What a snapshot promises about time.

@@ -9,11 +9,19 @@ pub mod attributes;
 pub mod changes;
 pub mod clone;
 pub mod diff;
+pub mod fetch;
+pub mod manifest;
 pub mod merge;
 pub mod meta;
+pub mod mtree;
 pub mod open;
 pub mod pace;
 pub mod publish;
+pub mod repair;
+pub mod scan;
+pub mod sums;
+pub mod verified;
+pub mod verify;
 pub mod visit;
 
 use std::ffi::OsStr;
@@ -150,8 +158,13 @@ pub fn open_dir(root: &File, path: &[u8]) -> nix::Result<File> {
 
 /// Opens the regular file `path` below `root` for reading, through no symlink, and without waiting for anything.
 pub fn open_file(root: &File, path: &str) -> Result<File> {
+    open_file_at(root, path.as_bytes())
+}
+
+/// The same for a path that is bytes.
+pub fn open_file_at(root: &File, path: &[u8]) -> Result<File> {
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let file = File::from(open_below(root, path.as_bytes(), flags)?);
+    let file = File::from(open_below(root, path, flags)?);
     anyhow::ensure!(file.metadata()?.is_file(), "it is not a regular file");
     Ok(file)
 }

@@ -55,7 +55,8 @@ const COPYING: &str = ".copying";
 /// How long the children of a run that was killed may hold on to the store until they have ended, too.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-fn lock(store: &Store) -> Result<Lock> {
+/// Takes the store for writing, alone.
+pub(super) fn lock(store: &Store) -> Result<Lock> {
     let what = format!("the store {}", store.path.display());
     Lock::exclusive_within(&store.path.join(".lock"), &what, PATIENCE)
 }
@@ -339,7 +340,8 @@ impl Writable {
     }
 }
 
-fn existing(dir: &File, parts: &[&str]) -> Result<Option<File>> {
+/// The folder named by `parts` below `dir`, if there is one.
+pub(super) fn existing(dir: &File, parts: &[&str]) -> Result<Option<File>> {
     let path = parts.join("/");
     match open_dir(dir, path.as_bytes()) {
         Ok(dir) => Ok(Some(dir)),

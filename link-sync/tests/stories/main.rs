@@ -8,11 +8,13 @@
 )]
 
 mod changes;
+mod checksums;
 mod copies;
 mod far;
 mod history;
 mod locks;
 mod picture;
+mod repair;
 mod sources;
 mod steps;
 mod stores;

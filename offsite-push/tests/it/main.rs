@@ -10,5 +10,6 @@ mod real;
 mod scripts;
 mod settings;
 mod story;
+mod verify;
 mod view;
 mod world;

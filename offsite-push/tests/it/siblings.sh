@@ -63,5 +63,7 @@ case $tool-$action in
         [ ! -e "$w/plan/copying" ] || . "$w/plan/copying"
         mv "$to/.partial" "$to/$date"
         object 0 true "{\"date\":\"$date\",\"base_date\":null,\"copied_bytes\":42}" ;;
+    link-sync-verify)
+        object 0 false '{"dates":["d"],"sample_percent":5,"bytes_read":99,"findings_total":0}' ;;
     *) echo "what is $tool $action?" >&2; exit 2 ;;
 esac
