@@ -1,6 +1,8 @@
 //! What the tools share. Flat modules, one job each; no command-line parsing, no framework.
 
+pub mod drill;
 pub mod durable;
+pub mod exclude;
 pub mod fault;
 pub mod fuse;
 pub mod holders;

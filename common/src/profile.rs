@@ -47,6 +47,9 @@ pub struct Profile {
     /// The off-site copy, on S2.
     #[serde(default)]
     pub offsite: Offsite,
+    /// The rehearsal: where a scratch database may be made.
+    #[serde(default)]
+    pub drill: Drill,
 }
 
 /// `[nextcloud]`
@@ -133,6 +136,20 @@ pub struct Database {
     pub drain_timeout: Option<Span>,
     /// What is waited instead where sessions cannot be told apart. Default 15 seconds.
     pub settle: Option<Span>,
+}
+
+/// `[drill]`: the server of the scratch database, which may be another one.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drill {
+    /// As in `[database]`. Default: that one.
+    pub host: Option<String>,
+    /// A role that may make databases. Default: `user` of `[database]`.
+    pub user: Option<String>,
+    /// File that holds its password and nothing else.
+    pub password_file: Option<PathBuf>,
+    /// The database to connect to for making others. Default `postgres`.
+    pub admin_database: Option<String>,
 }
 
 /// `[snapshot]`

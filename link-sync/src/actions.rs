@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use common::drill::{self, DrillRecord};
 use common::fault::Fault;
 use common::profile::Profile;
 use common::status::{self, Report};
@@ -17,7 +18,7 @@ use crate::progress::Progress;
 use crate::protocol::Request;
 use crate::serve::serve;
 use crate::session::{Allow, Session};
-use crate::settings::{DATABASE, rsync_argv};
+use crate::settings::{DATABASE, Settings, rsync_argv};
 use crate::store::Store;
 
 /// Bytes that stay free in a store unless told otherwise.
@@ -88,7 +89,8 @@ pub fn snapshot(run: &Run, report: &mut Report) -> Result<()> {
 
 /// The published snapshots.
 pub fn list(profile: &cli::Profile, report: &mut Report) -> Result<()> {
-    let mut far = Far::connect(&profile.options().settings()?)?;
+    let settings = profile.options().settings()?;
+    let mut far = Far::connect(&settings)?;
     let answer: Value = far.ask(&Request::List)?;
     report.set("store", far.hello.store.as_str());
     for snapshot in answer["snapshots"].as_array().into_iter().flatten() {
@@ -111,6 +113,25 @@ pub fn list(profile: &cli::Profile, report: &mut Report) -> Result<()> {
     }
     report.set("snapshots", answer["snapshots"].clone());
     report.set("damaged", answer["damaged"].clone());
+    last_drill(&settings, report)
+}
+
+/// The last rehearsal on this machine.
+fn last_drill(settings: &Settings, report: &mut Report) -> Result<()> {
+    let last = DrillRecord::load(&settings.state.join(drill::FILE)).unwrap_or_else(|e| {
+        report.warn("drill-unknown", format!("how the last drill went cannot be read: {e:#}"));
+        None
+    });
+    if let Some(drill) = &last {
+        let date = drill.date.as_deref().unwrap_or("?");
+        let outcome = match (&drill.error, drill.ok) {
+            (None, true) => "it came back, and fitted",
+            (Some(error), _) => error,
+            (None, false) => "it failed",
+        };
+        status::tell(format_args!("last drill {} of {date}: {outcome}", drill.at));
+    }
+    report.set("last_drill", serde_json::to_value(last)?);
     Ok(())
 }
 

@@ -6,7 +6,6 @@ mod agent;
 mod budget;
 mod cli;
 mod copy;
-mod exclude;
 mod far;
 mod index;
 mod maintenance;
