@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::profile::Profile;
+use common::retention::Retention;
 use common::status::{self, Report};
 use serde_json::Value;
 
@@ -145,13 +146,13 @@ pub fn diff(diff: &Diff, report: &mut Report) -> Result<()> {
 /// The far end. stdout is the protocol's, so there is no status object; the exit code and stderr tell.
 pub fn serve_store(args: &cli::Serve) -> Result<()> {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
-    let store = served(args)?;
+    let (store, retention) = served(args)?;
     // The owner of stdin and stdout for the whole life of this process.
-    serve(&store, std::io::stdin().lock(), std::io::stdout())
+    serve(&store, retention, std::io::stdin().lock(), std::io::stdout())
 }
 
 /// The store to be served: this machine's profile decides, and options that say otherwise are refused.
-fn served(args: &cli::Serve) -> Result<Store> {
+fn served(args: &cli::Serve) -> Result<(Store, Retention)> {
     let named = args.profile.is_some() || args.config.is_some();
     let file = args
         .config
@@ -182,12 +183,14 @@ fn served(args: &cli::Serve) -> Result<Store> {
         }
     };
     let from_table = |args: &[String]| table.as_ref().map_or_else(|| args.to_vec(), |t| t.rsync.clone());
-    Ok(Store {
+    let retention = table.as_ref().map(|t| t.retention.clone()).unwrap_or_default();
+    let store = Store {
         path,
         mount: args.mount.clone().or_else(|| table.as_ref().and_then(|t| t.mount.clone())),
         reserve_bytes: args.reserve_bytes.or(table.as_ref().and_then(|t| t.reserve_bytes)).unwrap_or(RESERVE),
         read_only: false,
         flush_bytes: args.flush_bytes,
         rsync: rsync_argv(&if args.rsync.is_empty() { from_table(&[]) } else { args.rsync.clone() }),
-    })
+    };
+    Ok((store, retention))
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use common::profile::Span;
+use common::retention::{Length, Retention, Zone};
 
 use crate::session::Allow;
 use crate::settings::Options;
@@ -60,6 +61,15 @@ pub enum Action {
     /// told by names and inode numbers of two local snapshots; the copy's files
     /// are not read.
     Copy(Copy),
+    /// Remove the snapshots that the rules do not keep, fast; or tell what would go,
+    /// and why each one stays (--dry-run). The rules are [store.retention] of the
+    /// profile on the store's machine, or the options. Through ssh only the
+    /// store's own profile counts.
+    ///
+    /// Never removed: the newest, the newest sealed one, what an off-site push
+    /// needs, what is younger than --min-age, what is in use (exit code 3), and
+    /// what is damaged.
+    Prune(Box<Prune>),
     /// The far end, for an authorized_keys forced command:
     /// command="/usr/sbin/link-sync serve home",restrict ssh-ed25519 …
     /// Speaks its own protocol on stdin and stdout instead of printing JSON.
@@ -182,6 +192,86 @@ pub struct Copy {
     /// Write no more than this ahead of the disk.
     #[arg(long, value_name = "BYTES", default_value = "4m")]
     pub flush_bytes: common::profile::Bytes,
+}
+
+/// Options of `prune`.
+#[derive(Args, Clone, Debug)]
+pub struct Prune {
+    #[command(flatten)]
+    pub profile: Profile,
+    /// Change nothing; tell of each date why it is kept, or why not.
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub rules: Rules,
+    /// Remove this one date, whatever the rules say; needs --yes. Also for a
+    /// damaged one, which no rule ever removes.
+    #[arg(long, value_name = "DATE")]
+    pub date: Option<String>,
+    /// Yes, remove --date.
+    #[arg(long, requires = "date")]
+    pub yes: bool,
+    /// Keep this date whatever the rules say; repeatable.
+    #[arg(long, value_name = "DATE")]
+    pub keep: Vec<String>,
+    /// Write no more than this ahead of the disk.
+    #[arg(long, value_name = "BYTES", hide = true)]
+    pub flush_bytes: Option<common::profile::Bytes>,
+}
+
+/// The rules of retention; each is a key of `[store.retention]`, too.
+#[derive(Args, Clone, Debug)]
+pub struct Rules {
+    /// Keep the newest N.
+    #[arg(long, value_name = "N")]
+    pub keep_last: Option<u32>,
+    /// Keep one for each of the last N hours that have one.
+    #[arg(long, value_name = "N")]
+    pub keep_hourly: Option<u32>,
+    /// The same for days.
+    #[arg(long, value_name = "N")]
+    pub keep_daily: Option<u32>,
+    /// The same for weeks, Monday to Sunday.
+    #[arg(long, value_name = "N")]
+    pub keep_weekly: Option<u32>,
+    /// The same for months.
+    #[arg(long, value_name = "N")]
+    pub keep_monthly: Option<u32>,
+    /// The same for years.
+    #[arg(long, value_name = "N")]
+    pub keep_yearly: Option<u32>,
+    /// Keep all that are not older than this, counted from the newest: 14d, 6mo.
+    #[arg(long, value_name = "TIME")]
+    pub keep_within: Option<Length>,
+    /// Never remove a younger one [default: 3d].
+    #[arg(long, value_name = "TIME")]
+    pub min_age: Option<Length>,
+    /// A longer pause between backups, or since the newest, means that they fail or
+    /// that the clock jumped: then nothing is removed [default: 7d].
+    #[arg(long, value_name = "TIME")]
+    pub max_gap: Option<Length>,
+    /// Where days begin and end, like Europe/Vienna [default: this machine's].
+    #[arg(long, value_name = "ZONE")]
+    pub timezone: Option<Zone>,
+}
+
+impl Rules {
+    /// As the profile has them.
+    pub fn retention(&self) -> Retention {
+        Retention {
+            keep_last: self.keep_last,
+            keep_hourly: self.keep_hourly,
+            keep_daily: self.keep_daily,
+            keep_weekly: self.keep_weekly,
+            keep_monthly: self.keep_monthly,
+            keep_yearly: self.keep_yearly,
+            keep_within: self.keep_within,
+            min_age: self.min_age,
+            max_gap: self.max_gap,
+            max_removals_per_day: None,
+            timezone: self.timezone.clone(),
+        }
+    }
 }
 
 /// Options of `serve`.

@@ -125,6 +125,12 @@ pub enum Request {
     Discard,
     /// The published snapshots. Answer: a list of `snapshot.json` objects.
     List,
+    /// Remove the snapshots that the rules of the store's own profile do not keep; nothing here says which.
+    /// Answer: [`crate::store::prune::Pruned`].
+    Prune {
+        /// Only tell.
+        dry_run: bool,
+    },
     /// What is different between two published snapshots. Answer: [`crate::store::diff::Difference`]s.
     Diff {
         /// Date, or `latest`.

@@ -13,6 +13,7 @@ mod far;
 mod history;
 mod locks;
 mod picture;
+mod prune;
 mod sources;
 mod steps;
 mod stores;
