@@ -87,34 +87,6 @@ pub fn snapshot(run: &Run, report: &mut Report) -> Result<()> {
     session.publish(allow, report)
 }
 
-/// The published snapshots.
-pub fn list(profile: &cli::Profile, report: &mut Report) -> Result<()> {
-    let mut far = Far::connect(&profile.options().settings()?)?;
-    let answer: Value = far.ask(&Request::List)?;
-    report.set("store", far.hello.store.as_str());
-    for snapshot in answer["snapshots"].as_array().into_iter().flatten() {
-        let sources = snapshot["sources"].as_array().into_iter().flatten();
-        let (paths, bytes) = sources.fold((0, 0), |(p, b), s| {
-            (p + s["paths"].as_u64().unwrap_or(0), b + s["bytes"].as_u64().unwrap_or(0))
-        });
-        let text = |key: &str| snapshot[key].as_str().unwrap_or("?").to_owned();
-        status::tell(format_args!(
-            "{}  {:>9} paths  {:>10}  {}",
-            text("date"),
-            paths,
-            indicatif::BinaryBytes(bytes).to_string(),
-            text("consistency")
-        ));
-    }
-    for name in answer["damaged"].as_array().into_iter().flatten() {
-        report
-            .warn("damaged-snapshot", format!("{} is not a complete snapshot", name.as_str().unwrap_or("?")));
-    }
-    report.set("snapshots", answer["snapshots"].clone());
-    report.set("damaged", answer["damaged"].clone());
-    Ok(())
-}
-
 /// What differs between two snapshots.
 pub fn diff(diff: &Diff, report: &mut Report) -> Result<()> {
     let mut far = Far::connect(&diff.profile.options().settings()?)?;

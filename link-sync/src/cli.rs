@@ -52,8 +52,8 @@ pub enum Action {
     Abort(Abort),
     /// stage, settle and publish in one.
     Snapshot(Run),
-    /// The published snapshots.
-    List(Profile),
+    /// The published snapshots: dates, size, age, the last drill and verification.
+    List(List),
     /// What differs between two published snapshots.
     Diff(Diff),
     /// Copy a snapshot of a local store into another folder of snapshots, with its
@@ -154,6 +154,20 @@ pub struct Abort {
     /// Remove what has arrived, too.
     #[arg(long)]
     pub discard: bool,
+}
+
+/// Options of `list`.
+#[derive(Args, Clone, Debug)]
+pub struct List {
+    #[command(flatten)]
+    pub profile: Profile,
+    /// Add up what each date holds alone: what removing it would free. Looks at
+    /// every file of every date.
+    #[arg(long)]
+    pub sizes: bool,
+    /// Fail (exit code 1) if the newest is older, like 26h or 2d: for monitoring.
+    #[arg(long, value_name = "TIME")]
+    pub max_age: Option<Length>,
 }
 
 /// Options of `diff`.

@@ -7,6 +7,7 @@ mod copy;
 mod exclude;
 mod far;
 mod index;
+mod list;
 mod maintenance;
 mod parallel;
 mod progress;
@@ -46,7 +47,7 @@ fn main() -> ExitCode {
         }
         Action::Abort(abort) => report("abort", abort.run.name(), &|r| actions::abort(abort, r)),
         Action::Snapshot(run) => report("snapshot", run.name(), &|r| actions::snapshot(run, r)),
-        Action::List(profile) => report("list", profile.profile.as_deref(), &|r| actions::list(profile, r)),
+        Action::List(list) => report("list", list.profile.profile.as_deref(), &|r| list::list(list, r)),
         Action::Diff(diff) => report("diff", diff.profile.profile.as_deref(), &|r| actions::diff(diff, r)),
         Action::Copy(copy) => report("copy", copy.profile.profile.as_deref(), &|r| copy::copy(copy, r)),
         Action::Prune(prune) => {

@@ -119,11 +119,7 @@ impl Serving {
                 value(published)
             }
             Request::Discard => discard(&self.store).map(|()| Value::Null),
-            Request::List => {
-                self.store.check()?;
-                let (snapshots, damaged) = self.store.snapshots()?;
-                Ok(json!({"snapshots": snapshots, "damaged": damaged}))
-            }
+            Request::List { sizes } => crate::list::answer(&self.store, sizes),
             Request::Prune { dry_run } => {
                 ensure!(self.writable.is_none(), "a snapshot has been begun");
                 value(crate::prune::for_client(&self.store, &self.retention, dry_run)?)

@@ -17,6 +17,7 @@ pub mod pace;
 pub mod pins;
 pub mod prune;
 pub mod publish;
+pub mod sizes;
 pub mod sweep;
 pub mod visit;
 

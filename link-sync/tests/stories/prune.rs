@@ -308,3 +308,34 @@ fn through_ssh_the_rules_are_the_stores_and_so_is_the_limit() {
         std::os::unix::fs::MetadataExt::uid(&remote.store.metadata().unwrap())
     );
 }
+
+#[test]
+fn the_list_tells_ages_what_each_holds_alone_and_the_last_proofs() {
+    let world = World::new();
+    nights(&world, 3);
+    let all = world.dates();
+    let big = world.store.join(&all[1]).join("docs/big");
+    std::fs::write(&big, vec![7; 3 << 20]).unwrap();
+    std::fs::hard_link(&big, world.store.join(&all[1]).join("docs/d1/big")).unwrap();
+    let listed = world.act("list", &["--sizes", "--max-age=24h"]).expect(0);
+    let data = &listed.json["data"];
+    let alone = |n: usize| data["snapshots"][n]["alone_bytes"].as_u64().unwrap();
+    // Two names of one snapshot are its own; what it shares is not.
+    assert!((3 << 20..4 << 20).contains(&alone(1)), "{data:#}");
+    assert!(alone(0) < 200_000 && alone(2) < 200_000, "{data:#}");
+    let hours = |n: usize| data["snapshots"][n]["age_seconds"].as_u64().unwrap() / 3600;
+    assert_eq!((hours(0), hours(1), hours(2)), (68, 44, 20));
+    assert_eq!(data["newest_age_seconds"], data["snapshots"][2]["age_seconds"]);
+    assert!(data["last_verify"].is_null() && data["last_drill"].is_null());
+    std::fs::write(world.store.join(".verified"), r#"{"at":"2026-11-22T04:00:00Z","ok":true,"more":1}"#)
+        .unwrap();
+    std::fs::write(world.state.join("drill.json"), r#"{"at":"2026-11-21T04:00:00Z","ok":false}"#).unwrap();
+    let late = world.act("list", &["--max-age=19h"]).expect(1);
+    assert!(told(&late).contains("older than 19h"));
+    assert_eq!(late.json["data"]["last_verify"], json!({"at": "2026-11-22T04:00:00Z", "ok": true}));
+    assert_eq!(late.json["data"]["last_drill"]["ok"], false);
+    assert!(late.json["data"]["snapshots"][0]["alone_bytes"].is_null());
+    assert!(late.stderr.contains("IT FAILED"), "{}", late.stderr);
+    std::fs::write(world.store.join(".verified"), "no JSON").unwrap();
+    assert!(world.act("list", &[]).expect(0).json["data"]["last_verify"].is_null());
+}
