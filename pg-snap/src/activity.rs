@@ -98,6 +98,23 @@ pub(crate) fn clients(
     Ok(all.into_iter().filter(|c| !c.allowed(readers)).collect())
 }
 
+/// Refuses a role that would not see Nextcloud's sessions: one that owns no table here and has no right to see others'.
+pub(crate) fn check_rights(session: &mut Session) -> Result<()> {
+    let may = session.ask(
+        "SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') OR EXISTS (SELECT FROM pg_class c \
+         JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' \
+         AND n.nspname <> 'information_schema' AND c.relowner = (SELECT oid FROM pg_roles WHERE rolname = current_user)) \
+         OR NOT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p') \
+         AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema')",
+    )?;
+    if may == "t" {
+        return Ok(());
+    }
+    Err(Fault::denied("the database role owns no table, and may not see the sessions of others")
+        .hint("connect as Nextcloud's own role, or let an administrator run: GRANT pg_read_all_stats TO role")
+        .into())
+}
+
 /// Which sessions count.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
