@@ -11,7 +11,8 @@
  * refused in maintenance, opens its own connection only after 0 to --gap milliseconds (80), and then changes a
  * pair of a file in DATA/writers/ and a row in oc_writers in several steps, each up to --step milliseconds (20)
  * apart (what follows the options only shows in the list of processes): a row that announces the file, the file in two halves under another name, the rename, the row's size
- * and checksum; or a deletion or a renaming. --uploads workers more write large files slowly. With --deaf they never look at the switch, as
+ * and checksum; or a deletion or a renaming. --uploads workers more write 4 MB in twenty
+ * pieces, with pauses five times as long. With --deaf they never look at the switch, as
  * `occ background-job:worker`; they rest while ROOT/../writers.pause is there. Prints
  * {"requests","refused","longest_refused_ms","errors"}.
  *
@@ -138,7 +139,7 @@ function work(string $root, int $worker, float $end, array $options, bool $uploa
         }
         try {
             $size = $uploads ? 4_000_000 : random_int(1, 20_000);
-            request($db, "{$config['datadirectory']}/writers", $worker, $options['step'], $size, $uploads ? 20 : 2);
+            request($db, "{$config['datadirectory']}/writers", $worker, $options['step'] * ($uploads ? 5 : 1), $size, $uploads ? 20 : 2);
             $told['requests']++;
         } catch (Throwable $error) {
             $told['errors'][] = $error->getMessage();
