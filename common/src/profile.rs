@@ -16,6 +16,7 @@ use nix::unistd::geteuid;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::fault::Fault;
+use crate::retention::Retention;
 
 /// Where profiles are.
 pub const DIR: &str = "/etc/nc-backup";
@@ -220,6 +221,9 @@ pub struct Store {
     /// argv of rsync. Default `rsync`.
     #[serde(default)]
     pub rsync: Vec<String>,
+    /// Which snapshots are kept.
+    #[serde(default)]
+    pub retention: Retention,
 }
 
 /// `[offsite]`, on S2: the encrypted copy elsewhere.
@@ -234,6 +238,9 @@ pub struct Offsite {
     pub sshfs: Option<Sshfs>,
     /// The container.
     pub luks: Option<Luks>,
+    /// Which snapshots are kept in the container.
+    #[serde(default)]
+    pub retention: Retention,
 }
 
 /// `[offsite.sshfs]`

@@ -4,9 +4,9 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use common::drill::{self, DrillRecord};
 use common::fault::Fault;
 use common::profile::Profile;
+use common::retention::Retention;
 use common::status::{self, Report};
 use serde_json::Value;
 
@@ -18,7 +18,7 @@ use crate::progress::Progress;
 use crate::protocol::Request;
 use crate::serve::serve;
 use crate::session::{Allow, Session};
-use crate::settings::{DATABASE, Settings, rsync_argv};
+use crate::settings::{DATABASE, rsync_argv};
 use crate::store::Store;
 
 /// Bytes that stay free in a store unless told otherwise.
@@ -84,55 +84,7 @@ pub fn snapshot(run: &Run, report: &mut Report) -> Result<()> {
     session.settle(&sources, allow, &progress, report)?;
     let dump: Vec<_> = sources.into_iter().filter(|s| s.name == DATABASE).collect();
     session.stage(&dump, allow, &progress, report)?;
-    session.publish(allow, report)
-}
-
-/// The published snapshots.
-pub fn list(profile: &cli::Profile, report: &mut Report) -> Result<()> {
-    let settings = profile.options().settings()?;
-    let mut far = Far::connect(&settings)?;
-    let answer: Value = far.ask(&Request::List)?;
-    report.set("store", far.hello.store.as_str());
-    for snapshot in answer["snapshots"].as_array().into_iter().flatten() {
-        let sources = snapshot["sources"].as_array().into_iter().flatten();
-        let (paths, bytes) = sources.fold((0, 0), |(p, b), s| {
-            (p + s["paths"].as_u64().unwrap_or(0), b + s["bytes"].as_u64().unwrap_or(0))
-        });
-        let text = |key: &str| snapshot[key].as_str().unwrap_or("?").to_owned();
-        status::tell(format_args!(
-            "{}  {:>9} paths  {:>10}  {}",
-            text("date"),
-            paths,
-            indicatif::BinaryBytes(bytes).to_string(),
-            text("consistency")
-        ));
-    }
-    for name in answer["damaged"].as_array().into_iter().flatten() {
-        report
-            .warn("damaged-snapshot", format!("{} is not a complete snapshot", name.as_str().unwrap_or("?")));
-    }
-    report.set("snapshots", answer["snapshots"].clone());
-    report.set("damaged", answer["damaged"].clone());
-    last_drill(&settings, report)
-}
-
-/// The last rehearsal on this machine.
-fn last_drill(settings: &Settings, report: &mut Report) -> Result<()> {
-    let last = DrillRecord::load(&settings.state.join(drill::FILE)).unwrap_or_else(|e| {
-        report.warn("drill-unknown", format!("how the last drill went cannot be read: {e:#}"));
-        None
-    });
-    if let Some(drill) = &last {
-        let date = drill.date.as_deref().unwrap_or("?");
-        let outcome = match (&drill.error, drill.ok) {
-            (None, true) => "it came back, and fitted",
-            (Some(error), _) => error,
-            (None, false) => "it failed",
-        };
-        status::tell(format_args!("last drill {} of {date}: {outcome}", drill.at));
-    }
-    report.set("last_drill", serde_json::to_value(last)?);
-    Ok(())
+    session.publish(allow, &progress, report)
 }
 
 /// What differs between two snapshots.
@@ -166,13 +118,13 @@ pub fn diff(diff: &Diff, report: &mut Report) -> Result<()> {
 /// The far end. stdout is the protocol's, so there is no status object; the exit code and stderr tell.
 pub fn serve_store(args: &cli::Serve) -> Result<()> {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
-    let store = served(args)?;
+    let (store, retention) = served(args)?;
     // The owner of stdin and stdout for the whole life of this process.
-    serve(&store, std::io::stdin().lock(), std::io::stdout())
+    serve(&store, retention, std::io::stdin().lock(), std::io::stdout())
 }
 
 /// The store to be served: this machine's profile decides, and options that say otherwise are refused.
-fn served(args: &cli::Serve) -> Result<Store> {
+fn served(args: &cli::Serve) -> Result<(Store, Retention)> {
     let named = args.profile.is_some() || args.config.is_some();
     let file = args
         .config
@@ -203,12 +155,14 @@ fn served(args: &cli::Serve) -> Result<Store> {
         }
     };
     let from_table = |args: &[String]| table.as_ref().map_or_else(|| args.to_vec(), |t| t.rsync.clone());
-    Ok(Store {
+    let retention = table.as_ref().map(|t| t.retention.clone()).unwrap_or_default();
+    let store = Store {
         path,
         mount: args.mount.clone().or_else(|| table.as_ref().and_then(|t| t.mount.clone())),
         reserve_bytes: args.reserve_bytes.or(table.as_ref().and_then(|t| t.reserve_bytes)).unwrap_or(RESERVE),
         read_only: false,
         flush_bytes: args.flush_bytes,
         rsync: rsync_argv(&if args.rsync.is_empty() { from_table(&[]) } else { args.rsync.clone() }),
-    })
+    };
+    Ok((store, retention))
 }

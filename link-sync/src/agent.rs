@@ -318,7 +318,7 @@ fn act(
         Action::Publish => {
             let current = session.as_ref().ok_or_else(nothing_staged)?;
             current.may_publish(ask.allow)?;
-            session.take().ok_or_else(nothing_staged)?.publish(ask.allow, report)?;
+            session.take().ok_or_else(nothing_staged)?.publish(ask.allow, &progress, report)?;
         }
         Action::Abort => {
             report.changed = true;

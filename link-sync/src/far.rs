@@ -181,13 +181,23 @@ impl Far {
         &mut self,
         request: &Request,
         fill: impl FnOnce(&mut ListWriter<'_, BufWriter<ChildStdin>>) -> Result<()>,
-        watch: impl FnMut(u64),
+        mut watch: impl FnMut(u64),
     ) -> Result<T> {
         self.send(request)?;
         let output = self.output.as_mut().context("the conversation has ended")?;
         let mut list = ListWriter::new(output);
         let sent = fill(&mut list).and_then(|()| list.finish());
         sent.map_err(|e| self.lost(e))?;
+        self.answer_watched(|done, _| watch(done))
+    }
+
+    /// Asks; `watch` is told how far the far end has come, and of how much.
+    pub fn ask_watched<T: DeserializeOwned>(
+        &mut self,
+        request: &Request,
+        watch: impl FnMut(u64, u64),
+    ) -> Result<T> {
+        self.send(request)?;
         self.answer_watched(watch)
     }
 
@@ -200,16 +210,22 @@ impl Far {
 
     /// Waits for an answer.
     pub fn answer<T: DeserializeOwned>(&mut self) -> Result<T> {
-        self.answer_watched(|_| ())
+        self.answer_watched(|_, _| ())
     }
 
-    fn answer_watched<T: DeserializeOwned>(&mut self, mut watch: impl FnMut(u64)) -> Result<T> {
+    fn answer_watched<T: DeserializeOwned>(&mut self, mut watch: impl FnMut(u64, u64)) -> Result<T> {
         let mut frame = Vec::new();
         loop {
             let kind = protocol::receive(&mut self.input, &mut frame).map_err(|e| self.lost(e))?;
             match kind {
                 Some(Kind::Message) => return decode(&frame),
-                Some(Kind::Count) => watch(frame.first_chunk().map_or(0, |n| u64::from_be_bytes(*n))),
+                Some(Kind::Count) => {
+                    let number = |at: usize| {
+                        let bytes = frame.get(at..).and_then(|rest| rest.first_chunk());
+                        bytes.map_or(0, |n| u64::from_be_bytes(*n))
+                    };
+                    watch(number(0), number(8));
+                }
                 Some(_) => bail!("the other end is out of step"),
                 None => return Err(self.lost(anyhow::anyhow!("it closed the connection"))),
             }

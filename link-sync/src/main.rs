@@ -1,5 +1,6 @@
 //! `link-sync`: dated hard-link snapshots. See `docs/architecture.md` for how its parts fit together.
 
+mod account;
 mod actions;
 mod agent;
 mod budget;
@@ -7,11 +8,14 @@ mod cli;
 mod copy;
 mod far;
 mod index;
+mod list;
 mod maintenance;
 mod moved;
 mod parallel;
 mod progress;
 mod protocol;
+mod prune;
+mod retention;
 mod rsync;
 mod serve;
 mod session;
@@ -20,6 +24,7 @@ mod source;
 mod store;
 mod timing;
 mod tree;
+mod verify;
 mod walk;
 mod watch;
 
@@ -49,9 +54,13 @@ fn main() -> ExitCode {
         }
         Action::Abort(abort) => report("abort", abort.run.name(), &|r| actions::abort(abort, r)),
         Action::Snapshot(run) => report("snapshot", run.name(), &|r| actions::snapshot(run, r)),
-        Action::List(profile) => report("list", profile.profile.as_deref(), &|r| actions::list(profile, r)),
+        Action::List(list) => report("list", list.profile.profile.as_deref(), &|r| list::list(list, r)),
         Action::Diff(diff) => report("diff", diff.profile.profile.as_deref(), &|r| actions::diff(diff, r)),
         Action::Copy(copy) => report("copy", copy.profile.profile.as_deref(), &|r| copy::copy(copy, r)),
+        Action::Verify(args) => report("verify", args.profile.profile.as_deref(), &|r| verify::run(args, r)),
+        Action::Prune(prune) => {
+            report("prune", prune.profile.profile.as_deref(), &|r| prune::prune(prune, r))
+        }
         Action::Serve(serve) => silent(actions::serve_store(serve)),
         Action::Agent(agent) => silent(
             common::signals::install()

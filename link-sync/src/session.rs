@@ -269,7 +269,7 @@ impl Session {
     }
 
     /// Publishes, and commits the index.
-    pub fn publish(mut self, allow: Allow, report: &mut Report) -> Result<()> {
+    pub fn publish(mut self, allow: Allow, progress: &Progress, report: &mut Report) -> Result<()> {
         self.may_publish(allow)?;
         for taken in self.taken.iter().filter(|t| t.tree.len() == 0) {
             report.warn("empty-source", format!("source {} is empty", taken.source.name));
@@ -288,7 +288,10 @@ impl Session {
             "tool_version": env!("CARGO_PKG_VERSION"),
             "sources": sources,
         });
-        let published: Published = self.far.ask(&Request::Publish { meta }).map_err(perhaps_published)?;
+        progress.begin("hashing what is new", 0);
+        let watch = |done, total| progress.reached_of(done, total);
+        let published: Published =
+            self.far.ask_watched(&Request::Publish { meta }, watch).map_err(perhaps_published)?;
         report.changed = true;
         for warning in &published.warnings {
             report.warn_value(warning.clone());
@@ -296,6 +299,8 @@ impl Session {
         report.set("date", published.date.as_str());
         report.set("path", published.path.as_str());
         report.set("id", published.id.as_str());
+        report.set("hashed_files", published.hashed_files);
+        report.set("hashed_bytes", published.hashed_bytes);
         report.set("base", self.opened.base.as_ref().map(|b| b.date.clone()));
         report.set("consistency", serde_json::to_value(consistency)?);
         report.set("store", self.far.hello.store.as_str());
