@@ -299,7 +299,7 @@ enum Action {
         newest: bool,
         /// Note the outcome in drill.json of the state folder, for `link-sync list`
         /// to show; as that of DATE if one is given.
-        #[arg(long, value_name = "DATE", num_args = 0..=1, value_parser = date)]
+        #[arg(long, value_name = "DATE", num_args = 0..=1, value_parser = one_date)]
         record: Option<Option<String>>,
         /// A pattern of what the snapshot leaves out of data, besides the usual
         /// ones and those of the profile's source. May be given more than once.
@@ -349,6 +349,10 @@ fn run_id(text: &str) -> Result<String, String> {
 fn date(text: &str) -> Result<String, String> {
     let ok = text == "latest" || is_date(text);
     if ok { Ok(text.to_owned()) } else { Err("a date is written like 2026-11-22T03-30-00Z".into()) }
+}
+
+fn one_date(text: &str) -> Result<String, String> {
+    if text == "latest" { Err("name the date itself".into()) } else { date(text) }
 }
 
 fn database(text: &str) -> Result<String, String> {
