@@ -1,7 +1,5 @@
 //! `link-sync list`: what there is, how old the newest is, and when it was last proven.
 
-use std::path::Path;
-
 use anyhow::Result;
 use common::drill::{self, DrillRecord};
 use common::fault::Fault;
@@ -13,10 +11,8 @@ use crate::cli::List;
 use crate::far::Far;
 use crate::protocol::Request;
 use crate::store::meta::taken;
-use crate::store::{Store, open_file, sizes};
-
-/// More bytes than a note of a verification or a drill has that is read here.
-const LONGEST: u64 = 1 << 20;
+use crate::store::verified::Record;
+use crate::store::{Store, sizes};
 
 /// Does it.
 pub fn list(args: &List, report: &mut Report) -> Result<()> {
@@ -41,7 +37,16 @@ pub fn list(args: &List, report: &mut Report) -> Result<()> {
     report.set("snapshots", answer["snapshots"].clone());
     report.set("damaged", answer["damaged"].clone());
     report.set("newest_age_seconds", json!(newest.as_ref().map(|n| n.1)));
-    let verify = noted(answer["verified"].clone());
+    let last = &answer["verified"]["last"];
+    let verify = match last["verified_at"].as_str() {
+        Some(at) => {
+            let mut verify = last.clone();
+            verify["at"] = at.into();
+            verify["ok"] = (last["findings"] == 0).into();
+            verify
+        }
+        None => Value::Null,
+    };
     let drill = DrillRecord::load(&settings.state.join(drill::FILE)).unwrap_or_else(|e| {
         report.warn("drill-unknown", format!("how the last drill went cannot be read: {e:#}"));
         None
@@ -88,11 +93,6 @@ fn size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
 }
 
-/// When, and whether all was well; null if that was not noted.
-fn noted(note: Value) -> Value {
-    if note["at"].is_string() { json!({"at": note["at"], "ok": note["ok"]}) } else { Value::Null }
-}
-
 /// For the far end.
 pub fn answer(store: &Store, with_sizes: bool) -> Result<Value> {
     let dir = store.check()?;
@@ -104,19 +104,8 @@ pub fn answer(store: &Store, with_sizes: bool) -> Result<Value> {
         snapshot["alone_bytes"] = json!(alone);
         snapshots.push(snapshot);
     }
-    let verified = verified(&dir, Path::new(".verified"));
+    let verified = Record::load(store);
     Ok(
         json!({"snapshots": snapshots, "damaged": damaged, "verified": verified, "now": Timestamp::now().to_string()}),
     )
-}
-
-/// What `link-sync verify` noted; null if nothing that can be read.
-fn verified(dir: &std::fs::File, name: &Path) -> Value {
-    use std::io::Read as _;
-    let read = || -> Option<Value> {
-        let mut text = String::new();
-        open_file(dir, name.to_str()?).ok()?.take(LONGEST).read_to_string(&mut text).ok()?;
-        serde_json::from_str(&text).ok()
-    };
-    read().unwrap_or_default()
 }
