@@ -59,6 +59,10 @@ pub(crate) enum Action {
         /// Only if nc-maint switched it on and no run is at work (for ExecStopPost= and at boot)
         #[arg(long)]
         if_ours: bool,
+        /// First tell clients that the server went back in time (after a restore): without it they
+        /// delete what they have and it has not. When that fails, maintenance stays on
+        #[arg(long, conflicts_with = "if_ours")]
+        data_fingerprint: bool,
     },
     /// Switch on, run a command, switch off: whatever happens
     ///

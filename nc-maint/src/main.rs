@@ -50,7 +50,13 @@ fn main() -> ExitCode {
         match &cli.action {
             Action::Status { .. } => actions::status(&settings, report),
             Action::On { max, .. } => actions::on(settings.lasting(*max)?, report),
-            Action::Off { if_ours, .. } => actions::off(&settings, *if_ours, report),
+            Action::Off { if_ours, data_fingerprint, .. } => {
+                if *data_fingerprint {
+                    occ::Occ::steady(&settings).renew_data_fingerprint()?;
+                    report.changed = true;
+                }
+                actions::off(&settings, *if_ours, report)
+            }
             Action::Run { max, command, .. } => run::run(&settings.with_max(*max)?, command, report),
             Action::Inspect { secrets_to, .. } => inspect::inspect(&settings, secrets_to.as_deref(), report),
             Action::Close { .. } | Action::Guardian => Ok(()),
