@@ -11,6 +11,8 @@ mod maintenance;
 mod parallel;
 mod progress;
 mod protocol;
+mod reading;
+mod restore;
 mod rsync;
 mod serve;
 mod session;
@@ -47,6 +49,9 @@ fn main() -> ExitCode {
         Action::List(profile) => report("list", profile.profile.as_deref(), &|r| actions::list(profile, r)),
         Action::Diff(diff) => report("diff", diff.profile.profile.as_deref(), &|r| actions::diff(diff, r)),
         Action::Copy(copy) => report("copy", copy.profile.profile.as_deref(), &|r| copy::copy(copy, r)),
+        Action::Restore(restore) => {
+            report("restore", restore.profile.profile.as_deref(), &|r| restore::restore(restore, r))
+        }
         Action::Serve(serve) => silent(actions::serve_store(serve)),
         Action::Agent(agent) => silent(
             common::signals::install()

@@ -13,6 +13,7 @@ mod far;
 mod history;
 mod locks;
 mod picture;
+mod restores;
 mod sources;
 mod steps;
 mod stores;
