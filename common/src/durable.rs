@@ -18,6 +18,16 @@ pub fn sync_dir(dir: &Path) -> Result<()> {
 /// Puts `bytes` at `path` with `mode`: wholly or not at all, durable on return.
 /// A temporary name beside it (`.NAME.new`) is replaced; symlinks are not followed.
 pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    sync_dir(put(path, bytes, mode, true)?)
+}
+
+/// [`write`] without waiting for the disk: whole for whoever reads it now, and perhaps empty after a power cut.
+pub fn write_soon(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    put(path, bytes, mode, false).map(drop)
+}
+
+/// Puts it there; the folder it is in.
+fn put<'a>(path: &'a Path, bytes: &[u8], mode: u32, sync: bool) -> Result<&'a Path> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         anyhow::bail!("{} is not a file name", path.display());
     };
@@ -36,14 +46,14 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let written = nix::sys::stat::fchmod(&file, Mode::from_bits_truncate(mode))
         .map_err(std::io::Error::from)
         .and_then(|()| file.write_all(bytes))
-        .and_then(|()| file.sync_all())
+        .and_then(|()| if sync { file.sync_all() } else { Ok(()) })
         .and_then(|()| std::fs::rename(&temporary, path));
     if let Err(e) = written {
         // The first error is the one that matters.
         drop(std::fs::remove_file(&temporary));
         return Err(e).with_context(what);
     }
-    sync_dir(dir)
+    Ok(dir)
 }
 
 #[cfg(test)]

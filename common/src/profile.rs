@@ -13,9 +13,10 @@ use anyhow::{Context as _, Result};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::geteuid;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::fault::Fault;
+use crate::retention::Retention;
 
 /// Where profiles are.
 pub const DIR: &str = "/etc/nc-backup";
@@ -47,6 +48,9 @@ pub struct Profile {
     /// The off-site copy, on S2.
     #[serde(default)]
     pub offsite: Offsite,
+    /// The rehearsal: where a scratch database may be made.
+    #[serde(default)]
+    pub drill: Drill,
 }
 
 /// `[nextcloud]`
@@ -61,9 +65,8 @@ pub struct Nextcloud {
     pub occ: Vec<String>,
     /// Base URL; if set, the switch is believed only when `status.php` there shows it.
     pub url: Option<String>,
-    /// How the switch is thrown.
-    #[serde(default)]
-    pub method: Method,
+    /// How the switch is thrown. Default: `drop-in` where that is possible, else `occ`.
+    pub method: Option<Method>,
     /// Longest time maintenance may last when `run` is not told otherwise. Default 30 minutes.
     pub max: Option<Span>,
     /// How long clients may need to see the switch. Default 30 seconds.
@@ -73,12 +76,23 @@ pub struct Nextcloud {
 }
 
 /// How the maintenance switch is thrown.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
+    /// A file beside config.php that carries its own deadline.
+    DropIn,
     /// `occ maintenance:mode`.
-    #[default]
     Occ,
+}
+
+impl Method {
+    /// Its word in profiles, records and reports.
+    pub fn word(self) -> &'static str {
+        match self {
+            Method::DropIn => "drop-in",
+            Method::Occ => "occ",
+        }
+    }
 }
 
 /// `[database]`; what is absent is asked from Nextcloud.
@@ -108,6 +122,35 @@ pub struct Database {
     pub psql: Vec<String>,
     /// Parallel jobs of pg_dump and pg_restore. Default 2.
     pub jobs: Option<u32>,
+    /// Application names or addresses of sessions that only read, and may stay open in maintenance.
+    #[serde(default)]
+    pub readers: Vec<String>,
+    /// Commands that pause background workers, each a list of words.
+    #[serde(default)]
+    pub pause: Vec<Vec<String>>,
+    /// Commands that resume them.
+    #[serde(default)]
+    pub resume: Vec<Vec<String>>,
+    /// How long to wait for cron, workers and long uploads before the switch. Default 5 minutes.
+    pub wait: Option<Span>,
+    /// How long running requests may take to end in maintenance. Default 30 seconds.
+    pub drain_timeout: Option<Span>,
+    /// What is waited instead where sessions cannot be told apart. Default 15 seconds.
+    pub settle: Option<Span>,
+}
+
+/// `[drill]`: the server of the scratch database, which may be another one.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drill {
+    /// As in `[database]`. Default: that one.
+    pub host: Option<String>,
+    /// A role that may make databases. Default: `user` of `[database]`.
+    pub user: Option<String>,
+    /// File that holds its password and nothing else.
+    pub password_file: Option<PathBuf>,
+    /// The database to connect to for making others. Default `postgres`.
+    pub admin_database: Option<String>,
 }
 
 /// `[snapshot]`
@@ -180,6 +223,9 @@ pub struct Store {
     /// argv of rsync. Default `rsync`.
     #[serde(default)]
     pub rsync: Vec<String>,
+    /// Which snapshots are kept.
+    #[serde(default)]
+    pub retention: Retention,
 }
 
 /// `[offsite]`, on S2: the encrypted copy elsewhere.
@@ -194,6 +240,9 @@ pub struct Offsite {
     pub sshfs: Option<Sshfs>,
     /// The container.
     pub luks: Option<Luks>,
+    /// Which snapshots are kept in the container.
+    #[serde(default)]
+    pub retention: Retention,
 }
 
 /// `[offsite.sshfs]`

@@ -1,6 +1,7 @@
 //! The run record: which run switched maintenance on, how, and until when.
 //!
-//! nc-maint writes it, durably, after the switch was proven, and removes it before switching off.
+//! nc-maint writes it after the switch was proven, and removes it before switching off; neither waits for the
+//! disk, as Nextcloud is down meanwhile. One that a power cut emptied reads as damaged, which is not "no run".
 //! `off --if-ours`, the guardian, a boot unit, `link-sync settle` and `pg-snap dump` read it.
 
 use std::path::{Path, PathBuf};
@@ -50,15 +51,15 @@ impl RunRecord {
         }
     }
 
-    /// Writes it; durable on return.
+    /// Writes it.
     pub fn save(&self, path: &Path) -> Result<()> {
-        durable::write(path, &serde_json::to_vec(self)?, 0o600)
+        durable::write_soon(path, &serde_json::to_vec(self)?, 0o600)
     }
 
-    /// Removes it, durably; fine if there is none.
+    /// Removes it; fine if there is none.
     pub fn remove(path: &Path) -> Result<()> {
         match std::fs::remove_file(path) {
-            Ok(()) => durable::sync_dir(path.parent().unwrap_or(Path::new("/"))),
+            Ok(()) => Ok(()),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
             Err(e) => Err(e).with_context(|| format!("cannot remove the run record {}", path.display())),
         }

@@ -41,7 +41,7 @@ pub struct Reading {
 /// Whether this door lets a request through.
 pub fn check_door(request: &Request, read_only: bool) -> Result<()> {
     let reads = matches!(request, Request::Hold { .. } | Request::Look | Request::Send { .. });
-    let both = matches!(request, Request::Hello { .. } | Request::List | Request::Diff { .. });
+    let both = matches!(request, Request::Hello { .. } | Request::List { .. } | Request::Diff { .. });
     match read_only {
         true if !reads && !both => Err(Fault::denied("this key may read the store and not change it")
             .hint("give the key for backups `link-sync serve PROFILE` without --read-only, on the store's machine")

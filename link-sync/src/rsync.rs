@@ -21,12 +21,15 @@ use common::run::{Child, Cmd};
 use common::signals;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, killpg};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
-use nix::unistd::{Gid, Uid};
+use nix::unistd::{Gid, Pid, Uid};
 
+use crate::budget::Budget;
 use crate::far::Far;
 use crate::progress::Progress;
 use crate::protocol::{self, Kind, MAX_FRAME, Received, Request};
+use crate::watch::Watch;
 
 /// rsync's way of saying that a file vanished before it could be sent.
 pub const VANISHED: i32 = 24;
@@ -62,6 +65,8 @@ pub struct Transfer<'a> {
     pub xattrs: bool,
     /// ACLs.
     pub acls: bool,
+    /// rsync is ended when the time is over.
+    pub budget: &'a Budget,
 }
 
 /// What a run of rsync did.
@@ -95,8 +100,12 @@ impl Transfer<'_> {
             all_xattrs: self.all_xattrs,
         };
         far.send(&request)?;
+        let limit = self.budget.left().map(|left| end_after(&child, left)).transpose()?;
         let (bytes, received) = carry(false, far, pipes, ours, &mut child, progress)?;
+        // Before the child is reaped, as long as the number is its own.
+        drop(limit);
         let status = child.wait(None, true)?;
+        self.budget.check()?;
         self.judge(status, &child, &received).map(|vanished| Sent { bytes, vanished })
     }
 
@@ -175,6 +184,12 @@ impl Transfer<'_> {
         });
         Err(anyhow::Error::from(failure).context(message))
     }
+}
+
+/// Ends rsync after `limit`; the far end's notices that, and the conversation stays in step.
+fn end_after(child: &Child, limit: Duration) -> Result<Watch> {
+    let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id out of range")?);
+    Watch::after(limit, move || killpg(pid, Signal::SIGKILL).unwrap_or(()))
 }
 
 fn count(files: &[String]) -> String {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use common::fault::Fault;
 use common::profile::check_name;
+use common::retention::Retention;
 use common::run::{Cmd, tail};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
@@ -25,7 +26,9 @@ use crate::reading::{self, Reading};
 use crate::store::merge::Merge;
 use crate::store::open::{self, Writable, discard};
 use crate::store::publish::{Times, publish};
-use crate::store::{INCOMING, PARTIAL, Store, clone, diff, open_dir, pace, remove};
+use crate::store::{
+    INCOMING, PARTIAL, Store, clone, diff, manifest, open_dir, pace, remove, verified, verify,
+};
 
 /// How often the source is told how far a clone has come.
 const TELL: Duration = Duration::from_millis(200);
@@ -33,17 +36,24 @@ const TELL: Duration = Duration::from_millis(200);
 /// What has been asked for so far.
 struct Serving {
     store: Store,
+    retention: Retention,
     writable: Option<Writable>,
     times: Times,
     reading: Option<Reading>,
 }
 
-/// Serves until the input ends.
-pub fn serve(store: &Store, input: impl Read, mut output: impl Write + Send) -> Result<()> {
+/// Serves until the input ends. `retention` is what this machine's profile says.
+pub fn serve(
+    store: &Store,
+    retention: Retention,
+    input: impl Read,
+    mut output: impl Write + Send,
+) -> Result<()> {
     let mut input = BufReader::with_capacity(MAX_FRAME, input);
     output.write_all(GREETING)?;
     output.flush()?;
-    let mut serving = Serving { store: store.clone(), writable: None, times: HashMap::new(), reading: None };
+    let mut serving =
+        Serving { store: store.clone(), retention, writable: None, times: HashMap::new(), reading: None };
     let mut frame = Vec::new();
     while let Some(kind) = protocol::receive(&mut input, &mut frame)? {
         ensure!(kind == Kind::Message, "a request was expected");
@@ -58,6 +68,21 @@ pub fn serve(store: &Store, input: impl Read, mut output: impl Write + Send) -> 
         protocol::send_message(&mut output, &reply)?;
     }
     Ok(())
+}
+
+/// Tells the source how far long work has come, a few times a second.
+fn teller<W: Write + Send>(output: &mut W) -> impl Fn(u64, u64) -> Result<()> + Sync {
+    let watcher = Mutex::new((output, Instant::now()));
+    move |done, total| {
+        let mut watcher = watcher.lock().unwrap_or_else(PoisonError::into_inner);
+        if watcher.1.elapsed() >= TELL {
+            watcher.1 = Instant::now();
+            let count = [done.to_be_bytes(), total.to_be_bytes()].concat();
+            protocol::send(watcher.0, Kind::Count, &count)?;
+            watcher.0.flush()?;
+        }
+        Ok(())
+    }
 }
 
 fn value(answer: impl Serialize) -> Result<Value> {
@@ -113,16 +138,25 @@ impl Serving {
             Request::Drop { source } => self.drop_paths(&source, input),
             Request::Receive { .. } => self.receive(&request, input, output),
             Request::Merge { source, times, again } => self.merge(source, times, again, input),
+            Request::Flush => {
+                nix::unistd::syncfs(&self.writable()?.dir).context("cannot flush the store")?;
+                Ok(Value::Null)
+            }
+            Request::Part => {
+                let mut part = or_skip_list(self.writable().and_then(manifest::Part::begin), input)?;
+                protocol::read_list(input, |line| part.add(line))?;
+                part.finish().map(|()| Value::Null)
+            }
             Request::Publish { meta } => {
-                let published = publish(self.writable()?, meta, &self.times)?;
+                let published = publish(self.writable()?, meta, &self.times, &teller(output))?;
                 self.writable = None;
                 value(published)
             }
             Request::Discard => discard(&self.store).map(|()| Value::Null),
-            Request::List => {
-                self.store.check()?;
-                let (snapshots, damaged) = self.store.snapshots()?;
-                Ok(json!({"snapshots": snapshots, "damaged": damaged}))
+            Request::List { sizes } => crate::list::answer(&self.store, sizes),
+            Request::Prune { dry_run } => {
+                ensure!(self.writable.is_none(), "a snapshot has been begun");
+                value(crate::prune::for_client(&self.store, &self.retention, dry_run)?)
             }
             Request::Hold { date } => {
                 let (reading, meta) = Reading::hold(&self.store, &date)?;
@@ -140,6 +174,11 @@ impl Serving {
             }
             Request::Diff { from, to, source, limit } => {
                 value(diff::diff(&self.store, &from, &to, source.as_deref(), limit)?)
+            }
+            Request::Verify { options } => {
+                let outcome = verify::verify(&self.store, None, &options, &teller(output))?;
+                verified::record(&self.store, &options, &outcome, 0)?;
+                outcome.describe(&options)
             }
         }
     }

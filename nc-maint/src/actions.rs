@@ -1,14 +1,19 @@
 //! `status`, `on` and `off`: the switch without a command.
 
+use std::time::Instant;
+
 use anyhow::Result;
 use common::record;
 use common::signals;
 use common::status::Report;
 use serde_json::{Value, json};
 
+use crate::account::Account;
 use crate::claim::{Claim, Ledger};
+use crate::dropin::{Mark, Present};
+use crate::occ::Occ;
 use crate::settings::Settings;
-use crate::switch::{self, METHOD};
+use crate::switch::{self, millis};
 use crate::{TOOL, curl};
 
 /// Tells how things are; changes nothing.
@@ -16,11 +21,15 @@ pub(crate) fn status(settings: &Settings, report: &mut Report) -> Result<()> {
     let ledger = Ledger::new(settings);
     let found = ledger.find();
     let active = ledger.run_active()?;
-    let on = crate::occ::Occ::new(settings).mode()?;
+    let seen = switch::look(settings, None, Occ::new(settings))?;
+    let (on, present) = (seen.on, switch::present(settings));
     report.set("maintenance", on);
-    report.set("method", METHOD);
+    settings.tell_method(report);
+    report.set("held_by", seen.by.filter(|_| on));
+    report.set("drop_in", present.json());
     report.set("run_active", active);
-    report.set("ours", found.any() && !found.found_on());
+    let drop_in = switch::own(settings, found.run_id());
+    report.set("ours", (found.any() && !found.found_on()) || drop_in.is_some());
     report.set("run_id", found.run_id());
     report.set("record", serde_json::to_value(&found.record)?);
     report.set("clients_maintenance", Value::Null);
@@ -32,8 +41,10 @@ pub(crate) fn status(settings: &Settings, report: &mut Report) -> Result<()> {
             Ok(seen) => {
                 report.set("clients_maintenance", seen);
                 if seen != on {
-                    report
-                        .warn("clients-differ", format!("occ says {}, {url} says {}", word(on), word(seen)));
+                    report.warn(
+                        "clients-differ",
+                        format!("Nextcloud's configuration says {}, {url} says {}", word(on), word(seen)),
+                    );
                 }
             }
             Err(e) => report.warn("url-unavailable", format!("{e:#}")),
@@ -42,28 +53,56 @@ pub(crate) fn status(settings: &Settings, report: &mut Report) -> Result<()> {
     if on && found.by_run() && !active {
         report.warn("run-killed", format!("a run was killed; `nc-maint off {}` ends it", settings.words));
     }
+    about_drop_in(settings, &present, active, report);
     common::say!(TOOL, "maintenance is {}", word(on));
     Ok(())
+}
+
+/// What is odd about the file under the drop-in's name.
+fn about_drop_in(settings: &Settings, present: &Present, active: bool, report: &mut Report) {
+    match present {
+        Present::Foreign(why) => report.warn(
+            "drop-in-foreign",
+            format!("a file under the drop-in's name is not ours and is left alone: {why}"),
+        ),
+        Present::Ours(mark) if mark.profile != settings.name => report.warn(
+            "drop-in-of-another-profile",
+            format!("the drop-in is of profile {}: `nc-maint off` ends it all the same", mark.profile),
+        ),
+        Present::Ours(mark) if mark.expired() && !active => report.warn(
+            "drop-in-left",
+            format!("a drop-in was left behind; its deadline has passed: `nc-maint off {}`", settings.words),
+        ),
+        _ => {}
+    }
 }
 
 fn word(on: bool) -> &'static str {
     if on { "on" } else { "off" }
 }
 
-/// Switches on, to stay on. Whoever had it on already keeps it.
-pub(crate) fn on(settings: &Settings, report: &mut Report) -> Result<()> {
+/// Switches on, to stay on, or to end by itself. Whoever had it on already keeps it; a drop-in that an
+/// earlier `on` made is renewed.
+pub(crate) fn on((settings, ends): (Settings, bool), report: &mut Report) -> Result<()> {
+    let settings = &settings;
     let ledger = Ledger::new(settings);
     let found = ledger.find();
     let active = ledger.run_active()?;
-    report.set("method", METHOD);
+    settings.tell_method(report);
+    for key in ["deadline", "on_ms", "proof_ms"] {
+        report.set(key, Value::Null);
+    }
     report.set("run_id", found.run_id());
     if active {
         report.warn("run-active", "a run is at work: maintenance ends when it does");
     }
     let was_on = switch::state(settings)?;
-    let leftover = found.by_run() && !found.found_on() && !active;
+    let own = switch::own(settings, found.run_id());
+    let by_run = found.by_run() || own.as_ref().is_some_and(Mark::by_run);
+    let leftover = by_run && !found.found_on() && !active;
+    let renew = ends && own.is_some_and(|m| !m.by_run()) && !active;
     report.set("maintenance", was_on);
-    if was_on && !leftover {
+    if was_on && !leftover && !renew {
         curl::until(settings, true, &mut signals::check)?;
         common::say!(TOOL, "maintenance was on already");
         return Ok(());
@@ -72,19 +111,36 @@ pub(crate) fn on(settings: &Settings, report: &mut Report) -> Result<()> {
     signals::check()?;
     let run_id = record::random_id()?;
     let since = common::status::now();
-    let claim = Claim { run_id: run_id.clone(), since, deadline: None, pid: None, found_on: false };
+    let mark = Mark::new(settings, &run_id, "on", &Account::invoking()?.name)?;
+    let claim = Claim {
+        run_id: run_id.clone(),
+        since,
+        deadline: ends.then(|| mark.deadline()),
+        pid: None,
+        found_on: false,
+        method: settings.choice.method,
+    };
+    let mut ready = switch::prepare(settings, &mark)?;
     ledger.stake(&claim)?;
-    let thrown = switch::on(settings, &mut signals::check).and_then(|changed| {
+    let begin = Instant::now();
+    let thrown = switch::on(settings, &mut ready, &mut signals::check).and_then(|on| {
+        let took = millis(begin);
         signals::check()?;
         ledger.prove(&claim)?;
-        Ok(changed)
+        Ok((on, took))
     });
     match thrown {
-        Ok(changed) => {
-            report.changed = changed;
+        Ok((on, took)) => {
+            report.changed = on.changed;
+            report.set("on_ms", took);
+            report.set("proof_ms", on.proof_ms);
+            report.set("deadline", claim.deadline.as_deref());
             report.set("run_id", run_id);
             report.set("maintenance", true);
-            common::say!(TOOL, "maintenance is on");
+            match &claim.deadline {
+                Some(end) => common::say!(TOOL, "maintenance is on, and ends by itself at {end}"),
+                None => common::say!(TOOL, "maintenance is on"),
+            }
             Ok(())
         }
         Err(error) => {
@@ -104,11 +160,18 @@ pub(crate) fn off(settings: &Settings, if_ours: bool, report: &mut Report) -> Re
     let ledger = Ledger::new(settings);
     let found = ledger.find();
     let active = ledger.run_active()?;
-    report.set("method", METHOD);
+    settings.tell_method(report);
     report.set("run_id", found.run_id());
     report.set("kept_because", Value::Null);
+    report.set("off_ms", Value::Null);
+    let present = switch::present(settings);
+    report.set("drop_in", present.json());
+    if let Present::Foreign(_) = present {
+        about_drop_in(settings, &present, active, report);
+    }
     if if_ours {
-        let reason = match (found.any(), found.found_on()) {
+        let drop_in = switch::own(settings, found.run_id()).is_some();
+        let reason = match (found.any() || drop_in, found.found_on() && !drop_in) {
             _ if active && !found.overdue() => Some("run-active"),
             (false, _) => Some("not-ours"),
             (true, true) => Some("on-before-run"),
@@ -126,9 +189,15 @@ pub(crate) fn off(settings: &Settings, if_ours: bool, report: &mut Report) -> Re
         report.warn("run-active", "a run is at work: it loses its maintenance and will fail");
     }
     let gone = ledger.unprove();
-    match switch::off(settings) {
-        Ok(changed) => {
-            report.changed = changed;
+    let begin = Instant::now();
+    let mut waiting = crate::php::Waiting::start(settings).ok();
+    match switch::off(settings, waiting.as_mut()) {
+        Ok(off) => {
+            report.changed = off.changed;
+            report.set("off_ms", millis(begin));
+            if off.persisted {
+                report.warn("persisted", switch::PERSISTED);
+            }
             report.set("maintenance", false);
             gone?;
             if if_ours || !active {

@@ -6,18 +6,18 @@
 //! A run is at work exactly as long as its guardian holds the lock in the runtime folder: unlike
 //! a process number, that means nothing else after a reboot.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use common::durable;
 use common::fault::{Kind, kind_of};
 use common::lock::Lock;
+use common::profile::Method;
 use common::record::RunRecord;
 use serde::{Deserialize, Serialize};
 
 use crate::settings::Settings;
-use crate::switch::METHOD;
 
 /// Who wants maintenance, and what was found.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -32,6 +32,8 @@ pub(crate) struct Claim {
     pub(crate) pid: Option<u32>,
     /// Maintenance was on before: it is not ours to end.
     pub(crate) found_on: bool,
+    /// How the switch is thrown.
+    pub(crate) method: Method,
 }
 
 /// The files of one instance.
@@ -54,12 +56,13 @@ pub(crate) struct Found {
 }
 
 impl Claim {
-    /// The record that says this claim is proven, as of now.
+    /// The record that says this claim is proven, as of now: to the microsecond, as the sessions of requests
+    /// that began before are told apart by it.
     pub(crate) fn proven(&self) -> RunRecord {
         RunRecord {
             run_id: self.run_id.clone(),
-            since: common::status::now(),
-            method: METHOD.into(),
+            since: format!("{:.6}", jiff::Timestamp::now()),
+            method: self.method.word().into(),
             deadline: self.deadline.clone(),
             pid: self.pid,
         }
@@ -132,10 +135,11 @@ impl Ledger {
         RunRecord::remove(&self.record)
     }
 
-    /// Removes both: off is proven, or it never was ours.
+    /// Removes both: off is proven, or it never was ours. Durable on return.
     pub(crate) fn clear(&self) -> Result<()> {
         self.unprove()?;
-        RunRecord::remove(&self.claim)
+        RunRecord::remove(&self.claim)?;
+        durable::sync_dir(self.claim.parent().unwrap_or(Path::new("/")))
     }
 
     /// Puts back what another one had written down before us.
@@ -186,6 +190,7 @@ mod tests {
             deadline: Some(text(deadline)),
             pid: Some(1),
             found_on: false,
+            method: Method::Occ,
         }
     }
 

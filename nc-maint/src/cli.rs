@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use common::profile::Span;
+use common::profile::{Method, Span};
 
 const AFTER: &str = r"Examples:
   nc-maint status --root /var/www/nextcloud
@@ -41,10 +41,16 @@ pub(crate) enum Action {
         #[command(flatten)]
         options: Options,
     },
-    /// Switch maintenance on and prove it; it stays on until `off`
+    /// Switch maintenance on and prove it; it stays on until `off`, or --max
+    ///
+    /// Without --max occ throws the switch, and it stays on until `off`. With it (or with `method =
+    /// "drop-in"`: then `max` of the profile counts) it ends by itself, even if nc-maint is gone.
     On {
         #[command(flatten)]
         options: Options,
+        /// Ends by itself after this time (method drop-in only)
+        #[arg(long, value_name = "TIME")]
+        max: Option<Span>,
     },
     /// Switch maintenance off and prove it
     Off {
@@ -53,6 +59,10 @@ pub(crate) enum Action {
         /// Only if nc-maint switched it on and no run is at work (for ExecStopPost= and at boot)
         #[arg(long)]
         if_ours: bool,
+        /// First tell clients that the server went back in time (after a restore): without it they
+        /// delete what they have and it has not. When that fails, maintenance stays on
+        #[arg(long, conflicts_with = "if_ours")]
+        data_fingerprint: bool,
     },
     /// Switch on, run a command, switch off: whatever happens
     ///
@@ -76,6 +86,15 @@ pub(crate) enum Action {
         /// Write the database password to FILE (JSON, mode 0600) instead of leaving it out
         #[arg(long, value_name = "FILE")]
         secrets_to: Option<PathBuf>,
+    },
+    /// Write maintenance into the configuration of a copy that is not in place yet
+    ///
+    /// For a restore: DIR holds config/config.php as it was saved. Nothing of it is executed; a
+    /// leftover drop-in of a backup is removed. `off` opens the instance, once it is in place.
+    Close {
+        /// The folder that will be Nextcloud's
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
     },
     /// The background half of `run`; started by it, with its job on stdin.
     #[command(hide = true)]
@@ -105,15 +124,20 @@ pub(crate) struct Options {
     /// How long one call of occ may take before it is ended [default: 60s]
     #[arg(long, value_name = "TIME")]
     pub(crate) occ_timeout: Option<Span>,
-    /// How the switch is thrown [default: occ]
-    #[arg(long, value_parser = ["occ"])]
-    pub(crate) method: Option<String>,
+    /// How the switch is thrown: drop-in or occ [default: drop-in where that is possible]
+    #[arg(long, value_parser = method)]
+    pub(crate) method: Option<Method>,
     /// Where the run record is kept [default: /var/lib/nc-backup/PROFILE]
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
     /// Where the lock is [default: /run/nc-backup/PROFILE, or `run` in --state-dir]
     #[arg(long, value_name = "DIR")]
     pub(crate) runtime_dir: Option<PathBuf>,
+}
+
+fn method(word: &str) -> Result<Method, String> {
+    let all = [Method::DropIn, Method::Occ];
+    all.into_iter().find(|m| m.word() == word).ok_or_else(|| "use drop-in or occ".into())
 }
 
 impl Options {
@@ -133,19 +157,20 @@ impl Action {
             Action::Off { .. } => "off",
             Action::Run { .. } => "run",
             Action::Inspect { .. } => "inspect",
+            Action::Close { .. } => "close",
             Action::Guardian => "guardian",
         }
     }
 
-    /// Its options; the guardian has none.
+    /// Its options; the guardian has none, nor has what is done to a mere copy.
     pub(crate) fn options(&self) -> Option<&Options> {
         match self {
             Action::Status { options }
-            | Action::On { options }
+            | Action::On { options, .. }
             | Action::Off { options, .. }
             | Action::Run { options, .. }
             | Action::Inspect { options, .. } => Some(options),
-            Action::Guardian => None,
+            Action::Close { .. } | Action::Guardian => None,
         }
     }
 }

@@ -22,7 +22,9 @@ use nix::sys::signal::Signal;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use crate::claim::{Claim, Ledger};
+use crate::dropin::Mark;
 use crate::run::survivor;
+use crate::switch::{Ready, millis};
 use crate::wire::{Ended, Event, Forward, Job, Line, Outcome};
 use crate::{curl, switch, tree};
 
@@ -103,9 +105,14 @@ impl Guardian {
         let before = ledger.find();
         let was_on = switch::state(settings)?;
         // With the lock in our hands, a run that is written down is dead, and its maintenance is ours.
-        let leftover = was_on && before.any() && before.by_run() && !before.found_on();
+        let own = switch::own(settings, before.run_id());
+        let by_run = own.as_ref().is_some_and(Mark::by_run) || (before.by_run() && !before.found_on());
+        let leftover = was_on && by_run;
         if leftover {
             let message = "an earlier run was killed and left maintenance on: this run ends it";
+            outcome.warnings.push(("run-killed".into(), message.into()));
+        } else if own.is_some_and(|mark| mark.expired()) {
+            let message = "an earlier run was killed; its drop-in ended by its own deadline";
             outcome.warnings.push(("run-killed".into(), message.into()));
         }
         outcome.found_on = was_on && !leftover;
@@ -120,12 +127,18 @@ impl Guardian {
             deadline: Some(jiff::Timestamp::from_second(end)?.to_string()),
             pid: Some(std::process::id()),
             found_on: outcome.found_on,
+            method: settings.choice.method,
         };
+        let mut ready = Ready::default();
+        if !claim.found_on {
+            let mark = Mark::new(settings, &job.run_id, "run", &job.account.name)?;
+            ready = switch::prepare(settings, &mark)?;
+        }
         ledger.stake(&claim)?;
         let begin = Instant::now();
         self.deadline = Some(begin + max);
-        let result = self.switch_on(job, ledger, &mut claim, was_on).and_then(|()| {
-            outcome.on_ms = Some(millis(begin));
+        let result = self.switch_on(job, ledger, &mut claim, was_on, &mut ready).and_then(|proof_ms| {
+            (outcome.on_ms, outcome.proof_ms) = (Some(millis(begin)), proof_ms);
             self.command(job, outcome)
         });
         outcome.found_on = claim.found_on;
@@ -149,11 +162,18 @@ impl Guardian {
         }
         let off = Instant::now();
         let proven_on = outcome.on_ms.is_some();
-        let result = if proven_on { switch::off(settings) } else { switch::back(settings).map(|()| true) };
+        let result = if proven_on {
+            switch::off(settings, ready.for_off()).map(Some)
+        } else {
+            switch::back(settings).map(|()| None)
+        };
         match result {
-            Ok(changed) => {
-                if !changed {
-                    outcome.fail(&ended_early().into());
+            Ok(ended) => {
+                if let Some(off) = ended {
+                    outcome.persisted(&off);
+                    if !off.held {
+                        outcome.fail(&ended_early().into());
+                    }
                 }
                 outcome.switched = proven_on;
                 outcome.off_ms = Some(millis(off));
@@ -167,18 +187,31 @@ impl Guardian {
         }
     }
 
-    /// Throws the switch, proves it, and writes that down.
-    fn switch_on(&mut self, job: &Job, ledger: &Ledger, claim: &mut Claim, was_on: bool) -> Result<()> {
+    /// Throws the switch, proves it, and writes that down. How long the proof took, if it was thrown.
+    fn switch_on(
+        &mut self,
+        job: &Job,
+        ledger: &Ledger,
+        claim: &mut Claim,
+        was_on: bool,
+        ready: &mut Ready,
+    ) -> Result<Option<u64>> {
         let settings = &job.settings;
+        let mut proof_ms = None;
         if claim.found_on {
             curl::until(settings, true, &mut || self.go_on())?;
-        } else if !switch::on(settings, &mut || self.go_on())? && !was_on {
-            // Somebody else was faster by a moment: then it is theirs.
-            claim.found_on = true;
-            ledger.stake(claim)?;
+        } else {
+            let on = switch::on(settings, ready, &mut || self.go_on())?;
+            proof_ms = Some(on.proof_ms);
+            if !on.changed && !was_on {
+                // Somebody else was faster by a moment: then it is theirs.
+                claim.found_on = true;
+                ledger.stake(claim)?;
+            }
         }
         self.go_on()?;
-        ledger.prove(claim)
+        ledger.prove(claim)?;
+        Ok(proof_ms)
     }
 
     /// Runs the command to its end, or ends it. What it left running on purpose may stay, unless it was
@@ -268,10 +301,6 @@ fn stopped(stop: Stop, max: Duration) -> anyhow::Error {
 fn ended_early() -> Fault {
     Fault::failed("something else ended maintenance while the command ran: do not trust what it copied")
         .hint("look for another backup, an update or a person calling occ maintenance:mode --off")
-}
-
-fn millis(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Waits until one of `fds` can be read, a signal arrives, or `deadline` comes.

@@ -9,6 +9,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use common::durable;
 use common::fault::Fault;
+use common::profile::Method;
 use common::status::Report;
 use nix::unistd::geteuid;
 use serde_json::{Map, Value, json};
@@ -23,6 +24,7 @@ pub(crate) fn inspect(settings: &Settings, secrets_to: Option<&Path>, report: &m
     if let Some(path) = secrets_to {
         may_write(path)?;
     }
+    settings.tell_method(report);
     let occ = Occ::new(settings);
     let config = occ.system_config()?;
     let text = |key: &str| config.get(key).and_then(Value::as_str).filter(|t| !t.is_empty());
@@ -58,7 +60,7 @@ pub(crate) fn inspect(settings: &Settings, secrets_to: Option<&Path>, report: &m
     if on("dbpersistent") {
         report.warn("dbpersistent", "dbpersistent is on: database sessions outlive their requests");
     }
-    if on("config_is_read_only") {
+    if on("config_is_read_only") && settings.choice.method == Method::Occ {
         report
             .warn("config-read-only", "config_is_read_only is set: occ cannot throw the maintenance switch");
     }

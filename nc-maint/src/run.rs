@@ -37,7 +37,7 @@ pub(crate) fn run(settings: &Settings, command: &[OsString], report: &mut Report
     let (settings, command) = (settings.clone(), command.to_vec());
     let job = Job { settings, run_id: record::random_id()?, command, dir, account };
     report.set("run_id", job.run_id.as_str());
-    report.set("method", switch::METHOD);
+    job.settings.tell_method(report);
 
     tree::adopt_orphans()?;
     let (ours, theirs) = UnixStream::pair().context("cannot make a socket")?;
@@ -127,7 +127,8 @@ fn take_over(job: &Job, stage: Stage, guardian: &mut Child, relay: &mut Relay) -
     outcome.found_on = found.found_on();
     let ended = ledger.unprove().and_then(|()| {
         if !outcome.found_on {
-            switch::off(&job.settings)?;
+            let off = switch::off(&job.settings, None)?;
+            outcome.persisted(&off);
             outcome.switched = true;
         }
         Ok(())
@@ -158,6 +159,7 @@ fn conclude(job: &Job, outcome: Outcome, relay: Relay, report: &mut Report) -> R
     report.set("found_on", outcome.found_on);
     report.set("maintenance_ms", outcome.maintenance_ms);
     report.set("on_ms", outcome.on_ms);
+    report.set("proof_ms", outcome.proof_ms);
     report.set("off_ms", outcome.off_ms);
     if outcome.found_on {
         report.warn("found-on", "maintenance was on before this run, and is left on");

@@ -11,12 +11,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::places;
-use common::profile::{Profile, Span};
+use common::profile::{Method, Profile, Span};
+use common::status::Report;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use crate::account::Account;
 use crate::cli::Options;
+use crate::method::{self, Choice, Php};
 
 /// What is known before anything is asked. Paths are `OsString`s as they may be any bytes.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -30,6 +32,10 @@ pub(crate) struct Settings {
     pub(crate) occ_account: Option<Account>,
     /// Longest time for one occ call.
     pub(crate) occ_timeout: Duration,
+    /// The PHP behind it.
+    pub(crate) php: Option<Php>,
+    /// How the switch is thrown.
+    pub(crate) choice: Choice,
     /// Base URL.
     pub(crate) url: Option<String>,
     /// Longest time until clients must have seen the switch.
@@ -66,6 +72,9 @@ impl Settings {
             occ_account = owner_of_config(root)?;
             occ = vec!["php".into(), root.join("occ").into_os_string()];
         }
+        let php = Php::behind(&occ);
+        let wanted = options.method.or_else(|| table?.method);
+        let choice = method::choose(wanted, root.as_deref(), php.as_ref());
         let url = options.url.clone().or_else(|| table?.url.clone());
         if let Some(url) = &url
             && !url.starts_with("http://")
@@ -82,6 +91,8 @@ impl Settings {
             words: words(&profile, options, root.as_deref()),
             occ,
             occ_account,
+            php,
+            choice,
             occ_timeout: span(options.occ_timeout, table.and_then(|t| t.occ_timeout), 60),
             url,
             url_timeout: span(options.url_timeout, table.and_then(|t| t.url_timeout), 30),
@@ -100,6 +111,34 @@ impl Settings {
             return Ok(self);
         }
         Err(Fault::config(format!("max is {:?}: it must be between 1 second and 7 days", self.max)).into())
+    }
+
+    /// The same for a plain `on`, and when that ends by itself. Only the drop-in can, and nobody who
+    /// did not ask for an end gets one by default.
+    pub(crate) fn lasting(self, max: Option<Span>) -> Result<(Settings, bool)> {
+        let mut settings = self;
+        match (settings.choice.method, max) {
+            (Method::DropIn, None) if settings.choice.automatic => {
+                settings.choice.method = Method::Occ;
+                settings.choice.reason =
+                    "`on` without --max stays on until `off`: a drop-in ends by itself".into();
+                Ok((settings, false))
+            }
+            (Method::DropIn, max) => Ok((settings.with_max(max)?, true)),
+            (Method::Occ, None) => Ok((settings, false)),
+            (Method::Occ, Some(_)) => Err(Fault::config(format!(
+                "`on --max` needs the method drop-in, as nobody would be there to end it; occ is used: {}",
+                settings.choice.reason
+            ))
+            .hint("use `on` without --max and then `off`, or `run --max TIME -- CMD`")
+            .into()),
+        }
+    }
+
+    /// Says in the report how the switch is thrown, and why so.
+    pub(crate) fn tell_method(&self, report: &mut Report) {
+        report.set("method", self.choice.method.word());
+        report.set("method_reason", self.choice.reason.as_str());
     }
 
     /// Nextcloud's folder.

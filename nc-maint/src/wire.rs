@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::account::Account;
 use crate::settings::Settings;
+use crate::switch;
 
 /// Front to guardian, first: all it needs.
 #[derive(Debug, Deserialize, Serialize)]
@@ -51,6 +52,8 @@ pub(crate) struct Outcome {
     /// The switch was thrown and thrown back.
     pub(crate) switched: bool,
     pub(crate) on_ms: Option<u64>,
+    /// The part of `on_ms` that asking took.
+    pub(crate) proof_ms: Option<u64>,
     pub(crate) off_ms: Option<u64>,
     pub(crate) maintenance_ms: Option<u64>,
     pub(crate) command: Option<Ended>,
@@ -71,6 +74,13 @@ pub(crate) struct Ended {
 }
 
 impl Outcome {
+    /// Says so if off needed occ, too.
+    pub(crate) fn persisted(&mut self, off: &switch::Off) {
+        if off.persisted {
+            self.warnings.push(("persisted".into(), switch::PERSISTED.into()));
+        }
+    }
+
     /// Keeps the first error: a later one must not hide it.
     pub(crate) fn fail(&mut self, error: &anyhow::Error) {
         if self.error.is_none() {

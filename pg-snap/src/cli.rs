@@ -1,17 +1,19 @@
 //! The command line: arguments in, an action out.
 
+use std::ffi::OsString;
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use common::fault::Fault;
 use common::places;
-use common::profile::Profile;
+use common::profile::{Profile, Span};
 use common::status::Report;
 
 use crate::connect::Given;
 use crate::folder::is_date;
-use crate::{dump, list, restore};
+use crate::{ask, drain, dump, holder, list, restore, verify};
 
 /// Dated, complete, private dumps of a PostgreSQL database.
 ///
@@ -32,8 +34,11 @@ Examples:
   pg-snap dump home                    the database of profile 'home'
   pg-snap list home
   pg-snap prune home --keep 3
+  nc-maint run home -- sh -c 'pg-snap drain home && pg-snap hold home'
+  pg-snap dump home --held && pg-snap release home
   pg-snap restore home --database nextcloud --yes --admin-user postgres \\
       --admin-host /run/postgresql
+  pg-snap verify home --newest         would it come back, and fit?
   pg-snap dump --host /run/postgresql --name nextcloud --user nextcloud \\
       --dumps /srv/dumps               without any profile
 
@@ -57,12 +62,18 @@ Exit codes: 0 done; 1 failed, and undone; 2 usage; 4 something was left behind
 restore runs; 77 rights or password; 78 profile or version wrong; 128+N signal.";
 
 #[derive(Debug, Args)]
-struct Place {
+struct Named {
     /// Profile: /etc/nc-backup/PROFILE.toml.
     profile: Option<String>,
     /// Another file as the profile.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Place {
+    #[command(flatten)]
+    named: Named,
     /// Folder of the dumps, mode 0700. Default: 'dumps' in the state folder
     /// (/var/lib/nc-backup/PROFILE/dumps for root).
     #[arg(long, value_name = "DIR")]
@@ -82,12 +93,16 @@ struct Connection {
     /// File that holds the role's password and nothing else, mode 0600.
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
-    /// Parallel jobs of pg_dump or pg_restore. Default 2.
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
-    jobs: Option<u32>,
     /// Command line of psql, words separated by blanks.
     #[arg(long, value_name = "COMMAND")]
     psql: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct Tools {
+    /// Parallel jobs of pg_dump or pg_restore. Default 2.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    jobs: Option<u32>,
     /// Command line of pg_dump, likewise.
     #[arg(long, value_name = "COMMAND")]
     pg_dump: Option<String>,
@@ -108,6 +123,8 @@ enum Action {
         place: Place,
         #[command(flatten)]
         connection: Connection,
+        #[command(flatten)]
+        tools: Tools,
         /// Database to dump.
         #[arg(long)]
         name: Option<String>,
@@ -115,6 +132,66 @@ enum Action {
         /// run that has maintenance switched on from before to after the dump.
         #[arg(long, value_name = "ID", value_parser = run_id)]
         run_id: Option<String>,
+        /// Dump the state that `hold` holds, for the run it was held in.
+        #[arg(long, conflicts_with = "run_id")]
+        held: bool,
+    },
+    /// Wait until nothing of Nextcloud writes any more.
+    ///
+    /// In maintenance: every session of the database must end that may belong to
+    /// a request from before the switch. Not in time: exit code 75, and data says
+    /// who; end maintenance then. With --look, before the switch: find what would
+    /// not end (cron, workers, long uploads), wait for it while Nextcloud is up,
+    /// pause the workers ([database] pause), and leave sessions open in a background
+    /// process, so that the rest takes milliseconds. data: waited_ms, drain_ms
+    /// (beyond the 250 ms in which a request may still connect), sessions, jobs,
+    /// seen_sessions, settle_fallback, run_id.
+    Drain {
+        #[command(flatten)]
+        named: Named,
+        #[command(flatten)]
+        connection: Connection,
+        /// Database.
+        #[arg(long)]
+        name: Option<String>,
+        /// Look and wait before the switch; nothing else.
+        #[arg(long)]
+        look: bool,
+        /// With --look: how long, like 90s or 10m. Default 5m.
+        #[arg(long, value_name = "TIME", requires = "look")]
+        wait: Option<Span>,
+        /// Without --look: how long. Default 30s.
+        #[arg(long, value_name = "TIME", conflicts_with = "look")]
+        timeout: Option<Span>,
+    },
+    /// Hold the database's state of now, in maintenance.
+    ///
+    /// A transaction stays open in the background, with every table locked against
+    /// TRUNCATE and ALTER (not against reading and writing), until `release`, --max,
+    /// or the end of its session. data: snapshot, run_id, since, tables, hold_ms.
+    Hold {
+        #[command(flatten)]
+        named: Named,
+        #[command(flatten)]
+        connection: Connection,
+        /// Database.
+        #[arg(long)]
+        name: Option<String>,
+        /// How long at most, like 6h. Default 24h.
+        #[arg(long, value_name = "TIME")]
+        max: Option<Span>,
+    },
+    /// Give back what is held, close the sessions, resume the workers. Never busy.
+    Release {
+        #[command(flatten)]
+        named: Named,
+    },
+    /// What is held, and who would not drain now.
+    ///
+    /// data: held (null or as of hold), holder, sessions, jobs.
+    Status {
+        #[command(flatten)]
+        named: Named,
     },
     /// List the dumps and say which are complete.
     ///
@@ -154,6 +231,8 @@ enum Action {
         place: Place,
         #[command(flatten)]
         connection: Connection,
+        #[command(flatten)]
+        tools: Tools,
         /// Date of the dump, or 'latest' for the newest complete one.
         #[arg(long, default_value = "latest", value_parser = date)]
         date: String,
@@ -179,6 +258,87 @@ enum Action {
         #[arg(long, value_name = "NAME", default_value = "postgres")]
         admin_database: String,
     },
+    /// Rehearse a restore: into a scratch database, counted, and compared.
+    ///
+    /// The scratch database has a name of its own and is always dropped. With
+    /// --against, every row of oc_filecache is compared with the files of a
+    /// snapshot (path, size, type), every file with the rows, and config.php with
+    /// both. What the snapshot leaves out is not missed; under server-side
+    /// encryption a file has the size that its row's plain size takes. Owners and
+    /// grants are not restored: a role that may make databases suffices
+    /// (sudo -u postgres createuser --createdb root).
+    ///
+    /// Exit code 1 if anything does not fit. data: date, dump, database, run_id,
+    /// tables, table_rows, restore_ms, compare_ms, room_checked, cleared, against,
+    /// snapshot_date, rows, files, folders, encrypted_rows, left_out_rows,
+    /// unused_rows, not_indexed_files, links, newer_than_rows, findings
+    /// (missing_file, missing_folder, size_differs, type_differs,
+    /// file_without_row, config, dump), examples, would_lose (files, bytes,
+    /// users), unchecked, config, remote_store.
+    Verify {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        connection: Connection,
+        #[command(flatten)]
+        tools: Tools,
+        /// Date of the dump, or 'latest' for the newest complete one. Default: the
+        /// snapshot's own dump with --against, else 'latest'.
+        #[arg(long, value_parser = date)]
+        date: Option<String>,
+        /// A dump's own folder, wherever it is, instead of a date.
+        #[arg(long, value_name = "DIR", conflicts_with = "date")]
+        from: Option<PathBuf>,
+        /// Compare with the files of this folder, which holds data/ and html/: a
+        /// snapshot (STORE/DATE), or one that was restored.
+        #[arg(long, value_name = "TREE")]
+        against: Option<PathBuf>,
+        /// Compare with the newest snapshot in the profile's store, if that is a
+        /// folder of this machine.
+        #[arg(long, conflicts_with = "against")]
+        newest: bool,
+        /// Note the outcome in drill.json of the state folder, for `link-sync list`
+        /// to show; as that of DATE if one is given.
+        #[arg(long, value_name = "DATE", num_args = 0..=1, value_parser = one_date)]
+        record: Option<Option<String>>,
+        /// A pattern of what the snapshot leaves out of data, besides the usual
+        /// ones and those of the profile's source. May be given more than once.
+        #[arg(long, value_name = "PATTERN")]
+        exclude: Vec<String>,
+        /// How many findings of each class are named.
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        limit: u16,
+        /// Role that may make databases. Default: [drill] user, else as --user.
+        #[arg(long, value_name = "ROLE")]
+        admin_user: Option<String>,
+        /// Where it connects. Default: [drill] host, else as --host.
+        #[arg(long, value_name = "HOST")]
+        admin_host: Option<String>,
+        /// File with its password, mode 0600. Default: [drill] password_file.
+        #[arg(long, value_name = "FILE")]
+        admin_password_file: Option<PathBuf>,
+        /// Database to connect to for making another. Default: [drill]
+        /// admin_database, else 'postgres'.
+        #[arg(long, value_name = "NAME")]
+        admin_database: Option<String>,
+    },
+    /// The background process.
+    #[command(hide = true)]
+    Holder {
+        #[command(flatten)]
+        named: Named,
+        #[command(flatten)]
+        connection: Connection,
+        /// Database.
+        #[arg(long)]
+        name: Option<String>,
+        /// Socket.
+        #[arg(long)]
+        listen_fd: RawFd,
+        /// Lock.
+        #[arg(long)]
+        lock_fd: RawFd,
+    },
 }
 
 fn run_id(text: &str) -> Result<String, String> {
@@ -189,6 +349,10 @@ fn run_id(text: &str) -> Result<String, String> {
 fn date(text: &str) -> Result<String, String> {
     let ok = text == "latest" || is_date(text);
     if ok { Ok(text.to_owned()) } else { Err("a date is written like 2026-11-22T03-30-00Z".into()) }
+}
+
+fn one_date(text: &str) -> Result<String, String> {
+    if text == "latest" { Err("name the date itself".into()) } else { date(text) }
 }
 
 fn database(text: &str) -> Result<String, String> {
@@ -203,23 +367,55 @@ fn database(text: &str) -> Result<String, String> {
 impl Cli {
     /// The action's name and the profile, for the status object.
     pub(crate) fn names(&self) -> (&'static str, Option<String>) {
-        let (name, place) = match &self.action {
-            Action::Dump { place, .. } => ("dump", place),
-            Action::List { place } => ("list", place),
-            Action::Prune { place, .. } => ("prune", place),
-            Action::Restore { place, .. } => ("restore", place),
+        let (name, named) = match &self.action {
+            Action::Dump { place, .. } => ("dump", &place.named),
+            Action::Drain { named, .. } => ("drain", named),
+            Action::Hold { named, .. } => ("hold", named),
+            Action::Release { named } => ("release", named),
+            Action::Status { named } => ("status", named),
+            Action::List { place } => ("list", &place.named),
+            Action::Prune { place, .. } => ("prune", &place.named),
+            Action::Restore { place, .. } => ("restore", &place.named),
+            Action::Holder { named, .. } => ("holder", named),
+            Action::Verify { place, .. } => ("verify", &place.named),
         };
-        (name, place.profile.clone())
+        (name, named.profile.clone())
     }
 
     /// Does it.
     pub(crate) fn run(self, report: &mut Report) -> Result<()> {
         match self.action {
-            Action::Dump { place, connection, name, run_id } => {
+            Action::Dump { place, connection, tools, name, run_id, held } => {
                 let (mut profile, dumps) = place.load()?;
                 let given = connection.given(name);
-                let jobs = connection.apply(&mut profile);
-                dump::run(&profile, &dump::Options { given, dumps, jobs, run_id }, report)
+                connection.apply(&mut profile);
+                let jobs = tools.apply(&mut profile);
+                dump::run(&profile, &dump::Options { given, dumps, jobs, run_id, held }, report)
+            }
+            Action::Drain { named, connection, name, look, wait, timeout } => {
+                let profile = named.load()?;
+                let settings = &profile.database;
+                let or =
+                    |given: Option<Span>, set: Option<Span>, default| given.or(set).map_or(default, |s| s.0);
+                let argv = connection.argv(&named, name.as_deref());
+                if look {
+                    drain::look(&profile, &argv, or(wait, settings.wait, drain::WAIT), report)
+                } else {
+                    let timeout = or(timeout, settings.drain_timeout, drain::TIMEOUT);
+                    drain::drain(&profile, &argv, timeout, or(None, settings.settle, drain::SETTLE), report)
+                }
+            }
+            Action::Hold { named, connection, name, max } => {
+                let argv = connection.argv(&named, name.as_deref());
+                drain::hold(&named.load()?, &argv, max.map_or(drain::MAX, |s| s.0), report)
+            }
+            Action::Release { named } => drain::release(&named.load()?, report),
+            Action::Status { named } => drain::status(&named.load()?, report),
+            Action::Holder { named, connection, name, listen_fd, lock_fd } => {
+                let mut profile = named.load()?;
+                connection.apply(&mut profile);
+                let given = connection.given(name);
+                holder::live(&profile, &given, &ask::socket(&profile)?, listen_fd, lock_fd, drain::MAX)
             }
             Action::List { place } => list::list(&place.load()?.1, report),
             Action::Prune { place, keep } => {
@@ -233,6 +429,7 @@ impl Cli {
             Action::Restore {
                 place,
                 connection,
+                tools,
                 date,
                 from,
                 database,
@@ -251,19 +448,70 @@ impl Cli {
                     given.password_file = admin_password_file;
                     profile.database.password_file = None;
                 }
-                let jobs = connection.apply(&mut profile);
+                connection.apply(&mut profile);
+                let jobs = tools.apply(&mut profile);
                 let date = Some(date).filter(|d| d != "latest");
                 let options =
                     restore::Options { given, dumps, date, from, database, yes, jobs, admin_database };
                 restore::run(&profile, &options, report)
             }
+            Action::Verify {
+                place,
+                connection,
+                tools,
+                date,
+                from,
+                against,
+                newest,
+                record,
+                exclude,
+                limit,
+                admin_user,
+                admin_host,
+                admin_password_file,
+                admin_database,
+            } => {
+                let (mut profile, dumps) = place.load()?;
+                let mut given = connection.given(None);
+                let drill = std::mem::take(&mut profile.drill);
+                given.host = admin_host.or(given.host).or(drill.host);
+                let drill_user = if given.user.is_none() { drill.user } else { None };
+                if let Some(user) = admin_user.or(drill_user) {
+                    // Another role: the first one's password is not its own.
+                    given.user = Some(user);
+                    given.password_file = admin_password_file.or(drill.password_file);
+                    profile.database.password_file = None;
+                }
+                connection.apply(&mut profile);
+                let jobs = tools.apply(&mut profile);
+                let options = verify::Options {
+                    given,
+                    dumps,
+                    date,
+                    from: from.map(std::path::absolute).transpose()?,
+                    against: against.map(std::path::absolute).transpose()?,
+                    newest,
+                    record,
+                    exclude,
+                    limit: limit.into(),
+                    jobs,
+                    admin_database: admin_database.or(drill.admin_database).unwrap_or("postgres".into()),
+                };
+                verify::run(&profile, &options, report)
+            }
         }
+    }
+}
+
+impl Named {
+    fn load(&self) -> Result<Profile> {
+        Profile::load(self.profile.as_deref(), self.config.as_deref())
     }
 }
 
 impl Place {
     fn load(&self) -> Result<(Profile, PathBuf)> {
-        let profile = Profile::load(self.profile.as_deref(), self.config.as_deref())?;
+        let profile = self.named.load()?;
         let dumps = match self.dumps.as_ref().or(profile.database.dumps.as_ref()) {
             Some(dir) => std::path::absolute(dir)?,
             None => places::state(&profile)?.join("dumps"),
@@ -282,19 +530,44 @@ impl Connection {
         }
     }
 
+    /// The same again, as arguments for the holder.
+    fn argv(&self, named: &Named, name: Option<&str>) -> Vec<OsString> {
+        let mut argv: Vec<OsString> = named.profile.iter().map(OsString::from).collect();
+        let mut add = |option: &str, value: Option<OsString>| {
+            if let Some(value) = value {
+                let mut word = OsString::from(format!("{option}="));
+                word.push(value);
+                argv.push(word);
+            }
+        };
+        add("--config", named.config.clone().map(Into::into));
+        add("--host", self.host.clone().map(Into::into));
+        add("--user", self.user.clone().map(Into::into));
+        add("--name", name.map(Into::into));
+        add("--password-file", self.password_file.clone().map(Into::into));
+        add("--psql", self.psql.clone().map(Into::into));
+        argv
+    }
+
+    /// Puts what options say over what the profile says.
+    fn apply(&self, profile: &mut Profile) {
+        put(&self.psql, &mut profile.database.psql);
+    }
+}
+
+impl Tools {
     /// Puts what options say over what the profile says; the number of jobs.
     fn apply(&self, profile: &mut Profile) -> u32 {
         let settings = &mut profile.database;
-        for (option, setting) in [
-            (&self.psql, &mut settings.psql),
-            (&self.pg_dump, &mut settings.pg_dump),
-            (&self.pg_restore, &mut settings.pg_restore),
-        ] {
-            if let Some(text) = option {
-                *setting = text.split_whitespace().map(str::to_owned).collect();
-            }
-        }
+        put(&self.pg_dump, &mut settings.pg_dump);
+        put(&self.pg_restore, &mut settings.pg_restore);
         self.jobs.or(settings.jobs).unwrap_or(2).max(1)
+    }
+}
+
+fn put(option: &Option<String>, setting: &mut Vec<String>) {
+    if let Some(text) = option {
+        *setting = text.split_whitespace().map(str::to_owned).collect();
     }
 }
 

@@ -35,6 +35,8 @@ pub(crate) struct Server {
     pub(crate) user: Option<String>,
     /// Its password, if one is known.
     pub(crate) password: Option<Password>,
+    /// Nextcloud said that its sessions outlive its requests.
+    pub(crate) persistent: bool,
 }
 
 impl Server {
@@ -74,6 +76,7 @@ pub(crate) fn resolve(profile: &Profile, given: &Given, need_name: bool) -> Resu
     let mut user = given.user.clone().or_else(|| settings.user.clone());
     let file = given.password_file.as_ref().or(settings.password_file.as_ref());
     let mut password = file.map(|f| Password::read(f)).transpose()?;
+    let mut persistent = false;
     let unknown = host.is_none() || (need_name && name.is_none()) || user.is_none();
     if unknown && profile.nextcloud.is_some() {
         let answer = nc_maint::inspect(profile)?;
@@ -81,6 +84,7 @@ pub(crate) fn resolve(profile: &Profile, given: &Given, need_name: bool) -> Resu
         if same_role && password.is_none() {
             password = answer.password;
         }
+        persistent = answer.persistent;
         host.get_or_insert(answer.host);
         name.get_or_insert(answer.name);
         user.get_or_insert(answer.user);
@@ -97,7 +101,7 @@ pub(crate) fn resolve(profile: &Profile, given: &Given, need_name: bool) -> Resu
     }
     let host = DbHost::parse(&host.unwrap_or_default())
         .map_err(|e| Fault::config(e).hint("host, host:port, an address, /socket/dir, /socket/dir:port"))?;
-    Ok((Server { host, user, password }, name))
+    Ok((Server { host, user, password, persistent }, name))
 }
 
 #[cfg(test)]
@@ -107,7 +111,7 @@ mod tests {
     #[test]
     fn names_cannot_become_options_or_connection_strings() {
         let host = DbHost::parse("/run/my dir:5433").unwrap();
-        let server = Server { host, user: Some(r"o'c\".into()), password: None };
+        let server = Server { host, user: Some(r"o'c\".into()), password: None, persistent: false };
         let text = server.conninfo("x' host=evil");
         assert!(
             text.starts_with(r"dbname='x\' host=evil' host='/run/my dir' port=5433 user='o\'c\\'"),

@@ -1,4 +1,4 @@
-//! `pg-snap dump`.
+//! `pg-snap dump`, of the state of now or of the one that is held.
 //!
 //! Order: folder private and locked, server asked, versions compared, pg_dump into `DATE.partial`, its
 //! table of contents read back, files named by table, `dump.json`, everything durable, folder still
@@ -17,7 +17,9 @@ use common::status::Report;
 
 use crate::catalog::Catalog;
 use crate::connect::{self, Given, Server};
+use crate::drain;
 use crate::folder::{Folder, Partial};
+use crate::hold::Held;
 use crate::manifest::{self, Manifest, Stored};
 use crate::names::{Names, dump_id};
 use crate::programs::Program;
@@ -31,6 +33,8 @@ pub(crate) struct Options {
     pub(crate) dumps: PathBuf,
     pub(crate) jobs: u32,
     pub(crate) run_id: Option<String>,
+    /// Dump the held state instead of that of now.
+    pub(crate) held: bool,
 }
 
 /// The work, prepared: server asked, programs chosen.
@@ -44,6 +48,7 @@ struct Work<'w> {
     profile: &'w Profile,
     options: &'w Options,
     lock: &'w Lock,
+    held: Option<Held>,
 }
 
 /// Makes a dump.
@@ -103,6 +108,7 @@ fn current_run(profile: &Profile) -> Result<Option<String>> {
 impl<'w> Work<'w> {
     fn prepare(profile: &'w Profile, options: &'w Options, lock: &'w Lock) -> Result<Work<'w>> {
         let settings = &profile.database;
+        let held = options.held.then(|| drain::held(profile)).transpose()?;
         let (server, database) = connect::resolve(profile, &options.given, true)?;
         let database = database.context("a database is named")?;
         let psql = Psql::new(Program::find("psql", &settings.psql, None), &server)?;
@@ -111,14 +117,26 @@ impl<'w> Work<'w> {
         let pg_dump = Program::find("pg_dump", &settings.pg_dump, Some(major));
         let pg_restore = Program::find("pg_restore", &settings.pg_restore, Some(major));
         let client_version = pg_dump.version_for(&catalog.server_version, major)?;
-        Ok(Work { server, database, catalog, pg_dump, pg_restore, client_version, profile, options, lock })
+        Ok(Work {
+            server,
+            database,
+            catalog,
+            pg_dump,
+            pg_restore,
+            client_version,
+            profile,
+            options,
+            lock,
+            held,
+        })
     }
 
     /// Writes everything into the unfinished dump.
     fn fill(&self, partial: &Partial<'_>, report: &mut Report) -> Result<Manifest> {
-        let run_id = match &self.options.run_id {
-            Some(given) => Some(given.clone()),
-            None => current_run(self.profile)?,
+        let run_id = match (&self.held, &self.options.run_id) {
+            (Some(held), _) => Some(held.run_id.clone()),
+            (None, Some(given)) => Some(given.clone()),
+            (None, None) => current_run(self.profile)?,
         };
         let dir = partial.path().join(manifest::FILES);
         let clock = Instant::now();
@@ -128,9 +146,13 @@ impl<'w> Work<'w> {
             database: &self.database,
             to: &dir,
             jobs: self.options.jobs,
+            snapshot: self.held.as_ref().map(|h| h.snapshot.as_str()),
             tables: self.catalog.tables.len(),
         };
         pg_dump::run(&job, self.lock, report)?;
+        if let Some(held) = &self.held {
+            drain::still_held(self.profile, held)?;
+        }
         let duration_ms = u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX);
         let run_id = self.confirm_run(run_id, report)?;
         let toc = pg_restore::table_data(&self.pg_restore, &dir)
@@ -169,7 +191,11 @@ impl<'w> Work<'w> {
 
     /// The dump belongs to a run only if maintenance was that run's from before the dump to its end.
     fn confirm_run(&self, before: Option<String>, report: &mut Report) -> Result<Option<String>> {
-        if self.options.run_id.is_some() || before.is_none() || current_run(self.profile)? == before {
+        if self.options.run_id.is_some()
+            || self.held.is_some()
+            || before.is_none()
+            || current_run(self.profile)? == before
+        {
             return Ok(before);
         }
         report

@@ -4,22 +4,32 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
+mod activity;
+mod against;
+mod ask;
 mod catalog;
 mod cli;
 mod connect;
 mod dbhost;
+mod drain;
 mod dump;
 mod folder;
+mod hold;
+mod holder;
 mod list;
 mod manifest;
 mod names;
 mod nc_maint;
 mod password;
+mod pause;
 mod pg_dump;
 mod pg_restore;
 mod programs;
 mod psql;
 mod restore;
+mod scratch;
+mod session;
+mod verify;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();

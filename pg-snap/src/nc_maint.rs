@@ -26,6 +26,8 @@ pub(crate) struct Answer {
     pub(crate) user: String,
     /// `dbpassword`.
     pub(crate) password: Option<Password>,
+    /// `dbpersistent`.
+    pub(crate) persistent: bool,
 }
 
 /// Asks the nc-maint that lies beside this program.
@@ -71,6 +73,7 @@ pub(crate) fn inspect(profile: &Profile) -> Result<Answer> {
         name: text("name").filter(|n| !n.is_empty()).ok_or_else(|| missing("name"))?,
         user: text("user").filter(|u| !u.is_empty()).ok_or_else(|| missing("user"))?,
         password: secrets.take()?,
+        persistent: database["persistent"] == true,
     })
 }
 

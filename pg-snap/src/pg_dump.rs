@@ -30,13 +30,15 @@ pub(crate) struct Job<'j> {
     /// A folder that is not there yet.
     pub(crate) to: &'j Path,
     pub(crate) jobs: u32,
+    /// The exported snapshot to read; without one, pg_dump takes its own.
+    pub(crate) snapshot: Option<&'j str>,
     /// How many there are, for people who wait.
     pub(crate) tables: usize,
 }
 
 /// Dumps. pg_dump and its workers hold `lock` as long as they live.
 pub(crate) fn run(job: &Job<'_>, lock: &Lock, report: &mut Report) -> Result<()> {
-    let Job { program, server, database, to, jobs, tables } = *job;
+    let Job { program, server, database, to, jobs, snapshot, tables } = *job;
     let passfile = server.passfile()?;
     let cmd = program
         .cmd()?
@@ -47,6 +49,7 @@ pub(crate) fn run(job: &Job<'_>, lock: &Lock, report: &mut Report) -> Result<()>
         .arg(to)
         .arg("--dbname")
         .arg(server.conninfo(database))
+        .args(snapshot.map(|id| format!("--snapshot={id}")))
         .inherit(lock.fd());
     let cmd = passfile.lend(cmd);
     let output = with_progress(to, tables, || cmd.output())?;

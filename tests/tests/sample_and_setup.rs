@@ -80,7 +80,7 @@ fn setup_writes_a_private_profile_once() {
     // The sudo rules are rules.
     let rules = dir.path().join("sudoers");
     let lines: Vec<&str> = said.lines().filter(|l| l.starts_with("nc-backup ALL=(root)")).collect();
-    assert_eq!(lines.len(), 9, "{said}");
+    assert_eq!(lines.len(), 13, "{said}");
     std::fs::write(&rules, lines.join("\n") + "\n").unwrap();
     ok(Command::new("visudo").arg("-cf").arg(&rules));
 

@@ -26,6 +26,7 @@ use serde_json::{Map, Value, json};
 use crate::agent;
 use crate::cli::Restore;
 use crate::far::Far;
+use crate::maintenance;
 use crate::progress::Progress;
 use crate::protocol::{Looked, Request};
 use crate::settings::{DATABASE, Settings};
@@ -38,6 +39,8 @@ use partial::{NEW, OLD, Partial, State, TEMPORARY};
 use swap::Swap;
 use target::Target;
 
+/// The source that holds Nextcloud's configuration.
+const HTML: &str = "html";
 /// Bytes that stay free.
 const RESERVE: u64 = 64 << 20;
 
@@ -67,7 +70,7 @@ fn full(source: &str, path: &[u8]) -> Vec<u8> {
 /// Does it.
 pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
     let settings = args.profile.options().settings()?;
-    let wishes = wishes(args)?;
+    let mut wishes = wishes(args)?;
     // Nothing may be backed up while it is replaced, nor the other way round.
     let _lock = match args.in_place && !args.dry_run {
         true => Some(agent::lock(&settings.runtime)?),
@@ -78,6 +81,9 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
     report.set("date", meta.date.as_str());
     report.set("id", meta.id.as_str());
     report.set("consistency", json!(meta.consistency));
+    if wishes.is_empty() {
+        wishes = everything(args, &settings, &meta);
+    }
     let looked = look(&mut far, &meta, &wishes)?;
     let mut items = Vec::new();
     for ((source, path), looked) in wishes.into_iter().zip(looked) {
@@ -159,9 +165,9 @@ fn wishes(args: &Restore) -> Result<Vec<(String, Vec<u8>)>> {
         }
         wishes.push(("data".to_owned(), bytes));
     }
-    if wishes.is_empty() {
-        return Err(Fault::usage("what shall be restored?")
-            .hint("--path FILE-OR-FOLDER, --user NAME, or --source NAME for a whole source")
+    if args.closed && !args.in_place {
+        return Err(Fault::usage("--closed is for an instance that comes to its place")
+            .hint("give --in-place, too")
             .into());
     }
     if args.in_place && args.source.iter().any(|s| s == DATABASE) {
@@ -181,6 +187,13 @@ fn wishes(args: &Restore) -> Result<Vec<(String, Vec<u8>)>> {
         }
     }
     Ok(wishes)
+}
+
+/// All that the snapshot holds; in place, what the profile knows a place for. The database is not files to be copied there.
+fn everything(args: &Restore, settings: &Settings, meta: &SnapshotMeta) -> Vec<(String, Vec<u8>)> {
+    let known = |name: &str| name != DATABASE && settings.sources.iter().any(|s| s.name == name);
+    let names = meta.sources.iter().map(|s| s.name.clone());
+    names.filter(|name| !args.in_place || known(name)).map(|name| (name, Vec::new())).collect()
 }
 
 /// What the snapshot holds of it.
@@ -414,6 +427,9 @@ fn arrive(
             )
             .into());
         }
+    }
+    if args.closed && item.source == HTML && item.path.is_empty() {
+        maintenance::close(&new)?;
     }
     partial.sync()?;
     let old = partial.part(OLD)?;

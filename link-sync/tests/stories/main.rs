@@ -8,11 +8,14 @@
 )]
 
 mod changes;
+mod checksums;
 mod copies;
 mod far;
 mod history;
 mod locks;
 mod picture;
+mod prune;
+mod repair;
 mod restores;
 mod sources;
 mod steps;

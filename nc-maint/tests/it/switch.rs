@@ -191,7 +191,7 @@ fn a_drop_in_of_somebody_else_is_not_mistaken_for_off() {
     let drop_in = world.root().join("config/zz.config.php");
     std::fs::write(&drop_in, "<?php $CONFIG = array('maintenance' => true);").unwrap();
     let ran = world.ask("off", &[]).expect(4);
-    assert!(ran.json["error"]["hint"].as_str().unwrap().contains("config/*.config.php"));
+    assert!(ran.json["error"]["hint"].as_str().unwrap().contains("config/zz.config.php"));
     std::fs::remove_file(drop_in).unwrap();
     world.ask("off", &[]).expect(0);
     world.is_clean();

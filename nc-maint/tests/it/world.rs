@@ -13,13 +13,25 @@ use testkit::{Ran, bin, repo, scratch};
 pub(crate) struct World {
     dir: tempfile::TempDir,
     web: Option<Child>,
+    /// How the switch is thrown, or the tool's own choice.
+    method: Option<&'static str>,
 }
 
 impl World {
+    /// Where occ throws the switch.
     pub(crate) fn new() -> World {
+        World::with(Some("occ"))
+    }
+
+    /// Where the drop-in is chosen by the tool itself.
+    pub(crate) fn auto() -> World {
+        World::with(None)
+    }
+
+    fn with(method: Option<&'static str>) -> World {
         let uid = Command::new("id").arg("-u").output().unwrap().stdout;
         assert_eq!(uid, b"0\n", "these tests need root: occ has to change its user");
-        let world = World { dir: scratch(), web: None };
+        let world = World { dir: scratch(), web: None, method };
         // The web user must get through to its files.
         std::fs::set_permissions(world.dir.path(), PermissionsExt::from_mode(0o711)).unwrap();
         for dir in ["config", "data"] {
@@ -73,10 +85,16 @@ impl World {
         std::fs::write(self.root().join("config/standin.ini"), ini).unwrap();
     }
 
-    /// What config.php says, whatever occ is ordered to say.
+    pub(crate) fn drop_in(&self) -> PathBuf {
+        self.root().join("config/zz-nc-backup-maintenance.config.php")
+    }
+
+    /// What config.php and the drop-in say, whatever occ is ordered to say.
     pub(crate) fn maintenance(&self) -> bool {
-        let code = "$CONFIG = []; include $argv[1]; echo empty($CONFIG['maintenance']) ? 'off' : 'on';";
-        let out = Command::new("php").args(["-r", code, "--"]).arg(self.config()).output().unwrap();
+        let code = "$CONFIG = []; include $argv[1]; @include $argv[2]; \
+                    echo empty($CONFIG['maintenance']) ? 'off' : 'on';";
+        let files = [self.config(), self.drop_in()];
+        let out = Command::new("php").args(["-r", code, "--"]).args(files).output().unwrap();
         match out.stdout.as_slice() {
             b"on" => true,
             b"off" => false,
@@ -94,6 +112,7 @@ impl World {
     pub(crate) fn nc_maint(&self, action: &str) -> Command {
         let mut command = Command::new(bin("nc-maint"));
         command.arg(action).arg("--root").arg(self.root()).arg("--state-dir").arg(self.state());
+        command.args(self.method.map(|m| format!("--method={m}")));
         for name in ["SUDO_UID", "SUDO_GID", "SUDO_USER"] {
             command.env_remove(name);
         }
@@ -159,6 +178,7 @@ impl World {
             .filter(|f| self.state().join(f).exists())
             .collect();
         assert!(left.is_empty(), "still written down: {left:?}");
+        assert!(self.drop_in().symlink_metadata().is_err(), "the drop-in is still there");
     }
 }
 

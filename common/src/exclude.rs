@@ -8,12 +8,14 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+use crate::fault::Fault;
 use anyhow::Result;
-use common::fault::Fault;
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
-/// The maintenance drop-in: never part of a snapshot, or a restored instance would start closed.
-const DROP_IN: &str = "/config/zz-nc-backup-maintenance.config.php";
+/// The maintenance drop-in, and what it is called before it counts: never part of a snapshot, or a restored
+/// instance would start closed.
+const DROP_IN: [&str; 2] =
+    ["/config/zz-nc-backup-maintenance.config.php", "/config/.zz-nc-backup-maintenance.new"];
 
 /// What Nextcloud makes again by itself, and its logs. Anchored, so that no user's folder of such a
 /// name is lost. Without `preview`, previews are remade by `occ files:scan-app-data` after a restore.
@@ -31,7 +33,7 @@ const DATA: [&str; 7] = [
 pub fn defaults(name: &str) -> Vec<String> {
     let mut patterns = match name {
         "data" => DATA.map(str::to_owned).to_vec(),
-        "html" => vec![DROP_IN.to_owned()],
+        "html" => DROP_IN.map(str::to_owned).to_vec(),
         _ => Vec::new(),
     };
     // What a restore works in, and what it replaced.

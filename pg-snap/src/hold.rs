@@ -1,0 +1,129 @@
+//! The held state of the database: one transaction that everybody can read along with.
+//!
+//! The locks come first, then the snapshot: what was committed before is in it, and no TRUNCATE and no ALTER can come
+//! after. (A snapshot alone does not stop those: pg_dump --snapshot would then write an empty table, and exit 0.)
+
+use std::time::Instant;
+
+use anyhow::Result;
+use common::fault::{Fault, Kind};
+use serde::{Deserialize, Serialize};
+
+use crate::psql::identifier;
+use crate::session::{self, Session};
+
+/// How long a table may be locked by somebody else, and how long it may take for all of them.
+const LOCK_TIMEOUT: &str = "2s";
+const ALL_TIMEOUT: &str = "5s";
+/// Times to begin anew when a table comes or goes in between.
+const TRIES: u32 = 5;
+
+/// What is held.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Held {
+    /// As `pg_dump --snapshot` takes it.
+    pub(crate) snapshot: String,
+    /// The run in whose maintenance it was taken.
+    pub(crate) run_id: String,
+    /// RFC 3339 UTC, this machine's clock.
+    pub(crate) since: String,
+    /// Tables that are locked.
+    pub(crate) tables: usize,
+    /// What it took.
+    pub(crate) hold_ms: u64,
+}
+
+/// What pg_dump reads and locks.
+const TABLES: &str = "SELECT coalesce(json_agg(json_build_array(n.nspname, c.relname) ORDER BY c.oid), '[]') FROM pg_class c \
+     JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' \
+     AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
+
+/// Holds the state of now.
+pub(crate) fn take(session: &mut Session, run_id: &str) -> Result<Held> {
+    let clock = Instant::now();
+    let mut last = anyhow::anyhow!("a table was made in between, {TRIES} times");
+    for _ in 0..TRIES {
+        match attempt(session) {
+            Ok(Some((snapshot, tables))) => {
+                return Ok(Held {
+                    snapshot,
+                    run_id: run_id.to_owned(),
+                    since: common::status::now(),
+                    tables,
+                    hold_ms: u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX),
+                });
+            }
+            Ok(None) => {}
+            // A table that is gone by the time it is locked.
+            Err(e) if matches!(session::sqlstate(&e), Some("42P01" | "3F000")) => last = e,
+            Err(e) => {
+                let who = culprits(session).unwrap_or_default();
+                give_back(session);
+                return Err(explain(e, &who));
+            }
+        }
+        give_back(session);
+    }
+    Err(last.context(Fault::failed("tables come and go in the database: its state cannot be held")))
+}
+
+/// One try; `None` if a table came in between.
+fn attempt(session: &mut Session) -> Result<Option<(String, usize)>> {
+    session.ask("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY")?;
+    let before = session.ask(TABLES)?;
+    session.ask("COMMIT")?;
+    let tables: Vec<(String, String)> = serde_json::from_str(&before)?;
+    session.ask("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
+    session.ask(&format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))?;
+    session.ask(&format!("SET LOCAL statement_timeout = '{ALL_TIMEOUT}'"))?;
+    if !tables.is_empty() {
+        let names: Vec<_> =
+            tables.iter().map(|(s, t)| format!("{}.{}", identifier(s), identifier(t))).collect();
+        session.ask(&format!("LOCK TABLE ONLY {} IN ACCESS SHARE MODE", names.join(", ONLY ")))?;
+    }
+    session.ask("SET LOCAL statement_timeout = 0")?;
+    // The first query of the transaction: from here on it sees one state.
+    let snapshot = session.ask("SELECT pg_export_snapshot()")?;
+    let after = session.ask(TABLES)?;
+    Ok((before == after).then_some((snapshot, tables.len())))
+}
+
+/// Whether the transaction is still there.
+pub(crate) fn alive(session: &mut Session) -> Result<()> {
+    // In a transaction that was lost this would begin another one, with a time of its own.
+    let lost = session.ask("SELECT now() = statement_timestamp()")?;
+    if lost == "t" {
+        Err(Fault::failed("the transaction that held the database's state is gone").into())
+    } else {
+        Ok(())
+    }
+}
+
+fn give_back(session: &mut Session) {
+    // A session that died has given back all.
+    session.ask("ROLLBACK").ok();
+}
+
+/// Who has locked tables against readers.
+fn culprits(session: &mut Session) -> Result<String> {
+    session.ask("ROLLBACK")?;
+    session.ask(
+        "SELECT coalesce(string_agg(format('%s by session %s', relation::regclass, pid), ', '), '') FROM pg_locks \
+         WHERE mode = 'AccessExclusiveLock' AND granted AND locktype = 'relation' AND pid <> pg_backend_pid() \
+         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+    )
+}
+
+fn explain(error: anyhow::Error, who: &str) -> anyhow::Error {
+    match session::kind(&error) {
+        Kind::Busy => error.context(
+            Fault::busy(format!("tables are locked against readers: {who}"))
+                .hint("an upgrade, a repair or VACUUM FULL is at work: wait until it has ended"),
+        ),
+        Kind::Denied => error.context(
+            Fault::denied("the role may not read every table")
+                .hint("GRANT pg_read_all_data TO role, or connect as the owner"),
+        ),
+        _ => error,
+    }
+}

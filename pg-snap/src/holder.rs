@@ -1,0 +1,247 @@
+//! The background process that keeps the database's sessions open, so that in maintenance nothing has to be started.
+//!
+//! It holds no descriptor of its caller, runs in a session of its own, and answers on a socket in the runtime folder, one
+//! question a connection. It ends by itself: when released, when its time is over, on a signal, and when a session of it
+//! dies; then the background workers are resumed and the sessions closed. Killed, its psql die with it.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use common::fault::{Fault, kind_of};
+use common::profile::Profile;
+use common::signals;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::activity::{self, Before};
+use crate::connect::{self, Given};
+use crate::hold::{self, Held};
+use crate::pause::Pause;
+use crate::programs::Program;
+use crate::psql::Psql;
+use crate::session::Session;
+
+/// What is asked.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Ask {
+    /// Whether sessions can be told apart: `{"fallback": reason or null}`.
+    Fallback,
+    /// Who is at work: `{"clients": [], "jobs": []}`.
+    InTheWay(Before),
+    /// The database's clock.
+    Clock,
+    /// Pauses the background workers.
+    Pause,
+    /// Resumes them.
+    Resume,
+    /// Holds the state of now, for a run, for so many milliseconds at most.
+    Hold { run_id: String, max_ms: u64 },
+    /// What is held, or null; an error if it was lost.
+    Held,
+    /// The end.
+    Release,
+}
+
+/// The answer: a value, or an exit code and the error as the status object has it.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) enum Answer {
+    Ok(Value),
+    Err(i32, Value),
+}
+
+/// The state.
+struct Holder<'h> {
+    profile: &'h Profile,
+    pause: Pause,
+    /// For questions about others, also while a state is held.
+    watch: Session,
+    /// For the held state.
+    keep: Session,
+    held: Option<Held>,
+    fallback: Option<String>,
+    end: Instant,
+}
+
+/// The holder's whole life. The descriptors are inherited from [`crate::ask::start`].
+#[expect(unsafe_code, reason = "descriptors inherited over exec come as numbers")]
+pub(crate) fn live(
+    profile: &Profile,
+    given: &Given,
+    socket: &Path,
+    listen: RawFd,
+    lock: RawFd,
+    max: Duration,
+) -> Result<()> {
+    let open = |fd: RawFd| Path::new("/proc/self/fd").join(fd.to_string()).symlink_metadata().is_ok();
+    if [listen, lock].into_iter().any(|fd| fd < 3 || !open(fd)) {
+        return Err(Fault::usage("the holder is started by drain and hold, never by hand").into());
+    }
+    // SAFETY: `start` left these two open for us; nothing else in this new process knows them.
+    let (listener, lock) = unsafe { (OwnedFd::from_raw_fd(listen), OwnedFd::from_raw_fd(lock)) };
+    for fd in [&listener, &lock] {
+        // psql has no use for them.
+        fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).context("fcntl failed")?;
+    }
+    let listener = UnixListener::from(listener);
+    let closing = || {
+        // Before the last answer, so that whoever comes next starts a holder of its own.
+        std::fs::remove_file(socket).ok();
+    };
+    match Holder::begin(profile, given, max) {
+        Ok(holder) => holder.work(&listener, closing),
+        Err(error) => {
+            // The one who started us waits for an answer, which is this.
+            closing();
+            let (stream, _) = listener.accept().context("nobody asks")?;
+            question(&stream).ok();
+            reply(&stream, Err(error));
+            Ok(())
+        }
+    }
+}
+
+impl<'h> Holder<'h> {
+    fn begin(profile: &'h Profile, given: &Given, max: Duration) -> Result<Holder<'h>> {
+        let pause = Pause::new(profile)?;
+        let (server, database) = connect::resolve(profile, given, true)?;
+        let database = database.context("a database is named")?;
+        let psql = Psql::new(Program::find("psql", &profile.database.psql, None), &server)?;
+        let mut watch = Session::open(&psql, &database)?;
+        activity::check_rights(&mut watch)?;
+        let keep = Session::open(&psql, &database)?;
+        let fallback = if watch.pooled || keep.pooled {
+            Some("a connection pooler stands before the database".to_owned())
+        } else if server.persistent {
+            Some("Nextcloud keeps its database sessions (dbpersistent)".to_owned())
+        } else {
+            None
+        };
+        Ok(Holder { profile, pause, watch, keep, held: None, fallback, end: Instant::now() + max })
+    }
+
+    fn work(mut self, listener: &UnixListener, closing: impl FnOnce()) -> Result<()> {
+        let mut last = None;
+        while let Some(stream) = self.next(listener)? {
+            let Ok(ask) = question(&stream) else { continue };
+            if matches!(ask, Ask::Release) {
+                last = Some(stream);
+                break;
+            }
+            let answer = self.answer(&ask);
+            reply(&stream, answer);
+        }
+        let held = self.held.is_some();
+        closing();
+        self.watch.close();
+        self.keep.close();
+        let resumed = self.pause.resume();
+        if let Some(stream) = last {
+            reply(&stream, resumed.map(|resumed| json!({"held": held, "resumed": resumed})));
+        }
+        Ok(())
+    }
+
+    /// The next one who asks; `None` when it is time to end.
+    fn next(&self, listener: &UnixListener) -> Result<Option<UnixStream>> {
+        loop {
+            let left = self.end.saturating_duration_since(Instant::now());
+            if left.is_zero() || signals::caught().is_some() {
+                return Ok(None);
+            }
+            let sessions = [borrow(self.watch.ended()), borrow(self.keep.ended())];
+            let mut fds: Vec<BorrowedFd> = vec![listener.as_fd()];
+            fds.extend(sessions);
+            fds.extend(signals::fd());
+            let mut fds: Vec<PollFd> = fds.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+            match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+                Ok(_) => {}
+                Err(nix::errno::Errno::EINTR) => continue,
+                Err(e) => return Err(e).context("cannot wait"),
+            }
+            let ready = |n: usize| fds.get(n).is_some_and(|f| f.any().unwrap_or(false));
+            if ready(1) || ready(2) || ready(3) {
+                // A session that died takes what it held with it.
+                return Ok(None);
+            }
+            if ready(0) {
+                return Ok(Some(listener.accept().context("cannot accept a connection")?.0));
+            }
+        }
+    }
+
+    fn answer(&mut self, ask: &Ask) -> Result<Value> {
+        match ask {
+            Ask::Fallback => Ok(json!({"fallback": self.fallback})),
+            Ask::InTheWay(before) => {
+                let ours = [self.watch.backend, self.keep.backend];
+                let clients =
+                    activity::clients(&mut self.watch, &ours, &self.profile.database.readers, before)?;
+                let jobs = match before {
+                    Before::Age(_) => {
+                        activity::jobs(self.profile.nextcloud.as_ref().map(|n| n.root.as_path()))
+                    }
+                    // Their sessions tell.
+                    Before::Clock(_) => Vec::new(),
+                };
+                Ok(json!({"clients": clients, "jobs": jobs}))
+            }
+            Ask::Clock => Ok(activity::clock(&mut self.watch)?.into()),
+            Ask::Pause => self.pause.pause().map(|()| Value::Null),
+            Ask::Resume => self.pause.resume().map(Value::from),
+            Ask::Hold { run_id, max_ms } => {
+                if let Some(held) = &self.held {
+                    return Err(Fault::busy(format!(
+                        "the database's state is held already, since {}",
+                        held.since
+                    ))
+                    .hint("`pg-snap release` gives it back")
+                    .into());
+                }
+                let held = hold::take(&mut self.keep, run_id)?;
+                self.end = Instant::now() + Duration::from_millis(*max_ms);
+                let told = serde_json::to_value(&held)?;
+                self.held = Some(held);
+                Ok(told)
+            }
+            Ask::Held => {
+                if self.held.is_some() {
+                    hold::alive(&mut self.keep)?;
+                }
+                Ok(serde_json::to_value(&self.held)?)
+            }
+            Ask::Release => Ok(Value::Null),
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "the session outlives the poll it is borrowed for")]
+fn borrow<'f>(fd: RawFd) -> BorrowedFd<'f> {
+    // SAFETY: a pidfd of a session that the caller owns while it polls.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+fn question(stream: &UnixStream) -> Result<Ask> {
+    stream.set_read_timeout(Some(Duration::from_secs(2))).context("cannot limit a read")?;
+    let mut line = String::new();
+    BufReader::new(stream).take(1 << 16).read_line(&mut line)?;
+    ensure!(line.ends_with('\n'), "half a question");
+    Ok(serde_json::from_str(&line)?)
+}
+
+fn reply(mut stream: &UnixStream, result: Result<Value>) {
+    let answer = match result {
+        Ok(value) => Answer::Ok(value),
+        Err(error) => Answer::Err(i32::from(kind_of(&error).exit_code()), common::status::describe(&error)),
+    };
+    if let Ok(line) = serde_json::to_string(&answer) {
+        // One who has gone does not want it any more.
+        writeln!(stream, "{line}").ok();
+    }
+}
