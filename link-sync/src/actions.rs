@@ -20,6 +20,7 @@ use crate::serve::serve;
 use crate::session::{Allow, Session};
 use crate::settings::{DATABASE, rsync_argv};
 use crate::store::Store;
+use crate::store::find::{Wanted, is_user};
 
 /// Bytes that stay free in a store unless told otherwise.
 const RESERVE: u64 = 1 << 30;
@@ -85,6 +86,45 @@ pub fn snapshot(run: &Run, report: &mut Report) -> Result<()> {
     let dump: Vec<_> = sources.into_iter().filter(|s| s.name == DATABASE).collect();
     session.stage(&dump, allow, &progress, report)?;
     session.publish(allow, &progress, report)
+}
+
+/// In which snapshots something is.
+pub fn find(find: &cli::Find, report: &mut Report) -> Result<()> {
+    if let Some(user) = find.user.as_deref().filter(|u| !is_user(u)) {
+        return Err(Fault::usage(format!("--user '{user}' is not the name of a user")).into());
+    }
+    let wanted = Wanted {
+        pattern: find.name.clone(),
+        source: find.source.clone(),
+        user: find.user.clone(),
+        limit: find.limit,
+    };
+    let mut far = Far::connect(&find.profile.options().settings()?)?;
+    let answer: Value = far.ask(&Request::Find(wanted))?;
+    for path in answer["paths"].as_array().into_iter().flatten() {
+        status::tell(format_args!("{}", path["path"].as_str().unwrap_or("?").escape_debug()));
+        for event in path["events"].as_array().into_iter().flatten() {
+            let text = |key: &str| event[key].as_str().unwrap_or("").to_owned();
+            let size = event["size_bytes"].as_u64().map(|n| indicatif::BinaryBytes(n).to_string());
+            status::tell(format_args!(
+                "    {}  {:<9} {:>10}  {}",
+                text("date"),
+                text("what"),
+                size.unwrap_or_default(),
+                text("mtime")
+            ));
+        }
+    }
+    if answer["found"] == 0 {
+        status::tell(format_args!("no snapshot holds it"));
+    }
+    if answer["truncated"] == true {
+        status::tell(format_args!("… and more: see --limit"));
+    }
+    if let Value::Object(fields) = answer {
+        report.data.extend(fields);
+    }
+    Ok(())
 }
 
 /// What differs between two snapshots.

@@ -28,6 +28,8 @@ Examples:
   link-sync snapshot home                    all steps, for profile home
   link-sync snapshot --source docs=/srv/docs --store /mnt/usb/docs \\
       --crash-consistent                     by hand, without a profile
+  link-sync find home --name 'report*.odt' --user alice
+  link-sync restore home --path alice/files/report.odt --to /tmp/back
   link-sync diff home --from latest --to 2026-11-22T03-30-00Z
 
 stdout carries one JSON object (docs/status.schema.json).
@@ -57,6 +59,12 @@ pub enum Action {
     List(List),
     /// What differs between two published snapshots.
     Diff(Diff),
+    /// In which snapshots a file is, and where it changed.
+    ///
+    /// data: found, truncated, dates, passed_over (being removed), paths: of each
+    /// its path (SOURCE/PATH), dates (how many hold it), in_newest, and events
+    /// (date, what: appeared, changed, gone; size_bytes, mtime).
+    Find(Find),
     /// Copy a snapshot of a local store into another folder of snapshots, with its
     /// date: onto another disk, or into the off-site container. What changed is
     /// told by names and inode numbers of two local snapshots; the copy's files
@@ -222,6 +230,26 @@ pub struct Diff {
     #[arg(long, value_name = "NAME")]
     pub source: Option<String>,
     /// List at most so many paths; the counts are always complete.
+    #[arg(long, default_value_t = 1000)]
+    pub limit: usize,
+}
+
+/// Options of `find`.
+#[derive(Args, Clone, Debug)]
+pub struct Find {
+    #[command(flatten)]
+    pub profile: Profile,
+    /// A name at any depth, like 'report*.odt', or a path from the source's top,
+    /// like '/alice/files/**/*.odt'.
+    #[arg(long, value_name = "PATTERN")]
+    pub name: String,
+    /// Only in this source.
+    #[arg(long, value_name = "NAME")]
+    pub source: Option<String>,
+    /// Only in this user's folder of the source data.
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+    /// Tell of at most so many paths; the count is always complete.
     #[arg(long, default_value_t = 1000)]
     pub limit: usize,
 }

@@ -57,6 +57,7 @@ fn main() -> ExitCode {
         Action::Abort(abort) => report("abort", abort.run.name(), &|r| actions::abort(abort, r)),
         Action::Snapshot(run) => report("snapshot", run.name(), &|r| actions::snapshot(run, r)),
         Action::List(list) => report("list", list.profile.profile.as_deref(), &|r| list::list(list, r)),
+        Action::Find(find) => report("find", find.profile.profile.as_deref(), &|r| actions::find(find, r)),
         Action::Diff(diff) => report("diff", diff.profile.profile.as_deref(), &|r| actions::diff(diff, r)),
         Action::Copy(copy) => report("copy", copy.profile.profile.as_deref(), &|r| copy::copy(copy, r)),
         Action::Restore(restore) => {

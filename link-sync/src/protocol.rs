@@ -165,6 +165,8 @@ pub enum Request {
         /// Only tell.
         dry_run: bool,
     },
+    /// In which snapshots something is. Answer: as [`crate::store::find::find`] tells.
+    Find(crate::store::find::Wanted),
     /// What is different between two published snapshots. Answer: [`crate::store::diff::Difference`]s.
     Diff {
         /// Date, or `latest`.

@@ -41,7 +41,10 @@ pub struct Reading {
 /// Whether this door lets a request through.
 pub fn check_door(request: &Request, read_only: bool) -> Result<()> {
     let reads = matches!(request, Request::Hold { .. } | Request::Look | Request::Send { .. });
-    let both = matches!(request, Request::Hello { .. } | Request::List { .. } | Request::Diff { .. });
+    let both = matches!(
+        request,
+        Request::Hello { .. } | Request::List { .. } | Request::Diff { .. } | Request::Find(_)
+    );
     match read_only {
         true if !reads && !both => Err(Fault::denied("this key may read the store and not change it")
             .hint("give the key for backups `link-sync serve PROFILE` without --read-only, on the store's machine")
@@ -67,6 +70,11 @@ impl Reading {
         let dir = open_dir(&top, date.as_bytes()).with_context(what)?;
         let meta = SnapshotMeta { date, ..meta };
         Ok((Reading { dir, path, fake_super: meta.fake_super, lock }, meta))
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &File {
+        &self.dir
     }
 
     /// What the paths in the list are.

@@ -172,6 +172,7 @@ impl Serving {
                     .and_then(|reading| reading.sender(&request, &self.store.rsync, input));
                 converse(cmd, None, input, output)
             }
+            Request::Find(wanted) => crate::store::find::find(&self.store, &wanted),
             Request::Diff { from, to, source, limit } => {
                 value(diff::diff(&self.store, &from, &to, source.as_deref(), limit)?)
             }

@@ -11,6 +11,7 @@ pub mod changes;
 pub mod clone;
 pub mod diff;
 pub mod fetch;
+pub mod find;
 pub mod manifest;
 pub mod merge;
 pub mod meta;

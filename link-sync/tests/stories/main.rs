@@ -11,6 +11,7 @@ mod changes;
 mod checksums;
 mod copies;
 mod far;
+mod find;
 mod history;
 mod locks;
 mod picture;
