@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::profile::Profile;
+use common::retention::Retention;
 use common::status::{self, Report};
 use serde_json::Value;
 
@@ -86,34 +87,6 @@ pub fn snapshot(run: &Run, report: &mut Report) -> Result<()> {
     session.publish(allow, &progress, report)
 }
 
-/// The published snapshots.
-pub fn list(profile: &cli::Profile, report: &mut Report) -> Result<()> {
-    let mut far = Far::connect(&profile.options().settings()?)?;
-    let answer: Value = far.ask(&Request::List)?;
-    report.set("store", far.hello.store.as_str());
-    for snapshot in answer["snapshots"].as_array().into_iter().flatten() {
-        let sources = snapshot["sources"].as_array().into_iter().flatten();
-        let (paths, bytes) = sources.fold((0, 0), |(p, b), s| {
-            (p + s["paths"].as_u64().unwrap_or(0), b + s["bytes"].as_u64().unwrap_or(0))
-        });
-        let text = |key: &str| snapshot[key].as_str().unwrap_or("?").to_owned();
-        status::tell(format_args!(
-            "{}  {:>9} paths  {:>10}  {}",
-            text("date"),
-            paths,
-            indicatif::BinaryBytes(bytes).to_string(),
-            text("consistency")
-        ));
-    }
-    for name in answer["damaged"].as_array().into_iter().flatten() {
-        report
-            .warn("damaged-snapshot", format!("{} is not a complete snapshot", name.as_str().unwrap_or("?")));
-    }
-    report.set("snapshots", answer["snapshots"].clone());
-    report.set("damaged", answer["damaged"].clone());
-    Ok(())
-}
-
 /// What differs between two snapshots.
 pub fn diff(diff: &Diff, report: &mut Report) -> Result<()> {
     let mut far = Far::connect(&diff.profile.options().settings()?)?;
@@ -145,13 +118,13 @@ pub fn diff(diff: &Diff, report: &mut Report) -> Result<()> {
 /// The far end. stdout is the protocol's, so there is no status object; the exit code and stderr tell.
 pub fn serve_store(args: &cli::Serve) -> Result<()> {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
-    let store = served(args)?;
+    let (store, retention) = served(args)?;
     // The owner of stdin and stdout for the whole life of this process.
-    serve(&store, std::io::stdin().lock(), std::io::stdout())
+    serve(&store, retention, std::io::stdin().lock(), std::io::stdout())
 }
 
 /// The store to be served: this machine's profile decides, and options that say otherwise are refused.
-fn served(args: &cli::Serve) -> Result<Store> {
+fn served(args: &cli::Serve) -> Result<(Store, Retention)> {
     let named = args.profile.is_some() || args.config.is_some();
     let file = args
         .config
@@ -182,12 +155,14 @@ fn served(args: &cli::Serve) -> Result<Store> {
         }
     };
     let from_table = |args: &[String]| table.as_ref().map_or_else(|| args.to_vec(), |t| t.rsync.clone());
-    Ok(Store {
+    let retention = table.as_ref().map(|t| t.retention.clone()).unwrap_or_default();
+    let store = Store {
         path,
         mount: args.mount.clone().or_else(|| table.as_ref().and_then(|t| t.mount.clone())),
         reserve_bytes: args.reserve_bytes.or(table.as_ref().and_then(|t| t.reserve_bytes)).unwrap_or(RESERVE),
         read_only: false,
         flush_bytes: args.flush_bytes,
         rsync: rsync_argv(&if args.rsync.is_empty() { from_table(&[]) } else { args.rsync.clone() }),
-    })
+    };
+    Ok((store, retention))
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use common::profile::Span;
+use common::retention::{Length, Retention, Zone};
 
 use crate::session::Allow;
 use crate::settings::Options;
@@ -52,8 +53,8 @@ pub enum Action {
     Abort(Abort),
     /// stage, settle and publish in one.
     Snapshot(Run),
-    /// The published snapshots.
-    List(Profile),
+    /// The published snapshots: dates, size, age, the last drill and verification.
+    List(List),
     /// What differs between two published snapshots.
     Diff(Diff),
     /// Copy a snapshot of a local store into another folder of snapshots, with its
@@ -73,6 +74,15 @@ pub enum Action {
     /// repaired, repaired_total, not_repaired (why), and findings is what is
     /// still wrong.
     Verify(Verify),
+    /// Remove the snapshots that the rules do not keep, fast; or tell what would go,
+    /// and why each one stays (--dry-run). The rules are [store.retention] of the
+    /// profile on the store's machine, or the options. Through ssh only the
+    /// store's own profile counts.
+    ///
+    /// Never removed: the newest, the newest sealed one, what an off-site push
+    /// needs, what is younger than --min-age, what is in use (exit code 3), and
+    /// what is damaged.
+    Prune(Box<Prune>),
     /// The far end, for an authorized_keys forced command:
     /// command="/usr/sbin/link-sync serve home",restrict ssh-ed25519 …
     /// Speaks its own protocol on stdin and stdout instead of printing JSON.
@@ -178,6 +188,20 @@ pub struct Abort {
     pub discard: bool,
 }
 
+/// Options of `list`.
+#[derive(Args, Clone, Debug)]
+pub struct List {
+    #[command(flatten)]
+    pub profile: Profile,
+    /// Add up what each date holds alone: what removing it would free. Looks at
+    /// every file of every date.
+    #[arg(long)]
+    pub sizes: bool,
+    /// Fail (exit code 1) if the newest is older, like 26h or 2d: for monitoring.
+    #[arg(long, value_name = "TIME")]
+    pub max_age: Option<Length>,
+}
+
 /// Options of `diff`.
 #[derive(Args, Clone, Debug)]
 pub struct Diff {
@@ -262,6 +286,86 @@ impl std::str::FromStr for Percent {
         let number = text.strip_suffix('%').unwrap_or(text).parse::<f64>();
         let percent = number.ok().filter(|n| *n > 0.0 && *n <= 100.0);
         percent.map(Percent).ok_or_else(|| "write a share like 5%, more than 0 and at most 100".into())
+    }
+}
+
+/// Options of `prune`.
+#[derive(Args, Clone, Debug)]
+pub struct Prune {
+    #[command(flatten)]
+    pub profile: Profile,
+    /// Change nothing; tell of each date why it is kept, or why not.
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub rules: Rules,
+    /// Remove this one date, whatever the rules say; needs --yes. Also for a
+    /// damaged one, which no rule ever removes.
+    #[arg(long, value_name = "DATE")]
+    pub date: Option<String>,
+    /// Yes, remove --date.
+    #[arg(long, requires = "date")]
+    pub yes: bool,
+    /// Keep this date whatever the rules say; repeatable.
+    #[arg(long, value_name = "DATE")]
+    pub keep: Vec<String>,
+    /// Write no more than this ahead of the disk.
+    #[arg(long, value_name = "BYTES", hide = true)]
+    pub flush_bytes: Option<common::profile::Bytes>,
+}
+
+/// The rules of retention; each is a key of `[store.retention]`, too.
+#[derive(Args, Clone, Debug)]
+pub struct Rules {
+    /// Keep the newest N.
+    #[arg(long, value_name = "N")]
+    pub keep_last: Option<u32>,
+    /// Keep one for each of the last N hours that have one.
+    #[arg(long, value_name = "N")]
+    pub keep_hourly: Option<u32>,
+    /// The same for days.
+    #[arg(long, value_name = "N")]
+    pub keep_daily: Option<u32>,
+    /// The same for weeks, Monday to Sunday.
+    #[arg(long, value_name = "N")]
+    pub keep_weekly: Option<u32>,
+    /// The same for months.
+    #[arg(long, value_name = "N")]
+    pub keep_monthly: Option<u32>,
+    /// The same for years.
+    #[arg(long, value_name = "N")]
+    pub keep_yearly: Option<u32>,
+    /// Keep all that are not older than this, counted from the newest: 14d, 6mo.
+    #[arg(long, value_name = "TIME")]
+    pub keep_within: Option<Length>,
+    /// Never remove a younger one [default: 3d].
+    #[arg(long, value_name = "TIME")]
+    pub min_age: Option<Length>,
+    /// A longer pause between backups, or since the newest, means that they fail or
+    /// that the clock jumped: then nothing is removed [default: 7d].
+    #[arg(long, value_name = "TIME")]
+    pub max_gap: Option<Length>,
+    /// Where days begin and end, like Europe/Vienna [default: this machine's].
+    #[arg(long, value_name = "ZONE")]
+    pub timezone: Option<Zone>,
+}
+
+impl Rules {
+    /// As the profile has them.
+    pub fn retention(&self) -> Retention {
+        Retention {
+            keep_last: self.keep_last,
+            keep_hourly: self.keep_hourly,
+            keep_daily: self.keep_daily,
+            keep_weekly: self.keep_weekly,
+            keep_monthly: self.keep_monthly,
+            keep_yearly: self.keep_yearly,
+            keep_within: self.keep_within,
+            min_age: self.min_age,
+            max_gap: self.max_gap,
+            max_removals_per_day: None,
+            timezone: self.timezone.clone(),
+        }
     }
 }
 

@@ -131,7 +131,7 @@ fn far_end(args: &Copy, profile: &Profile, to: &Path) -> Result<Cmd> {
 }
 
 fn there(far: &mut Far) -> Result<Vec<SnapshotMeta>> {
-    let answer: Value = far.ask(&Request::List)?;
+    let answer: Value = far.ask(&Request::List { sizes: false })?;
     serde_json::from_value(answer["snapshots"].clone()).context("an answer that is not understood")
 }
 

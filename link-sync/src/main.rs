@@ -6,14 +6,16 @@ mod agent;
 mod budget;
 mod cli;
 mod copy;
-mod exclude;
 mod far;
 mod index;
+mod list;
 mod maintenance;
 mod moved;
 mod parallel;
 mod progress;
 mod protocol;
+mod prune;
+mod retention;
 mod rsync;
 mod serve;
 mod session;
@@ -52,10 +54,13 @@ fn main() -> ExitCode {
         }
         Action::Abort(abort) => report("abort", abort.run.name(), &|r| actions::abort(abort, r)),
         Action::Snapshot(run) => report("snapshot", run.name(), &|r| actions::snapshot(run, r)),
-        Action::List(profile) => report("list", profile.profile.as_deref(), &|r| actions::list(profile, r)),
+        Action::List(list) => report("list", list.profile.profile.as_deref(), &|r| list::list(list, r)),
         Action::Diff(diff) => report("diff", diff.profile.profile.as_deref(), &|r| actions::diff(diff, r)),
         Action::Copy(copy) => report("copy", copy.profile.profile.as_deref(), &|r| copy::copy(copy, r)),
         Action::Verify(args) => report("verify", args.profile.profile.as_deref(), &|r| verify::run(args, r)),
+        Action::Prune(prune) => {
+            report("prune", prune.profile.profile.as_deref(), &|r| prune::prune(prune, r))
+        }
         Action::Serve(serve) => silent(actions::serve_store(serve)),
         Action::Agent(agent) => silent(
             common::signals::install()

@@ -128,8 +128,19 @@ pub enum Request {
     },
     /// Remove the partial snapshot and all that an interrupted run left.
     Discard,
-    /// The published snapshots. Answer: a list of `snapshot.json` objects.
-    List,
+    /// The published snapshots. Answer: `snapshots` (`snapshot.json` objects with `alone_bytes`), `damaged`, `verified`,
+    /// and `now` by the store's clock.
+    List {
+        /// Add up what each one holds alone.
+        #[serde(default)]
+        sizes: bool,
+    },
+    /// Remove the snapshots that the rules of the store's own profile do not keep; nothing here says which.
+    /// Answer: [`crate::store::prune::Pruned`].
+    Prune {
+        /// Only tell.
+        dry_run: bool,
+    },
     /// What is different between two published snapshots. Answer: [`crate::store::diff::Difference`]s.
     Diff {
         /// Date, or `latest`.

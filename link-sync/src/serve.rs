@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use common::fault::Fault;
 use common::profile::check_name;
+use common::retention::Retention;
 use common::run::{Cmd, tail};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
@@ -34,16 +35,22 @@ const TELL: Duration = Duration::from_millis(200);
 /// What has been asked for so far.
 struct Serving {
     store: Store,
+    retention: Retention,
     writable: Option<Writable>,
     times: Times,
 }
 
-/// Serves until the input ends.
-pub fn serve(store: &Store, input: impl Read, mut output: impl Write + Send) -> Result<()> {
+/// Serves until the input ends. `retention` is what this machine's profile says.
+pub fn serve(
+    store: &Store,
+    retention: Retention,
+    input: impl Read,
+    mut output: impl Write + Send,
+) -> Result<()> {
     let mut input = BufReader::with_capacity(MAX_FRAME, input);
     output.write_all(GREETING)?;
     output.flush()?;
-    let mut serving = Serving { store: store.clone(), writable: None, times: HashMap::new() };
+    let mut serving = Serving { store: store.clone(), retention, writable: None, times: HashMap::new() };
     let mut frame = Vec::new();
     while let Some(kind) = protocol::receive(&mut input, &mut frame)? {
         ensure!(kind == Kind::Message, "a request was expected");
@@ -138,10 +145,10 @@ impl Serving {
                 value(published)
             }
             Request::Discard => discard(&self.store).map(|()| Value::Null),
-            Request::List => {
-                self.store.check()?;
-                let (snapshots, damaged) = self.store.snapshots()?;
-                Ok(json!({"snapshots": snapshots, "damaged": damaged}))
+            Request::List { sizes } => crate::list::answer(&self.store, sizes),
+            Request::Prune { dry_run } => {
+                ensure!(self.writable.is_none(), "a snapshot has been begun");
+                value(crate::prune::for_client(&self.store, &self.retention, dry_run)?)
             }
             Request::Diff { from, to, source, limit } => {
                 value(diff::diff(&self.store, &from, &to, source.as_deref(), limit)?)

@@ -183,7 +183,7 @@ impl Options {
             None => Source::default_must_contain(&raw.name),
         };
         // Compiled once here, so that a bad pattern is told before anything is touched.
-        drop(crate::exclude::Excludes::new(&exclude, Vec::new())?);
+        drop(common::exclude::Excludes::new(&exclude, Vec::new())?);
         Ok(Source { name: raw.name.clone(), path, exclude, must_contain })
     }
 }

@@ -7,13 +7,13 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
+use common::exclude::Excludes;
 use common::fault::Fault;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 
 use crate::budget::Budget;
-use crate::exclude::Excludes;
 use crate::parallel;
 use crate::store::visit;
 use crate::tree::{Dir, Meta, Stamp, Tree, join};

@@ -8,7 +8,7 @@ use common::profile::{Bytes, Span};
 use common::status::Report;
 
 use crate::settings::Settings;
-use crate::{push, status, store, verify, view};
+use crate::{prune, push, status, store, verify, view};
 
 /// The encrypted copy elsewhere: pushes the newest snapshot, and opens it to look.
 ///
@@ -77,8 +77,9 @@ pub(crate) enum Action {
     /// continued by the next one.
     ///
     /// data: store, date, id, failed_step, push (date, id, base_date, sent_bytes,
-    /// received_bytes, copied_bytes, written_bytes, duration_ms, behind), steps
-    /// (of each: step, exit_code, duration_ms, output: the tool's own object).
+    /// received_bytes, copied_bytes, written_bytes, duration_ms, behind), prune (if
+    /// anything was removed; see `prune`), steps (of each: step, exit_code,
+    /// duration_ms, output: the tool's own object).
     Push {
         #[command(flatten)]
         place: Place,
@@ -96,6 +97,25 @@ pub(crate) enum Action {
         /// behind: after it was restored, replaced or adopted on purpose.
         #[arg(long)]
         accept_container: bool,
+    },
+    /// Remove from the container what the rules in [offsite.retention] do not keep.
+    ///
+    /// `push` does it by itself, after its copy is confirmed. Never removed: the
+    /// newest, the newest sealed one, and the one the next push begins with. See
+    /// link-sync prune. Sudo: /usr/sbin/offsite-push prune home
+    ///
+    /// data: prune (kept, removed, skipped, paths, snapshots: of each its date,
+    /// action and reasons), dry_run, failed_step, steps.
+    Prune {
+        #[command(flatten)]
+        place: Place,
+        /// Open the container read-only and tell what would go, and why the rest
+        /// stays.
+        #[arg(long)]
+        dry_run: bool,
+        /// Send at most so many bytes a second, like 500k or 2m.
+        #[arg(long, value_name = "RATE")]
+        bwlimit: Option<Bytes>,
     },
     /// Tell what was pushed, what is waiting, and what is mounted now.
     ///
@@ -200,6 +220,7 @@ impl Cli {
             Action::Push { place, .. } => ("push", place),
             Action::Status { place } => ("status", place),
             Action::Verify { place, .. } => ("verify", place),
+            Action::Prune { place, .. } => ("prune", place),
             Action::View { place, .. } => ("view", place),
             Action::Unview { place, .. } => ("unview", place),
             Action::Inside(_) => return ("inside", None),
@@ -217,6 +238,9 @@ impl Cli {
                     &push::Options { bwlimit, date, reserve_bytes, accept_container },
                     report,
                 )
+            }
+            Action::Prune { place, dry_run, bwlimit } => {
+                prune::run(&Settings::load(&place)?, prune::Options { bwlimit, dry_run }, report)
             }
             Action::Status { place } => status::run(&Settings::load(&place)?, report),
             Action::Verify { place, date, sample, seed } => {

@@ -5,6 +5,8 @@ mod generation;
 mod inside;
 mod leftovers;
 mod link;
+mod pins;
+mod prune;
 mod push;
 mod room;
 mod settings;

@@ -76,11 +76,13 @@ pub(crate) fn clients(
         Before::Age(ms) => format!("backend_start < clock_timestamp() - interval '{ms} milliseconds'"),
     };
     let ours = ours.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    // The server's own processes at work in the database (autovacuum) have no role, and are hidden from ordinary ones;
+    // every client has one, and whose it is is never hidden.
     let sql = format!(
         "SELECT coalesce(json_agg(json_build_object('pid', pid, 'role', usename, 'application_name', application_name, \
          'address', host(client_addr), 'state', state, 'age_ms', (extract(epoch FROM clock_timestamp() - backend_start) * 1000)::int8, \
          'hidden', backend_type IS NULL OR (backend_type = 'client backend' AND backend_start IS NULL)) ORDER BY pid), '[]') \
-         FROM pg_stat_activity WHERE datname = current_database() AND pid NOT IN ({ours}) \
+         FROM pg_stat_activity WHERE datname = current_database() AND pid NOT IN ({ours}) AND usesysid IS NOT NULL \
          AND (backend_type IS NULL OR (backend_type = 'client backend' AND (backend_start IS NULL OR {since})))"
     );
     let all: Vec<Client> =
@@ -94,6 +96,23 @@ pub(crate) fn clients(
         .into());
     }
     Ok(all.into_iter().filter(|c| !c.allowed(readers)).collect())
+}
+
+/// Refuses a role that would not see Nextcloud's sessions: one that owns no table here and has no right to see others'.
+pub(crate) fn check_rights(session: &mut Session) -> Result<()> {
+    let may = session.ask(
+        "SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') OR EXISTS (SELECT FROM pg_class c \
+         JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' \
+         AND n.nspname <> 'information_schema' AND c.relowner = (SELECT oid FROM pg_roles WHERE rolname = current_user)) \
+         OR NOT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p') \
+         AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema')",
+    )?;
+    if may == "t" {
+        return Ok(());
+    }
+    Err(Fault::denied("the database role owns no table, and may not see the sessions of others")
+        .hint("connect as Nextcloud's own role, or let an administrator run: GRANT pg_read_all_stats TO role")
+        .into())
 }
 
 /// Which sessions count.

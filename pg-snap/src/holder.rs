@@ -113,7 +113,8 @@ impl<'h> Holder<'h> {
         let (server, database) = connect::resolve(profile, given, true)?;
         let database = database.context("a database is named")?;
         let psql = Psql::new(Program::find("psql", &profile.database.psql, None), &server)?;
-        let watch = Session::open(&psql, &database)?;
+        let mut watch = Session::open(&psql, &database)?;
+        activity::check_rights(&mut watch)?;
         let keep = Session::open(&psql, &database)?;
         let fallback = if watch.pooled || keep.pooled {
             Some("a connection pooler stands before the database".to_owned())

@@ -178,11 +178,16 @@ function write(string $root, array $options): array
             exit(0);
         }
         fclose($theirs);
-        $pipes[] = $ours;
+        // The default would give up after a minute.
+        stream_set_timeout($ours, 86400);
+        $pipes[$pid] = $ours;
     }
     $all = ['requests' => 0, 'refused' => 0, 'longest_refused_ms' => 0.0, 'errors' => []];
-    foreach ($pipes as $pipe) {
-        $told = json_decode(stream_get_contents($pipe), true) ?? ['requests' => 0, 'refused' => 0, 'longest_refused_ms' => 0, 'errors' => ['a worker died']];
+    foreach ($pipes as $pid => $pipe) {
+        $text = stream_get_contents($pipe);
+        pcntl_waitpid($pid, $status);
+        $ended = pcntl_wifsignaled($status) ? 'by signal ' . pcntl_wtermsig($status) : 'with ' . pcntl_wexitstatus($status);
+        $told = json_decode($text, true) ?? ['requests' => 0, 'refused' => 0, 'longest_refused_ms' => 0, 'errors' => ["a worker ended $ended"]];
         $all['requests'] += $told['requests'];
         $all['refused'] += $told['refused'];
         $all['longest_refused_ms'] = max($all['longest_refused_ms'], $told['longest_refused_ms']);

@@ -94,6 +94,13 @@ pub fn is_date(name: &str) -> bool {
     name.len() == 20 && jiff::civil::DateTime::strptime(DATE_FORMAT, name).is_ok()
 }
 
+/// The moment that the name of a snapshot says.
+pub fn taken(date: &str) -> Result<jiff::Timestamp> {
+    let civil = jiff::civil::DateTime::strptime(DATE_FORMAT, date);
+    let utc = civil.and_then(|c| c.to_zoned(jiff::tz::TimeZone::UTC));
+    Ok(utc.with_context(|| format!("'{date}' is not a snapshot's date"))?.timestamp())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

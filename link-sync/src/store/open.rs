@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::meta::{DATE_FORMAT, SnapshotMeta};
 use super::pace::Pace;
+use super::sweep::sweep;
 use super::{INCOMING, META, PARTIAL, RESUME, Store, TRASH, ensure_dir, open_dir, remove, split, visit};
 
 /// A store that is ours alone until this value goes.
@@ -106,7 +107,7 @@ pub fn open(store: &Store, copy_from: Option<Option<&str>>) -> Result<Writable> 
         keep_received(&dir, |path, stat| Ok(!same_in(base_dir.as_ref(), path, stat)))?;
     }
     for name in [TRASH, PARTIAL, INCOMING] {
-        remove(&dir, Path::new(name))?;
+        clear(&dir, name)?;
     }
     for name in [PARTIAL, INCOMING] {
         DirBuilder::new().mode(0o700).create(store.path.join(name)).with_context(|| {
@@ -157,7 +158,7 @@ pub fn discard(store: &Store) -> Result<()> {
     let dir = store.check()?;
     let _lock = lock(store)?;
     for name in [TRASH, PARTIAL, INCOMING, RESUME] {
-        remove(&dir, Path::new(name))?;
+        clear(&dir, name)?;
     }
     Ok(())
 }
@@ -330,14 +331,19 @@ impl Writable {
 
     /// Renames `name` away first, so that a half-removed tree never has a meaning, then removes it.
     pub fn discard(&self, name: &str) -> Result<()> {
-        remove(&self.dir, Path::new(TRASH))?;
+        clear(&self.dir, TRASH)?;
         match renameat2(&self.dir, OsStr::from_bytes(name.as_bytes()), &self.dir, TRASH, RenameFlags::empty())
         {
-            Ok(()) => remove(&self.dir, Path::new(TRASH)),
+            Ok(()) => clear(&self.dir, TRASH),
             Err(Errno::ENOENT) => Ok(()),
             Err(e) => Err(e).with_context(|| format!("cannot move {name} away")),
         }
     }
+}
+
+/// Removes a tree of ours, which may be large.
+fn clear(dir: &File, name: &str) -> Result<()> {
+    sweep(dir, name, &|_| Ok(())).map(drop)
 }
 
 /// The folder named by `parts` below `dir`, if there is one.

@@ -14,7 +14,7 @@ use crate::world::{Account, World, dates, ok, private, told};
 pub struct Remote {
     pub world: World,
     pub account: Account,
-    sshd: Sshd,
+    pub sshd: Sshd,
     pub store: std::path::PathBuf,
     pub program: String,
 }

@@ -14,6 +14,7 @@ mod far;
 mod history;
 mod locks;
 mod picture;
+mod prune;
 mod repair;
 mod sources;
 mod steps;

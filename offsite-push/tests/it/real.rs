@@ -227,6 +227,29 @@ fn nights_with_the_real_tools() {
     real.is_down();
     real.tool("offsite-push", "push", &["--accept-container"]).expect(0);
     real.arrived(&[&date, &second, &last]);
+
+    // With rules, a push also removes, once it is confirmed.
+    let mut profile = std::fs::read_to_string(real.path("home.toml")).unwrap();
+    profile.push_str("[offsite.retention]\nkeep_last = 2\nmin_age = \"0d\"\ntimezone = \"Europe/Vienna\"\n");
+    std::fs::write(real.path("home.toml"), profile).unwrap();
+    real.file("folder/7", 5);
+    let newest = real.snapshot();
+    let ran = real.push().expect(0);
+    assert_eq!(ran.json["data"]["prune"]["removed"], serde_json::json!([date, second]), "{:#}", ran.json);
+    real.is_down();
+    let status = real.tool("offsite-push", "status", &[]).expect(0);
+    assert_eq!(status.json["data"]["dates"], serde_json::json!([last, newest]));
+    real.arrived(&[&last, &newest]);
+    let dry = real.tool("offsite-push", "prune", &["--dry-run"]).expect(0);
+    assert_eq!((&dry.json["changed"], &dry.json["data"]["prune"]["kept"]), (&false.into(), &2.into()));
+    // S2's own store keeps what the next push begins with.
+    real.file("folder/8", 5);
+    let waiting = real.snapshot();
+    let pruned = real.tool("link-sync", "prune", &["--keep-last=1", "--min-age=0d"]).expect(0);
+    assert_eq!(pruned.json["data"]["kept"], 2, "{:#}", pruned.json);
+    let ran = real.push().expect(0);
+    assert_eq!(ran.json["data"]["push"]["base_date"], newest);
+    real.arrived(&[&newest, &waiting]);
 }
 
 #[test]

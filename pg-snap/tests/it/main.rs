@@ -8,3 +8,4 @@ mod faults;
 mod folder;
 mod lab;
 mod restore;
+mod verify;

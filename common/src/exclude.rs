@@ -8,8 +8,8 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+use crate::fault::Fault;
 use anyhow::Result;
-use common::fault::Fault;
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
 /// The maintenance drop-in, and what it is called before it counts: never part of a snapshot, or a restored
