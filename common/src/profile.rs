@@ -185,6 +185,8 @@ pub struct Ssh {
     pub port: Option<u16>,
     /// Private key.
     pub identity: Option<PathBuf>,
+    /// Private key that S2 lets read and nothing else: what a restore uses. Default: `identity`.
+    pub restore_identity: Option<PathBuf>,
     /// Known hosts. Default: the account's.
     pub known_hosts: Option<PathBuf>,
     /// link-sync on S2. Default `/usr/sbin/link-sync`.

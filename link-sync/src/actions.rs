@@ -160,7 +160,7 @@ fn served(args: &cli::Serve) -> Result<(Store, Retention)> {
         path,
         mount: args.mount.clone().or_else(|| table.as_ref().and_then(|t| t.mount.clone())),
         reserve_bytes: args.reserve_bytes.or(table.as_ref().and_then(|t| t.reserve_bytes)).unwrap_or(RESERVE),
-        read_only: false,
+        read_only: args.read_only,
         flush_bytes: args.flush_bytes,
         rsync: rsync_argv(&if args.rsync.is_empty() { from_table(&[]) } else { args.rsync.clone() }),
     };

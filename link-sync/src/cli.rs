@@ -62,6 +62,11 @@ pub enum Action {
     /// told by names and inode numbers of two local snapshots; the copy's files
     /// are not read.
     Copy(Copy),
+    /// Bring back a file, a folder, a user or whole sources as they were at a
+    /// date, to where they were or elsewhere, with owners, modes, times,
+    /// attributes. What is replaced is kept aside until all has succeeded; an
+    /// interrupted restore is continued by the same command.
+    Restore(Restore),
     /// Check the snapshots against the checksums and attributes noted when they
     /// were published. Each distinct file is read once, however many dates share
     /// it; a rotten one is named with every date that shares it, and the exit
@@ -240,6 +245,50 @@ pub struct Copy {
     pub flush_bytes: common::profile::Bytes,
 }
 
+/// Options of `restore`.
+#[derive(Args, Clone, Debug)]
+#[command(group = clap::ArgGroup::new("place").required(true))]
+pub struct Restore {
+    #[command(flatten)]
+    pub profile: Profile,
+    /// The snapshot: a date, or latest.
+    #[arg(long, value_name = "DATE", default_value = "latest")]
+    pub date: String,
+    /// A source [default: all, in place without the database; with --path:
+    /// data]; repeatable without --path.
+    #[arg(long, value_name = "NAME")]
+    pub source: Vec<String>,
+    /// A file or folder of that source, like admin/files/letter.odt; repeatable.
+    #[arg(long, value_name = "PATH")]
+    pub path: Vec<PathBuf>,
+    /// Everything in the data folder of this user; repeatable.
+    #[arg(long, value_name = "USER")]
+    pub user: Vec<PathBuf>,
+    /// Into this folder, as DIR/SOURCE/PATH; made if it is not there.
+    #[arg(long, value_name = "DIR", group = "place")]
+    pub to: Option<PathBuf>,
+    /// To where it was taken from, by the profile.
+    #[arg(long, group = "place")]
+    pub in_place: bool,
+    /// Replace what is there without asking.
+    #[arg(long)]
+    pub yes: bool,
+    /// Say what would be restored and replaced, and change nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Compare all bytes and attributes with the snapshot before anything is
+    /// replaced.
+    #[arg(long)]
+    pub verify: bool,
+    /// Let nc-maint write maintenance into the configuration that comes (source
+    /// html) before it is put in place: `nc-maint off` opens the instance.
+    #[arg(long)]
+    pub closed: bool,
+    /// Do not remove what was replaced; data.items names the place.
+    #[arg(long)]
+    pub keep_replaced: bool,
+}
+
 /// Options of `verify`.
 #[derive(Args, Clone, Debug)]
 pub struct Verify {
@@ -389,6 +438,9 @@ pub struct Serve {
     /// Flush to the disk whenever so many bytes were written.
     #[arg(long, value_name = "BYTES", hide = true)]
     pub flush_bytes: Option<u64>,
+    /// Only what reads is allowed: for the key that restores.
+    #[arg(long)]
+    pub read_only: bool,
     /// A word of rsync's argv; repeatable.
     #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
     pub rsync: Vec<String>,

@@ -53,13 +53,24 @@ impl Far {
     pub fn connect(settings: &Settings) -> Result<Far> {
         let (cmd, remote) = match &settings.store {
             Place::Local(path) => (local(settings, path)?, None),
-            Place::Ssh { host, path } => (ssh(settings, host, path)?, Some(host.as_str())),
+            Place::Ssh { host, path } => (ssh(settings, host, path, false)?, Some(host.as_str())),
         };
         let wanted = match &settings.store {
             Place::Local(path) => path.as_path(),
             Place::Ssh { path, .. } => Path::new(path),
         };
         Far::start(&cmd, remote, wanted)
+    }
+
+    /// Like [`Far::connect`], for reading alone: with the key that can do no more.
+    pub fn connect_reading(settings: &Settings) -> Result<Far> {
+        let mut reading = settings.clone();
+        reading.ssh.identity = settings.ssh.restore_identity.clone().or(settings.ssh.identity.clone());
+        let (cmd, remote, wanted) = match &reading.store {
+            Place::Local(path) => (local(&reading, path)?.arg("--read-only"), None, path.clone()),
+            Place::Ssh { host, path } => (ssh(&reading, host, path, true)?, Some(host.as_str()), path.into()),
+        };
+        Far::start(&cmd, remote, &wanted)
     }
 
     /// Starts `cmd`, a far end, and greets it. It must serve the store `wanted`.
@@ -280,7 +291,7 @@ fn local(settings: &Settings, path: &Path) -> Result<Cmd> {
     Ok(cmd)
 }
 
-fn ssh(settings: &Settings, host: &str, path: &str) -> Result<Cmd> {
+fn ssh(settings: &Settings, host: &str, path: &str, read_only: bool) -> Result<Cmd> {
     let ssh = &settings.ssh;
     let mut cmd = if ssh.program.is_empty() { Cmd::new("ssh") } else { Cmd::from_argv(&ssh.program)? };
     for option in [
@@ -311,6 +322,9 @@ fn ssh(settings: &Settings, host: &str, path: &str) -> Result<Cmd> {
         words.push(settings.profile.name.clone());
     }
     words.push(format!("--store={}", quote(path)));
+    if read_only {
+        words.push("--read-only".to_owned());
+    }
     Ok(cmd.arg("--").arg(host).arg(words.join(" ")))
 }
 

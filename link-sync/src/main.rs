@@ -15,6 +15,8 @@ mod parallel;
 mod progress;
 mod protocol;
 mod prune;
+mod reading;
+mod restore;
 mod retention;
 mod rsync;
 mod serve;
@@ -57,6 +59,9 @@ fn main() -> ExitCode {
         Action::List(list) => report("list", list.profile.profile.as_deref(), &|r| list::list(list, r)),
         Action::Diff(diff) => report("diff", diff.profile.profile.as_deref(), &|r| actions::diff(diff, r)),
         Action::Copy(copy) => report("copy", copy.profile.profile.as_deref(), &|r| copy::copy(copy, r)),
+        Action::Restore(restore) => {
+            report("restore", restore.profile.profile.as_deref(), &|r| restore::restore(restore, r))
+        }
         Action::Verify(args) => report("verify", args.profile.profile.as_deref(), &|r| verify::run(args, r)),
         Action::Prune(prune) => {
             report("prune", prune.profile.profile.as_deref(), &|r| prune::prune(prune, r))

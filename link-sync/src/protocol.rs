@@ -128,6 +128,30 @@ pub enum Request {
     },
     /// Remove the partial snapshot and all that an interrupted run left.
     Discard,
+    /// Keep a published snapshot from being removed as long as the conversation lasts. Answer: its `snapshot.json`.
+    Hold {
+        /// Date, or `latest`.
+        date: String,
+    },
+    /// What are these paths of the held snapshot? A list of `SOURCE/PATH` follows. Answer: for each an
+    /// [`Option`] of [`Looked`].
+    Look,
+    /// Start the sending rsync with one path of the held snapshot; a list with that path follows. Answer, after
+    /// the stream: [`Received`].
+    Send {
+        /// So many of the path's first parts are not part of the names that are sent.
+        strip: usize,
+        /// What the receiving rsync can do, as in `Receive`.
+        capabilities: String,
+        /// Content is compared, not size and time.
+        checksum: bool,
+        /// Nothing is sent, only compared.
+        dry: bool,
+        /// Extended attributes.
+        xattrs: bool,
+        /// ACLs.
+        acls: bool,
+    },
     /// The published snapshots. Answer: `snapshots` (`snapshot.json` objects with `alone_bytes`), `damaged`, `verified`,
     /// and `now` by the store's clock.
     List {
@@ -217,6 +241,17 @@ pub struct Received {
     pub exit_code: i32,
     /// The end of what it said.
     pub stderr: String,
+}
+
+/// A path of a snapshot, in the answer to [`Request::Look`].
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+pub struct Looked {
+    /// It is a folder.
+    pub folder: bool,
+    /// Paths: it, and all below it.
+    pub paths: u64,
+    /// Bytes they take on the disk.
+    pub bytes: u64,
 }
 
 /// Answer to [`Request::Publish`].

@@ -22,6 +22,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::protocol::{self, GREETING, Hello, Kind, MAX_FRAME, Opened, Received, Record, Reply, Request};
+use crate::reading::{self, Reading};
 use crate::store::merge::Merge;
 use crate::store::open::{self, Writable, discard};
 use crate::store::publish::{Times, publish};
@@ -38,6 +39,7 @@ struct Serving {
     retention: Retention,
     writable: Option<Writable>,
     times: Times,
+    reading: Option<Reading>,
 }
 
 /// Serves until the input ends. `retention` is what this machine's profile says.
@@ -50,7 +52,8 @@ pub fn serve(
     let mut input = BufReader::with_capacity(MAX_FRAME, input);
     output.write_all(GREETING)?;
     output.flush()?;
-    let mut serving = Serving { store: store.clone(), retention, writable: None, times: HashMap::new() };
+    let mut serving =
+        Serving { store: store.clone(), retention, writable: None, times: HashMap::new(), reading: None };
     let mut frame = Vec::new();
     while let Some(kind) = protocol::receive(&mut input, &mut frame)? {
         ensure!(kind == Kind::Message, "a request was expected");
@@ -87,6 +90,10 @@ fn value(answer: impl Serialize) -> Result<Value> {
 }
 
 impl Serving {
+    fn reading(&self) -> Result<&Reading> {
+        self.reading.as_ref().context("no snapshot is held")
+    }
+
     fn writable(&self) -> Result<&Writable> {
         self.writable.as_ref().context("no snapshot has been begun")
     }
@@ -97,6 +104,7 @@ impl Serving {
         input: &mut impl Read,
         output: &mut (impl Write + Send),
     ) -> Result<Value> {
+        reading::check_door(&request, self.store.read_only)?;
         match request {
             Request::Hello { protocol: theirs } => {
                 if theirs != protocol::VERSION {
@@ -149,6 +157,20 @@ impl Serving {
             Request::Prune { dry_run } => {
                 ensure!(self.writable.is_none(), "a snapshot has been begun");
                 value(crate::prune::for_client(&self.store, &self.retention, dry_run)?)
+            }
+            Request::Hold { date } => {
+                let (reading, meta) = Reading::hold(&self.store, &date)?;
+                self.reading = Some(reading);
+                value(meta)
+            }
+            Request::Look => {
+                let reading = or_skip_list(self.reading(), input)?;
+                value(reading.look(input)?)
+            }
+            Request::Send { .. } => {
+                let cmd = or_skip_list(self.reading(), input)
+                    .and_then(|reading| reading.sender(&request, &self.store.rsync, input));
+                converse(cmd, None, input, output)
             }
             Request::Diff { from, to, source, limit } => {
                 value(diff::diff(&self.store, &from, &to, source.as_deref(), limit)?)
@@ -280,81 +302,16 @@ impl Serving {
         Ok(Merge::new(partial, incoming, resume, base, again, times))
     }
 
-    /// Runs the receiving rsync with its stdin and stdout in stream frames. It inherits the lock, so that
-    /// nobody else writes as long as it lives, whatever happens to us.
+    /// Runs the receiving rsync. It inherits the lock, so that nobody else writes as long as it lives, whatever
+    /// happens to us.
     fn receive(
         &self,
         request: &Request,
         input: &mut impl Read,
         output: &mut (impl Write + Send),
     ) -> Result<Value> {
-        let child = self.receiver(request).and_then(|cmd| cmd.spawn_piped());
-        let mut child = match child {
-            Ok(child) => child,
-            Err(error) => {
-                // The source's rsync is waiting: end both directions, then say why.
-                protocol::send(output, Kind::End, &[])?;
-                output.flush()?;
-                swallow_stream(input)?;
-                return Err(error);
-            }
-        };
-        let (mut to_child, mut from_child) =
-            (child.take_stdin(), child.take_stdout().context("rsync has no stdout")?);
-        let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id out of range")?);
-        let pace = &self.writable()?.pace;
-        let mut unflushed = Ok(());
-        let piped: Result<()> = std::thread::scope(|scope| {
-            let sender = scope.spawn(move || -> Result<()> {
-                let mut buffer = vec![0; MAX_FRAME];
-                loop {
-                    let n = from_child.read(&mut buffer)?;
-                    if n == 0 {
-                        // The source's rsync waits for its "remote shell" to end, and only then ends itself.
-                        protocol::send(output, Kind::End, &[exit_code(pid)?])?;
-                        return Ok(output.flush()?);
-                    }
-                    protocol::send(output, Kind::Stream, &buffer[..n])?;
-                    output.flush()?;
-                }
-            });
-            let mut frame = Vec::new();
-            let received = loop {
-                match protocol::receive(input, &mut frame) {
-                    Ok(Some(Kind::Stream)) => {
-                        // An rsync that has ended takes no more; the source is told by the other direction.
-                        if to_child.as_mut().is_some_and(|pipe| pipe.write_all(&frame).is_err()) {
-                            to_child = None;
-                        }
-                        // Nothing more is taken before this has reached the disk.
-                        if unflushed.is_ok() {
-                            unflushed = pace.wrote(frame.len() as u64);
-                        }
-                        if unflushed.is_err() {
-                            // What still comes is read, so that the conversation stays in step.
-                            to_child = None;
-                        }
-                    }
-                    Ok(Some(Kind::End)) => break Ok(()),
-                    Ok(_) => break Err(anyhow::anyhow!("the source went away")),
-                    Err(e) => break Err(e),
-                }
-            };
-            drop(to_child);
-            if received.is_err() {
-                child.end();
-            }
-            let sent =
-                sender.join().unwrap_or_else(|_| bail!("internal error while passing on rsync's output"));
-            received.and(sent)
-        });
-        piped?;
-        if let Err(error) = unflushed {
-            child.end();
-            return Err(error);
-        }
-        let status = child.wait(None, false)?;
-        value(Received { exit_code: status.code().unwrap_or(255), stderr: tail(&child.stderr()?) })
+        let pace = self.writable.as_ref().map(|w| &w.pace);
+        converse(self.receiver(request), pace, input, output)
     }
 
     fn receiver(&self, request: &Request) -> Result<Cmd> {
@@ -412,6 +369,80 @@ impl Serving {
         let into = Path::new(INCOMING).join(source).join("");
         Ok(cmd.arg(".").arg(into).dir(&writable.store.path).inherit(writable.lock.fd()))
     }
+}
+
+/// Runs rsync with its stdin and stdout in stream frames; what it is sent is flushed at the `pace`.
+fn converse(
+    cmd: Result<Cmd>,
+    pace: Option<&pace::Pace>,
+    input: &mut impl Read,
+    output: &mut (impl Write + Send),
+) -> Result<Value> {
+    let child = cmd.and_then(|cmd| cmd.spawn_piped());
+    let mut child = match child {
+        Ok(child) => child,
+        Err(error) => {
+            // The source's rsync is waiting: end both directions, then say why.
+            protocol::send(output, Kind::End, &[])?;
+            output.flush()?;
+            swallow_stream(input)?;
+            return Err(error);
+        }
+    };
+    let (mut to_child, mut from_child) =
+        (child.take_stdin(), child.take_stdout().context("rsync has no stdout")?);
+    let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id out of range")?);
+    let mut unflushed = Ok(());
+    let piped: Result<()> = std::thread::scope(|scope| {
+        let sender = scope.spawn(move || -> Result<()> {
+            let mut buffer = vec![0; MAX_FRAME];
+            loop {
+                let n = from_child.read(&mut buffer)?;
+                if n == 0 {
+                    // The source's rsync waits for its "remote shell" to end, and only then ends itself.
+                    protocol::send(output, Kind::End, &[exit_code(pid)?])?;
+                    return Ok(output.flush()?);
+                }
+                protocol::send(output, Kind::Stream, &buffer[..n])?;
+                output.flush()?;
+            }
+        });
+        let mut frame = Vec::new();
+        let received = loop {
+            match protocol::receive(input, &mut frame) {
+                Ok(Some(Kind::Stream)) => {
+                    // An rsync that has ended takes no more; the source is told by the other direction.
+                    if to_child.as_mut().is_some_and(|pipe| pipe.write_all(&frame).is_err()) {
+                        to_child = None;
+                    }
+                    // Nothing more is taken before this has reached the disk.
+                    if let (Ok(()), Some(pace)) = (&unflushed, pace) {
+                        unflushed = pace.wrote(frame.len() as u64);
+                    }
+                    if unflushed.is_err() {
+                        // What still comes is read, so that the conversation stays in step.
+                        to_child = None;
+                    }
+                }
+                Ok(Some(Kind::End)) => break Ok(()),
+                Ok(_) => break Err(anyhow::anyhow!("the source went away")),
+                Err(e) => break Err(e),
+            }
+        };
+        drop(to_child);
+        if received.is_err() {
+            child.end();
+        }
+        let sent = sender.join().unwrap_or_else(|_| bail!("internal error while passing on rsync's output"));
+        received.and(sent)
+    });
+    piped?;
+    if let Err(error) = unflushed {
+        child.end();
+        return Err(error);
+    }
+    let status = child.wait(None, false)?;
+    value(Received { exit_code: status.code().unwrap_or(255), stderr: tail(&child.stderr()?) })
 }
 
 /// `ready`, or its error after the list that follows the request has been read, so that the conversation stays

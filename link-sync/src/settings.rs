@@ -114,6 +114,9 @@ impl Options {
         let absolute =
             |p: &PathBuf| std::path::absolute(p).with_context(|| format!("cannot resolve {}", p.display()));
         ssh.identity = self.identity.as_ref().map(absolute).transpose()?.or(ssh.identity);
+        if self.identity.is_some() {
+            ssh.restore_identity = None;
+        }
         ssh.known_hosts = self.known_hosts.as_ref().map(absolute).transpose()?.or(ssh.known_hosts);
         ssh.remote_program = self.remote_program.clone().or(ssh.remote_program);
         let day = Span(Duration::from_secs(24 * 3600));

@@ -44,7 +44,6 @@ pub(crate) fn run(settings: &Settings, report: &mut Report) -> Result<()> {
         "age_seconds",
         json!(known.as_ref().and_then(|k| k.date.as_deref()).and_then(store::age_seconds)),
     );
-    report.set("last_verify", last_verify(settings));
     report.set("container_uuid", json!(known.as_ref().map(|k| &k.container_uuid)));
     let lock = settings.state.join("offsite.lock");
     // Only the moment of looking: a push that begins now waits longer than that.
@@ -96,13 +95,6 @@ pub(crate) fn run(settings: &Settings, report: &mut Report) -> Result<()> {
     report.set("s3", s3);
     siblings.finish(false, report);
     Ok(())
-}
-
-/// What `offsite-push verify` noted last, if it did.
-fn last_verify(settings: &Settings) -> Value {
-    let text = std::fs::read(settings.state.join("offsite-verified.json")).ok();
-    let noted: Option<Value> = text.and_then(|t| serde_json::from_slice(&t).ok());
-    noted.filter(|n| n["at"].is_string()).map_or(Value::Null, |n| json!({"at": n["at"], "ok": n["ok"]}))
 }
 
 fn ask(

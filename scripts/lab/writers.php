@@ -163,6 +163,8 @@ function write(string $root, array $options): array
         posix_setuid($owner);
     }
     $db = connect($config) ?: throw new RuntimeException('no connection');
+    // Two that begin at once would both make it.
+    sql($db, 'SELECT pg_advisory_lock(1)');
     sql($db, "CREATE TABLE IF NOT EXISTS oc_writers (id bigserial PRIMARY KEY, worker int NOT NULL, state text NOT NULL,
         name text NOT NULL, size bigint, checksum text)");
     pg_close($db);

@@ -117,7 +117,8 @@ pub fn open(store: &Store, copy_from: Option<Option<&str>>) -> Result<Writable> 
             )
         })?;
     }
-    let (xattrs, acls) = abilities(&dir)?;
+    let (xattrs, acls) =
+        abilities(&open_dir(&dir, PARTIAL.as_bytes()).context("cannot open the partial snapshot")?)?;
     let resumed = open_dir(&dir, RESUME.as_bytes()).is_ok();
     if !xattrs && !nix::unistd::geteuid().is_root() {
         return Err(Fault::config(format!(
@@ -228,9 +229,8 @@ fn keep_received(dir: &File, good: impl Fn(&[u8], &FileStat) -> Result<bool>) ->
     Ok(())
 }
 
-/// Whether extended attributes and ACLs can be kept here, by trying.
-fn abilities(dir: &File) -> Result<(bool, bool)> {
-    let partial = open_dir(dir, PARTIAL.as_bytes()).context("cannot open the partial snapshot")?;
+/// Whether extended attributes and ACLs can be kept in the folder `partial`, by trying.
+pub fn abilities(partial: &File) -> Result<(bool, bool)> {
     use xattr::FileExt as _;
     let xattrs = partial.set_xattr("user.nc-backup", b"1").is_ok();
     if xattrs {

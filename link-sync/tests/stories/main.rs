@@ -16,6 +16,7 @@ mod locks;
 mod picture;
 mod prune;
 mod repair;
+mod restores;
 mod sources;
 mod steps;
 mod stores;
