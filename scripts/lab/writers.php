@@ -13,7 +13,7 @@
  * apart (what follows the options only shows in the list of processes): a row that announces the file, the file in two halves under another name, the rename, the row's size
  * and checksum; or a deletion or a renaming. --uploads workers more write 4 MB in twenty
  * pieces, with pauses five times as long. With --deaf they never look at the switch, as
- * `occ background-job:worker`; they rest while ROOT/../writers.pause is there. Prints
+ * `occ background-job:worker`; they end when ROOT/../writers.pause is there. Prints
  * {"requests","refused","longest_refused_ms","errors"}.
  *
  * poll: how clients see the switch: reads the configuration every 2 ms; prints {"refused_ms","times"}.
@@ -117,8 +117,7 @@ function work(string $root, int $worker, float $end, array $options, bool $uploa
         $config = configuration($root);
         if ($options['deaf']) {
             if (file_exists(dirname($root) . '/writers.pause')) {
-                usleep(5000);
-                continue;
+                break;
             }
         } elseif ($config['maintenance'] ?? false) {
             $told['refused']++;
@@ -175,7 +174,8 @@ function write(string $root, array $options): array
         [$ours, $theirs] = stream_socket_pair(STREAM_PF_UNIX, STREAM_SOCK_STREAM, 0);
         $pid = pcntl_fork();
         if ($pid === 0) {
-            fwrite($theirs, json_encode(work($root, $worker, $end, $options, $worker > $options['workers']),
+            // Pairs belong to one process: two that write into the same pair at once would tear it themselves.
+            fwrite($theirs, json_encode(work($root, getmypid(), $end, $options, $worker > $options['workers']),
                 JSON_INVALID_UTF8_SUBSTITUTE | JSON_THROW_ON_ERROR));
             exit(0);
         }
