@@ -6,5 +6,6 @@ mod connect;
 mod dump;
 mod faults;
 mod folder;
+mod hold;
 mod lab;
 mod restore;
