@@ -95,7 +95,9 @@ impl Session {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let text = String::from_utf8_lossy(&self.read);
-            if let Some(at) = text.find(mark)
+            // At a line's start: what others named so is in the middle of a JSON text.
+            let at = if text.starts_with(mark) { Some(0) } else { text.find(&format!("\n{mark}")).map(|n| n + 1) };
+            if let Some(at) = at
                 && let Some(end) = text[at..].find('\n')
             {
                 let answer = text[..at].trim_end_matches('\n').to_owned();
@@ -107,6 +109,8 @@ impl Session {
             let mut fds = [PollFd::new(self.output.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO)) {
                 Ok(0) => {
+                    // What it says later would be taken for the next answer.
+                    self.child.end();
                     return Err(Fault::unavailable(format!(
                         "the database did not answer within {} seconds",
                         PATIENCE.as_secs()
@@ -130,12 +134,20 @@ impl Session {
     /// Why there is no answer any more.
     fn died(&mut self) -> anyhow::Error {
         match self.child.wait(Some(Duration::from_secs(2)), false).and_then(|s| self.child.failure_for(s)) {
-            Ok(failure) if failure.exit_code == Some(psql::NO_CONNECTION) => {
+            Ok(failure) if failure.exit_code == Some(psql::NO_CONNECTION) && self.backend == 0 => {
                 psql::no_connection(failure).into()
+            }
+            Ok(failure) if self.backend != 0 => {
+                anyhow::Error::from(failure).context(Fault::failed("our session of the database has ended"))
             }
             Ok(failure) => failure.into(),
             Err(e) => e,
         }
+    }
+
+    /// An error if the server has ended the session, which psql notices only when it is used.
+    pub(crate) fn touch(&mut self) -> Result<()> {
+        self.ask("SELECT 1").map(|_| ())
     }
 
     /// Readable when psql has ended.

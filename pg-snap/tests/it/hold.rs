@@ -175,7 +175,6 @@ fn a_truncate_waits_until_the_state_is_given_back() {
     // Whoever comes after it waits behind it, pg_dump too: the dump fails, rather than be without these rows.
     let dumped = lab.run("dump", ["--held"]);
     assert!(truncate.try_wait().unwrap().is_none(), "it still waits");
-    eprintln!("{} {:#} {}", dumped.code, dumped.json, dumped.stderr);
     lab.run("release", []).expect(0);
     end(truncate);
     assert_eq!(count(&lab, &lab.database, "oc_blob"), "0");
