@@ -1,6 +1,8 @@
 //! What the tools share. Flat modules, one job each; no command-line parsing, no framework.
 
+pub mod drill;
 pub mod durable;
+pub mod exclude;
 pub mod fault;
 pub mod fuse;
 pub mod holders;
@@ -10,6 +12,7 @@ pub mod offsite;
 pub mod places;
 pub mod profile;
 pub mod record;
+pub mod retention;
 pub mod run;
 pub mod signals;
 pub mod status;

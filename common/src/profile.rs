@@ -16,6 +16,7 @@ use nix::unistd::geteuid;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::fault::Fault;
+use crate::retention::Retention;
 
 /// Where profiles are.
 pub const DIR: &str = "/etc/nc-backup";
@@ -47,6 +48,9 @@ pub struct Profile {
     /// The off-site copy, on S2.
     #[serde(default)]
     pub offsite: Offsite,
+    /// The rehearsal: where a scratch database may be made.
+    #[serde(default)]
+    pub drill: Drill,
 }
 
 /// `[nextcloud]`
@@ -135,6 +139,20 @@ pub struct Database {
     pub settle: Option<Span>,
 }
 
+/// `[drill]`: the server of the scratch database, which may be another one.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drill {
+    /// As in `[database]`. Default: that one.
+    pub host: Option<String>,
+    /// A role that may make databases. Default: `user` of `[database]`.
+    pub user: Option<String>,
+    /// File that holds its password and nothing else.
+    pub password_file: Option<PathBuf>,
+    /// The database to connect to for making others. Default `postgres`.
+    pub admin_database: Option<String>,
+}
+
 /// `[snapshot]`
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -167,6 +185,8 @@ pub struct Ssh {
     pub port: Option<u16>,
     /// Private key.
     pub identity: Option<PathBuf>,
+    /// Private key that S2 lets read and nothing else: what a restore uses. Default: `identity`.
+    pub restore_identity: Option<PathBuf>,
     /// Known hosts. Default: the account's.
     pub known_hosts: Option<PathBuf>,
     /// link-sync on S2. Default `/usr/sbin/link-sync`.
@@ -203,6 +223,9 @@ pub struct Store {
     /// argv of rsync. Default `rsync`.
     #[serde(default)]
     pub rsync: Vec<String>,
+    /// Which snapshots are kept.
+    #[serde(default)]
+    pub retention: Retention,
 }
 
 /// `[offsite]`, on S2: the encrypted copy elsewhere.
@@ -217,6 +240,9 @@ pub struct Offsite {
     pub sshfs: Option<Sshfs>,
     /// The container.
     pub luks: Option<Luks>,
+    /// Which snapshots are kept in the container.
+    #[serde(default)]
+    pub retention: Retention,
 }
 
 /// `[offsite.sshfs]`

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::profile::Profile;
+use common::retention::Retention;
 use common::status::{self, Report};
 use serde_json::Value;
 
@@ -16,15 +17,16 @@ use crate::maintenance;
 use crate::progress::Progress;
 use crate::protocol::Request;
 use crate::serve::serve;
-use crate::session::Session;
+use crate::session::{Allow, Session};
 use crate::settings::{DATABASE, rsync_argv};
 use crate::store::Store;
+use crate::store::find::{Wanted, is_user};
 
 /// Bytes that stay free in a store unless told otherwise.
 const RESERVE: u64 = 1 << 30;
 
 /// Asks the background process, which `stage` starts if there is none.
-pub fn step(action: agent::Action, run: &Run, report: &mut Report) -> Result<()> {
+pub fn step(action: agent::Action, run: &Run, allow: Allow, report: &mut Report) -> Result<()> {
     let settings = run.options().settings()?;
     drop(settings.wanted()?);
     let stream = match agent::running(&settings.runtime) {
@@ -32,7 +34,7 @@ pub fn step(action: agent::Action, run: &Run, report: &mut Report) -> Result<()>
         None if action == agent::Action::Stage => agent::start(&settings, &stage_argv())?,
         None => return Err(agent::nothing_staged().into()),
     };
-    agent::ask(stream, action, &settings.chosen, run.allow(), report)
+    agent::ask(stream, action, &settings.chosen, allow, report)
 }
 
 /// The arguments after `stage`, for the background process.
@@ -70,7 +72,7 @@ pub fn snapshot(run: &Run, report: &mut Report) -> Result<()> {
             .into());
     }
     if !run.crash_consistent
-        && let Err(why) = maintenance::proof(&settings)?
+        && let Err(why) = maintenance::proof(&settings, maintenance::record(&settings)?)?
     {
         // Before hours of copying, not after.
         return Err(Fault::failed(format!("a snapshot taken now is not sealed: {why}"))
@@ -83,34 +85,45 @@ pub fn snapshot(run: &Run, report: &mut Report) -> Result<()> {
     session.settle(&sources, allow, &progress, report)?;
     let dump: Vec<_> = sources.into_iter().filter(|s| s.name == DATABASE).collect();
     session.stage(&dump, allow, &progress, report)?;
-    session.publish(allow, report)
+    session.publish(allow, &progress, report)
 }
 
-/// The published snapshots.
-pub fn list(profile: &cli::Profile, report: &mut Report) -> Result<()> {
-    let mut far = Far::connect(&profile.options().settings()?)?;
-    let answer: Value = far.ask(&Request::List)?;
-    report.set("store", far.hello.store.as_str());
-    for snapshot in answer["snapshots"].as_array().into_iter().flatten() {
-        let sources = snapshot["sources"].as_array().into_iter().flatten();
-        let (paths, bytes) = sources.fold((0, 0), |(p, b), s| {
-            (p + s["paths"].as_u64().unwrap_or(0), b + s["bytes"].as_u64().unwrap_or(0))
-        });
-        let text = |key: &str| snapshot[key].as_str().unwrap_or("?").to_owned();
-        status::tell(format_args!(
-            "{}  {:>9} paths  {:>10}  {}",
-            text("date"),
-            paths,
-            indicatif::BinaryBytes(bytes).to_string(),
-            text("consistency")
-        ));
+/// In which snapshots something is.
+pub fn find(find: &cli::Find, report: &mut Report) -> Result<()> {
+    if let Some(user) = find.user.as_deref().filter(|u| !is_user(u)) {
+        return Err(Fault::usage(format!("--user '{user}' is not the name of a user")).into());
     }
-    for name in answer["damaged"].as_array().into_iter().flatten() {
-        report
-            .warn("damaged-snapshot", format!("{} is not a complete snapshot", name.as_str().unwrap_or("?")));
+    let wanted = Wanted {
+        pattern: find.name.clone(),
+        source: find.source.clone(),
+        user: find.user.clone(),
+        limit: find.limit,
+    };
+    let mut far = Far::connect(&find.profile.options().settings()?)?;
+    let answer: Value = far.ask(&Request::Find(wanted))?;
+    for path in answer["paths"].as_array().into_iter().flatten() {
+        status::tell(format_args!("{}", path["path"].as_str().unwrap_or("?").escape_debug()));
+        for event in path["events"].as_array().into_iter().flatten() {
+            let text = |key: &str| event[key].as_str().unwrap_or("").to_owned();
+            let size = event["size_bytes"].as_u64().map(|n| indicatif::BinaryBytes(n).to_string());
+            status::tell(format_args!(
+                "    {}  {:<9} {:>10}  {}",
+                text("date"),
+                text("what"),
+                size.unwrap_or_default(),
+                text("mtime")
+            ));
+        }
     }
-    report.set("snapshots", answer["snapshots"].clone());
-    report.set("damaged", answer["damaged"].clone());
+    if answer["found"] == 0 {
+        status::tell(format_args!("no snapshot holds it"));
+    }
+    if answer["truncated"] == true {
+        status::tell(format_args!("… and more: see --limit"));
+    }
+    if let Value::Object(fields) = answer {
+        report.data.extend(fields);
+    }
     Ok(())
 }
 
@@ -145,13 +158,13 @@ pub fn diff(diff: &Diff, report: &mut Report) -> Result<()> {
 /// The far end. stdout is the protocol's, so there is no status object; the exit code and stderr tell.
 pub fn serve_store(args: &cli::Serve) -> Result<()> {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
-    let store = served(args)?;
+    let (store, retention) = served(args)?;
     // The owner of stdin and stdout for the whole life of this process.
-    serve(&store, std::io::stdin().lock(), std::io::stdout())
+    serve(&store, retention, std::io::stdin().lock(), std::io::stdout())
 }
 
 /// The store to be served: this machine's profile decides, and options that say otherwise are refused.
-fn served(args: &cli::Serve) -> Result<Store> {
+fn served(args: &cli::Serve) -> Result<(Store, Retention)> {
     let named = args.profile.is_some() || args.config.is_some();
     let file = args
         .config
@@ -182,12 +195,14 @@ fn served(args: &cli::Serve) -> Result<Store> {
         }
     };
     let from_table = |args: &[String]| table.as_ref().map_or_else(|| args.to_vec(), |t| t.rsync.clone());
-    Ok(Store {
+    let retention = table.as_ref().map(|t| t.retention.clone()).unwrap_or_default();
+    let store = Store {
         path,
         mount: args.mount.clone().or_else(|| table.as_ref().and_then(|t| t.mount.clone())),
         reserve_bytes: args.reserve_bytes.or(table.as_ref().and_then(|t| t.reserve_bytes)).unwrap_or(RESERVE),
-        read_only: false,
+        read_only: args.read_only,
         flush_bytes: args.flush_bytes,
         rsync: rsync_argv(&if args.rsync.is_empty() { from_table(&[]) } else { args.rsync.clone() }),
-    })
+    };
+    Ok((store, retention))
 }

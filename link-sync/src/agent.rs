@@ -8,7 +8,7 @@
 use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::Shutdown;
-use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -24,17 +24,18 @@ use common::run::Cmd;
 use common::status::{Report, describe};
 use common::{places, signals};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::budget::is_over;
 use crate::progress::{self, Progress, Step};
 use crate::session::{Allow, Session};
 use crate::settings::{DATABASE, Options, Settings};
+use crate::watch::Watch;
 
 /// How often the one who waits looks whether it is still wanted.
-const TICK: u16 = 100;
+const TICK: u64 = 100;
 
 /// What is asked of the agent.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -79,7 +80,7 @@ pub fn wait_for_end(runtime: &Path) -> Result<Lock> {
             }
             other => return other,
         }
-        std::thread::sleep(Duration::from_millis(TICK.into()));
+        std::thread::sleep(Duration::from_millis(TICK));
     }
 }
 
@@ -151,11 +152,9 @@ pub fn ask(
     writeln!(&stream, "{}", serde_json::to_string(&ask)?)
         .map_err(|e| anyhow::Error::from(e).context(lost()))?;
     let stopper = stream.try_clone().context("cannot copy a socket")?;
-    let over = Arc::new(AtomicBool::new(false));
-    let watcher = {
-        let over = Arc::clone(&over);
-        std::thread::spawn(move || stop_on_signal(&stopper, &over))
-    };
+    // The agent sees that nothing more will come, stops, and answers.
+    let stop = move || stopper.shutdown(Shutdown::Write).unwrap_or(());
+    let watch = signals::fd().map(|signal| Watch::start(signal, stop)).transpose()?;
     let bar = progress::terminal_bar();
     let mut done = None;
     for line in BufReader::new(&stream).lines() {
@@ -165,10 +164,8 @@ pub fn ask(
             Say::Done { changed, data, warnings, error } => done = Some((changed, data, warnings, error)),
         }
     }
-    over.store(true, Ordering::SeqCst);
+    drop(watch);
     bar.finish_and_clear();
-    // It only waits and closes.
-    drop(watcher.join());
     signals::check()?;
     let (changed, data, warnings, error) = done.ok_or_else(lost)?;
     report.changed = changed;
@@ -177,17 +174,6 @@ pub fn ask(
         report.warn_value(warning);
     }
     error.map_or(Ok(()), |(code, described)| Err(Fault::relay(code, described).into()))
-}
-
-fn stop_on_signal(stream: &UnixStream, over: &AtomicBool) {
-    while !over.load(Ordering::SeqCst) {
-        if signals::caught().is_some() {
-            // The agent sees this, stops, and answers.
-            stream.shutdown(Shutdown::Write).ok();
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(TICK.into()));
-    }
 }
 
 /// The agent's whole life. `listen` and `lock` are descriptors inherited from [`start`].
@@ -268,7 +254,7 @@ fn work(
     loop {
         let begin = Instant::now();
         let job = loop {
-            match asked.recv_timeout(Duration::from_millis(TICK.into())) {
+            match asked.recv_timeout(Duration::from_millis(TICK)) {
                 Ok(job) => break Some(job),
                 Err(RecvTimeoutError::Timeout)
                     if begin.elapsed() < settings.max && signals::caught().is_none() => {}
@@ -281,9 +267,9 @@ fn work(
         };
         busy.store(true, Ordering::SeqCst);
         let mut report = Report::new("link-sync");
-        let watched = Watched::start(&stream)?;
+        let watch = stop_without(&stream)?;
         let result = act(settings, &mut session, &ask, &stream, &mut report);
-        drop(watched);
+        drop(watch);
         busy.store(false, Ordering::SeqCst);
         let over = session.is_none();
         if over {
@@ -296,7 +282,8 @@ fn work(
     }
 }
 
-/// Does what was asked. After a failure there is no session any more, except when publish was refused.
+/// Does what was asked. After a failure there is no session any more, except when publish was refused, or when settle
+/// had too little time.
 fn act(
     settings: &Settings,
     session: &mut Option<Session>,
@@ -322,13 +309,16 @@ fn act(
         }
         Action::Settle => {
             let mut current = session.take().ok_or_else(nothing_staged)?;
-            current.settle(&wanted, ask.allow, &progress, report)?;
-            *session = Some(current);
+            let settled = current.settle(&wanted, ask.allow, &progress, report);
+            if settled.as_ref().err().is_none_or(is_over) {
+                *session = Some(current);
+            }
+            settled?;
         }
         Action::Publish => {
             let current = session.as_ref().ok_or_else(nothing_staged)?;
             current.may_publish(ask.allow)?;
-            session.take().ok_or_else(nothing_staged)?.publish(ask.allow, report)?;
+            session.take().ok_or_else(nothing_staged)?.publish(ask.allow, &progress, report)?;
         }
         Action::Abort => {
             report.changed = true;
@@ -369,39 +359,9 @@ fn answer(mut stream: &UnixStream, report: &Report, result: Result<()>) {
     stream.shutdown(Shutdown::Both).ok();
 }
 
-/// Stops the work when the one who asked for it goes away.
-struct Watched {
-    over: Arc<AtomicBool>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Watched {
-    fn start(stream: &UnixStream) -> Result<Watched> {
-        let stream = stream.try_clone().context("cannot copy a socket")?;
-        let over = Arc::new(AtomicBool::new(false));
-        let thread = std::thread::spawn({
-            let over = Arc::clone(&over);
-            move || {
-                while !over.load(Ordering::SeqCst) {
-                    // Nothing more is said after the question, so readable means gone.
-                    let mut fds = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
-                    if poll(&mut fds, PollTimeout::from(TICK)).is_ok_and(|n| n > 0) {
-                        signals::pretend(Signal::SIGTERM as i32);
-                        return;
-                    }
-                }
-            }
-        });
-        Ok(Watched { over, thread: Some(thread) })
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        self.over.store(true, Ordering::SeqCst);
-        if let Some(thread) = self.thread.take() {
-            // It only waits.
-            drop(thread.join());
-        }
-    }
+/// Stops the work when the one who asked for it goes away. Nothing more is said after the question, so readable means
+/// gone.
+fn stop_without(stream: &UnixStream) -> Result<Watch> {
+    let stream = stream.try_clone().context("cannot copy a socket")?;
+    Watch::start(stream, || signals::pretend(Signal::SIGTERM as i32))
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use common::profile::Span;
+use common::retention::{Length, Retention, Zone};
 
 use crate::session::Allow;
 use crate::settings::Options;
@@ -27,6 +28,8 @@ Examples:
   link-sync snapshot home                    all steps, for profile home
   link-sync snapshot --source docs=/srv/docs --store /mnt/usb/docs \\
       --crash-consistent                     by hand, without a profile
+  link-sync find home --name 'report*.odt' --user alice
+  link-sync restore home --path alice/files/report.odt --to /tmp/back
   link-sync diff home --from latest --to 2026-11-22T03-30-00Z
 
 stdout carries one JSON object (docs/status.schema.json).
@@ -43,23 +46,56 @@ pub enum Action {
     /// after the dump was made.
     Stage(Run),
     /// Take what changed since stage: the only step inside maintenance. Seals the
-    /// snapshot if the same nc-maint run is on at its beginning and end.
-    Settle(Run),
+    /// snapshot if the same nc-maint run is on at its beginning and end. `data`
+    /// tells where the time went; that of `stage` what a settle would take.
+    Settle(Settle),
     /// Make it durable and publish it under its date, atomically; move `latest`.
     Publish(Run),
     /// Give up the snapshot under way; what has arrived is kept for the next run.
     Abort(Abort),
     /// stage, settle and publish in one.
     Snapshot(Run),
-    /// The published snapshots.
-    List(Profile),
+    /// The published snapshots: dates, size, age, the last drill and verification.
+    List(List),
     /// What differs between two published snapshots.
     Diff(Diff),
+    /// In which snapshots a file is, and where it changed.
+    ///
+    /// data: found, truncated, dates, passed_over (being removed), paths: of each
+    /// its path (SOURCE/PATH), dates (how many hold it), in_newest, and events
+    /// (date, what: appeared, changed, gone; size_bytes, mtime).
+    Find(Find),
     /// Copy a snapshot of a local store into another folder of snapshots, with its
     /// date: onto another disk, or into the off-site container. What changed is
     /// told by names and inode numbers of two local snapshots; the copy's files
     /// are not read.
     Copy(Copy),
+    /// Bring back a file, a folder, a user or whole sources as they were at a
+    /// date, to where they were or elsewhere, with owners, modes, times,
+    /// attributes. What is replaced is kept aside until all has succeeded; an
+    /// interrupted restore is continued by the same command.
+    Restore(Restore),
+    /// Check the snapshots against the checksums and attributes noted when they
+    /// were published. Each distinct file is read once, however many dates share
+    /// it; a rotten one is named with every date that shares it, and the exit
+    /// code is 1. Files are read from the disk, not from memory, where the kernel
+    /// allows. The store records when it was last verified.
+    ///
+    /// data: dates, paths, inodes, inodes_read, bytes_read, sample_percent, seed,
+    /// counts (of each kind), findings (kind, paths, dates, found), weaker_dates
+    /// (without checksums), skipped_dates (being removed); with --repair also
+    /// repaired, repaired_total, not_repaired (why), and findings is what is
+    /// still wrong.
+    Verify(Verify),
+    /// Remove the snapshots that the rules do not keep, fast; or tell what would go,
+    /// and why each one stays (--dry-run). The rules are [store.retention] of the
+    /// profile on the store's machine, or the options. Through ssh only the
+    /// store's own profile counts.
+    ///
+    /// Never removed: the newest, the newest sealed one, what an off-site push
+    /// needs, what is younger than --min-age, what is in use (exit code 3), and
+    /// what is damaged.
+    Prune(Box<Prune>),
     /// The far end, for an authorized_keys forced command:
     /// command="/usr/sbin/link-sync serve home",restrict ssh-ed25519 …
     /// Speaks its own protocol on stdin and stdout instead of printing JSON.
@@ -136,6 +172,25 @@ pub struct Run {
     pub crash_consistent: bool,
 }
 
+/// Options of `settle`.
+#[derive(Args, Clone, Debug)]
+pub struct Settle {
+    #[command(flatten)]
+    pub run: Run,
+    /// Fail rather than take longer, like 2s or 500ms, and keep the snapshot under
+    /// way for another stage and settle (data.reason is over-budget). The deadline
+    /// of the nc-maint run counts too.
+    #[arg(long, value_name = "TIME")]
+    pub max_time: Option<Span>,
+}
+
+impl Settle {
+    /// What is allowed this once.
+    pub fn allow(&self) -> Allow {
+        Allow { max_time: self.max_time.map(|t| t.0), ..self.run.allow() }
+    }
+}
+
 /// Options of `abort`.
 #[derive(Args, Clone, Debug)]
 pub struct Abort {
@@ -144,6 +199,20 @@ pub struct Abort {
     /// Remove what has arrived, too.
     #[arg(long)]
     pub discard: bool,
+}
+
+/// Options of `list`.
+#[derive(Args, Clone, Debug)]
+pub struct List {
+    #[command(flatten)]
+    pub profile: Profile,
+    /// Add up what each date holds alone: what removing it would free. Looks at
+    /// every file of every date.
+    #[arg(long)]
+    pub sizes: bool,
+    /// Fail (exit code 1) if the newest is older, like 26h or 2d: for monitoring.
+    #[arg(long, value_name = "TIME")]
+    pub max_age: Option<Length>,
 }
 
 /// Options of `diff`.
@@ -161,6 +230,26 @@ pub struct Diff {
     #[arg(long, value_name = "NAME")]
     pub source: Option<String>,
     /// List at most so many paths; the counts are always complete.
+    #[arg(long, default_value_t = 1000)]
+    pub limit: usize,
+}
+
+/// Options of `find`.
+#[derive(Args, Clone, Debug)]
+pub struct Find {
+    #[command(flatten)]
+    pub profile: Profile,
+    /// A name at any depth, like 'report*.odt', or a path from the source's top,
+    /// like '/alice/files/**/*.odt'.
+    #[arg(long, value_name = "PATTERN")]
+    pub name: String,
+    /// Only in this source.
+    #[arg(long, value_name = "NAME")]
+    pub source: Option<String>,
+    /// Only in this user's folder of the source data.
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+    /// Tell of at most so many paths; the count is always complete.
     #[arg(long, default_value_t = 1000)]
     pub limit: usize,
 }
@@ -184,6 +273,179 @@ pub struct Copy {
     pub flush_bytes: common::profile::Bytes,
 }
 
+/// Options of `restore`.
+#[derive(Args, Clone, Debug)]
+#[command(group = clap::ArgGroup::new("place").required(true))]
+pub struct Restore {
+    #[command(flatten)]
+    pub profile: Profile,
+    /// The snapshot: a date, or latest.
+    #[arg(long, value_name = "DATE", default_value = "latest")]
+    pub date: String,
+    /// A source [default: all, in place without the database; with --path:
+    /// data]; repeatable without --path.
+    #[arg(long, value_name = "NAME")]
+    pub source: Vec<String>,
+    /// A file or folder of that source, like admin/files/letter.odt; repeatable.
+    #[arg(long, value_name = "PATH")]
+    pub path: Vec<PathBuf>,
+    /// Everything in the data folder of this user; repeatable.
+    #[arg(long, value_name = "USER")]
+    pub user: Vec<PathBuf>,
+    /// Into this folder, as DIR/SOURCE/PATH; made if it is not there.
+    #[arg(long, value_name = "DIR", group = "place")]
+    pub to: Option<PathBuf>,
+    /// To where it was taken from, by the profile.
+    #[arg(long, group = "place")]
+    pub in_place: bool,
+    /// Replace what is there without asking.
+    #[arg(long)]
+    pub yes: bool,
+    /// Say what would be restored and replaced, and change nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Compare all bytes and attributes with the snapshot before anything is
+    /// replaced.
+    #[arg(long)]
+    pub verify: bool,
+    /// Let nc-maint write maintenance into the configuration that comes (source
+    /// html) before it is put in place: `nc-maint off` opens the instance.
+    #[arg(long)]
+    pub closed: bool,
+    /// Do not remove what was replaced; data.items names the place.
+    #[arg(long)]
+    pub keep_replaced: bool,
+}
+
+/// Options of `verify`.
+#[derive(Args, Clone, Debug)]
+pub struct Verify {
+    #[command(flatten)]
+    pub profile: Profile,
+    /// The snapshot: a date, latest, or all.
+    #[arg(long, value_name = "DATE", default_value = "all")]
+    pub date: String,
+    /// Read only so many percent of the distinct files, chosen at random; names
+    /// and attributes are always checked.
+    #[arg(long, value_name = "N%", default_value = "100%")]
+    pub sample: Percent,
+    /// Choose the sample as the run did that told this number.
+    #[arg(long, value_name = "NUMBER")]
+    pub seed: Option<u64>,
+    /// The store is a copy (another disk, the opened off-site container): check
+    /// it against the checksums of this store. Dates it no longer has are checked
+    /// against what the copy says of itself.
+    #[arg(long, value_name = "DIR")]
+    pub against: Option<PathBuf>,
+    /// Fetch back what is damaged, as a new inode in every date that shared the
+    /// old one: from another date, from --from, or from the source if that still
+    /// has the content that was hashed. Only on the store's machine. What is in
+    /// the way moves to .set-aside in the store; nothing is deleted.
+    #[arg(long, conflicts_with = "against")]
+    pub repair: bool,
+    /// Another folder of dated snapshots to fetch from: a second disk, or the
+    /// off-site copy that `offsite-push view` opened; repeatable.
+    #[arg(long, value_name = "DIR", requires = "repair")]
+    pub from: Vec<PathBuf>,
+    /// List at most so many findings; the counts are always complete.
+    #[arg(long, default_value_t = 1000)]
+    pub limit: usize,
+}
+
+/// A share of 100.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Percent(pub f64);
+
+impl std::str::FromStr for Percent {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Percent, String> {
+        let number = text.strip_suffix('%').unwrap_or(text).parse::<f64>();
+        let percent = number.ok().filter(|n| *n > 0.0 && *n <= 100.0);
+        percent.map(Percent).ok_or_else(|| "write a share like 5%, more than 0 and at most 100".into())
+    }
+}
+
+/// Options of `prune`.
+#[derive(Args, Clone, Debug)]
+pub struct Prune {
+    #[command(flatten)]
+    pub profile: Profile,
+    /// Change nothing; tell of each date why it is kept, or why not.
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub rules: Rules,
+    /// Remove this one date, whatever the rules say; needs --yes. Also for a
+    /// damaged one, which no rule ever removes.
+    #[arg(long, value_name = "DATE")]
+    pub date: Option<String>,
+    /// Yes, remove --date.
+    #[arg(long, requires = "date")]
+    pub yes: bool,
+    /// Keep this date whatever the rules say; repeatable.
+    #[arg(long, value_name = "DATE")]
+    pub keep: Vec<String>,
+    /// Write no more than this ahead of the disk.
+    #[arg(long, value_name = "BYTES", hide = true)]
+    pub flush_bytes: Option<common::profile::Bytes>,
+}
+
+/// The rules of retention; each is a key of `[store.retention]`, too.
+#[derive(Args, Clone, Debug)]
+pub struct Rules {
+    /// Keep the newest N.
+    #[arg(long, value_name = "N")]
+    pub keep_last: Option<u32>,
+    /// Keep one for each of the last N hours that have one.
+    #[arg(long, value_name = "N")]
+    pub keep_hourly: Option<u32>,
+    /// The same for days.
+    #[arg(long, value_name = "N")]
+    pub keep_daily: Option<u32>,
+    /// The same for weeks, Monday to Sunday.
+    #[arg(long, value_name = "N")]
+    pub keep_weekly: Option<u32>,
+    /// The same for months.
+    #[arg(long, value_name = "N")]
+    pub keep_monthly: Option<u32>,
+    /// The same for years.
+    #[arg(long, value_name = "N")]
+    pub keep_yearly: Option<u32>,
+    /// Keep all that are not older than this, counted from the newest: 14d, 6mo.
+    #[arg(long, value_name = "TIME")]
+    pub keep_within: Option<Length>,
+    /// Never remove a younger one [default: 3d].
+    #[arg(long, value_name = "TIME")]
+    pub min_age: Option<Length>,
+    /// A longer pause between backups, or since the newest, means that they fail or
+    /// that the clock jumped: then nothing is removed [default: 7d].
+    #[arg(long, value_name = "TIME")]
+    pub max_gap: Option<Length>,
+    /// Where days begin and end, like Europe/Vienna [default: this machine's].
+    #[arg(long, value_name = "ZONE")]
+    pub timezone: Option<Zone>,
+}
+
+impl Rules {
+    /// As the profile has them.
+    pub fn retention(&self) -> Retention {
+        Retention {
+            keep_last: self.keep_last,
+            keep_hourly: self.keep_hourly,
+            keep_daily: self.keep_daily,
+            keep_weekly: self.keep_weekly,
+            keep_monthly: self.keep_monthly,
+            keep_yearly: self.keep_yearly,
+            keep_within: self.keep_within,
+            min_age: self.min_age,
+            max_gap: self.max_gap,
+            max_removals_per_day: None,
+            timezone: self.timezone.clone(),
+        }
+    }
+}
+
 /// Options of `serve`.
 #[derive(Args, Clone, Debug)]
 pub struct Serve {
@@ -204,6 +466,9 @@ pub struct Serve {
     /// Flush to the disk whenever so many bytes were written.
     #[arg(long, value_name = "BYTES", hide = true)]
     pub flush_bytes: Option<u64>,
+    /// Only what reads is allowed: for the key that restores.
+    #[arg(long)]
+    pub read_only: bool,
     /// A word of rsync's argv; repeatable.
     #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
     pub rsync: Vec<String>,
@@ -271,6 +536,7 @@ impl Run {
             new_filesystem: self.allow_new_filesystem,
             new_store: self.new_store,
             crash_consistent: self.crash_consistent,
+            max_time: None,
         }
     }
 }

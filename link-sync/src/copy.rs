@@ -4,6 +4,7 @@
 //! holds too; both are kept from being removed meanwhile. Nothing of the other store's files is read. There is no
 //! source to be checked and nothing to be sealed: a snapshot is what it is, and keeps its date.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use common::status::Report;
 use nix::unistd::{Gid, Uid};
 use serde_json::{Value, json};
 
+use crate::budget::Budget;
 use crate::cli::Copy;
 use crate::far::Far;
 use crate::progress::Progress;
@@ -27,11 +29,13 @@ use crate::session::{list_file, uncommented};
 use crate::settings::rsync_argv;
 use crate::store::changes::{self, Changes, Marked};
 use crate::store::meta::SnapshotMeta;
-use crate::store::{META, Store, open_dir, open_file, pace};
+use crate::store::{META, Store, manifest, open_dir, open_file, pace};
 use crate::tree::join;
 
 /// Bytes that stay free unless told otherwise.
 const RESERVE: Bytes = Bytes(64 << 20);
+/// Estimated bytes of a file's line among the checksums.
+const LINE: u64 = 160;
 
 /// A snapshot of the local store, kept from being removed as long as this lives.
 struct Held {
@@ -127,7 +131,7 @@ fn far_end(args: &Copy, profile: &Profile, to: &Path) -> Result<Cmd> {
 }
 
 fn there(far: &mut Far) -> Result<Vec<SnapshotMeta>> {
-    let answer: Value = far.ask(&Request::List)?;
+    let answer: Value = far.ask(&Request::List { sizes: false })?;
     serde_json::from_value(answer["snapshots"].clone()).context("an answer that is not understood")
 }
 
@@ -178,6 +182,7 @@ impl Copying<'_> {
             linked += self.clone(&mut far, part)?;
             self.transfer(&mut far, &opened, part, &mut total)?;
         }
+        self.checksums(&mut far, &parts)?;
         self.progress.begin("making it durable", 0);
         let published: Published = far.ask(&Request::Publish { meta: self.meta()?.into() })?;
         report.changed = true;
@@ -263,6 +268,8 @@ impl Copying<'_> {
     /// Sends what changed, and has it put in its place.
     fn transfer(&self, far: &mut Far, opened: &Opened, part: &Part, total: &mut Merged) -> Result<()> {
         let owner = self.wanted.dir.metadata().context("cannot look at the snapshot")?;
+        // Nobody waits for a copy.
+        let budget = Budget::default();
         let transfer = |list: File, only_itself: bool| Transfer {
             rsync: &self.store.rsync,
             path: &part.path,
@@ -277,6 +284,7 @@ impl Copying<'_> {
             all_xattrs: self.wanted.meta.fake_super,
             xattrs: opened.xattrs,
             acls: opened.acls,
+            budget: &budget,
         };
         let request = Request::Merge { source: part.name.clone(), times: true, again: false };
         let changes = &part.changes;
@@ -314,6 +322,22 @@ impl Copying<'_> {
         Ok(())
     }
 
+    /// Gives the copy the checksums of what is new in it: a few lines, not the whole manifest every night. They are for
+    /// the day the store is lost; until then the store's own manifest counts.
+    fn checksums(&self, far: &mut Far, parts: &[Part]) -> Result<()> {
+        if self.wanted.meta.manifest.is_none() {
+            return Ok(());
+        }
+        let files = |part: &Part| {
+            let files = part.changes.marked.iter().filter(|m| m.is_file());
+            files.map(|m| join(part.name.as_bytes(), &m.path)).collect::<Vec<_>>()
+        };
+        let paths: HashSet<Vec<u8>> = parts.iter().flat_map(files).collect();
+        far.ask_with_list(&Request::Part, |list| {
+            manifest::part(&self.wanted.dir, &paths, |line| list.path(line))
+        })
+    }
+
     /// What the copy says of itself: the same, byte for byte.
     fn meta(&self) -> Result<String> {
         let mut meta: Value = serde_json::from_str(&self.wanted.text).context("the snapshot is damaged")?;
@@ -338,6 +362,10 @@ fn estimate(parts: &[Part]) -> (u64, u64) {
     parts.iter().fold((0, 0), |(bytes, inodes), part| {
         let changes = &part.changes;
         let files: u64 = changes.marked.iter().map(size).sum();
-        (bytes + files + changes.folders * pace::FOLDER, inodes + changes.folders + part.not_folders())
+        let lines = part.not_folders() * LINE;
+        (
+            bytes + files + lines + changes.folders * pace::FOLDER,
+            inodes + changes.folders + part.not_folders(),
+        )
     })
 }

@@ -2,7 +2,6 @@
 
 use std::io::{BufReader, BufWriter, Read as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{ChildStdin, ChildStdout};
 use std::time::Duration;
@@ -18,6 +17,7 @@ use serde::de::DeserializeOwned;
 
 use crate::protocol::{self, GREETING, Hello, Kind, ListWriter, MAX_FRAME, Reply, Request};
 use crate::settings::{Place, Settings};
+use crate::watch::Watch;
 
 /// What a login shell may print before the far end's greeting, in bytes.
 const NOISE: usize = 64 * 1024;
@@ -37,50 +37,15 @@ pub struct Far {
     /// Changed parts of files are worth looking for: there is a network between.
     pub remote: bool,
     child: Child,
-    _watcher: Watcher,
+    _watch: Option<Watch>,
 }
 
 /// Ends the child when a signal asks us to stop, so that nothing waits for it in vain.
-#[derive(Debug)]
-struct Watcher {
-    stop: Option<UnixStream>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Watcher {
-    fn start(child: &Child) -> Result<Watcher> {
-        let (stop, stopped) = UnixStream::pair().context("cannot make a socket pair")?;
-        let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id out of range")?);
-        let thread = std::thread::spawn(move || {
-            let Some(signal) = signals::fd() else { return };
-            loop {
-                let mut fds =
-                    [PollFd::new(signal, PollFlags::POLLIN), PollFd::new(stopped.as_fd(), PollFlags::POLLIN)];
-                if poll(&mut fds, PollTimeout::NONE).is_err() {
-                    continue;
-                }
-                if fds[1].any().unwrap_or(true) {
-                    return;
-                }
-                if signals::caught().is_some() {
-                    // The child is reaped only after this thread has ended, so the number is still its own.
-                    killpg(pid, Signal::SIGTERM).ok();
-                    return;
-                }
-            }
-        });
-        Ok(Watcher { stop: Some(stop), thread: Some(thread) })
-    }
-}
-
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            // It cannot panic: it only waits and kills.
-            drop(thread.join());
-        }
-    }
+fn end_with_us(child: &Child) -> Result<Option<Watch>> {
+    let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id out of range")?);
+    let Some(signal) = signals::fd() else { return Ok(None) };
+    // The child is reaped only after the watch has ended, so the number is still its own.
+    Watch::start(signal, move || killpg(pid, Signal::SIGTERM).unwrap_or(())).map(Some)
 }
 
 impl Far {
@@ -88,7 +53,7 @@ impl Far {
     pub fn connect(settings: &Settings) -> Result<Far> {
         let (cmd, remote) = match &settings.store {
             Place::Local(path) => (local(settings, path)?, None),
-            Place::Ssh { host, path } => (ssh(settings, host, path)?, Some(host.as_str())),
+            Place::Ssh { host, path } => (ssh(settings, host, path, false)?, Some(host.as_str())),
         };
         let wanted = match &settings.store {
             Place::Local(path) => path.as_path(),
@@ -97,19 +62,30 @@ impl Far {
         Far::start(&cmd, remote, wanted)
     }
 
+    /// Like [`Far::connect`], for reading alone: with the key that can do no more.
+    pub fn connect_reading(settings: &Settings) -> Result<Far> {
+        let mut reading = settings.clone();
+        reading.ssh.identity = settings.ssh.restore_identity.clone().or(settings.ssh.identity.clone());
+        let (cmd, remote, wanted) = match &reading.store {
+            Place::Local(path) => (local(&reading, path)?.arg("--read-only"), None, path.clone()),
+            Place::Ssh { host, path } => (ssh(&reading, host, path, true)?, Some(host.as_str()), path.into()),
+        };
+        Far::start(&cmd, remote, &wanted)
+    }
+
     /// Starts `cmd`, a far end, and greets it. It must serve the store `wanted`.
     pub fn start(cmd: &Cmd, remote: Option<&str>, wanted: &Path) -> Result<Far> {
         let mut child = cmd.spawn_piped()?;
         let output = child.take_stdin().context("no pipe to the far end")?;
         let input = child.take_stdout().context("no pipe from the far end")?;
-        let watcher = Watcher::start(&child)?;
+        let watch = end_with_us(&child)?;
         let mut far = Far {
             input: BufReader::with_capacity(MAX_FRAME, input),
             output: Some(BufWriter::with_capacity(MAX_FRAME, output)),
             hello: Hello { protocol: 0, version: String::new(), store: String::new(), root: false },
             remote: remote.is_some(),
             child,
-            _watcher: watcher,
+            _watch: watch,
         };
         if let Err(error) = far.greeting() {
             return Err(far.why_no_greeting(error, remote));
@@ -216,13 +192,23 @@ impl Far {
         &mut self,
         request: &Request,
         fill: impl FnOnce(&mut ListWriter<'_, BufWriter<ChildStdin>>) -> Result<()>,
-        watch: impl FnMut(u64),
+        mut watch: impl FnMut(u64),
     ) -> Result<T> {
         self.send(request)?;
         let output = self.output.as_mut().context("the conversation has ended")?;
         let mut list = ListWriter::new(output);
         let sent = fill(&mut list).and_then(|()| list.finish());
         sent.map_err(|e| self.lost(e))?;
+        self.answer_watched(|done, _| watch(done))
+    }
+
+    /// Asks; `watch` is told how far the far end has come, and of how much.
+    pub fn ask_watched<T: DeserializeOwned>(
+        &mut self,
+        request: &Request,
+        watch: impl FnMut(u64, u64),
+    ) -> Result<T> {
+        self.send(request)?;
         self.answer_watched(watch)
     }
 
@@ -235,16 +221,22 @@ impl Far {
 
     /// Waits for an answer.
     pub fn answer<T: DeserializeOwned>(&mut self) -> Result<T> {
-        self.answer_watched(|_| ())
+        self.answer_watched(|_, _| ())
     }
 
-    fn answer_watched<T: DeserializeOwned>(&mut self, mut watch: impl FnMut(u64)) -> Result<T> {
+    fn answer_watched<T: DeserializeOwned>(&mut self, mut watch: impl FnMut(u64, u64)) -> Result<T> {
         let mut frame = Vec::new();
         loop {
             let kind = protocol::receive(&mut self.input, &mut frame).map_err(|e| self.lost(e))?;
             match kind {
                 Some(Kind::Message) => return decode(&frame),
-                Some(Kind::Count) => watch(frame.first_chunk().map_or(0, |n| u64::from_be_bytes(*n))),
+                Some(Kind::Count) => {
+                    let number = |at: usize| {
+                        let bytes = frame.get(at..).and_then(|rest| rest.first_chunk());
+                        bytes.map_or(0, |n| u64::from_be_bytes(*n))
+                    };
+                    watch(number(0), number(8));
+                }
                 Some(_) => bail!("the other end is out of step"),
                 None => return Err(self.lost(anyhow::anyhow!("it closed the connection"))),
             }
@@ -299,7 +291,7 @@ fn local(settings: &Settings, path: &Path) -> Result<Cmd> {
     Ok(cmd)
 }
 
-fn ssh(settings: &Settings, host: &str, path: &str) -> Result<Cmd> {
+fn ssh(settings: &Settings, host: &str, path: &str, read_only: bool) -> Result<Cmd> {
     let ssh = &settings.ssh;
     let mut cmd = if ssh.program.is_empty() { Cmd::new("ssh") } else { Cmd::from_argv(&ssh.program)? };
     for option in [
@@ -330,6 +322,9 @@ fn ssh(settings: &Settings, host: &str, path: &str) -> Result<Cmd> {
         words.push(settings.profile.name.clone());
     }
     words.push(format!("--store={}", quote(path)));
+    if read_only {
+        words.push("--read-only".to_owned());
+    }
     Ok(cmd.arg("--").arg(host).arg(words.join(" ")))
 }
 

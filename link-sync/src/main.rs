@@ -1,24 +1,34 @@
 //! `link-sync`: dated hard-link snapshots. See `docs/architecture.md` for how its parts fit together.
 
+mod account;
 mod actions;
 mod agent;
+mod budget;
 mod cli;
 mod copy;
-mod exclude;
 mod far;
 mod index;
+mod list;
 mod maintenance;
+mod moved;
 mod parallel;
 mod progress;
 mod protocol;
+mod prune;
+mod reading;
+mod restore;
+mod retention;
 mod rsync;
 mod serve;
 mod session;
 mod settings;
 mod source;
 mod store;
+mod timing;
 mod tree;
+mod verify;
 mod walk;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -35,18 +45,28 @@ fn main() -> ExitCode {
         status::run(TOOL, env!("CARGO_PKG_VERSION"), name, profile, work)
     };
     match &action {
-        Action::Stage(run) => report("stage", run.name(), &|r| actions::step(agent::Action::Stage, run, r)),
-        Action::Settle(run) => {
-            report("settle", run.name(), &|r| actions::step(agent::Action::Settle, run, r))
+        Action::Stage(run) => {
+            report("stage", run.name(), &|r| actions::step(agent::Action::Stage, run, run.allow(), r))
         }
+        Action::Settle(settle) => report("settle", settle.run.name(), &|r| {
+            actions::step(agent::Action::Settle, &settle.run, settle.allow(), r)
+        }),
         Action::Publish(run) => {
-            report("publish", run.name(), &|r| actions::step(agent::Action::Publish, run, r))
+            report("publish", run.name(), &|r| actions::step(agent::Action::Publish, run, run.allow(), r))
         }
         Action::Abort(abort) => report("abort", abort.run.name(), &|r| actions::abort(abort, r)),
         Action::Snapshot(run) => report("snapshot", run.name(), &|r| actions::snapshot(run, r)),
-        Action::List(profile) => report("list", profile.profile.as_deref(), &|r| actions::list(profile, r)),
+        Action::List(list) => report("list", list.profile.profile.as_deref(), &|r| list::list(list, r)),
+        Action::Find(find) => report("find", find.profile.profile.as_deref(), &|r| actions::find(find, r)),
         Action::Diff(diff) => report("diff", diff.profile.profile.as_deref(), &|r| actions::diff(diff, r)),
         Action::Copy(copy) => report("copy", copy.profile.profile.as_deref(), &|r| copy::copy(copy, r)),
+        Action::Restore(restore) => {
+            report("restore", restore.profile.profile.as_deref(), &|r| restore::restore(restore, r))
+        }
+        Action::Verify(args) => report("verify", args.profile.profile.as_deref(), &|r| verify::run(args, r)),
+        Action::Prune(prune) => {
+            report("prune", prune.profile.profile.as_deref(), &|r| prune::prune(prune, r))
+        }
         Action::Serve(serve) => silent(actions::serve_store(serve)),
         Action::Agent(agent) => silent(
             common::signals::install()

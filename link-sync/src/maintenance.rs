@@ -1,5 +1,7 @@
 //! Is Nextcloud in maintenance, and in whose run? What a seal rests on.
 
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -13,10 +15,16 @@ use crate::settings::Settings;
 /// Long enough for an occ on a busy Raspberry Pi.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// The run whose maintenance is on now: nc-maint's record says which, and Nextcloud itself, asked by
+/// nc-maint's record of the run that is under way. It is there from after the switch was proven to before it is
+/// thrown back.
+pub fn record(settings: &Settings) -> Result<Option<RunRecord>> {
+    RunRecord::load(&settings.profile)
+}
+
+/// The run whose maintenance is on now: nc-maint's `record` says which, and Nextcloud itself, asked by
 /// nc-maint, says that it is. `Err` holds the reason why not, for people.
-pub fn proof(settings: &Settings) -> Result<Result<RunRecord, String>> {
-    let Some(record) = RunRecord::load(&settings.profile)? else {
+pub fn proof(settings: &Settings, record: Option<RunRecord>) -> Result<Result<RunRecord, String>> {
+    let Some(record) = record else {
         return Ok(Err("no nc-maint run is under way".into()));
     };
     let exe = std::env::current_exe().context("cannot find our own program")?;
@@ -45,5 +53,24 @@ pub fn proof(settings: &Settings) -> Result<Result<RunRecord, String>> {
             Ok(Err(format!("run {} is recorded, but Nextcloud is not in maintenance", record.run_id)))
         }
         None => Err(Fault::failed("nc-maint status did not say whether maintenance is on").into()),
+    }
+}
+
+/// Has nc-maint write maintenance into the configuration of the instance in `dir`, which is not in its place yet.
+pub fn close(dir: &File) -> Result<()> {
+    let exe = std::env::current_exe().context("cannot find our own program")?;
+    let cmd = Cmd::new(exe.with_file_name("nc-maint")).args(["close", "--dir"]);
+    // What arrived, and not what lies under its name by now. The dot: a link of /proc is followed only on the way.
+    let cmd = cmd.arg(format!("/proc/self/fd/{}/.", dir.as_raw_fd())).inherit(dir.as_raw_fd()).timeout(LIMIT);
+    let output = cmd.output().context("cannot run nc-maint")?;
+    if output.status.success() {
+        return Ok(());
+    }
+    match serde_json::from_slice::<Value>(&output.stdout) {
+        Ok(status) => {
+            Err(anyhow::Error::from(Fault::relay(output.status.code().unwrap_or(1), status["error"].clone()))
+                .context("the configuration that came could not be closed"))
+        }
+        Err(_) => Err(cmd.failure(&output).into()),
     }
 }

@@ -65,6 +65,18 @@ impl Progress {
         (self.watcher)(&state.0);
     }
 
+    /// The same, when it is only now known how many are expected.
+    pub fn reached_of(&self, done: u64, total: u64) {
+        let other = {
+            let state = self.step.lock().unwrap_or_else(PoisonError::into_inner);
+            (state.0.total != total).then(|| state.0.doing.clone())
+        };
+        if let Some(doing) = other {
+            self.begin(doing, total);
+        }
+        self.reached(done);
+    }
+
     /// So many bytes more have been sent.
     pub fn sent(&self, bytes: u64) {
         let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;

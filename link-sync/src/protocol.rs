@@ -33,7 +33,8 @@ pub enum Kind {
     Stream,
     /// This direction of rsync's conversation has ended.
     End,
-    /// How far the far end has come, eight bytes (big-endian); only while it copies from another store.
+    /// How far the far end has come, eight bytes (big-endian), and of how much, eight more where that is known: while
+    /// it copies from another store, hashes, or verifies.
     Count,
 }
 
@@ -116,6 +117,10 @@ pub enum Request {
         /// As in `Receive`.
         again: bool,
     },
+    /// Write to the disk what is still in memory, so that this need not be done later, in a hurry.
+    Flush,
+    /// For a copy, before `Publish`: the lines of its part of the checksums, in the list that follows.
+    Part,
     /// Make the partial snapshot durable and publish it. Answer: [`Published`].
     Publish {
         /// The `snapshot.json` to be stored, without what only the store knows. For a copy: its whole text.
@@ -123,8 +128,45 @@ pub enum Request {
     },
     /// Remove the partial snapshot and all that an interrupted run left.
     Discard,
-    /// The published snapshots. Answer: a list of `snapshot.json` objects.
-    List,
+    /// Keep a published snapshot from being removed as long as the conversation lasts. Answer: its `snapshot.json`.
+    Hold {
+        /// Date, or `latest`.
+        date: String,
+    },
+    /// What are these paths of the held snapshot? A list of `SOURCE/PATH` follows. Answer: for each an
+    /// [`Option`] of [`Looked`].
+    Look,
+    /// Start the sending rsync with one path of the held snapshot; a list with that path follows. Answer, after
+    /// the stream: [`Received`].
+    Send {
+        /// So many of the path's first parts are not part of the names that are sent.
+        strip: usize,
+        /// What the receiving rsync can do, as in `Receive`.
+        capabilities: String,
+        /// Content is compared, not size and time.
+        checksum: bool,
+        /// Nothing is sent, only compared.
+        dry: bool,
+        /// Extended attributes.
+        xattrs: bool,
+        /// ACLs.
+        acls: bool,
+    },
+    /// The published snapshots. Answer: `snapshots` (`snapshot.json` objects with `alone_bytes`), `damaged`, `verified`,
+    /// and `now` by the store's clock.
+    List {
+        /// Add up what each one holds alone.
+        #[serde(default)]
+        sizes: bool,
+    },
+    /// Remove the snapshots that the rules of the store's own profile do not keep; nothing here says which.
+    /// Answer: [`crate::store::prune::Pruned`].
+    Prune {
+        /// Only tell.
+        dry_run: bool,
+    },
+    /// In which snapshots something is. Answer: as [`crate::store::find::find`] tells.
+    Find(crate::store::find::Wanted),
     /// What is different between two published snapshots. Answer: [`crate::store::diff::Difference`]s.
     Diff {
         /// Date, or `latest`.
@@ -135,6 +177,12 @@ pub enum Request {
         source: Option<String>,
         /// At most so many paths; the counts are complete.
         limit: usize,
+    },
+    /// Check snapshots against their manifests; nothing is changed. Answer: what [`crate::store::verify::Outcome`]
+    /// describes.
+    Verify {
+        /// What is to be checked.
+        options: crate::store::verify::Options,
     },
 }
 
@@ -197,6 +245,17 @@ pub struct Received {
     pub stderr: String,
 }
 
+/// A path of a snapshot, in the answer to [`Request::Look`].
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+pub struct Looked {
+    /// It is a folder.
+    pub folder: bool,
+    /// Paths: it, and all below it.
+    pub paths: u64,
+    /// Bytes they take on the disk.
+    pub bytes: u64,
+}
+
 /// Answer to [`Request::Publish`].
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Published {
@@ -208,6 +267,12 @@ pub struct Published {
     pub date: String,
     /// Its folder.
     pub path: String,
+    /// Files that were hashed for the checksums.
+    #[serde(default)]
+    pub hashed_files: u64,
+    /// Their bytes.
+    #[serde(default)]
+    pub hashed_bytes: u64,
 }
 
 /// An answer.

@@ -21,19 +21,22 @@ use common::run::{Child, Cmd};
 use common::signals;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, killpg};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
-use nix::unistd::{Gid, Uid};
+use nix::unistd::{Gid, Pid, Uid};
 
+use crate::budget::Budget;
 use crate::far::Far;
 use crate::progress::Progress;
 use crate::protocol::{self, Kind, MAX_FRAME, Received, Request};
+use crate::watch::Watch;
 
 /// rsync's way of saying that a file vanished before it could be sent.
 pub const VANISHED: i32 = 24;
 /// rsync's way of saying that some files could not be sent.
 const PARTIAL: i32 = 23;
 /// How long rsync may take to start its "remote shell".
-const START: Duration = Duration::from_secs(30);
+pub const START: Duration = Duration::from_secs(30);
 
 /// One run of rsync.
 #[derive(Debug)]
@@ -62,6 +65,8 @@ pub struct Transfer<'a> {
     pub xattrs: bool,
     /// ACLs.
     pub acls: bool,
+    /// rsync is ended when the time is over.
+    pub budget: &'a Budget,
 }
 
 /// What a run of rsync did.
@@ -95,8 +100,12 @@ impl Transfer<'_> {
             all_xattrs: self.all_xattrs,
         };
         far.send(&request)?;
-        let (bytes, received) = carry(far, pipes, ours, &mut child, progress)?;
+        let limit = self.budget.left().map(|left| end_after(&child, left)).transpose()?;
+        let (bytes, received) = carry(false, far, pipes, ours, &mut child, progress)?;
+        // Before the child is reaped, as long as the number is its own.
+        drop(limit);
         let status = child.wait(None, true)?;
+        self.budget.check()?;
         self.judge(status, &child, &received).map(|vanished| Sent { bytes, vanished })
     }
 
@@ -177,6 +186,12 @@ impl Transfer<'_> {
     }
 }
 
+/// Ends rsync after `limit`; the far end's notices that, and the conversation stays in step.
+fn end_after(child: &Child, limit: Duration) -> Result<Watch> {
+    let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id out of range")?);
+    Watch::after(limit, move || killpg(pid, Signal::SIGKILL).unwrap_or(()))
+}
+
 fn count(files: &[String]) -> String {
     if files.len() == 1 { "a file".into() } else { format!("{} files", files.len()) }
 }
@@ -191,7 +206,7 @@ fn all_gone(files: &[String]) -> bool {
 }
 
 /// The names in rsync's complaints, as it wrote them.
-fn named_files(said: &str) -> Vec<String> {
+pub fn named_files(said: &str) -> Vec<String> {
     let mut files: Vec<String> = Vec::new();
     for line in said.lines().filter(|l| ["failed", "cannot", "read errors"].iter().any(|w| l.contains(w))) {
         let Some((_, rest)) = line.split_once('"') else { continue };
@@ -204,7 +219,7 @@ fn named_files(said: &str) -> Vec<String> {
 }
 
 /// The letters after `e` in the options rsync would give its peer: what it can do.
-fn capabilities(argv: &[OsString]) -> Result<String> {
+pub fn capabilities(argv: &[OsString]) -> Result<String> {
     let find = |word: &OsString| {
         let word = word.to_str()?;
         let letters = word.strip_prefix('-').filter(|w| !w.starts_with('-'))?;
@@ -214,9 +229,10 @@ fn capabilities(argv: &[OsString]) -> Result<String> {
 }
 
 /// The pipes rsync gave its "remote shell", and that shell's argv.
-type Pipes = (OwnedFd, OwnedFd);
+pub type Pipes = (OwnedFd, OwnedFd);
 
-fn accept(ours: &UnixStream, child: &mut Child) -> Result<Option<(Vec<OsString>, Pipes)>> {
+/// Takes the pipes that rsync gave its "remote shell"; `None` if that was not started.
+pub fn accept(ours: &UnixStream, child: &mut Child) -> Result<Option<(Vec<OsString>, Pipes)>> {
     let mut fds = vec![PollFd::new(ours.as_fd(), PollFlags::POLLIN)];
     if let Some(signal) = signals::fd() {
         fds.push(PollFd::new(signal, PollFlags::POLLIN));
@@ -256,8 +272,10 @@ fn own(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// Carries rsync's conversation until both sides have ended it. Returns the bytes sent.
-fn carry(
+/// Carries rsync's conversation until both sides have ended it. Returns the bytes sent and the far end's word.
+/// Progress counts what we send, or what we get if our rsync is the `receiver`.
+pub fn carry(
+    receiver: bool,
     far: &mut Far,
     pipes: Pipes,
     tunnel: UnixStream,
@@ -279,10 +297,16 @@ fn carry(
                 protocol::send(output, Kind::Stream, &buffer[..n])?;
                 output.flush()?;
                 sent += n as u64;
-                progress.sent(n as u64);
+                if !receiver {
+                    progress.sent(n as u64);
+                }
             }
         });
-        let answer = pass_back(input, to_rsync, tunnel);
+        let answer = pass_back(input, to_rsync, tunnel, |n| {
+            if receiver {
+                progress.sent(n)
+            }
+        });
         if answer.is_err() {
             child.end();
         }
@@ -294,12 +318,18 @@ fn carry(
 }
 
 /// Gives rsync what its peer says, until the far end's answer comes.
-fn pass_back(input: &mut impl Read, to_rsync: File, mut tunnel: UnixStream) -> Result<Vec<u8>> {
+fn pass_back(
+    input: &mut impl Read,
+    to_rsync: File,
+    mut tunnel: UnixStream,
+    came: impl Fn(u64),
+) -> Result<Vec<u8>> {
     let mut to_rsync = Some(to_rsync);
     let mut frame = Vec::new();
     loop {
         match protocol::receive(input, &mut frame)? {
             Some(Kind::Stream) => {
+                came(frame.len() as u64);
                 // An rsync that has ended takes no more; its exit code tells.
                 if to_rsync.as_mut().is_some_and(|pipe| pipe.write_all(&frame).is_err()) {
                     to_rsync = None;

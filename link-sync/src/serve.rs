@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use common::fault::Fault;
 use common::profile::check_name;
+use common::retention::Retention;
 use common::run::{Cmd, tail};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
@@ -21,10 +22,13 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::protocol::{self, GREETING, Hello, Kind, MAX_FRAME, Opened, Received, Record, Reply, Request};
+use crate::reading::{self, Reading};
 use crate::store::merge::Merge;
 use crate::store::open::{self, Writable, discard};
 use crate::store::publish::{Times, publish};
-use crate::store::{INCOMING, PARTIAL, Store, clone, diff, open_dir, pace, remove};
+use crate::store::{
+    INCOMING, PARTIAL, Store, clone, diff, manifest, open_dir, pace, remove, verified, verify,
+};
 
 /// How often the source is told how far a clone has come.
 const TELL: Duration = Duration::from_millis(200);
@@ -32,16 +36,24 @@ const TELL: Duration = Duration::from_millis(200);
 /// What has been asked for so far.
 struct Serving {
     store: Store,
+    retention: Retention,
     writable: Option<Writable>,
     times: Times,
+    reading: Option<Reading>,
 }
 
-/// Serves until the input ends.
-pub fn serve(store: &Store, input: impl Read, mut output: impl Write + Send) -> Result<()> {
+/// Serves until the input ends. `retention` is what this machine's profile says.
+pub fn serve(
+    store: &Store,
+    retention: Retention,
+    input: impl Read,
+    mut output: impl Write + Send,
+) -> Result<()> {
     let mut input = BufReader::with_capacity(MAX_FRAME, input);
     output.write_all(GREETING)?;
     output.flush()?;
-    let mut serving = Serving { store: store.clone(), writable: None, times: HashMap::new() };
+    let mut serving =
+        Serving { store: store.clone(), retention, writable: None, times: HashMap::new(), reading: None };
     let mut frame = Vec::new();
     while let Some(kind) = protocol::receive(&mut input, &mut frame)? {
         ensure!(kind == Kind::Message, "a request was expected");
@@ -58,11 +70,30 @@ pub fn serve(store: &Store, input: impl Read, mut output: impl Write + Send) -> 
     Ok(())
 }
 
+/// Tells the source how far long work has come, a few times a second.
+fn teller<W: Write + Send>(output: &mut W) -> impl Fn(u64, u64) -> Result<()> + Sync {
+    let watcher = Mutex::new((output, Instant::now()));
+    move |done, total| {
+        let mut watcher = watcher.lock().unwrap_or_else(PoisonError::into_inner);
+        if watcher.1.elapsed() >= TELL {
+            watcher.1 = Instant::now();
+            let count = [done.to_be_bytes(), total.to_be_bytes()].concat();
+            protocol::send(watcher.0, Kind::Count, &count)?;
+            watcher.0.flush()?;
+        }
+        Ok(())
+    }
+}
+
 fn value(answer: impl Serialize) -> Result<Value> {
     serde_json::to_value(answer).context("cannot encode an answer")
 }
 
 impl Serving {
+    fn reading(&self) -> Result<&Reading> {
+        self.reading.as_ref().context("no snapshot is held")
+    }
+
     fn writable(&self) -> Result<&Writable> {
         self.writable.as_ref().context("no snapshot has been begun")
     }
@@ -73,6 +104,7 @@ impl Serving {
         input: &mut impl Read,
         output: &mut (impl Write + Send),
     ) -> Result<Value> {
+        reading::check_door(&request, self.store.read_only)?;
         match request {
             Request::Hello { protocol: theirs } => {
                 if theirs != protocol::VERSION {
@@ -106,19 +138,48 @@ impl Serving {
             Request::Drop { source } => self.drop_paths(&source, input),
             Request::Receive { .. } => self.receive(&request, input, output),
             Request::Merge { source, times, again } => self.merge(source, times, again, input),
+            Request::Flush => {
+                nix::unistd::syncfs(&self.writable()?.dir).context("cannot flush the store")?;
+                Ok(Value::Null)
+            }
+            Request::Part => {
+                let mut part = or_skip_list(self.writable().and_then(manifest::Part::begin), input)?;
+                protocol::read_list(input, |line| part.add(line))?;
+                part.finish().map(|()| Value::Null)
+            }
             Request::Publish { meta } => {
-                let published = publish(self.writable()?, meta, &self.times)?;
+                let published = publish(self.writable()?, meta, &self.times, &teller(output))?;
                 self.writable = None;
                 value(published)
             }
             Request::Discard => discard(&self.store).map(|()| Value::Null),
-            Request::List => {
-                self.store.check()?;
-                let (snapshots, damaged) = self.store.snapshots()?;
-                Ok(json!({"snapshots": snapshots, "damaged": damaged}))
+            Request::List { sizes } => crate::list::answer(&self.store, sizes),
+            Request::Prune { dry_run } => {
+                ensure!(self.writable.is_none(), "a snapshot has been begun");
+                value(crate::prune::for_client(&self.store, &self.retention, dry_run)?)
             }
+            Request::Hold { date } => {
+                let (reading, meta) = Reading::hold(&self.store, &date)?;
+                self.reading = Some(reading);
+                value(meta)
+            }
+            Request::Look => {
+                let reading = or_skip_list(self.reading(), input)?;
+                value(reading.look(input)?)
+            }
+            Request::Send { .. } => {
+                let cmd = or_skip_list(self.reading(), input)
+                    .and_then(|reading| reading.sender(&request, &self.store.rsync, input));
+                converse(cmd, None, input, output)
+            }
+            Request::Find(wanted) => crate::store::find::find(&self.store, &wanted),
             Request::Diff { from, to, source, limit } => {
                 value(diff::diff(&self.store, &from, &to, source.as_deref(), limit)?)
+            }
+            Request::Verify { options } => {
+                let outcome = verify::verify(&self.store, None, &options, &teller(output))?;
+                verified::record(&self.store, &options, &outcome, 0)?;
+                outcome.describe(&options)
             }
         }
     }
@@ -242,81 +303,16 @@ impl Serving {
         Ok(Merge::new(partial, incoming, resume, base, again, times))
     }
 
-    /// Runs the receiving rsync with its stdin and stdout in stream frames. It inherits the lock, so that
-    /// nobody else writes as long as it lives, whatever happens to us.
+    /// Runs the receiving rsync. It inherits the lock, so that nobody else writes as long as it lives, whatever
+    /// happens to us.
     fn receive(
         &self,
         request: &Request,
         input: &mut impl Read,
         output: &mut (impl Write + Send),
     ) -> Result<Value> {
-        let child = self.receiver(request).and_then(|cmd| cmd.spawn_piped());
-        let mut child = match child {
-            Ok(child) => child,
-            Err(error) => {
-                // The source's rsync is waiting: end both directions, then say why.
-                protocol::send(output, Kind::End, &[])?;
-                output.flush()?;
-                swallow_stream(input)?;
-                return Err(error);
-            }
-        };
-        let (mut to_child, mut from_child) =
-            (child.take_stdin(), child.take_stdout().context("rsync has no stdout")?);
-        let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id out of range")?);
-        let pace = &self.writable()?.pace;
-        let mut unflushed = Ok(());
-        let piped: Result<()> = std::thread::scope(|scope| {
-            let sender = scope.spawn(move || -> Result<()> {
-                let mut buffer = vec![0; MAX_FRAME];
-                loop {
-                    let n = from_child.read(&mut buffer)?;
-                    if n == 0 {
-                        // The source's rsync waits for its "remote shell" to end, and only then ends itself.
-                        protocol::send(output, Kind::End, &[exit_code(pid)?])?;
-                        return Ok(output.flush()?);
-                    }
-                    protocol::send(output, Kind::Stream, &buffer[..n])?;
-                    output.flush()?;
-                }
-            });
-            let mut frame = Vec::new();
-            let received = loop {
-                match protocol::receive(input, &mut frame) {
-                    Ok(Some(Kind::Stream)) => {
-                        // An rsync that has ended takes no more; the source is told by the other direction.
-                        if to_child.as_mut().is_some_and(|pipe| pipe.write_all(&frame).is_err()) {
-                            to_child = None;
-                        }
-                        // Nothing more is taken before this has reached the disk.
-                        if unflushed.is_ok() {
-                            unflushed = pace.wrote(frame.len() as u64);
-                        }
-                        if unflushed.is_err() {
-                            // What still comes is read, so that the conversation stays in step.
-                            to_child = None;
-                        }
-                    }
-                    Ok(Some(Kind::End)) => break Ok(()),
-                    Ok(_) => break Err(anyhow::anyhow!("the source went away")),
-                    Err(e) => break Err(e),
-                }
-            };
-            drop(to_child);
-            if received.is_err() {
-                child.end();
-            }
-            let sent =
-                sender.join().unwrap_or_else(|_| bail!("internal error while passing on rsync's output"));
-            received.and(sent)
-        });
-        piped?;
-        if let Err(error) = unflushed {
-            child.end();
-            return Err(error);
-        }
-        let status = child.wait(None, false)?;
-        value(Received { exit_code: status.code().unwrap_or(255), stderr: tail(&child.stderr()?) })
+        let pace = self.writable.as_ref().map(|w| &w.pace);
+        converse(self.receiver(request), pace, input, output)
     }
 
     fn receiver(&self, request: &Request) -> Result<Cmd> {
@@ -374,6 +370,80 @@ impl Serving {
         let into = Path::new(INCOMING).join(source).join("");
         Ok(cmd.arg(".").arg(into).dir(&writable.store.path).inherit(writable.lock.fd()))
     }
+}
+
+/// Runs rsync with its stdin and stdout in stream frames; what it is sent is flushed at the `pace`.
+fn converse(
+    cmd: Result<Cmd>,
+    pace: Option<&pace::Pace>,
+    input: &mut impl Read,
+    output: &mut (impl Write + Send),
+) -> Result<Value> {
+    let child = cmd.and_then(|cmd| cmd.spawn_piped());
+    let mut child = match child {
+        Ok(child) => child,
+        Err(error) => {
+            // The source's rsync is waiting: end both directions, then say why.
+            protocol::send(output, Kind::End, &[])?;
+            output.flush()?;
+            swallow_stream(input)?;
+            return Err(error);
+        }
+    };
+    let (mut to_child, mut from_child) =
+        (child.take_stdin(), child.take_stdout().context("rsync has no stdout")?);
+    let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id out of range")?);
+    let mut unflushed = Ok(());
+    let piped: Result<()> = std::thread::scope(|scope| {
+        let sender = scope.spawn(move || -> Result<()> {
+            let mut buffer = vec![0; MAX_FRAME];
+            loop {
+                let n = from_child.read(&mut buffer)?;
+                if n == 0 {
+                    // The source's rsync waits for its "remote shell" to end, and only then ends itself.
+                    protocol::send(output, Kind::End, &[exit_code(pid)?])?;
+                    return Ok(output.flush()?);
+                }
+                protocol::send(output, Kind::Stream, &buffer[..n])?;
+                output.flush()?;
+            }
+        });
+        let mut frame = Vec::new();
+        let received = loop {
+            match protocol::receive(input, &mut frame) {
+                Ok(Some(Kind::Stream)) => {
+                    // An rsync that has ended takes no more; the source is told by the other direction.
+                    if to_child.as_mut().is_some_and(|pipe| pipe.write_all(&frame).is_err()) {
+                        to_child = None;
+                    }
+                    // Nothing more is taken before this has reached the disk.
+                    if let (Ok(()), Some(pace)) = (&unflushed, pace) {
+                        unflushed = pace.wrote(frame.len() as u64);
+                    }
+                    if unflushed.is_err() {
+                        // What still comes is read, so that the conversation stays in step.
+                        to_child = None;
+                    }
+                }
+                Ok(Some(Kind::End)) => break Ok(()),
+                Ok(_) => break Err(anyhow::anyhow!("the source went away")),
+                Err(e) => break Err(e),
+            }
+        };
+        drop(to_child);
+        if received.is_err() {
+            child.end();
+        }
+        let sent = sender.join().unwrap_or_else(|_| bail!("internal error while passing on rsync's output"));
+        received.and(sent)
+    });
+    piped?;
+    if let Err(error) = unflushed {
+        child.end();
+        return Err(error);
+    }
+    let status = child.wait(None, false)?;
+    value(Received { exit_code: status.code().unwrap_or(255), stderr: tail(&child.stderr()?) })
 }
 
 /// `ready`, or its error after the list that follows the request has been read, so that the conversation stays

@@ -4,30 +4,30 @@
 //! before (for the first pass: from the index of the base), so only what differs is looked at again. Each pass
 //! distrusts what moved under its hands, so that the next one takes it again.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Seek as _, Write as _};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use common::fault::{Fault, Kind, kind_of};
 use common::record::RunRecord;
 use common::status::Report;
 use common::{durable, signals};
-use nix::fcntl::AtFlags;
-use nix::sys::stat::fstatat;
 use serde_json::{Value, json};
 
+use crate::budget::{Budget, Rate, is_over};
 use crate::far::Far;
 use crate::index;
 use crate::maintenance;
+use crate::moved::distrust_moved;
 use crate::progress::Progress;
 use crate::protocol::{Merged, Opened, Published, Request};
 use crate::rsync::Transfer;
 use crate::settings::{DATABASE, Place, Settings};
 use crate::source::{Checked, Source};
 use crate::store::meta::{Consistency, SourceMeta};
+use crate::timing::{Laps, Phase, Timing, ms};
 use crate::tree::{Changes, Stamp, Tree};
 use crate::walk::{self, walk};
 
@@ -49,6 +49,8 @@ pub struct Allow {
     pub new_store: bool,
     /// Publish although Nextcloud was not in maintenance.
     pub crash_consistent: bool,
+    /// For settle: it ends within this time, or fails.
+    pub max_time: Option<Duration>,
 }
 
 /// What is known of one source in this run.
@@ -71,6 +73,17 @@ struct Counts {
     merged: Merged,
     sent_bytes: u64,
     cloned: u64,
+    /// Of all passes of the last step that took this source.
+    timing: Timing,
+    last: Last,
+}
+
+/// The last pass: what another one would cost, if as much changed.
+#[derive(Clone, Copy, Debug, Default)]
+struct Last {
+    changed: u64,
+    bytes: u64,
+    timing: Timing,
 }
 
 /// A snapshot under way.
@@ -81,6 +94,7 @@ pub struct Session {
     opened: Opened,
     taken: Vec<Taken>,
     seal: Option<RunRecord>,
+    rate: Rate,
     started_at: String,
 }
 
@@ -110,7 +124,15 @@ impl Session {
         if opened.resumed {
             report.warn("continues", "an interrupted run is continued: what it had sent is not sent again");
         }
-        Ok(Session { settings, far, opened, taken: Vec::new(), seal: None, started_at })
+        Ok(Session {
+            settings,
+            far,
+            opened,
+            taken: Vec::new(),
+            seal: None,
+            rate: Rate::default(),
+            started_at,
+        })
     }
 
     /// Brings the partial snapshot up to date with `sources`, while things go on.
@@ -122,8 +144,17 @@ impl Session {
         report: &mut Report,
     ) -> Result<()> {
         for source in sources {
-            self.pass(source, allow, progress, report)?;
+            self.forget_timing(source);
+            self.pass(source, allow, &Budget::default(), progress, report)?;
         }
+        progress.begin("writing back", 0);
+        let begin = Instant::now();
+        // What is on the disks by now does not have to be written inside maintenance.
+        let () = self.far.ask(&Request::Flush)?;
+        for source in sources {
+            write_back(&source.path)?;
+        }
+        report.set("flush_ms", ms(begin.elapsed()));
         report.changed = true;
         self.tell(report);
         Ok(())
@@ -138,35 +169,36 @@ impl Session {
         progress: &Progress,
         report: &mut Report,
     ) -> Result<()> {
-        let before = maintenance::proof(&self.settings)?;
-        for source in sources.iter().filter(|s| s.name != DATABASE) {
-            let known = self.find(&source.name).is_some();
-            let mut moved = self.pass(source, allow, progress, report)?;
-            let mut passes = 1;
-            if !known && self.find(&source.name).is_some_and(|t| t.counts.changed > 0) {
-                // Not staged before: what was sent took time, in which other paths may have changed.
-                moved = moved.max(1);
-            }
-            while moved > 0 && passes < SETTLE_PASSES {
-                moved = self.pass(source, allow, progress, report)?;
-                passes += 1;
-            }
-            if moved > 0 && before.is_ok() {
+        self.seal = None;
+        let settings = self.settings.clone();
+        let record = maintenance::record(&settings)?;
+        let budget = Budget::new(allow.max_time, record.as_ref().and_then(|r| r.deadline.as_deref()));
+        // Asking Nextcloud takes about as long as looking through the files, so both are done at once.
+        let (before, done) = std::thread::scope(|scope| {
+            let proof = scope.spawn(|| maintenance::proof(&settings, record));
+            let done = self.settle_all(sources, allow, &budget, progress, report);
+            (proof.join(), done)
+        });
+        let before = before.map_err(|_| anyhow::anyhow!("internal error while Nextcloud was asked"))??;
+        if let Err(error) = &done
+            && is_over(error)
+        {
+            report.set("reason", "over-budget");
+            self.tell(report);
+        }
+        for (name, moved) in done? {
+            if before.is_ok() {
                 return Err(Fault::failed(format!(
-                    "source {}: {moved} paths still change while Nextcloud is in maintenance",
-                    source.name
+                    "source {name}: {moved} paths still change while Nextcloud is in maintenance"
                 ))
                 .hint("what writes there? `lsof +D` or `fatrace` on the folder shows it; a background worker must be stopped for the backup")
                 .into());
             }
-            if moved > 0 {
-                report.warn(
-                    "moving",
-                    format!("source {}: {moved} paths changed while they were taken", source.name),
-                );
-            }
+            report.warn("moving", format!("source {name}: {moved} paths changed while they were taken"));
         }
-        let after = maintenance::proof(&self.settings)?;
+        let begin = Instant::now();
+        let after = maintenance::proof(&settings, maintenance::record(&settings)?)?;
+        report.set("proof_ms", ms(begin.elapsed()));
         let left_out = self
             .settings
             .sources
@@ -198,8 +230,46 @@ impl Session {
         Ok(())
     }
 
+    /// Takes each of `sources` until nothing moves any more; those that still did after some passes, and how many
+    /// paths.
+    fn settle_all(
+        &mut self,
+        sources: &[Source],
+        allow: Allow,
+        budget: &Budget,
+        progress: &Progress,
+        report: &mut Report,
+    ) -> Result<Vec<(String, u64)>> {
+        let mut restless = Vec::new();
+        for source in sources.iter().filter(|s| s.name != DATABASE) {
+            self.forget_timing(source);
+            let known = self.find(&source.name).is_some();
+            let mut moved = self.pass(source, allow, budget, progress, report)?;
+            let mut passes = 1;
+            if !known && self.find(&source.name).is_some_and(|t| t.counts.changed > 0) {
+                // Not staged before: what was sent took time, in which other paths may have changed.
+                moved = moved.max(1);
+            }
+            while moved > 0 && passes < SETTLE_PASSES {
+                moved = self.pass(source, allow, budget, progress, report)?;
+                passes += 1;
+            }
+            if moved > 0 {
+                restless.push((source.name.clone(), moved));
+            }
+        }
+        Ok(restless)
+    }
+
+    /// A new step begins for `source`.
+    fn forget_timing(&mut self, source: &Source) {
+        if let Some(taken) = self.taken.iter_mut().find(|t| t.source.name == source.name) {
+            taken.counts.timing = Timing::default();
+        }
+    }
+
     /// Publishes, and commits the index.
-    pub fn publish(mut self, allow: Allow, report: &mut Report) -> Result<()> {
+    pub fn publish(mut self, allow: Allow, progress: &Progress, report: &mut Report) -> Result<()> {
         self.may_publish(allow)?;
         for taken in self.taken.iter().filter(|t| t.tree.len() == 0) {
             report.warn("empty-source", format!("source {} is empty", taken.source.name));
@@ -218,7 +288,10 @@ impl Session {
             "tool_version": env!("CARGO_PKG_VERSION"),
             "sources": sources,
         });
-        let published: Published = self.far.ask(&Request::Publish { meta }).map_err(perhaps_published)?;
+        progress.begin("hashing what is new", 0);
+        let watch = |done, total| progress.reached_of(done, total);
+        let published: Published =
+            self.far.ask_watched(&Request::Publish { meta }, watch).map_err(perhaps_published)?;
         report.changed = true;
         for warning in &published.warnings {
             report.warn_value(warning.clone());
@@ -226,6 +299,8 @@ impl Session {
         report.set("date", published.date.as_str());
         report.set("path", published.path.as_str());
         report.set("id", published.id.as_str());
+        report.set("hashed_files", published.hashed_files);
+        report.set("hashed_bytes", published.hashed_bytes);
         report.set("base", self.opened.base.as_ref().map(|b| b.date.clone()));
         report.set("consistency", serde_json::to_value(consistency)?);
         report.set("store", self.far.hello.store.as_str());
@@ -271,15 +346,18 @@ impl Session {
         self.taken.iter().find(|t| t.source.name == name)
     }
 
-    /// One pass over one source; returns how many paths moved meanwhile.
+    /// One pass over one source; returns how many paths moved meanwhile. When there is no time for it, what is
+    /// known of the source stays as it was.
     fn pass(
         &mut self,
         source: &Source,
         allow: Allow,
+        budget: &Budget,
         progress: &Progress,
         report: &mut Report,
     ) -> Result<u64> {
         signals::check()?;
+        let mut laps = Laps::start();
         let (source, dump_run) = resolve(source)?;
         let checked = source.check(&self.settings.sources)?;
         if source.name != DATABASE {
@@ -289,14 +367,23 @@ impl Session {
         // Content written through a memory map moves no time stamp until it is written back.
         nix::unistd::syncfs(&checked.dir)
             .with_context(|| format!("cannot write back {}", source.path.display()))?;
-        let mut tree = walk(&checked.dir, &source.path, &checked.excludes)?;
+        laps.lap(Phase::Sync);
+        let mut tree = walk(&checked.dir, &source.path, &checked.excludes, budget)?;
+        laps.lap(Phase::Walk);
         let before = self.taken.iter().position(|t| t.source.name == source.name);
         // A newer dump lies in another folder: it is begun anew.
-        let again = before.map(|at| self.taken.swap_remove(at)).filter(|t| t.source.path == source.path);
+        let mut again = before.map(|at| self.taken.swap_remove(at)).filter(|t| t.source.path == source.path);
         let first = again.is_none();
-        let mut plan = match again {
+        let mut plan = match &mut again {
             Some(before) => {
-                same_file_system(&source, &checked, &before.meta(), &tree, allow)?;
+                same_file_system(
+                    &source,
+                    &checked,
+                    before.fs_id.as_deref(),
+                    &before.submounts(),
+                    &tree,
+                    allow,
+                )?;
                 let known = before.tree.len();
                 let plan = Plan::again(before, &mut tree, checked.distrust.is_some());
                 if source.name != DATABASE {
@@ -306,8 +393,23 @@ impl Session {
             }
             None => self.first(&source, &checked, &mut tree, allow, report)?,
         };
-        self.prepare(&source, &tree, &mut plan, first)?;
-        let moved = self.transfer(&source, &checked, &mut tree, &mut plan, first, progress)?;
+        laps.lap(Phase::Compare);
+        let now = Now { source: &source, checked: &checked, first, budget };
+        let moved = match self.bring_up(&now, &mut tree, &mut plan, &mut laps, progress) {
+            Ok(moved) => moved,
+            Err(error) => {
+                if let Some(mut before) = again.filter(|_| is_over(&error)) {
+                    before.tree.forget(&plan.gone);
+                    before.counts = plan.counts;
+                    self.taken.push(before);
+                }
+                return Err(error);
+            }
+        };
+        let timing = laps.timing;
+        plan.counts.timing.add(&timing);
+        plan.counts.last = Last { changed: plan.changes.marked, bytes: plan.bytes, timing };
+        self.rate.saw(plan.bytes, timing.of(Phase::Send) + timing.of(Phase::Merge));
         self.taken.push(Taken {
             fs_id: checked.fs_id,
             trusted: checked.distrust.is_none(),
@@ -316,7 +418,32 @@ impl Session {
             counts: plan.counts,
             source,
         });
+        // It is taken, but too late.
+        budget.check()?;
         Ok(moved)
+    }
+
+    /// Brings the partial snapshot up to `tree`.
+    fn bring_up(
+        &mut self,
+        now: &Now<'_>,
+        tree: &mut Tree,
+        plan: &mut Plan,
+        laps: &mut Laps,
+        progress: &Progress,
+    ) -> Result<u64> {
+        let files = marked_in(tree, &plan.changes.dirs).filter(|(_, e)| e.meta.is_file());
+        plan.bytes = files.map(|(_, e)| e.allocated.min(e.meta.size)).sum();
+        now.budget.check_for(self.rate.expects(plan.bytes), || {
+            format!(
+                "sending {} of changed files of source {}",
+                indicatif::BinaryBytes(plan.bytes),
+                now.source.name
+            )
+        })?;
+        self.prepare(now.source, tree, plan, now.first)?;
+        laps.lap(Phase::Prepare);
+        self.transfer(now, tree, plan, laps, progress)
     }
 
     /// How to begin: with the index of the base, or the full way.
@@ -342,7 +469,7 @@ impl Session {
         if source.name == DATABASE {
             return Ok(Plan::full(tree, "full"));
         }
-        same_file_system(source, checked, &held, tree, allow)?;
+        same_file_system(source, checked, held.fs_id.as_deref(), &held.submounts, tree, allow)?;
         let base_id = base.map(|b| b.id.clone()).unwrap_or_default();
         match self.usable_index(source, checked, &base_id) {
             Ok(old) => {
@@ -355,6 +482,8 @@ impl Session {
                     clone: true,
                     checksum: true,
                     counts: Counts { way: "index", ..Counts::default() },
+                    bytes: 0,
+                    gone: Vec::new(),
                 })
             }
             Err(why) => {
@@ -417,6 +546,7 @@ impl Session {
             let _dropped: Value = self.far.ask_with_list(&Request::Drop { source: name }, |list| {
                 plan.changes.dropped.iter().try_for_each(|path| list.path(path))
             })?;
+            plan.gone = std::mem::take(&mut plan.changes.dropped);
         }
         Ok(())
     }
@@ -439,20 +569,19 @@ impl Session {
     /// Sends what is marked, has it put in its place, and distrusts what moved meanwhile.
     fn transfer(
         &mut self,
-        source: &Source,
-        checked: &Checked,
+        now: &Now<'_>,
         tree: &mut Tree,
         plan: &mut Plan,
-        first: bool,
+        laps: &mut Laps,
         progress: &Progress,
     ) -> Result<u64> {
+        let &Now { source, checked, first, budget } = now;
         let marked = plan.changes.marked;
         plan.counts.passes += 1;
         plan.counts.changed += marked;
         let name = &source.name;
         let times = name != DATABASE;
-        let mut dirs: Vec<&Vec<u8>> = tree.dirs.keys().collect();
-        dirs.sort_unstable();
+        let dirs = &plan.changes.dirs;
         let transfer = |list: File, only_itself: bool| Transfer {
             rsync: &self.settings.rsync,
             path: &source.path,
@@ -467,6 +596,7 @@ impl Session {
             account: None,
             xattrs: self.opened.xattrs,
             acls: self.opened.acls,
+            budget,
         };
         let request = Request::Merge { source: name.clone(), times, again: !first };
         if tree.root_changed {
@@ -478,29 +608,30 @@ impl Session {
             let _root: Merged = self.far.ask_with_list(&request, |list| {
                 list.record(root.kind(), 0, (root.mtime.sec, root.mtime.nsec), b"")
             })?;
+            laps.lap(Phase::Send);
         }
         if marked == 0 {
             return Ok(0);
         }
-        let list =
-            list_file(&self.settings.state, marked_in(tree, &dirs).map(|(path, _)| uncommented(path)))?;
-        let files = marked_in(tree, &dirs).filter(|(_, e)| e.meta.is_file());
-        let bytes = files.map(|(_, e)| e.allocated.min(e.meta.size)).sum();
-        progress.begin(format!("{name}: {marked} paths"), bytes);
+        let list = list_file(&self.settings.state, marked_in(tree, dirs).map(|(path, _)| uncommented(path)))?;
+        progress.begin(format!("{name}: {marked} paths"), plan.bytes);
         let sent = transfer(list, false).run(&mut self.far, progress)?;
+        laps.lap(Phase::Send);
         progress.begin(format!("{name}: putting in place"), 0);
         let merged: Merged = self.far.ask_with_list(&request, |list| {
-            marked_in(tree, &dirs).try_for_each(|(path, e)| {
+            marked_in(tree, dirs).try_for_each(|(path, e)| {
                 list.record(e.meta.kind(), e.meta.size, (e.meta.mtime.sec, e.meta.mtime.nsec), &path)
             })
         })?;
+        laps.lap(Phase::Merge);
         let counts = &mut plan.counts;
         counts.sent_bytes += sent.bytes;
         counts.merged.received += merged.received;
         counts.merged.received_bytes += merged.received_bytes;
         counts.merged.linked += merged.linked;
         counts.merged.resumed += merged.resumed;
-        let moved = distrust_moved(&checked.dir, tree)?;
+        let moved = distrust_moved(&checked.dir, tree, dirs)?;
+        laps.lap(Phase::Check);
         if merged.missing > 0 && moved == 0 && !sent.vanished {
             return Err(Fault::failed(format!(
                 "source {name}: rsync passed over {} paths that are there: {}",
@@ -533,12 +664,16 @@ impl Session {
 }
 
 impl Taken {
+    fn submounts(&self) -> Vec<String> {
+        self.tree.submounts.iter().map(|m| walk::show(m)).collect()
+    }
+
     fn meta(&self) -> SourceMeta {
         SourceMeta {
             name: self.source.name.clone(),
             path: index::encode_path(&self.source.path),
             fs_id: self.fs_id.clone(),
-            submounts: self.tree.submounts.iter().map(|m| walk::show(m)).collect(),
+            submounts: self.submounts(),
             paths: self.tree.len(),
             bytes: self.tree.bytes(),
         }
@@ -552,6 +687,11 @@ impl Taken {
             "changed_paths": c.changed, "sent_bytes": c.sent_bytes,
             "received_files": c.merged.received, "received_bytes": c.merged.received_bytes,
             "linked_paths": c.cloned + c.merged.linked, "resumed_files": c.merged.resumed,
+            "timing": c.timing.tell(),
+            "last_pass": {
+                "changed_paths": c.last.changed, "changed_bytes": c.last.bytes,
+                "walk_ms": ms(c.last.timing.of(Phase::Walk)), "pass_ms": ms(c.last.timing.total()),
+            },
         })
     }
 }
@@ -565,97 +705,63 @@ struct Plan {
     clone: bool,
     checksum: bool,
     counts: Counts,
+    /// Bytes of the marked files.
+    bytes: u64,
+    /// What the far end has removed from the partial snapshot.
+    gone: Vec<Vec<u8>>,
+}
+
+/// What one pass is about.
+#[derive(Debug)]
+struct Now<'a> {
+    source: &'a Source,
+    checked: &'a Checked,
+    first: bool,
+    budget: &'a Budget,
 }
 
 impl Plan {
     fn full(tree: &mut Tree, way: &'static str) -> Plan {
         let counts = Counts { way, ..Counts::default() };
-        Plan { changes: tree.mark_all(), all: true, clone: false, checksum: true, counts }
+        let changes = tree.mark_all();
+        Plan { changes, all: true, clone: false, checksum: true, counts, bytes: 0, gone: Vec::new() }
     }
 
     /// A later pass: what differs from the walk before; everything where that cannot be relied on.
-    fn again(before: Taken, tree: &mut Tree, distrust: bool) -> Plan {
+    fn again(before: &mut Taken, tree: &mut Tree, distrust: bool) -> Plan {
         let mut changes = tree.mark_changes(&before.tree);
         if distrust {
             let Changes { dropped, vanished, .. } = changes;
             changes = Changes { dropped, vanished, ..tree.mark_all() };
         }
-        Plan { changes, all: distrust, clone: false, checksum: true, counts: before.counts }
+        let counts = std::mem::take(&mut before.counts);
+        Plan { changes, all: distrust, clone: false, checksum: true, counts, bytes: 0, gone: Vec::new() }
     }
 }
 
-/// The marked entries, directories before what is in them.
+/// The marked entries in `dirs`, directories before what is in them.
 fn marked_in<'a>(
     tree: &'a Tree,
-    dirs: &'a [&'a Vec<u8>],
+    dirs: &'a [Vec<u8>],
 ) -> impl Iterator<Item = (Vec<u8>, &'a crate::tree::Entry)> + 'a {
     let in_dir = |path: &'a Vec<u8>| tree.dirs.get(path).into_iter().map(move |dir| (path, dir));
-    dirs.iter().flat_map(move |path| in_dir(path)).flat_map(|(path, dir)| {
+    dirs.iter().flat_map(in_dir).flat_map(|(path, dir)| {
         dir.entries().filter(|(_, e)| e.changed).map(move |(name, e)| (crate::tree::join(path, name), e))
     })
 }
 
-/// Marks every entry that was taken but is not any more what the walk saw, or lies in a folder that moved:
-/// rsync may have met the one or the other. Returns how many.
-fn distrust_moved(root: &File, tree: &mut Tree) -> Result<u64> {
-    let mut still: HashMap<Vec<u8>, bool> = HashMap::new();
-    let mut moved = 0;
-    let metas: HashMap<Vec<u8>, crate::tree::Meta> =
-        tree.iter().filter(|(_, e)| e.meta.is_dir()).map(|(p, e)| (p, e.meta)).collect();
-    let same = |path: &[u8], meta: &crate::tree::Meta| -> Result<bool> {
-        let at = std::ffi::OsStr::from_bytes(path);
-        match fstatat(root, at, AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(walk::meta(&stat) == *meta),
-            Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR | nix::errno::Errno::ELOOP) => {
-                Ok(false)
-            }
-            Err(e) => Err(e).with_context(|| format!("cannot look at {}", walk::show(path))),
-        }
-    };
-    let mut paths: Vec<Vec<u8>> = tree.dirs.keys().cloned().collect();
-    paths.sort_unstable();
-    for path in paths {
-        let Some(dir) = tree.dirs.get_mut(&path) else { continue };
-        if !dir.any_changed() {
-            continue;
-        }
-        let parents_still = is_still(&path, &metas, &same, &mut still)?;
-        let has_moved = |name: &[u8], meta: &crate::tree::Meta| -> Result<bool> {
-            Ok(!parents_still || !same(&crate::tree::join(&path, name), meta)?)
-        };
-        moved += dir.distrust(has_moved)?;
-    }
-    Ok(moved)
-}
-
-/// Whether the folder `path` and all above it are what the walk saw.
-fn is_still(
-    path: &[u8],
-    metas: &HashMap<Vec<u8>, crate::tree::Meta>,
-    same: &impl Fn(&[u8], &crate::tree::Meta) -> Result<bool>,
-    known: &mut HashMap<Vec<u8>, bool>,
-) -> Result<bool> {
-    if path.is_empty() {
-        return Ok(true);
-    }
-    if let Some(answer) = known.get(path) {
-        return Ok(*answer);
-    }
-    let (parent, _) = crate::store::split(path);
-    let answer = is_still(parent, metas, same, known)?
-        && match metas.get(path) {
-            Some(meta) => same(path, meta)?,
-            None => false,
-        };
-    known.insert(path.to_vec(), answer);
-    Ok(answer)
+/// Has the file system that `path` lies on written back.
+fn write_back(path: &Path) -> Result<()> {
+    let what = || format!("cannot write back {}", path.display());
+    nix::unistd::syncfs(File::open(path).with_context(what)?).with_context(what)
 }
 
 /// A source on another file system than last time, or without a mount it had, is not what it was.
 fn same_file_system(
     source: &Source,
     checked: &Checked,
-    held: &SourceMeta,
+    fs_id: Option<&str>,
+    submounts: &[String],
     tree: &Tree,
     allow: Allow,
 ) -> Result<()> {
@@ -664,17 +770,17 @@ fn same_file_system(
     }
     let shown = source.path.display();
     let hint = "if it was moved on purpose, run once with --allow-new-filesystem";
-    if held.fs_id.is_some() && held.fs_id != checked.fs_id {
-        let id = |id: &Option<String>| id.clone().unwrap_or_else(|| "unknown".into());
+    if fs_id.is_some() && fs_id != checked.fs_id.as_deref() {
+        let id = |id: Option<&str>| id.unwrap_or("unknown").to_owned();
         return Err(Fault::config(format!(
             "source {}: {shown} is on file system {} now, and was on {} at the last snapshot: is its disk mounted?",
-            source.name, id(&checked.fs_id), id(&held.fs_id)
+            source.name, id(checked.fs_id.as_deref()), id(fs_id)
         ))
         .hint(hint)
         .into());
     }
     let now: Vec<_> = tree.submounts.iter().map(|m| walk::show(m)).collect();
-    if let Some(gone) = held.submounts.iter().find(|m| !now.contains(m)) {
+    if let Some(gone) = submounts.iter().find(|m| !now.contains(m)) {
         return Err(Fault::config(format!(
             "source {}: {shown}/{gone} was a mount point at the last snapshot and is none now",
             source.name

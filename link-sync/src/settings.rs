@@ -114,6 +114,9 @@ impl Options {
         let absolute =
             |p: &PathBuf| std::path::absolute(p).with_context(|| format!("cannot resolve {}", p.display()));
         ssh.identity = self.identity.as_ref().map(absolute).transpose()?.or(ssh.identity);
+        if self.identity.is_some() {
+            ssh.restore_identity = None;
+        }
         ssh.known_hosts = self.known_hosts.as_ref().map(absolute).transpose()?.or(ssh.known_hosts);
         ssh.remote_program = self.remote_program.clone().or(ssh.remote_program);
         let day = Span(Duration::from_secs(24 * 3600));
@@ -183,7 +186,7 @@ impl Options {
             None => Source::default_must_contain(&raw.name),
         };
         // Compiled once here, so that a bad pattern is told before anything is touched.
-        drop(crate::exclude::Excludes::new(&exclude, Vec::new())?);
+        drop(common::exclude::Excludes::new(&exclude, Vec::new())?);
         Ok(Source { name: raw.name.clone(), path, exclude, must_contain })
     }
 }

@@ -5,13 +5,12 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use common::exclude::{self, Excludes};
 use common::fault::Fault;
 use common::mounts;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{FsType, fstatfs};
-
-use crate::exclude::{self, Excludes};
 
 /// What a source is, from the profile or the command line.
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@
 //!
 //! Paths are relative to the source, as bytes; the source itself is the empty path.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// A time as the file system gives it: seconds and nanoseconds since the epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,21 +74,25 @@ pub struct Entry {
 pub struct Dir {
     names: Vec<u8>,
     entries: Vec<Entry>,
+    /// Sum of the sizes of its regular files.
+    bytes: u64,
 }
 
 impl Dir {
     /// A directory from its entries in any order.
     pub fn new(mut list: Vec<(Vec<u8>, Meta, u64)>) -> Dir {
         list.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        let mut dir = Dir { names: Vec::new(), entries: Vec::with_capacity(list.len()) };
+        let names = list.iter().map(|(name, _, _)| name.len()).sum();
+        let (names, entries) = (Vec::with_capacity(names), Vec::with_capacity(list.len()));
+        let mut dir = Dir { names, entries, bytes: 0 };
         for (name, meta, allocated) in list {
             // NAME_MAX is 255 on every file system, and 4 GiB of names in one directory do not exist.
             let name_at = u32::try_from(dir.names.len()).unwrap_or(u32::MAX);
             let name_len = u16::try_from(name.len()).unwrap_or(u16::MAX);
             dir.names.extend_from_slice(&name);
             dir.entries.push(Entry { name_at, name_len, changed: false, allocated, meta });
+            dir.bytes += if meta.is_file() { meta.size } else { 0 };
         }
-        dir.names.shrink_to_fit();
         dir
     }
 
@@ -102,9 +106,17 @@ impl Dir {
         self.entries.len()
     }
 
-    /// Whether any entry is marked.
-    pub fn any_changed(&self) -> bool {
-        self.entries.iter().any(|e| e.changed)
+    /// The entry called `name`.
+    pub fn find(&self, name: &[u8]) -> Option<&Entry> {
+        self.entries.binary_search_by(|e| self.name(e).cmp(name)).ok().map(|at| &self.entries[at])
+    }
+
+    /// Forgets the entry called `name`.
+    fn forget(&mut self, name: &[u8]) {
+        if let Ok(at) = self.entries.binary_search_by(|e| self.name(e).cmp(name)) {
+            let gone = self.entries.remove(at);
+            self.bytes -= if gone.meta.is_file() { gone.meta.size } else { 0 };
+        }
     }
 
     /// Asks for each marked entry whether it has `moved`; one that has will differ from any later walk.
@@ -152,6 +164,8 @@ pub struct Changes {
     pub replaced: Vec<Vec<u8>>,
     /// Entries in the new tree that are marked, the root not counted.
     pub marked: u64,
+    /// The directories these are in, each before those below it.
+    pub dirs: Vec<Vec<u8>>,
     /// Entries of the old tree that are gone.
     pub vanished: u64,
 }
@@ -175,7 +189,7 @@ impl Tree {
 
     /// Sum of the sizes of its regular files, in bytes.
     pub fn bytes(&self) -> u64 {
-        self.dirs.values().flat_map(|d| &d.entries).filter(|e| e.meta.is_file()).map(|e| e.meta.size).sum()
+        self.dirs.values().map(|d| d.bytes).sum()
     }
 
     /// Sum of what its entries occupy, in bytes.
@@ -183,20 +197,34 @@ impl Tree {
         self.dirs.values().flat_map(|d| &d.entries).map(|e| e.allocated).sum()
     }
 
-    /// Every entry with its path; directories before what is in them is not promised.
-    pub fn iter(&self) -> impl Iterator<Item = (Vec<u8>, &Entry)> {
-        self.dirs.iter().flat_map(|(path, dir)| dir.entries().map(move |(name, e)| (join(path, name), e)))
-    }
-
     /// Marks everything: for a store that holds nothing of it.
     pub fn mark_all(&mut self) -> Changes {
         self.root_changed = true;
         let mut changes = Changes::default();
-        for entry in self.dirs.values_mut().flat_map(|d| &mut d.entries) {
-            entry.changed = true;
-            changes.marked += 1;
+        for (path, dir) in &mut self.dirs {
+            dir.entries.iter_mut().for_each(|e| e.changed = true);
+            changes.marked += dir.len() as u64;
+            changes.dirs.push(path.clone());
         }
+        changes.dirs.sort_unstable();
         changes
+    }
+
+    /// Forgets `paths`, with all that is below them: the store does not hold them any more.
+    pub fn forget(&mut self, paths: &[Vec<u8>]) {
+        for path in paths {
+            let at = path.iter().rposition(|b| *b == b'/');
+            let (dir, name) = at.map_or((&path[..0], &path[..]), |at| (&path[..at], &path[at + 1..]));
+            if let Some(dir) = self.dirs.get_mut(dir) {
+                dir.forget(name);
+            }
+        }
+        let gone: HashSet<&[u8]> = paths.iter().map(|p| &p[..]).collect();
+        let below = |path: &[u8]| {
+            let ends = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
+            ends.chain([path.len()]).any(|end| gone.contains(&path[..end]))
+        };
+        self.dirs.retain(|path, _| !below(path));
     }
 
     /// Marks the entries that differ from `old`, the tree of what the store holds.
@@ -214,6 +242,7 @@ impl Tree {
             let before = old.dirs.get(path).unwrap_or(&nothing);
             let mut before = before.entries().peekable();
             let names = &dir.names;
+            let mut marked = 0;
             for entry in &mut dir.entries {
                 let start = entry.name_at as usize;
                 let name = &names[start..start + usize::from(entry.name_len)];
@@ -223,7 +252,7 @@ impl Tree {
                 let known = before.next_if(|(n, _)| *n == name).map(|(_, e)| &e.meta);
                 matched += u64::from(known.is_some());
                 entry.changed = known.is_none_or(|k| differs(k, &entry.meta));
-                changes.marked += u64::from(entry.changed);
+                marked += u64::from(entry.changed);
                 match known {
                     Some(k) if k.kind() != entry.meta.kind() => changes.dropped.push(join(path, name)),
                     Some(_) if entry.changed && !entry.meta.is_dir() => {
@@ -233,7 +262,12 @@ impl Tree {
                 }
             }
             changes.dropped.extend(before.map(|(gone, _)| join(path, gone)));
+            if marked > 0 {
+                changes.marked += marked;
+                changes.dirs.push(path.clone());
+            }
         }
+        changes.dirs.sort_unstable();
         changes.vanished = old.len() - matched;
         changes
     }
@@ -262,11 +296,10 @@ mod tests {
     }
 
     fn marked(tree: &Tree) -> Vec<String> {
-        let mut list: Vec<_> = tree
-            .iter()
-            .filter(|(_, e)| e.changed)
-            .map(|(p, _)| String::from_utf8_lossy(&p).into_owned())
-            .collect();
+        let all =
+            tree.dirs.iter().flat_map(|(path, dir)| dir.entries().map(move |(n, e)| (join(path, n), e)));
+        let changed = all.filter(|(_, e)| e.changed);
+        let mut list: Vec<_> = changed.map(|(p, _)| String::from_utf8_lossy(&p).into_owned()).collect();
         list.sort();
         list
     }

@@ -7,24 +7,26 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
+use common::exclude::Excludes;
 use common::fault::Fault;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 
-use crate::exclude::Excludes;
+use crate::budget::Budget;
 use crate::parallel;
 use crate::store::visit;
 use crate::tree::{Dir, Meta, Stamp, Tree, join};
 
 /// Walks the directory open as `root`; `name` is for messages. What vanishes meanwhile is left out; what
 /// cannot be read is an error. Memory: about 100 bytes a path.
-pub fn walk(root: &File, name: &Path, excludes: &Excludes) -> Result<Tree> {
+pub fn walk(root: &File, name: &Path, excludes: &Excludes, budget: &Budget) -> Result<Tree> {
     let walked_at = Stamp::now();
     let stat = fstat(root).with_context(|| format!("cannot look at {}", name.display()))?;
     let tree = Tree { root: meta(&stat), walked_at, ..Tree::default() };
     let tree = Mutex::new(tree);
     parallel::each((Vec::new(), stat.st_dev), |(path, dev): (Vec<u8>, u64), more| {
+        budget.check()?;
         let found = read_dir(root, excludes, &path)?;
         let mut tree = tree.lock().unwrap_or_else(PoisonError::into_inner);
         // One that vanished is known to be empty, not unknown: what the store may hold below it must go.

@@ -59,6 +59,10 @@ pub(crate) enum Action {
         /// Only if nc-maint switched it on and no run is at work (for ExecStopPost= and at boot)
         #[arg(long)]
         if_ours: bool,
+        /// First tell clients that the server went back in time (after a restore): without it they
+        /// delete what they have and it has not. When that fails, maintenance stays on
+        #[arg(long, conflicts_with = "if_ours")]
+        data_fingerprint: bool,
     },
     /// Switch on, run a command, switch off: whatever happens
     ///
@@ -82,6 +86,15 @@ pub(crate) enum Action {
         /// Write the database password to FILE (JSON, mode 0600) instead of leaving it out
         #[arg(long, value_name = "FILE")]
         secrets_to: Option<PathBuf>,
+    },
+    /// Write maintenance into the configuration of a copy that is not in place yet
+    ///
+    /// For a restore: DIR holds config/config.php as it was saved. Nothing of it is executed; a
+    /// leftover drop-in of a backup is removed. `off` opens the instance, once it is in place.
+    Close {
+        /// The folder that will be Nextcloud's
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
     },
     /// The background half of `run`; started by it, with its job on stdin.
     #[command(hide = true)]
@@ -144,11 +157,12 @@ impl Action {
             Action::Off { .. } => "off",
             Action::Run { .. } => "run",
             Action::Inspect { .. } => "inspect",
+            Action::Close { .. } => "close",
             Action::Guardian => "guardian",
         }
     }
 
-    /// Its options; the guardian has none.
+    /// Its options; the guardian has none, nor has what is done to a mere copy.
     pub(crate) fn options(&self) -> Option<&Options> {
         match self {
             Action::Status { options }
@@ -156,7 +170,7 @@ impl Action {
             | Action::Off { options, .. }
             | Action::Run { options, .. }
             | Action::Inspect { options, .. } => Some(options),
-            Action::Guardian => None,
+            Action::Close { .. } | Action::Guardian => None,
         }
     }
 }

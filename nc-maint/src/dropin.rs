@@ -27,9 +27,9 @@ use serde_json::{Value, json};
 use crate::settings::Settings;
 
 /// Sorted late by Nextcloud, and left out of every snapshot by link-sync.
-const NAME: &str = "zz-nc-backup-maintenance.config.php";
+pub(crate) const NAME: &str = "zz-nc-backup-maintenance.config.php";
 /// What it is called until it is whole: hidden, and not `*.config.php`.
-const DRAFT: &str = ".zz-nc-backup-maintenance.new";
+pub(crate) const DRAFT: &str = ".zz-nc-backup-maintenance.new";
 /// The line that makes a file ours begins so.
 const OURS: &str = "// nc-backup ";
 /// How much longer than a run may take its file lasts.

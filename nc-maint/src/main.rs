@@ -8,6 +8,7 @@ mod account;
 mod actions;
 mod claim;
 mod cli;
+mod close;
 mod curl;
 mod dropin;
 mod guardian;
@@ -36,6 +37,11 @@ const TOOL: &str = "nc-maint";
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Action::Close { dir } = &cli.action {
+        return status::run(TOOL, env!("CARGO_PKG_VERSION"), "close", None, |report| {
+            close::close(dir, report)
+        });
+    }
     let Some(options) = cli.action.options() else { return guardian::main() };
     let profile = options.profile_name();
     status::run(TOOL, env!("CARGO_PKG_VERSION"), cli.action.word(), profile.as_deref(), |report| {
@@ -44,10 +50,16 @@ fn main() -> ExitCode {
         match &cli.action {
             Action::Status { .. } => actions::status(&settings, report),
             Action::On { max, .. } => actions::on(settings.lasting(*max)?, report),
-            Action::Off { if_ours, .. } => actions::off(&settings, *if_ours, report),
+            Action::Off { if_ours, data_fingerprint, .. } => {
+                if *data_fingerprint {
+                    occ::Occ::steady(&settings).renew_data_fingerprint()?;
+                    report.changed = true;
+                }
+                actions::off(&settings, *if_ours, report)
+            }
             Action::Run { max, command, .. } => run::run(&settings.with_max(*max)?, command, report),
             Action::Inspect { secrets_to, .. } => inspect::inspect(&settings, secrets_to.as_deref(), report),
-            Action::Guardian => Ok(()),
+            Action::Close { .. } | Action::Guardian => Ok(()),
         }
     })
 }

@@ -77,6 +77,17 @@ impl<'a> Occ<'a> {
         }
     }
 
+    /// Tells the clients that the server went back in time. Without it they take what is newer at their side for deleted.
+    pub(crate) fn renew_data_fingerprint(&self) -> Result<()> {
+        let cmd = self.command(&["maintenance:data-fingerprint"])?;
+        let output = cmd.output().context("cannot run occ")?;
+        // It says the new one.
+        match output.text().contains("Updated data-fingerprint to ") {
+            true if output.status.success() => Ok(()),
+            _ => Err(refusal(&cmd, output)),
+        }
+    }
+
     /// The system configuration, secrets included, with all `config/*.config.php` merged in.
     pub(crate) fn system_config(&self) -> Result<Map<String, Value>> {
         let cmd = self.command(&["config:list", "system", "--private", "--output=json"])?;

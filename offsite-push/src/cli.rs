@@ -8,7 +8,7 @@ use common::profile::{Bytes, Span};
 use common::status::Report;
 
 use crate::settings::Settings;
-use crate::{push, status, store, view};
+use crate::{prune, push, status, store, verify, view};
 
 /// The encrypted copy elsewhere: pushes the newest snapshot, and opens it to look.
 ///
@@ -30,6 +30,7 @@ Examples:
   offsite-push status home
   offsite-push view home                     open it read-only to look or restore
   offsite-push unview home
+  offsite-push verify home --sample 5%       is it still what was pushed?
 
 PROFILE names /etc/nc-backup/PROFILE.toml; --config FILE names another file.
 The container is made by `luks-mount create`. sshfs-mount, luks-mount and
@@ -76,8 +77,9 @@ pub(crate) enum Action {
     /// continued by the next one.
     ///
     /// data: store, date, id, failed_step, push (date, id, base_date, sent_bytes,
-    /// received_bytes, copied_bytes, written_bytes, duration_ms, behind), steps
-    /// (of each: step, exit_code, duration_ms, output: the tool's own object).
+    /// received_bytes, copied_bytes, written_bytes, duration_ms, behind), prune (if
+    /// anything was removed; see `prune`), steps (of each: step, exit_code,
+    /// duration_ms, output: the tool's own object).
     Push {
         #[command(flatten)]
         place: Place,
@@ -96,13 +98,55 @@ pub(crate) enum Action {
         #[arg(long)]
         accept_container: bool,
     },
+    /// Remove from the container what the rules in [offsite.retention] do not keep.
+    ///
+    /// `push` does it by itself, after its copy is confirmed. Never removed: the
+    /// newest, the newest sealed one, and the one the next push begins with. See
+    /// link-sync prune. Sudo: /usr/sbin/offsite-push prune home
+    ///
+    /// data: prune (kept, removed, skipped, paths, snapshots: of each its date,
+    /// action and reasons), dry_run, failed_step, steps.
+    Prune {
+        #[command(flatten)]
+        place: Place,
+        /// Open the container read-only and tell what would go, and why the rest
+        /// stays.
+        #[arg(long)]
+        dry_run: bool,
+        /// Send at most so many bytes a second, like 500k or 2m.
+        #[arg(long, value_name = "RATE")]
+        bwlimit: Option<Bytes>,
+    },
     /// Tell what was pushed, what is waiting, and what is mounted now.
     ///
-    /// data: last_push, unconfirmed, newest, behind (snapshots newer than the
+    /// data: last_push, last_verify, unconfirmed, newest, behind (snapshots newer than the
     /// last one pushed), pushing, view, container, s3, steps. Exit code 0.
     Status {
         #[command(flatten)]
         place: Place,
+    },
+    /// Check that the container is the one left behind, and its files.
+    ///
+    /// Opens it read-only and compares it with the checksums and attributes in
+    /// the store here (link-sync verify --against), then takes everything down.
+    /// Of dates that the store no longer has, files are compared with the
+    /// container's own checksums: that is weaker. All that is read comes through
+    /// the link: --sample keeps it short. Exit code 1: something is wrong.
+    ///
+    /// data: store, fresh (it is the container left behind), not_fresh_because,
+    /// verify (as link-sync verify tells), received_bytes, steps.
+    Verify {
+        #[command(flatten)]
+        place: Place,
+        /// Date of the snapshot, 'latest', or 'all'.
+        #[arg(long, default_value = "all", value_parser = date_or_all)]
+        date: String,
+        /// Read only so many percent of the distinct files, chosen at random.
+        #[arg(long, value_name = "N%", default_value = "100%", value_parser = share)]
+        sample: String,
+        /// Choose the sample as the run did that told this number.
+        #[arg(long, value_name = "NUMBER")]
+        seed: Option<u64>,
     },
     /// Open the container read-only, to look or to restore; it stays open.
     ///
@@ -157,12 +201,26 @@ fn date(text: &str) -> Result<String, String> {
     if ok { Ok(text.to_owned()) } else { Err("a date is written like 2026-11-22T03-30-00Z".into()) }
 }
 
+fn date_or_all(text: &str) -> Result<String, String> {
+    if text == "all" { Ok(text.to_owned()) } else { date(text) }
+}
+
+fn share(text: &str) -> Result<String, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).parse::<f64>();
+    match number {
+        Ok(n) if n > 0.0 && n <= 100.0 => Ok(text.to_owned()),
+        _ => Err("write a share like 5%, more than 0 and at most 100".into()),
+    }
+}
+
 impl Cli {
     /// The action's name and the profile, for the status object.
     pub(crate) fn names(&self) -> (&'static str, Option<String>) {
         let (name, place) = match &self.action {
             Action::Push { place, .. } => ("push", place),
             Action::Status { place } => ("status", place),
+            Action::Verify { place, .. } => ("verify", place),
+            Action::Prune { place, .. } => ("prune", place),
             Action::View { place, .. } => ("view", place),
             Action::Unview { place, .. } => ("unview", place),
             Action::Inside(_) => return ("inside", None),
@@ -181,7 +239,13 @@ impl Cli {
                     report,
                 )
             }
+            Action::Prune { place, dry_run, bwlimit } => {
+                prune::run(&Settings::load(&place)?, prune::Options { bwlimit, dry_run }, report)
+            }
             Action::Status { place } => status::run(&Settings::load(&place)?, report),
+            Action::Verify { place, date, sample, seed } => {
+                verify::run(&Settings::load(&place)?, &verify::Options { date, sample, seed }, report)
+            }
             Action::View { place, date } => view::open(&Settings::load(&place)?, &date, report),
             Action::Unview { place, if_killed } => view::close(&Settings::load(&place)?, if_killed, report),
             Action::Inside(_) => Ok(()),

@@ -30,6 +30,9 @@ pub(crate) struct Known {
     pub(crate) id: Option<String>,
     /// The last push that ended well.
     pub(crate) last: Option<Last>,
+    /// The dates in the container when it was last closed cleanly, oldest first.
+    #[serde(default)]
+    pub(crate) dates: Option<Vec<String>>,
 }
 
 /// Facts of the last push that ended well.
@@ -187,19 +190,28 @@ impl Change {
         copied || self.interrupted
     }
 
-    /// S2's record once the container was closed cleanly.
-    pub(crate) fn confirm(&self, path: &Path, written: bool, last: Last) -> Result<()> {
+    /// S2's record once the container was closed cleanly with `dates` in it; `last` is the push, if it was one.
+    pub(crate) fn confirm(
+        &self,
+        path: &Path,
+        written: bool,
+        last: Option<Last>,
+        dates: Vec<String>,
+    ) -> Result<()> {
         let mut known = self.before.clone();
         if written {
             known.generation = Some(self.next.clone());
         }
         known.next_generation = None;
-        // Pushing an old date again does not make it the newest.
-        if known.date.as_ref().is_none_or(|d| *d <= last.date) {
-            known.date = Some(last.date.clone());
-            known.id = Some(last.id.clone());
+        known.dates = Some(dates);
+        if let Some(last) = last {
+            // Pushing an old date again does not make it the newest.
+            if known.date.as_ref().is_none_or(|d| *d <= last.date) {
+                known.date = Some(last.date.clone());
+                known.id = Some(last.id.clone());
+            }
+            known.last = Some(last);
         }
-        known.last = Some(last);
         known.save(path)
     }
 }
@@ -283,7 +295,7 @@ mod tests {
                     content = Content { dates: content.dates, ..stamp(&change.next) };
                 }
                 if cut >= 3 {
-                    change.confirm(&path, true, last(&format!("d{round}"))).unwrap();
+                    change.confirm(&path, true, Some(last(&format!("d{round}"))), Vec::new()).unwrap();
                 }
             }
             let known = load().unwrap();
@@ -311,7 +323,8 @@ mod tests {
         let mut before = known(Some("a"), None);
         (before.date, before.id) = (Some("d2".into()), Some("i2".into()));
         let change = Change::begin(&path, Some(&before), "u", &stamp("a"), false).unwrap();
-        change.confirm(&path, true, Last { date: "d1".into(), id: "i1".into(), ..Last::default() }).unwrap();
+        let old = Last { date: "d1".into(), id: "i1".into(), ..Last::default() };
+        change.confirm(&path, true, Some(old), vec!["d1".into(), "d2".into()]).unwrap();
         let after = Known::load(&path).unwrap().unwrap();
         assert!(after.holds("i2") && !after.holds("i1"));
         assert_eq!(after.last.unwrap().date, "d1");

@@ -5,6 +5,8 @@ mod generation;
 mod inside;
 mod leftovers;
 mod link;
+mod pins;
+mod prune;
 mod push;
 mod room;
 mod settings;
@@ -13,6 +15,7 @@ mod status;
 mod store;
 mod takedown;
 mod tell;
+mod verify;
 mod view;
 
 use std::process::ExitCode;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use common::fault::Fault;
+use common::fault::{Fault, Kind, kind_of};
 use common::lock::Lock;
 use common::offsite;
 use common::profile::Bytes;
@@ -21,10 +21,10 @@ use crate::siblings::{Answer, Call, Siblings, option};
 use crate::store::{self, Snapshot};
 use crate::takedown::{Down, Up};
 use crate::view::Record;
-use crate::{inside, room, tell};
+use crate::{inside, pins, prune, room, tell};
 
 /// A push that was killed is gone within this time.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What the command line says.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ pub(crate) fn run(settings: &Settings, options: &Options, report: &mut Report) -
         let message = "--bwlimit limits the link to S3, but the container lies on this machine";
         return Err(Fault::usage(message).into());
     }
-    for key in ["store", "date", "id", "failed_step", "push"] {
+    for key in ["store", "date", "id", "failed_step", "push", "prune"] {
         report.set(key, Value::Null);
     }
     report.set("steps", json!([]));
@@ -101,12 +101,13 @@ fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report:
             "received_bytes": 0, "copied_bytes": 0, "written_bytes": 0, "duration_ms": 0,
             "behind": store::newer_than(&list, known.as_ref().and_then(|k| k.date.as_deref()))});
         report.set("push", facts);
+        pins::write(settings, store, &[&wanted.date], report);
         say!(TOOL, "nothing new: {} was pushed before", wanted.date);
         return Ok(());
     }
 
     let mut up = Up::new(siblings);
-    let filled = fill(&mut up, settings, options, known.as_ref(), &wanted, report);
+    let filled = fill(&mut up, settings, options, known.as_ref(), &wanted, &list, report);
     let at = up.siblings.doing;
     let down = up.down();
     drop(up);
@@ -120,6 +121,7 @@ fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report:
         copied_bytes: filled.as_ref().ok().and_then(|f| f.copy.data("copied_bytes").as_u64()),
     };
     let base_date = filled.as_ref().map_or(Value::Null, |f| f.copy.data("base_date").clone());
+    let prune = filled.as_ref().is_ok_and(|f| f.prune);
     let result = match filled {
         Err(error) => {
             siblings.doing = at;
@@ -139,6 +141,15 @@ fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report:
     // S3 may still be mounted, or the container was not closed cleanly: the copy itself did not fail.
     if let Some(error) = down.error {
         return Err(error);
+    }
+    if prune && down.closed {
+        let options = prune::Options { bwlimit: options.bwlimit, dry_run: false };
+        match prune::round(settings, options, &list, siblings, report) {
+            Err(error) if !matches!(kind_of(&error), Kind::Interrupted(_)) => {
+                prune::not_pruned(&error, report);
+            }
+            other => other?,
+        }
     }
     let time = Duration::from_millis(facts.duration_ms);
     match facts.sent_bytes {
@@ -162,6 +173,12 @@ struct Filled {
     copy: Answer,
     /// The container has the new generation.
     stamped: bool,
+    /// The dates in it.
+    dates: Vec<String>,
+    /// What the next push begins with.
+    needed: Option<String>,
+    /// Some of them are to go.
+    prune: bool,
 }
 
 /// Puts everything up and copies. Nothing is written in a container that is not the one left behind.
@@ -171,6 +188,7 @@ fn fill(
     options: &Options,
     known: Option<&Known>,
     wanted: &Snapshot,
+    list: &[Snapshot],
     report: &mut Report,
 ) -> Result<Filled> {
     up.mount(options.bwlimit)?;
@@ -192,6 +210,9 @@ fn fill(
     up.siblings.doing = "check";
     let change = Change::begin(&record(settings), known, uuid, &content, why.is_some())?;
     inside::prepare(&settings.container, settings.patience)?;
+    let needed: Vec<_> =
+        prune::common_date(&content.dates, list).into_iter().chain([wanted.date.as_str()]).collect();
+    pins::write(settings, settings.store()?, &needed, report);
     say!(TOOL, "copying {}", wanted.date);
     let copy = copy(up, settings, options, wanted)?;
     report.changed |= copy.changed();
@@ -208,7 +229,19 @@ fn fill(
         };
         inside::write(&settings.container, settings.patience, &stamp)?;
     }
-    Ok(Filled { change, copy, stamped })
+    let mut dates = content.dates;
+    dates.push(wanted.date.clone());
+    dates.sort_unstable();
+    dates.dedup();
+    let prune = prune::due(up, settings, &dates, list, report)?;
+    Ok(Filled {
+        change,
+        copy,
+        stamped,
+        needed: prune::common_date(&dates, list).map(str::to_owned),
+        dates,
+        prune,
+    })
 }
 
 fn copy(up: &mut Up, settings: &Settings, options: &Options, wanted: &Snapshot) -> Result<Answer> {
@@ -235,7 +268,10 @@ fn confirm(filled: &Filled, down: &Down, last: Last, settings: &Settings, report
         report.warn("not-confirmed", why);
         return Ok(());
     }
-    filled.change.confirm(&record(settings), filled.stamped, last)?;
+    filled.change.confirm(&record(settings), filled.stamped, Some(last), filled.dates.clone())?;
+    if let Some(needed) = &filled.needed {
+        pins::write(settings, settings.store()?, &[needed], report);
+    }
     report.changed |= filled.stamped;
     if filled.copy.code == 3 {
         report.set_partial();

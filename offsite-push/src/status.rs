@@ -13,6 +13,7 @@ use crate::generation::Known;
 use crate::push::record;
 use crate::settings::Settings;
 use crate::siblings::{Call, Siblings};
+use crate::verify::Verified;
 use crate::view::Record;
 use crate::{TOOL, store, tell};
 
@@ -36,7 +37,13 @@ pub(crate) fn run(settings: &Settings, report: &mut Report) -> Result<()> {
     report.set("newest", newest.map_or(Value::Null, |s| json!({"date": s.date, "id": s.id})));
     report.set("behind", json!(behind));
     report.set("last_push", json!(last));
+    report.set("last_verify", json!(Verified::load(settings)));
     report.set("unconfirmed", known.as_ref().is_some_and(|k| k.next_generation.is_some()));
+    report.set("dates", json!(known.as_ref().and_then(|k| k.dates.as_ref())));
+    report.set(
+        "age_seconds",
+        json!(known.as_ref().and_then(|k| k.date.as_deref()).and_then(store::age_seconds)),
+    );
     report.set("container_uuid", json!(known.as_ref().map(|k| &k.container_uuid)));
     let lock = settings.state.join("offsite.lock");
     // Only the moment of looking: a push that begins now waits longer than that.
@@ -61,6 +68,19 @@ pub(crate) fn run(settings: &Settings, report: &mut Report) -> Result<()> {
             tell::time(Duration::from_millis(last.duration_ms))
         ),
         None => say!(TOOL, "nothing was pushed yet"),
+    }
+    if let Some(verified) = Verified::load(settings) {
+        let wrong = match (verified.fresh, verified.findings) {
+            (true, 0) => "all as pushed".to_owned(),
+            (true, n) => format!("{n} things were wrong"),
+            (false, _) => "it was not the container left behind".to_owned(),
+        };
+        say!(
+            TOOL,
+            "verified at {}, {} % of the files: {wrong}",
+            verified.verified_at,
+            verified.sample_percent
+        );
     }
     if let Some(behind) = behind {
         say!(TOOL, "{behind} newer snapshots wait to be pushed");

@@ -22,6 +22,13 @@ pub(crate) fn is_date(name: &str) -> bool {
     name.len() == 20 && jiff::civil::DateTime::strptime(DATE_FORMAT, name).is_ok()
 }
 
+/// How old the snapshot `date` is; `None` if that is no date, or of the future.
+pub(crate) fn age_seconds(date: &str) -> Option<u64> {
+    let civil = jiff::civil::DateTime::strptime(DATE_FORMAT, date).ok()?;
+    let taken = civil.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp();
+    u64::try_from(jiff::Timestamp::now().duration_since(taken).as_secs()).ok()
+}
+
 /// A complete snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Snapshot {

@@ -76,11 +76,13 @@ pub(crate) fn clients(
         Before::Age(ms) => format!("backend_start < clock_timestamp() - interval '{ms} milliseconds'"),
     };
     let ours = ours.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    // The server's own processes at work in the database (autovacuum) have no role, and are hidden from ordinary ones;
+    // every client has one, and whose it is is never hidden.
     let sql = format!(
         "SELECT coalesce(json_agg(json_build_object('pid', pid, 'role', usename, 'application_name', application_name, \
          'address', host(client_addr), 'state', state, 'age_ms', (extract(epoch FROM clock_timestamp() - backend_start) * 1000)::int8, \
          'hidden', backend_type IS NULL OR (backend_type = 'client backend' AND backend_start IS NULL)) ORDER BY pid), '[]') \
-         FROM pg_stat_activity WHERE datname = current_database() AND pid NOT IN ({ours}) \
+         FROM pg_stat_activity WHERE datname = current_database() AND pid NOT IN ({ours}) AND usesysid IS NOT NULL \
          AND (backend_type IS NULL OR (backend_type = 'client backend' AND (backend_start IS NULL OR {since})))"
     );
     let all: Vec<Client> =

@@ -13,7 +13,7 @@ use common::status::Report;
 
 use crate::connect::Given;
 use crate::folder::is_date;
-use crate::{ask, drain, dump, holder, list, restore};
+use crate::{ask, drain, dump, holder, list, restore, verify};
 
 /// Dated, complete, private dumps of a PostgreSQL database.
 ///
@@ -38,6 +38,7 @@ Examples:
   pg-snap dump home --held && pg-snap release home
   pg-snap restore home --database nextcloud --yes --admin-user postgres \\
       --admin-host /run/postgresql
+  pg-snap verify home --newest         would it come back, and fit?
   pg-snap dump --host /run/postgresql --name nextcloud --user nextcloud \\
       --dumps /srv/dumps               without any profile
 
@@ -257,6 +258,70 @@ enum Action {
         #[arg(long, value_name = "NAME", default_value = "postgres")]
         admin_database: String,
     },
+    /// Rehearse a restore: into a scratch database, counted, and compared.
+    ///
+    /// The scratch database has a name of its own and is always dropped. With
+    /// --against, every row of oc_filecache is compared with the files of a
+    /// snapshot (path, size, type), every file with the rows, and config.php with
+    /// both. What the snapshot leaves out is not missed; under server-side
+    /// encryption a file has the size that its row's plain size takes. Owners and
+    /// grants are not restored: a role that may make databases suffices
+    /// (sudo -u postgres createuser --createdb root).
+    ///
+    /// Exit code 1 if anything does not fit. data: date, dump, database, run_id,
+    /// tables, table_rows, restore_ms, compare_ms, room_checked, cleared, against,
+    /// snapshot_date, rows, files, folders, encrypted_rows, left_out_rows,
+    /// unused_rows, not_indexed_files, links, newer_than_rows, findings
+    /// (missing_file, missing_folder, size_differs, type_differs,
+    /// file_without_row, config, dump), examples, would_lose (files, bytes,
+    /// users), unchecked, config, remote_store.
+    Verify {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        connection: Connection,
+        #[command(flatten)]
+        tools: Tools,
+        /// Date of the dump, or 'latest' for the newest complete one. Default: the
+        /// snapshot's own dump with --against, else 'latest'.
+        #[arg(long, value_parser = date)]
+        date: Option<String>,
+        /// A dump's own folder, wherever it is, instead of a date.
+        #[arg(long, value_name = "DIR", conflicts_with = "date")]
+        from: Option<PathBuf>,
+        /// Compare with the files of this folder, which holds data/ and html/: a
+        /// snapshot (STORE/DATE), or one that was restored.
+        #[arg(long, value_name = "TREE")]
+        against: Option<PathBuf>,
+        /// Compare with the newest snapshot in the profile's store, if that is a
+        /// folder of this machine.
+        #[arg(long, conflicts_with = "against")]
+        newest: bool,
+        /// Note the outcome in drill.json of the state folder, for `link-sync list`
+        /// to show; as that of DATE if one is given.
+        #[arg(long, value_name = "DATE", num_args = 0..=1, value_parser = one_date)]
+        record: Option<Option<String>>,
+        /// A pattern of what the snapshot leaves out of data, besides the usual
+        /// ones and those of the profile's source. May be given more than once.
+        #[arg(long, value_name = "PATTERN")]
+        exclude: Vec<String>,
+        /// How many findings of each class are named.
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        limit: u16,
+        /// Role that may make databases. Default: [drill] user, else as --user.
+        #[arg(long, value_name = "ROLE")]
+        admin_user: Option<String>,
+        /// Where it connects. Default: [drill] host, else as --host.
+        #[arg(long, value_name = "HOST")]
+        admin_host: Option<String>,
+        /// File with its password, mode 0600. Default: [drill] password_file.
+        #[arg(long, value_name = "FILE")]
+        admin_password_file: Option<PathBuf>,
+        /// Database to connect to for making another. Default: [drill]
+        /// admin_database, else 'postgres'.
+        #[arg(long, value_name = "NAME")]
+        admin_database: Option<String>,
+    },
     /// The background process.
     #[command(hide = true)]
     Holder {
@@ -286,6 +351,10 @@ fn date(text: &str) -> Result<String, String> {
     if ok { Ok(text.to_owned()) } else { Err("a date is written like 2026-11-22T03-30-00Z".into()) }
 }
 
+fn one_date(text: &str) -> Result<String, String> {
+    if text == "latest" { Err("name the date itself".into()) } else { date(text) }
+}
+
 fn database(text: &str) -> Result<String, String> {
     match text {
         "" => Err("a database needs a name".into()),
@@ -308,6 +377,7 @@ impl Cli {
             Action::Prune { place, .. } => ("prune", &place.named),
             Action::Restore { place, .. } => ("restore", &place.named),
             Action::Holder { named, .. } => ("holder", named),
+            Action::Verify { place, .. } => ("verify", &place.named),
         };
         (name, named.profile.clone())
     }
@@ -384,6 +454,50 @@ impl Cli {
                 let options =
                     restore::Options { given, dumps, date, from, database, yes, jobs, admin_database };
                 restore::run(&profile, &options, report)
+            }
+            Action::Verify {
+                place,
+                connection,
+                tools,
+                date,
+                from,
+                against,
+                newest,
+                record,
+                exclude,
+                limit,
+                admin_user,
+                admin_host,
+                admin_password_file,
+                admin_database,
+            } => {
+                let (mut profile, dumps) = place.load()?;
+                let mut given = connection.given(None);
+                let drill = std::mem::take(&mut profile.drill);
+                given.host = admin_host.or(given.host).or(drill.host);
+                let drill_user = if given.user.is_none() { drill.user } else { None };
+                if let Some(user) = admin_user.or(drill_user) {
+                    // Another role: the first one's password is not its own.
+                    given.user = Some(user);
+                    given.password_file = admin_password_file.or(drill.password_file);
+                    profile.database.password_file = None;
+                }
+                connection.apply(&mut profile);
+                let jobs = tools.apply(&mut profile);
+                let options = verify::Options {
+                    given,
+                    dumps,
+                    date,
+                    from: from.map(std::path::absolute).transpose()?,
+                    against: against.map(std::path::absolute).transpose()?,
+                    newest,
+                    record,
+                    exclude,
+                    limit: limit.into(),
+                    jobs,
+                    admin_database: admin_database.or(drill.admin_database).unwrap_or("postgres".into()),
+                };
+                verify::run(&profile, &options, report)
             }
         }
     }

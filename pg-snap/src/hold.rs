@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 use crate::psql::identifier;
 use crate::session::{self, Session};
 
-/// How long a table may be locked by somebody else.
+/// How long a table may be locked by somebody else, and how long it may take for all of them.
 const LOCK_TIMEOUT: &str = "2s";
+const ALL_TIMEOUT: &str = "5s";
 /// Times to begin anew when a table comes or goes in between.
 const TRIES: u32 = 5;
 
@@ -74,11 +75,13 @@ fn attempt(session: &mut Session) -> Result<Option<(String, usize)>> {
     let tables: Vec<(String, String)> = serde_json::from_str(&before)?;
     session.ask("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
     session.ask(&format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))?;
+    session.ask(&format!("SET LOCAL statement_timeout = '{ALL_TIMEOUT}'"))?;
     if !tables.is_empty() {
         let names: Vec<_> =
             tables.iter().map(|(s, t)| format!("{}.{}", identifier(s), identifier(t))).collect();
         session.ask(&format!("LOCK TABLE ONLY {} IN ACCESS SHARE MODE", names.join(", ONLY ")))?;
     }
+    session.ask("SET LOCAL statement_timeout = 0")?;
     // The first query of the transaction: from here on it sees one state.
     let snapshot = session.ask("SELECT pg_export_snapshot()")?;
     let after = session.ask(TABLES)?;

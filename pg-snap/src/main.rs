@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 mod activity;
+mod against;
 mod ask;
 mod catalog;
 mod cli;
@@ -26,7 +27,9 @@ mod pg_restore;
 mod programs;
 mod psql;
 mod restore;
+mod scratch;
 mod session;
+mod verify;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();

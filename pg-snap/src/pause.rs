@@ -36,7 +36,12 @@ impl Pause {
                 .into());
         }
         let mark = places::state(profile)?.join("jobs-paused");
-        Ok(Pause { pause: settings.pause.clone(), resume: settings.resume.clone(), mark, done: Cell::new(false) })
+        Ok(Pause {
+            pause: settings.pause.clone(),
+            resume: settings.resume.clone(),
+            mark,
+            done: Cell::new(false),
+        })
     }
 
     /// Pauses them, if they are not; when that fails, they are resumed.

@@ -46,10 +46,7 @@ pub(crate) fn run(job: &Job<'_>, lock: &Lock, report: &mut Report) -> Result<()>
         .cmd()?
         .args(["--format=directory", "--compress=1", "--no-sync", "--no-password"])
         .arg(format!("--jobs={jobs}"))
-        .arg(format!(
-            "--lock-wait-timeout={}",
-            if snapshot.is_some() { LOCK_WAIT_HELD } else { LOCK_WAIT }
-        ))
+        .arg(format!("--lock-wait-timeout={}", if snapshot.is_some() { LOCK_WAIT_HELD } else { LOCK_WAIT }))
         .arg("--file")
         .arg(to)
         .arg("--dbname")

@@ -30,18 +30,20 @@ fn parse_list(text: &str) -> HashMap<u32, u32> {
         .collect()
 }
 
-/// Restores the files in `dir` into the empty `database`, and stops at the first error.
+/// Restores the files in `dir` into the empty `database`, and stops at the first error. `more` are options.
 pub(crate) fn restore(
     program: &Program,
     server: &Server,
     database: &str,
     dir: &Path,
     jobs: u32,
+    more: &[&str],
 ) -> Result<()> {
     let passfile = server.passfile()?;
     let cmd: Cmd = program
         .cmd()?
         .args(["--exit-on-error", "--no-password"])
+        .args(more)
         .arg(format!("--jobs={jobs}"))
         .arg("--dbname")
         .arg(server.conninfo(database))

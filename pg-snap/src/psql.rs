@@ -38,15 +38,7 @@ impl Psql {
         if output.status.success() {
             return Ok(output.text());
         }
-        let mut failure = cmd.failure(output);
-        if output.status.code() == Some(NO_CONNECTION) {
-            failure = no_connection(failure);
-        } else if failure.stderr_tail.contains("permission denied")
-            || failure.stderr_tail.contains("must be owner")
-        {
-            failure.kind = Kind::Denied;
-        }
-        Err(failure.into())
+        Err(explain(cmd.failure(output)).into())
     }
 
     /// A psql in `database` that takes statements on its stdin until that is closed; errors do not end it.
@@ -73,12 +65,52 @@ impl Psql {
         self.judge(&cmd, &cmd.output()?)
     }
 
+    /// Starts SQL whose answer is read while it comes.
+    pub(crate) fn start(&self, database: &str, sql: &str) -> Result<Running> {
+        use std::io::Write as _;
+        let mut child = self.cmd(database, "")?.spawn_piped()?;
+        let mut stdin = child.take_stdin().context("psql has no stdin")?;
+        // One that does not read has ended, and says why.
+        stdin.write_all(sql.as_bytes()).ok();
+        Ok(Running { child })
+    }
+
     /// Runs a query that gives one JSON value.
     pub(crate) fn query<T: DeserializeOwned>(&self, database: &str, sql: &str) -> Result<T> {
         let text = self.run(database, sql)?;
         serde_json::from_str(&text)
             .with_context(|| format!("psql answered something else than JSON: {text:.200}"))
     }
+}
+
+/// SQL whose answer is being read. Dropping it ends psql.
+#[derive(Debug)]
+pub(crate) struct Running {
+    child: common::run::Child,
+}
+
+impl Running {
+    /// Where the answer comes, once.
+    pub(crate) fn take_stdout(&mut self) -> Result<std::process::ChildStdout> {
+        self.child.take_stdout().context("psql has no stdout")
+    }
+
+    /// Waits for the end; an error if it was not a good one.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        let status = self.child.wait(None, true)?;
+        if status.success() { Ok(()) } else { Err(explain(self.child.failure_for(status)?).into()) }
+    }
+}
+
+/// What psql means by the way it failed.
+fn explain(mut failure: Failure) -> Failure {
+    if failure.exit_code == Some(NO_CONNECTION) {
+        return no_connection(failure);
+    }
+    if failure.stderr_tail.contains("permission denied") || failure.stderr_tail.contains("must be owner") {
+        failure.kind = Kind::Denied;
+    }
+    failure
 }
 
 /// A failure to connect, as what it means.

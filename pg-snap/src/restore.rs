@@ -42,11 +42,19 @@ pub(crate) struct Options {
 }
 
 /// A dump that was found complete, kept from being pruned as long as this lives.
-struct Source {
-    dir: PathBuf,
-    manifest: Manifest,
-    scratch: PathBuf,
+pub(crate) struct Source {
+    pub(crate) dir: PathBuf,
+    pub(crate) manifest: Manifest,
+    /// Where pg_restore finds the files by their original names.
+    pub(crate) scratch: PathBuf,
     _lock: Option<Lock>,
+}
+
+impl Source {
+    /// One that lies outside the folder of the dumps.
+    pub(crate) fn outside(dir: PathBuf, manifest: Manifest, scratch: PathBuf) -> Source {
+        Source { dir, manifest, scratch, _lock: None }
+    }
 }
 
 /// What the server says about us and the database in question.
@@ -132,16 +140,21 @@ fn find(profile: &Profile, options: &Options) -> Result<Source> {
     if let Some(dir) = &options.from {
         let manifest = Manifest::read(dir).map_err(|e| manifest::damaged(dir, &e))?;
         let scratch = places::runtime(profile)?.join("pg-snap-restoring");
-        return Ok(Source { dir: dir.clone(), manifest, scratch, _lock: None });
+        return Ok(Source::outside(dir.clone(), manifest, scratch));
     }
-    let none = || Fault::failed(format!("there is no complete dump in {}", options.dumps.display()));
-    let folder = Folder::open(&options.dumps)?.ok_or_else(none)?;
+    find_dated(&options.dumps, options.date.as_deref())
+}
+
+/// Finds the dump of `date`, or the newest complete one, in the folder `dumps`, and holds it.
+pub(crate) fn find_dated(dumps: &std::path::Path, date: Option<&str>) -> Result<Source> {
+    let none = || Fault::failed(format!("there is no complete dump in {}", dumps.display()));
+    let folder = Folder::open(dumps)?.ok_or_else(none)?;
     let lock = folder.lock_shared()?;
-    let manifest = match &options.date {
+    let manifest = match date {
         Some(date) => {
             let dir = folder.path().join(date);
             if !dir.exists() {
-                let fault = Fault::failed(format!("there is no dump {date} in {}", options.dumps.display()));
+                let fault = Fault::failed(format!("there is no dump {date} in {}", dumps.display()));
                 return Err(fault.hint("`pg-snap list` shows what there is").into());
             }
             list::read(&folder, date).map_err(|e| manifest::damaged(&dir, &e))?
@@ -205,7 +218,8 @@ fn fill(
     new: &str,
     options: &Options,
 ) -> Result<()> {
-    pg_restore::restore(program, server, new, farm, options.jobs).context("the dump cannot be restored")?;
+    pg_restore::restore(program, server, new, farm, options.jobs, &[])
+        .context("the dump cannot be restored")?;
     let path = source.dir.join(&source.manifest.settings_file);
     let settings =
         std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -353,7 +367,7 @@ fn temporary(name: &str, ending: &str) -> String {
 }
 
 /// Also while somebody is connected, where the server can (13 and newer).
-fn drop_sql(name: &str) -> String {
+pub(crate) fn drop_sql(name: &str) -> String {
     let id = identifier(name);
     format!(
         "SELECT 'DROP DATABASE IF EXISTS ' || {} || CASE WHEN current_setting('server_version_num')::int >= 130000 \

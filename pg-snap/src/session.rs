@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use common::fault::{Fault, Kind};
 use common::run::Child;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
 
 use crate::psql::{self, Psql};
 
@@ -77,40 +78,38 @@ impl Session {
     pub(crate) fn ask(&mut self, statement: &str) -> Result<String> {
         self.asked += 1;
         let mark = format!("{MARK}-{}", self.asked);
-        let text = format!("{statement};\n\\echo {mark} :SQLSTATE :LAST_ERROR_MESSAGE\n");
+        let text = format!("{statement};\n\\echo {mark} :SQLSTATE :LAST_ERROR_MESSAGE\n\\echo {mark}-end\n");
         let sent = self.input.write_all(text.as_bytes()).and_then(|()| self.input.flush());
         if sent.is_err() {
             return Err(self.died());
         }
-        let (answer, end) = self.until(&mark)?;
+        let text = self.until(&format!("{mark}-end\n"))?;
+        // At a line's start: what others named so is in the middle of a JSON text.
+        let at =
+            if text.starts_with(&mark) { Some(0) } else { text.find(&format!("\n{mark} ")).map(|n| n + 1) };
+        let (answer, end) = text.split_at(at.context("psql answered something odd")?);
+        let end = &end[mark.len()..];
         let (sqlstate, message) = end.trim().split_once(' ').unwrap_or((end.trim(), ""));
         if sqlstate != "00000" {
             return Err(Refused { sqlstate: sqlstate.into(), message: message.into() }.into());
         }
-        Ok(answer)
+        Ok(answer.trim_end_matches('\n').to_owned())
     }
 
-    /// Reads up to the line that begins with `mark`: what came before, and the rest of that line.
-    fn until(&mut self, mark: &str) -> Result<(String, String)> {
+    /// Reads up to `end`: what came before.
+    fn until(&mut self, end: &str) -> Result<String> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let text = String::from_utf8_lossy(&self.read);
-            // At a line's start: what others named so is in the middle of a JSON text.
-            let at = if text.starts_with(mark) { Some(0) } else { text.find(&format!("\n{mark}")).map(|n| n + 1) };
-            if let Some(at) = at
-                && let Some(end) = text[at..].find('\n')
-            {
-                let answer = text[..at].trim_end_matches('\n').to_owned();
-                let rest = text[at + mark.len()..at + end].to_owned();
-                self.read.clear();
-                return Ok((answer, rest));
+            if self.read.ends_with(end.as_bytes()) {
+                let text = String::from_utf8_lossy(&std::mem::take(&mut self.read)).into_owned();
+                return Ok(text.strip_suffix(end).unwrap_or_default().to_owned());
             }
             let left = deadline.saturating_duration_since(Instant::now());
             let mut fds = [PollFd::new(self.output.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO)) {
                 Ok(0) => {
-                    // What it says later would be taken for the next answer.
-                    self.child.end();
+                    // Its answer would come when another one is waited for.
+                    self.child.signal(Signal::SIGKILL);
                     return Err(Fault::unavailable(format!(
                         "the database did not answer within {} seconds",
                         PATIENCE.as_secs()
@@ -173,7 +172,8 @@ pub(crate) fn sqlstate(error: &anyhow::Error) -> Option<&str> {
 pub(crate) fn kind(error: &anyhow::Error) -> Kind {
     match sqlstate(error) {
         Some("42501") => Kind::Denied,
-        Some("55P03") => Kind::Busy,
+        // lock_timeout and statement_timeout.
+        Some("55P03" | "57014") => Kind::Busy,
         Some(_) => Kind::Failed,
         None => common::fault::kind_of(error),
     }

@@ -250,7 +250,9 @@ function create(string $root, int $files, int $users, int $seed, int $median, ar
     $time = fn () => EPOCH - mt_rand(100, 150_000_000);
 
     // What belongs to no user: app data (regenerable or not), group folders.
-    $maker->row('storages', ['id' => "local::$data/", 'numeric_id' => 1, 'available' => 1]);
+    // As Nextcloud: an id that does not fit is its md5.
+    $id = "local::$data/";
+    $maker->row('storages', ['id' => strlen($id) > 64 ? md5($id) : $id, 'numeric_id' => 1, 'available' => 1]);
     $maker->dir(1, $data, '');
     $local = intdiv($files, 5);
     for ($i = 0; $i < $local; $i++) {

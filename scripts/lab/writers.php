@@ -11,7 +11,8 @@
  * refused in maintenance, opens its own connection only after 0 to --gap milliseconds (80), and then changes a
  * pair of a file in DATA/writers/ and a row in oc_writers in several steps, each up to --step milliseconds (20)
  * apart (what follows the options only shows in the list of processes): a row that announces the file, the file in two halves under another name, the rename, the row's size
- * and checksum; or a deletion or a renaming. --uploads workers more write large files slowly. With --deaf they never look at the switch, as
+ * and checksum; or a deletion or a renaming. --uploads workers more write 4 MB in twenty
+ * pieces, with pauses five times as long. With --deaf they never look at the switch, as
  * `occ background-job:worker`; they rest while ROOT/../writers.pause is there. Prints
  * {"requests","refused","longest_refused_ms","errors"}.
  *
@@ -138,7 +139,7 @@ function work(string $root, int $worker, float $end, array $options, bool $uploa
         }
         try {
             $size = $uploads ? 4_000_000 : random_int(1, 20_000);
-            request($db, "{$config['datadirectory']}/writers", $worker, $options['step'], $size, $uploads ? 20 : 2);
+            request($db, "{$config['datadirectory']}/writers", $worker, $options['step'] * ($uploads ? 5 : 1), $size, $uploads ? 20 : 2);
             $told['requests']++;
         } catch (Throwable $error) {
             $told['errors'][] = $error->getMessage();
@@ -163,6 +164,8 @@ function write(string $root, array $options): array
         posix_setuid($owner);
     }
     $db = connect($config) ?: throw new RuntimeException('no connection');
+    // Two that begin at once would both make it.
+    sql($db, 'SELECT pg_advisory_lock(1)');
     sql($db, "CREATE TABLE IF NOT EXISTS oc_writers (id bigserial PRIMARY KEY, worker int NOT NULL, state text NOT NULL,
         name text NOT NULL, size bigint, checksum text)");
     pg_close($db);
@@ -172,15 +175,21 @@ function write(string $root, array $options): array
         [$ours, $theirs] = stream_socket_pair(STREAM_PF_UNIX, STREAM_SOCK_STREAM, 0);
         $pid = pcntl_fork();
         if ($pid === 0) {
-            fwrite($theirs, json_encode(work($root, $worker, $end, $options, $worker > $options['workers'])));
+            fwrite($theirs, json_encode(work($root, $worker, $end, $options, $worker > $options['workers']),
+                JSON_INVALID_UTF8_SUBSTITUTE | JSON_THROW_ON_ERROR));
             exit(0);
         }
         fclose($theirs);
-        $pipes[] = $ours;
+        // The default would give up after a minute.
+        stream_set_timeout($ours, 86400);
+        $pipes[$pid] = $ours;
     }
     $all = ['requests' => 0, 'refused' => 0, 'longest_refused_ms' => 0.0, 'errors' => []];
-    foreach ($pipes as $pipe) {
-        $told = json_decode(stream_get_contents($pipe), true);
+    foreach ($pipes as $pid => $pipe) {
+        $text = stream_get_contents($pipe);
+        pcntl_waitpid($pid, $status);
+        $ended = pcntl_wifsignaled($status) ? 'by signal ' . pcntl_wtermsig($status) : 'with ' . pcntl_wexitstatus($status);
+        $told = json_decode($text, true) ?? ['requests' => 0, 'refused' => 0, 'longest_refused_ms' => 0, 'errors' => ["a worker ended $ended"]];
         $all['requests'] += $told['requests'];
         $all['refused'] += $told['refused'];
         $all['longest_refused_ms'] = max($all['longest_refused_ms'], $told['longest_refused_ms']);

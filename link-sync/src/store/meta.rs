@@ -36,6 +36,9 @@ pub struct SnapshotMeta {
     pub fake_super: bool,
     /// Its sources.
     pub sources: Vec<SourceMeta>,
+    /// Its checksums; a snapshot made before there were any has none.
+    #[serde(default)]
+    pub manifest: Option<super::manifest::Manifest>,
 }
 
 /// What a snapshot promises about time.
@@ -89,6 +92,13 @@ pub const DATE_FORMAT: &str = "%Y-%m-%dT%H-%M-%SZ";
 /// Whether `name` has the form of a date.
 pub fn is_date(name: &str) -> bool {
     name.len() == 20 && jiff::civil::DateTime::strptime(DATE_FORMAT, name).is_ok()
+}
+
+/// The moment that the name of a snapshot says.
+pub fn taken(date: &str) -> Result<jiff::Timestamp> {
+    let civil = jiff::civil::DateTime::strptime(DATE_FORMAT, date);
+    let utc = civil.and_then(|c| c.to_zoned(jiff::tz::TimeZone::UTC));
+    Ok(utc.with_context(|| format!("'{date}' is not a snapshot's date"))?.timestamp())
 }
 
 #[cfg(test)]

@@ -1,19 +1,33 @@
 //! The far end: a folder of dated snapshots, the partial one, and the only code that changes them.
 //!
 //! `STORE/DATE/{SOURCE…,.meta}` are published snapshots: nothing here ever opens a file in them for writing,
-//! changes an attribute, or removes a name. `.partial` is the snapshot being made, made of new directories and of
+//! changes an attribute, or removes a name; a whole one is renamed away by `prune`, and by nothing else. `.partial` is the snapshot being made, made of new directories and of
 //! hard links to the base; `.incoming` is where rsync writes, and holds no hard link; `.resume` is what an
-//! interrupted run had received; `.trash` is being removed. `.lock` is held by whoever writes.
+//! interrupted run had received; `.trash` is being removed. `.lock` is held by whoever writes. `.pruned` holds published
+//! snapshots that are being removed, `.pins` names those that others need.
 
 pub mod attributes;
 pub mod changes;
 pub mod clone;
 pub mod diff;
+pub mod fetch;
+pub mod find;
+pub mod manifest;
 pub mod merge;
 pub mod meta;
+pub mod mtree;
 pub mod open;
 pub mod pace;
+pub mod pins;
+pub mod prune;
 pub mod publish;
+pub mod repair;
+pub mod scan;
+pub mod sizes;
+pub mod sums;
+pub mod sweep;
+pub mod verified;
+pub mod verify;
 pub mod visit;
 
 use std::ffi::OsStr;
@@ -40,6 +54,10 @@ pub const INCOMING: &str = ".incoming";
 pub const RESUME: &str = ".resume";
 /// What is being removed.
 pub const TRASH: &str = ".trash";
+/// Published snapshots that are being removed.
+pub const PRUNED: &str = ".pruned";
+/// Which dates others need.
+pub const PINS: &str = ".pins";
 /// In a snapshot: what is known about it.
 pub const META: &str = ".meta";
 
@@ -150,8 +168,13 @@ pub fn open_dir(root: &File, path: &[u8]) -> nix::Result<File> {
 
 /// Opens the regular file `path` below `root` for reading, through no symlink, and without waiting for anything.
 pub fn open_file(root: &File, path: &str) -> Result<File> {
+    open_file_at(root, path.as_bytes())
+}
+
+/// The same for a path that is bytes.
+pub fn open_file_at(root: &File, path: &[u8]) -> Result<File> {
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let file = File::from(open_below(root, path.as_bytes(), flags)?);
+    let file = File::from(open_below(root, path, flags)?);
     anyhow::ensure!(file.metadata()?.is_file(), "it is not a regular file");
     Ok(file)
 }

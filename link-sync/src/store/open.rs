@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::meta::{DATE_FORMAT, SnapshotMeta};
 use super::pace::Pace;
+use super::sweep::sweep;
 use super::{INCOMING, META, PARTIAL, RESUME, Store, TRASH, ensure_dir, open_dir, remove, split, visit};
 
 /// A store that is ours alone until this value goes.
@@ -55,7 +56,8 @@ const COPYING: &str = ".copying";
 /// How long the children of a run that was killed may hold on to the store until they have ended, too.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-fn lock(store: &Store) -> Result<Lock> {
+/// Takes the store for writing, alone.
+pub(super) fn lock(store: &Store) -> Result<Lock> {
     let what = format!("the store {}", store.path.display());
     Lock::exclusive_within(&store.path.join(".lock"), &what, PATIENCE)
 }
@@ -105,7 +107,7 @@ pub fn open(store: &Store, copy_from: Option<Option<&str>>) -> Result<Writable> 
         keep_received(&dir, |path, stat| Ok(!same_in(base_dir.as_ref(), path, stat)))?;
     }
     for name in [TRASH, PARTIAL, INCOMING] {
-        remove(&dir, Path::new(name))?;
+        clear(&dir, name)?;
     }
     for name in [PARTIAL, INCOMING] {
         DirBuilder::new().mode(0o700).create(store.path.join(name)).with_context(|| {
@@ -115,7 +117,8 @@ pub fn open(store: &Store, copy_from: Option<Option<&str>>) -> Result<Writable> 
             )
         })?;
     }
-    let (xattrs, acls) = abilities(&dir)?;
+    let (xattrs, acls) =
+        abilities(&open_dir(&dir, PARTIAL.as_bytes()).context("cannot open the partial snapshot")?)?;
     let resumed = open_dir(&dir, RESUME.as_bytes()).is_ok();
     if !xattrs && !nix::unistd::geteuid().is_root() {
         return Err(Fault::config(format!(
@@ -156,7 +159,7 @@ pub fn discard(store: &Store) -> Result<()> {
     let dir = store.check()?;
     let _lock = lock(store)?;
     for name in [TRASH, PARTIAL, INCOMING, RESUME] {
-        remove(&dir, Path::new(name))?;
+        clear(&dir, name)?;
     }
     Ok(())
 }
@@ -226,9 +229,8 @@ fn keep_received(dir: &File, good: impl Fn(&[u8], &FileStat) -> Result<bool>) ->
     Ok(())
 }
 
-/// Whether extended attributes and ACLs can be kept here, by trying.
-fn abilities(dir: &File) -> Result<(bool, bool)> {
-    let partial = open_dir(dir, PARTIAL.as_bytes()).context("cannot open the partial snapshot")?;
+/// Whether extended attributes and ACLs can be kept in the folder `partial`, by trying.
+pub fn abilities(partial: &File) -> Result<(bool, bool)> {
     use xattr::FileExt as _;
     let xattrs = partial.set_xattr("user.nc-backup", b"1").is_ok();
     if xattrs {
@@ -329,17 +331,23 @@ impl Writable {
 
     /// Renames `name` away first, so that a half-removed tree never has a meaning, then removes it.
     pub fn discard(&self, name: &str) -> Result<()> {
-        remove(&self.dir, Path::new(TRASH))?;
+        clear(&self.dir, TRASH)?;
         match renameat2(&self.dir, OsStr::from_bytes(name.as_bytes()), &self.dir, TRASH, RenameFlags::empty())
         {
-            Ok(()) => remove(&self.dir, Path::new(TRASH)),
+            Ok(()) => clear(&self.dir, TRASH),
             Err(Errno::ENOENT) => Ok(()),
             Err(e) => Err(e).with_context(|| format!("cannot move {name} away")),
         }
     }
 }
 
-fn existing(dir: &File, parts: &[&str]) -> Result<Option<File>> {
+/// Removes a tree of ours, which may be large.
+fn clear(dir: &File, name: &str) -> Result<()> {
+    sweep(dir, name, &|_| Ok(())).map(drop)
+}
+
+/// The folder named by `parts` below `dir`, if there is one.
+pub(super) fn existing(dir: &File, parts: &[&str]) -> Result<Option<File>> {
     let path = parts.join("/");
     match open_dir(dir, path.as_bytes()) {
         Ok(dir) => Ok(Some(dir)),

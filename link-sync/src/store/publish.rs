@@ -13,6 +13,7 @@ use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
 use serde_json::{Value, json};
 
+use super::manifest;
 use super::meta::{DATE_FORMAT, SnapshotMeta};
 use super::open::Writable;
 use super::{INCOMING, META, PARTIAL, RESUME, ensure_dir, open_dir, visit};
@@ -29,19 +30,21 @@ pub type Times = HashMap<String, DirTimes>;
 /// Publishes the partial snapshot. On return it is durable: every block of it, its name, and `latest` unless a
 /// warning says that it could not be moved.
 ///
-/// A copy of another store's snapshot keeps its date and all that is known about it.
-pub fn publish(writable: &Writable, meta: Value, times: &Times) -> Result<Published> {
+/// A copy of another store's snapshot keeps its date and all that is known about it. `told` hears how much of what is
+/// new is hashed.
+pub fn publish(
+    writable: &Writable,
+    meta: Value,
+    times: &Times,
+    told: &(impl Fn(u64, u64) -> Result<()> + Sync),
+) -> Result<Published> {
     let partial = open_dir(&writable.dir, PARTIAL.as_bytes()).context("there is no partial snapshot")?;
-    let (meta, text): (SnapshotMeta, String) = if writable.copy {
+    let (mut meta, mut text): (SnapshotMeta, String) = if writable.copy {
         let text = meta.as_str().context("a copy is described by the text of its snapshot.json")?;
         (serde_json::from_str(text).context("the source described the snapshot wrongly")?, text.to_owned())
     } else {
-        let meta = complete(writable, meta, &free_date(writable)?)?;
-        let text = format!("{}\n", serde_json::to_string_pretty(&meta)?);
-        (meta, text)
+        (complete(writable, meta)?, String::new())
     };
-    let date = meta.date.clone();
-    ensure!(super::meta::is_date(&date), "'{date}' is not a snapshot's date");
     let names: Vec<_> =
         visit::names(&partial)?.into_iter().map(|n| n.0).filter(|n| n != META.as_bytes()).collect();
     let mut wanted: Vec<_> = meta.sources.iter().map(|s| s.name.clone().into_bytes()).collect();
@@ -54,6 +57,18 @@ pub fn publish(writable: &Writable, meta: Value, times: &Times) -> Result<Publis
             .with_context(|| format!("cannot set the times of {}", source.name))?;
     }
     ensure_dir(&partial, META.as_bytes())?;
+    let (mut warnings, mut hashed) = (Vec::new(), (0, 0));
+    if !writable.copy {
+        let made = manifest::make(writable, &partial, &names, told).context("cannot make the checksums")?;
+        (warnings, hashed) = (made.warnings, made.hashed);
+        meta.manifest = Some(made.manifest);
+        // After what took time.
+        meta.date = free_date(writable)?;
+        meta.published_at = common::status::now();
+        text = format!("{}\n", serde_json::to_string_pretty(&meta)?);
+    }
+    let date = meta.date.clone();
+    ensure!(super::meta::is_date(&date), "'{date}' is not a snapshot's date");
     let folder = writable.store.path.join(PARTIAL).join(META);
     common::durable::write(&folder.join("snapshot.json"), text.as_bytes(), 0o600)?;
     common::durable::write(&folder.join("lock"), b"", 0o600)?;
@@ -70,11 +85,10 @@ pub fn publish(writable: &Writable, meta: Value, times: &Times) -> Result<Publis
     // It is published now, whatever else happens; the next run puts `latest` right.
     let newest = writable.newest.clone().filter(|n| *n > date).unwrap_or_else(|| date.clone());
     let latest = point_latest(&writable.dir, &newest, true).err();
-    let warnings = latest
-        .map(|e| json!({"kind": "latest-not-moved", "message": format!("{e:#}")}))
-        .into_iter()
-        .collect();
-    Ok(Published { warnings, id: meta.id, path: writable.store.path.join(&date).display().to_string(), date })
+    warnings.extend(latest.map(|e| json!({"kind": "latest-not-moved", "message": format!("{e:#}")})));
+    let path = writable.store.path.join(&date).display().to_string();
+    let (hashed_files, hashed_bytes) = hashed;
+    Ok(Published { warnings, id: meta.id, path, date, hashed_files, hashed_bytes })
 }
 
 /// The first whole second from now that no snapshot is named after, and that is later than all.
@@ -91,12 +105,13 @@ fn free_date(writable: &Writable) -> Result<String> {
     Err(Fault::unavailable("the store's clock went back while the snapshot was made").into())
 }
 
-fn complete(writable: &Writable, mut meta: Value, date: &str) -> Result<SnapshotMeta> {
+/// The description without what is known last: the date and the checksums.
+fn complete(writable: &Writable, mut meta: Value) -> Result<SnapshotMeta> {
     let base = writable.base.as_ref();
     let known = json!({
-        "schema": 1, "id": random_id()?, "date": date,
+        "schema": 1, "id": random_id()?, "date": "",
         "base_id": base.map(|b| &b.id), "base_date": base.map(|b| &b.date),
-        "published_at": common::status::now(),
+        "published_at": "",
         "fake_super": !nix::unistd::geteuid().is_root(),
     });
     if let (Value::Object(all), Value::Object(known)) = (&mut meta, known) {

@@ -92,7 +92,7 @@ fn set_mtime(path: &Path, (sec, nsec): (i64, i64)) {
 }
 
 /// user::rw-, user:UID:PERM, group::r--, mask::rwx, other::r--, as the kernel stores it.
-fn acl(user: u32, perm: u16) -> Vec<u8> {
+pub fn acl(user: u32, perm: u16) -> Vec<u8> {
     let mut bytes = 2u32.to_le_bytes().to_vec();
     for (tag, perm, id) in
         [(1u16, 6u16, u32::MAX), (2, perm, user), (4, 4, u32::MAX), (16, 7, u32::MAX), (32, 4, u32::MAX)]
@@ -117,6 +117,11 @@ fn make(kind: u32, path: &Path, n: u32) {
         5 => node(SFlag::S_IFCHR, makedev(1, u64::from(n % 300))),
         _ => node(SFlag::S_IFBLK, makedev(7, u64::from(n % 4))),
     }
+}
+
+/// All of `list`, in order.
+pub fn apply_all(top: &Path, list: &[Change]) {
+    list.iter().for_each(|change| apply(top, *change));
 }
 
 /// Changes something below `top`. What makes no sense there changes nothing.

@@ -11,16 +11,16 @@ use crate::picture::picture;
 use crate::world::{Account, World, dates, ok, private, told};
 
 /// A store behind ssh, under an account of its own.
-struct Remote {
-    world: World,
-    account: Account,
-    sshd: Sshd,
-    store: std::path::PathBuf,
-    program: String,
+pub struct Remote {
+    pub world: World,
+    pub account: Account,
+    pub sshd: Sshd,
+    pub store: std::path::PathBuf,
+    pub program: String,
 }
 
 impl Remote {
-    fn new() -> Remote {
+    pub fn new() -> Remote {
         let account = Account::new();
         let sshd = Sshd::start(&account.name);
         let store = account.folder("store");

@@ -1,38 +1,69 @@
 //! The promise itself: whatever happens to a source between snapshots, the newest one is what the source
 //! is, and every older one is what it was.
 //!
-//! `LINK_SYNC_CASES=500` tries more; a failure prints the smallest list of changes that was found.
+//! `LINK_SYNC_CASES=500` tries more, `LINK_SYNC_SEED=7` the same as the run that said so, and `LINK_SYNC_THREADS=16` so
+//! many at once; a failure prints the smallest list of changes that was found.
 
 use std::cell::RefCell;
 use std::path::Path;
 
 use proptest::collection::vec;
 use proptest::prelude::{Strategy, any};
-use proptest::test_runner::{Config, TestCaseError, TestRunner};
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
+
+use testkit::Ran;
 
 use crate::changes::{self, Change, KINDS};
 use crate::picture::{Picture, picture};
 use crate::world::{Account, Disk, World, first, ok, private};
 
-/// One step of a story: is the index lost before it, and what changes.
-type Step = (bool, Vec<Change>);
+/// One step of a story: one more snapshot.
+#[derive(Clone, Debug)]
+struct Step {
+    /// The index is lost before it.
+    lose: bool,
+    /// What changes before anything is taken.
+    first: Vec<Change>,
+    /// What changes between `stage` and each `settle`. All but the last settle have so many milliseconds, and
+    /// may fail for want of time. None: one `snapshot` does it all.
+    rounds: Vec<(u64, Vec<Change>)>,
+}
 
 fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
-    let change = (0..KINDS, any::<u32>(), any::<u32>());
-    vec((proptest::bool::weighted(0.3), vec(change, 0..25)), 1..=most)
+    let change = || vec((0..KINDS, any::<u32>(), any::<u32>()), 0..25);
+    let rounds = vec((0..250u64, change()), 0..=3);
+    let step = (proptest::bool::weighted(0.3), change(), rounds);
+    vec(step.prop_map(|(lose, first, rounds)| Step { lose, first, rounds }), 1..=most)
+}
+
+fn number(name: &str, usual: u32) -> u32 {
+    std::env::var(name).map_or(usual, |n| n.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
 fn cases(usual: u32) -> u32 {
-    std::env::var("LINK_SYNC_CASES").map_or(usual, |n| n.parse().expect("LINK_SYNC_CASES is a number"))
+    number("LINK_SYNC_CASES", usual)
 }
 
 /// Stories told at once.
-const THREADS: u32 = 6;
+fn threads() -> u32 {
+    number("LINK_SYNC_THREADS", 6)
+}
+
+/// Another one each time, unless one is asked for.
+fn seed() -> u32 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let seed = number("LINK_SYNC_SEED", now.subsec_nanos());
+    eprintln!("LINK_SYNC_SEED={seed}");
+    seed
+}
 
 /// Runs `story` for many random lists of steps, with panics as failures that can be shrunk.
-fn try_many(cases: u32, most: usize, story: impl Fn(&[Step])) {
+fn try_many(seed: u32, cases: u32, most: usize, story: impl Fn(&[Step])) {
     let config = Config { cases, max_shrink_iters: 80, failure_persistence: None, ..Config::default() };
-    let result = TestRunner::new(config).run(&steps(most), |steps| {
+    let mut bytes = [0; 32];
+    bytes[..4].copy_from_slice(&seed.to_le_bytes());
+    let random = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let result = TestRunner::new_with_rng(config, random).run(&steps(most), |steps| {
         let story = std::panic::AssertUnwindSafe(|| story(&steps));
         std::panic::catch_unwind(story).map_err(|panic| {
             let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
@@ -54,7 +85,9 @@ fn lose_index(world: &World) -> bool {
 fn restored(snapshot: &Path, to: &Path) -> Picture {
     private(to);
     let (from, to_dir) = (format!("{}/", snapshot.display()), format!("{}/", to.display()));
-    ok("rsync", &["-aAX", "--numeric-ids", "--fake-super", "-M--super", &from, &to_dir]);
+    // Without the window, rsync leaves a new folder's time as it is if it is of the same second.
+    let window = "--modify-window=-1";
+    ok("rsync", &["-aAX", window, "--numeric-ids", "--fake-super", "-M--super", &from, &to_dir]);
     picture(to)
 }
 
@@ -69,6 +102,21 @@ fn without_acls_that_rsync_loses(mut picture: Picture) -> Picture {
     picture
 }
 
+/// stage, a settle after each change (all but the last in a hurry), publish. Also what the source was before the last.
+fn in_steps(world: &World, hurried: &[(u64, Vec<Change>)], last: &[Change]) -> (Picture, Ran) {
+    world.act("stage", &["--allow-shrink"]).expect(0);
+    for (milliseconds, list) in hurried {
+        changes::apply_all(&world.source, list);
+        let settled = world.act("settle", &["--allow-shrink", "--max-time", &format!("{milliseconds}ms")]);
+        let over = settled.json["data"]["reason"] == "over-budget";
+        assert_eq!(settled.code, i32::from(over), "{settled:?}");
+    }
+    changes::apply_all(&world.source, last);
+    let before = picture(&world.source);
+    world.act("settle", &["--allow-shrink"]).expect(0);
+    (before, world.act("publish", &["--crash-consistent"]).expect(0))
+}
+
 /// With `restore`, the store keeps owners in attributes, and what is compared is what comes back. `program` is
 /// link-sync where the store's account can run it.
 fn story(disk: &RefCell<Disk>, steps: &[Step], make: impl Fn(&Disk) -> World, restore: bool, program: &Path) {
@@ -79,13 +127,14 @@ fn story(disk: &RefCell<Disk>, steps: &[Step], make: impl Fn(&Disk) -> World, re
     std::thread::sleep(std::time::Duration::from_millis(2100));
     world.snapshot(&[]).expect(0);
     let mut history: Vec<(String, Picture)> = Vec::new();
-    for (n, (lose, list)) in std::iter::once(&(false, Vec::new())).chain(steps).enumerate() {
-        for change in list {
-            changes::apply(&world.source, *change);
-        }
-        let full = *lose && lose_index(&world);
-        let before = picture(&world.source);
-        let ran = world.snapshot(&["--allow-shrink"]).expect(0);
+    let quiet = Step { lose: false, first: Vec::new(), rounds: Vec::new() };
+    for (n, step) in std::iter::once(&quiet).chain(steps).enumerate() {
+        changes::apply_all(&world.source, &step.first);
+        let full = step.lose && lose_index(&world);
+        let (before, ran) = match step.rounds.split_last() {
+            None => (picture(&world.source), world.snapshot(&["--allow-shrink"]).expect(0)),
+            Some((last, hurried)) => in_steps(&world, hurried, &last.1),
+        };
         assert_eq!(first(&ran)["way"], if full { "full" } else { "index" });
         before.same_as(&picture(&world.source));
         let date = ran.json["data"]["date"].as_str().unwrap().to_owned();
@@ -136,11 +185,12 @@ fn fresh(disk: &Disk) -> World {
 #[test]
 fn a_snapshot_is_what_the_source_is_and_history_stays_what_it_was() {
     // Several at a time: each waits more than it works, as dates are whole seconds.
+    let seed = seed();
     std::thread::scope(|scope| {
-        for _ in 0..THREADS {
-            scope.spawn(|| {
+        for n in 0..threads() {
+            scope.spawn(move || {
                 let disk = RefCell::new(Disk::new(600));
-                try_many(cases(24).div_ceil(THREADS), 4, |steps| {
+                try_many(seed.wrapping_add(n), cases(24).div_ceil(threads()), 4, |steps| {
                     story(&disk, steps, fresh, false, &testkit::bin("link-sync"))
                 });
             });
@@ -178,5 +228,5 @@ fn also_under_an_ordinary_account_behind_ssh() {
         ));
         world
     };
-    try_many(cases(24).div_ceil(8), 3, |steps| story(&disk, steps, make, true, &program));
+    try_many(seed(), cases(24).div_ceil(8), 3, |steps| story(&disk, steps, make, true, &program));
 }

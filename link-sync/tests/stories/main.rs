@@ -8,11 +8,16 @@
 )]
 
 mod changes;
+mod checksums;
 mod copies;
 mod far;
+mod find;
 mod history;
 mod locks;
 mod picture;
+mod prune;
+mod repair;
+mod restores;
 mod sources;
 mod steps;
 mod stores;

@@ -206,6 +206,62 @@ fn start(world: &World, action: &str) -> std::process::Child {
 }
 
 #[test]
+fn what_does_not_fit_into_its_time_can_be_tried_again() {
+    let world = World::new();
+    world.profile("rsync = [\"rsync\", \"--bwlimit=4m\"]", "");
+    world.file("folder/a", "a");
+    world.file("b", "b");
+    world.act("stage", &[]).expect(0);
+
+    // How fast the store is, is not known yet: rsync is stopped in the middle. What went is gone by then.
+    let (folder, away) = (world.source.join("folder"), world.source.join("away"));
+    std::fs::rename(&folder, &away).unwrap();
+    world.file("large", &"z".repeat(12 << 20));
+    let begin = std::time::Instant::now();
+    let late = world.act("settle", &["--max-time", "1500ms"]).expect(1);
+    assert!(begin.elapsed() < Duration::from_millis(2500));
+    assert_eq!(late.json["data"]["reason"], "over-budget");
+    assert!(told(&late).contains("the time is over"), "{late:?}");
+    world.act("publish", &[]).expect(1);
+
+    // It is back as it was, but not in the partial snapshot. With the rest staged, a settle fits.
+    std::fs::rename(&away, &folder).unwrap();
+    let staged = world.act("stage", &[]).expect(0);
+    let last = &crate::world::first(&staged)["last_pass"];
+    assert_eq!(last["changed_bytes"].as_u64().unwrap() >> 20, 12, "{staged:?}");
+    assert!(last["pass_ms"].as_u64().unwrap() > 2000);
+
+    // Now it is known: what would take too long is not begun.
+    world.file("larger", &"y".repeat(40 << 20));
+    let begin = std::time::Instant::now();
+    let refused = world.act("settle", &["--max-time", "6s"]).expect(1);
+    assert!(begin.elapsed() < Duration::from_secs(5));
+    // `large` counts again: it changed within two seconds of the walk.
+    assert!(told(&refused).contains("of changed files of source docs would take about"), "{refused:?}");
+    std::fs::remove_file(world.source.join("larger")).unwrap();
+    let settled = world.act("settle", &["--max-time", "20s"]).expect(0);
+    assert!(settled.json["data"].get("reason").is_none());
+    world.act("publish", &["--crash-consistent"]).expect(0);
+    world.newest_is_source();
+}
+
+#[test]
+fn the_deadline_of_the_run_counts_too() {
+    let world = instance();
+    world.act("stage", &[]).expect(0);
+    // Maintenance itself ends after a minute; the record says when, and it may not be passed.
+    in_maintenance(&world, "\"$0\" settle --config \"$1\" --max-time 50s").expect(0);
+    let record = world.state.join("maintenance.json");
+    let past = "{\"run_id\":\"00\",\"since\":\"2026-01-01T00:00:00Z\",\"method\":\"occ\",\"deadline\":\"2026-01-01T00:01:00Z\",\"pid\":null}";
+    std::fs::write(&record, past).unwrap();
+    let late = world.act("settle", &[]).expect(1);
+    assert_eq!(late.json["data"]["reason"], "over-budget", "{late:?}");
+    std::fs::remove_file(&record).unwrap();
+    world.act("settle", &[]).expect(0);
+    world.act("abort", &[]).expect(0);
+}
+
+#[test]
 fn a_signal_to_the_one_who_asked_stops_the_work() {
     for (signal, code) in [("-TERM", 143), ("-INT", 130)] {
         for action in ["stage", "snapshot"] {

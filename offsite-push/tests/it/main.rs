@@ -6,9 +6,11 @@
 mod faults;
 mod generation;
 mod killed;
+mod prune;
 mod real;
 mod scripts;
 mod settings;
 mod story;
+mod verify;
 mod view;
 mod world;

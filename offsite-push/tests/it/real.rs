@@ -122,6 +122,23 @@ impl Real {
         child
     }
 
+    /// Flips a bit of a file in the newest snapshot in the container; done twice, it is as it was.
+    fn rot(&self, name: &str) {
+        self.tool("sshfs-mount", "mount", &[]).expect(0);
+        self.tool("luks-mount", "attach", &[]).expect(0);
+        let store = self.path("run/container/snapshots");
+        let path = store.join("latest/docs").join(name);
+        let modified = std::fs::metadata(&path).unwrap().modified().unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[100] ^= 4;
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).unwrap();
+        file.set_modified(modified).unwrap();
+        drop(file);
+        self.tool("luks-mount", "detach", &[]).expect(0);
+        self.tool("sshfs-mount", "unmount", &[]).expect(0);
+    }
+
     fn sshfs(&self) -> u32 {
         let record = std::fs::read(self.path("run/s3.json")).unwrap();
         let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
@@ -177,6 +194,20 @@ fn nights_with_the_real_tools() {
     assert_eq!(ran.json["data"]["push"]["base_date"], date);
     assert!(ran.json["data"]["push"]["copied_bytes"].as_u64().unwrap() < 100 << 10);
     real.arrived(&[&date, &second]);
+    // What is in it is what was published here; a byte that rots there is found, with the dates that share it.
+    let verified = real.tool("offsite-push", "verify", &[]).expect(0);
+    assert_eq!(verified.json["data"]["verify"]["inodes_read"], 21);
+    real.is_down();
+    real.rot("folder/7");
+    let rotten = real.tool("offsite-push", "verify", &[]).expect(1);
+    let found = &rotten.json["data"]["verify"]["findings"];
+    assert_eq!(
+        (&found[0]["paths"][0], &found[0]["dates"][1]),
+        (&"docs/folder/7".into(), &second.as_str().into())
+    );
+    assert_eq!(rotten.json["data"]["fresh"], true);
+    real.is_down();
+    real.rot("folder/7");
     // A container that is put back to the first night is refused.
     let image = real.path("s3/container.img");
     std::fs::copy(&image, real.path("aside")).unwrap();
@@ -186,11 +217,39 @@ fn nights_with_the_real_tools() {
     std::fs::rename(real.path("aside"), &image).unwrap();
     real.file("folder/6", 5);
     let last = real.snapshot();
+    let old = real.tool("offsite-push", "verify", &[]).expect(1);
+    assert_eq!(
+        (&old.json["data"]["fresh"], &old.json["data"]["verify"]["findings_total"]),
+        (&false.into(), &0.into())
+    );
     let ran = real.push().expect(78);
     assert!(ran.json["error"]["message"].as_str().unwrap().contains("not the state that was left behind"));
     real.is_down();
     real.tool("offsite-push", "push", &["--accept-container"]).expect(0);
     real.arrived(&[&date, &second, &last]);
+
+    // With rules, a push also removes, once it is confirmed.
+    let mut profile = std::fs::read_to_string(real.path("home.toml")).unwrap();
+    profile.push_str("[offsite.retention]\nkeep_last = 2\nmin_age = \"0d\"\ntimezone = \"Europe/Vienna\"\n");
+    std::fs::write(real.path("home.toml"), profile).unwrap();
+    real.file("folder/7", 5);
+    let newest = real.snapshot();
+    let ran = real.push().expect(0);
+    assert_eq!(ran.json["data"]["prune"]["removed"], serde_json::json!([date, second]), "{:#}", ran.json);
+    real.is_down();
+    let status = real.tool("offsite-push", "status", &[]).expect(0);
+    assert_eq!(status.json["data"]["dates"], serde_json::json!([last, newest]));
+    real.arrived(&[&last, &newest]);
+    let dry = real.tool("offsite-push", "prune", &["--dry-run"]).expect(0);
+    assert_eq!((&dry.json["changed"], &dry.json["data"]["prune"]["kept"]), (&false.into(), &2.into()));
+    // S2's own store keeps what the next push begins with.
+    real.file("folder/8", 5);
+    let waiting = real.snapshot();
+    let pruned = real.tool("link-sync", "prune", &["--keep-last=1", "--min-age=0d"]).expect(0);
+    assert_eq!(pruned.json["data"]["kept"], 2, "{:#}", pruned.json);
+    let ran = real.push().expect(0);
+    assert_eq!(ran.json["data"]["push"]["base_date"], newest);
+    real.arrived(&[&newest, &waiting]);
 }
 
 #[test]

@@ -63,5 +63,24 @@ case $tool-$action in
         [ ! -e "$w/plan/copying" ] || . "$w/plan/copying"
         mv "$to/.partial" "$to/$date"
         object 0 true "{\"date\":\"$date\",\"base_date\":null,\"copied_bytes\":42}" ;;
+    link-sync-verify)
+        object 0 false '{"dates":["d"],"sample_percent":5,"bytes_read":99,"findings_total":0}' ;;
+    link-sync-prune)
+        # All but the newest two go.
+        shift
+        dry=''
+        while [ $# -gt 0 ]; do
+            case $1 in --store) store=$2; shift ;; --dry-run) dry=1 ;; esac
+            shift
+        done
+        removed=''
+        for date in $(ls "$store" | grep '^20' | head -n -2); do
+            removed="$removed${removed:+,}\"$date\""
+            [ -n "$dry" ] || rm -rf "${store:?}/$date"
+            [ ! -e "$w/plan/pruning" ] || [ -n "$dry" ] || . "$w/plan/pruning"
+        done
+        changed=true
+        [ -n "$removed" ] && [ -z "$dry" ] || changed=false
+        object 0 $changed "{\"removed\":[$removed],\"kept\":2,\"skipped\":[],\"snapshots\":[],\"paths\":1}" ;;
     *) echo "what is $tool $action?" >&2; exit 2 ;;
 esac

@@ -57,7 +57,18 @@ fn session(lab: &Lab, application: &str, sql: &str) -> Child {
     let name = lab.database.replace('\\', "\\\\").replace('\'', "\\'");
     let mut psql = Command::new("psql");
     psql.env_clear().env("PATH", "/usr/bin:/bin").env("PGPASSWORD", PASSWORD).env("PGAPPNAME", application);
-    psql.args(["-X", "-q", "-A", "-t", "-h", Cluster::HOST, "-p", &lab.cluster.port.to_string(), "-U", &lab.role]);
+    psql.args([
+        "-X",
+        "-q",
+        "-A",
+        "-t",
+        "-h",
+        Cluster::HOST,
+        "-p",
+        &lab.cluster.port.to_string(),
+        "-U",
+        &lab.role,
+    ]);
     psql.args(["-d", &format!("dbname='{name}'"), "-c", sql]);
     lab.start(&mut psql)
 }
@@ -151,7 +162,10 @@ fn what_is_held_is_dumped_whatever_is_written_meanwhile() {
     let status = lab.run("status", []).expect(0);
     assert_eq!(status.json["data"]["held"]["snapshot"], held.json["data"]["snapshot"]);
     end(session(&lab, "web", "INSERT INTO oc_empty VALUES (1); DELETE FROM oc_share"));
-    assert_eq!((count(&lab, &lab.database, "oc_empty"), count(&lab, &lab.database, "oc_share")), ("1".into(), "0".into()));
+    assert_eq!(
+        (count(&lab, &lab.database, "oc_empty"), count(&lab, &lab.database, "oc_share")),
+        ("1".into(), "0".into())
+    );
     std::thread::sleep(Duration::from_secs(1));
     let dumped = lab.run("dump", ["--held"]).expect(0);
     assert_eq!(dumped.json["data"]["run_id"], RUN, "maintenance is over, the run is known");
@@ -202,10 +216,15 @@ fn a_request_that_connects_just_after_the_switch_is_waited_for() {
     for _ in 0..10 {
         let since = switch(&lab);
         let drain = lab.start(&mut lab.command("drain"));
-        let late = session(&lab, "late", "SELECT extract(epoch FROM backend_start) FROM pg_stat_activity, pg_sleep(1.5) WHERE pid = pg_backend_pid()");
+        let late = session(
+            &lab,
+            "late",
+            "SELECT extract(epoch FROM backend_start) FROM pg_stat_activity, pg_sleep(1.5) WHERE pid = pg_backend_pid()",
+        );
         let drained = finish(drain).expect(0);
         let over = lab.sessions("application_name = 'late'") == 0;
-        let begun: f64 = String::from_utf8(late.wait_with_output().unwrap().stdout).unwrap().trim().parse().unwrap();
+        let begun: f64 =
+            String::from_utf8(late.wait_with_output().unwrap().stdout).unwrap().trim().parse().unwrap();
         let after = begun - since.as_microsecond() as f64 / 1e6;
         // On a busy machine it may have come too late to count.
         if (0.0..0.25).contains(&after) {
@@ -225,7 +244,10 @@ fn who_does_not_end_is_named_and_readers_may_stay() {
     switch(&lab);
     let ran = lab.run("drain", ["--timeout", "1s"]).expect(75);
     let who = &ran.json["data"]["sessions"][0];
-    assert_eq!((&who["application_name"], &who["address"], &who["state"]), (&"notify_push".into(), &"127.0.0.1".into(), &"active".into()));
+    assert_eq!(
+        (&who["application_name"], &who["address"], &who["state"]),
+        (&"notify_push".into(), &"127.0.0.1".into(), &"active".into())
+    );
     assert!(who["pid"].is_i64() && who["age_ms"].as_u64() > Some(200), "{who}");
     assert!(!ran.json.to_string().contains("secret") && !ran.stderr.contains("secret"), "{}", ran.json);
     for reader in ["notify_push", Cluster::HOST] {
@@ -244,7 +266,10 @@ fn before_the_switch_workers_and_long_sessions_are_found() {
     std::os::unix::fs::symlink("/bin/sh", lab.path("php8.2")).unwrap();
     std::fs::write(lab.path("occ"), "read line\n").unwrap();
     let mut worker = Command::new(lab.path("php8.2"));
-    worker.arg(lab.path("occ")).args(["background-job:worker", "--secret"]).stdin(std::process::Stdio::piped());
+    worker
+        .arg(lab.path("occ"))
+        .args(["background-job:worker", "--secret"])
+        .stdin(std::process::Stdio::piped());
     let mut worker = worker.spawn().unwrap();
     let upload = open_session(&lab, "upload", "SELECT pg_sleep(60)");
     std::thread::sleep(Duration::from_secs(5));
@@ -296,7 +321,11 @@ fn without_a_run_nothing_is_drained_or_held() {
     let lab = lab("");
     for action in ["drain", "hold"] {
         let ran = lab.run(action, []).expect(1);
-        assert!(ran.json["error"]["message"].as_str().unwrap().contains("not in maintenance"), "{}", ran.json);
+        assert!(
+            ran.json["error"]["message"].as_str().unwrap().contains("not in maintenance"),
+            "{}",
+            ran.json
+        );
         assert!(ran.json["error"]["hint"].as_str().unwrap().contains("nc-maint run"), "{}", ran.json);
     }
     nothing_can_be_dumped(&lab);

@@ -9,3 +9,4 @@ mod folder;
 mod hold;
 mod lab;
 mod restore;
+mod verify;

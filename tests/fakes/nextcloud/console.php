@@ -113,6 +113,11 @@ switch ($command) {
         $value = $standin->config[$key];
         say(is_string($value) ? $value : json_encode($value));
         break;
+    case 'maintenance:data-fingerprint':
+        $standin->config['data-fingerprint'] = md5((string)time());
+        $standin->write();
+        say("Updated data-fingerprint to {$standin->config['data-fingerprint']}");
+        break;
     case 'files_external:list':
         $list = __DIR__ . '/config/standin-external.json';
         if ($maintenance || !is_file($list)) {

@@ -3,4 +3,5 @@
 
 mod night;
 mod pairs;
+mod restore;
 mod world;

@@ -8,8 +8,8 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+use crate::fault::Fault;
 use anyhow::Result;
-use common::fault::Fault;
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
 /// The maintenance drop-in, and what it is called before it counts: never part of a snapshot, or a restored
@@ -31,11 +31,14 @@ const DATA: [&str; 7] = [
 
 /// The default patterns for a source called `name`.
 pub fn defaults(name: &str) -> Vec<String> {
-    match name {
+    let mut patterns = match name {
         "data" => DATA.map(str::to_owned).to_vec(),
         "html" => DROP_IN.map(str::to_owned).to_vec(),
         _ => Vec::new(),
-    }
+    };
+    // What a restore works in, and what it replaced.
+    patterns.push(".nc-restore-*/".to_owned());
+    patterns
 }
 
 /// Compiled patterns, and directories left out by their exact path.

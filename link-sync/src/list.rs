@@ -1,0 +1,111 @@
+//! `link-sync list`: what there is, how old the newest is, and when it was last proven.
+
+use anyhow::Result;
+use common::drill::{self, DrillRecord};
+use common::fault::Fault;
+use common::status::{self, Report};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::cli::List;
+use crate::far::Far;
+use crate::protocol::Request;
+use crate::store::meta::taken;
+use crate::store::verified::Record;
+use crate::store::{Store, sizes};
+
+/// Does it.
+pub fn list(args: &List, report: &mut Report) -> Result<()> {
+    let settings = args.profile.options().settings()?;
+    let mut far = Far::connect(&settings)?;
+    let mut answer: Value = far.ask(&Request::List { sizes: args.sizes })?;
+    // The store's clock, as the dates are of it; an older far end does not tell.
+    let now = answer["now"].as_str().and_then(|t| t.parse().ok()).unwrap_or_else(Timestamp::now);
+    report.set("store", far.hello.store.as_str());
+    let mut newest = None;
+    for snapshot in answer["snapshots"].as_array_mut().into_iter().flatten() {
+        let date = snapshot["date"].as_str().unwrap_or("?").to_owned();
+        let age = taken(&date).map(|t| now.duration_since(t).as_secs()).ok();
+        snapshot["age_seconds"] = json!(age);
+        newest = age.map(|age| (date.clone(), age)).or(newest);
+        tell(snapshot, &date);
+    }
+    for name in answer["damaged"].as_array().into_iter().flatten() {
+        report
+            .warn("damaged-snapshot", format!("{} is not a complete snapshot", name.as_str().unwrap_or("?")));
+    }
+    report.set("snapshots", answer["snapshots"].clone());
+    report.set("damaged", answer["damaged"].clone());
+    report.set("newest_age_seconds", json!(newest.as_ref().map(|n| n.1)));
+    let last = &answer["verified"]["last"];
+    let verify = match last["verified_at"].as_str() {
+        Some(at) => {
+            let mut verify = last.clone();
+            verify["at"] = at.into();
+            verify["ok"] = (last["findings"] == 0).into();
+            verify
+        }
+        None => Value::Null,
+    };
+    let drill = DrillRecord::load(&settings.state.join(drill::FILE)).unwrap_or_else(|e| {
+        report.warn("drill-unknown", format!("how the last drill went cannot be read: {e:#}"));
+        None
+    });
+    let drill = serde_json::to_value(drill)?;
+    for (what, note) in [("verify", &verify), ("drill", &drill)] {
+        if let Some(at) = note["at"].as_str() {
+            let how = match note["ok"].as_bool() {
+                Some(true) => "all was well",
+                Some(false) => "IT FAILED",
+                None => "",
+            };
+            status::tell(format_args!("last {what}: {at} {how}"));
+        }
+    }
+    report.set("last_verify", verify);
+    report.set("last_drill", drill);
+    let Some(limit) = args.max_age else { return Ok(()) };
+    let Some((date, _)) = newest else {
+        return Err(Fault::failed("there is no snapshot").hint("make one: backup-local").into());
+    };
+    let oldest = now.to_zoned(jiff::tz::TimeZone::UTC).checked_sub(limit.0)?.timestamp();
+    if taken(&date)? < oldest {
+        return Err(Fault::failed(format!("the newest snapshot, {date}, is older than {limit}"))
+            .hint("see why the last backups failed: journalctl -u nc-backup@PROFILE, or the log that cron writes")
+            .into());
+    }
+    Ok(())
+}
+
+/// A line for people.
+fn tell(snapshot: &Value, date: &str) {
+    let sources = snapshot["sources"].as_array().into_iter().flatten();
+    let (paths, bytes) = sources.fold((0, 0), |(p, b), s| {
+        (p + s["paths"].as_u64().unwrap_or(0), b + s["bytes"].as_u64().unwrap_or(0))
+    });
+    let alone = snapshot["alone_bytes"].as_u64().map(|bytes| format!("  {:>10} alone", size(bytes)));
+    let consistency = snapshot["consistency"].as_str().unwrap_or("?");
+    let alone = alone.unwrap_or_default();
+    status::tell(format_args!("{date}  {paths:>9} paths  {:>10}{alone}  {consistency}", size(bytes)));
+}
+
+fn size(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}
+
+/// For the far end.
+pub fn answer(store: &Store, with_sizes: bool) -> Result<Value> {
+    let dir = store.check()?;
+    let (metas, damaged) = store.snapshots()?;
+    let mut snapshots = Vec::new();
+    for meta in metas {
+        let alone = if with_sizes { Some(sizes::alone(&dir, &meta.date)?) } else { None };
+        let mut snapshot = serde_json::to_value(meta)?;
+        snapshot["alone_bytes"] = json!(alone);
+        snapshots.push(snapshot);
+    }
+    let verified = Record::load(store);
+    Ok(
+        json!({"snapshots": snapshots, "damaged": damaged, "verified": verified, "now": Timestamp::now().to_string()}),
+    )
+}

@@ -1,0 +1,143 @@
+//! `link-sync prune`: on the store's own machine, or asked of it through ssh.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use common::fault::Fault;
+use common::retention::Retention;
+use common::status::{self, Report};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use nix::unistd::{Gid, Uid};
+
+use crate::cli::Prune;
+use crate::far::Far;
+use crate::protocol::Request;
+use crate::retention::Rules;
+use crate::settings::{Place, Settings};
+use crate::store::Store;
+use crate::store::prune::{Ask, Pruned, What, prune as prune_store};
+
+/// What to write when no rule says what is kept.
+const EXAMPLE: &str =
+    "in [store.retention]: keep_daily = 14, keep_weekly = 8, keep_monthly = 12, keep_yearly = 3";
+
+/// Does it.
+pub fn prune(args: &Prune, report: &mut Report) -> Result<()> {
+    let settings = args.profile.options().settings()?;
+    report.set("dry_run", args.dry_run);
+    let pruned = match &settings.store {
+        Place::Local(path) => local(args, &settings, path, report)?,
+        Place::Ssh { host, .. } => {
+            if args.rules.retention() != Retention::default() || args.date.is_some() || !args.keep.is_empty()
+            {
+                return Err(Fault::usage("through ssh, only the rules in the profile of the store's machine count")
+                    .hint(format!("give the options to link-sync prune on {host}, or write them into [store.retention] there"))
+                    .into());
+            }
+            let mut far = Far::connect(&settings)?;
+            report.set("store", far.hello.store.as_str());
+            far.ask(&Request::Prune { dry_run: args.dry_run })?
+        }
+    };
+    tell(&pruned, args.dry_run, report)
+}
+
+/// A store on this machine, whose own account or root may do what the rules say.
+fn local(args: &Prune, settings: &Settings, path: &Path, report: &mut Report) -> Result<Pruned> {
+    report.set("store", path.display().to_string());
+    let table = settings.profile.store.as_ref().filter(|t| t.path == path);
+    let store = Store {
+        path: path.to_owned(),
+        mount: table.and_then(|t| t.mount.clone()),
+        reserve_bytes: 0,
+        rsync: Vec::new(),
+        read_only: false,
+        flush_bytes: args.flush_bytes.map(|b| b.0),
+    };
+    let what = match &args.date {
+        Some(date) if args.yes || args.dry_run => What::Date(date.clone()),
+        Some(date) => {
+            return Err(Fault::usage(format!("{date} would be removed for good: nothing was done"))
+                .hint("give --yes, too")
+                .into());
+        }
+        None => {
+            let of_profile = table.map(|t| t.retention.clone()).unwrap_or_default();
+            What::Rules(Box::new(rules(args.rules.retention().or(&of_profile), false)?))
+        }
+    };
+    become_owner(path)?;
+    let needed = args.keep.iter().map(|date| (date.clone(), "needed (--keep)".to_owned())).collect();
+    prune_store(&store, &Ask { what, dry_run: args.dry_run, needed }, Timestamp::now())
+}
+
+/// For the far end: what this machine's profile says, counted so that a client cannot do harm.
+pub fn for_client(store: &Store, retention: &Retention, dry_run: bool) -> Result<Pruned> {
+    let what = What::Rules(Box::new(rules(retention.clone(), true)?));
+    prune_store(store, &Ask { what, dry_run, needed: Vec::new() }, Timestamp::now())
+}
+
+fn rules(written: Retention, for_client: bool) -> Result<Rules> {
+    if !written.has_rule() {
+        return Err(Fault::config("nothing says which snapshots are to be kept, so none is removed")
+            .hint(format!("write, {EXAMPLE}"))
+            .into());
+    }
+    // Where the machine's own zone cannot be told, UTC is as good as any: days only have to be the same ones.
+    Ok(Rules::new(written, TimeZone::try_system().unwrap_or(TimeZone::UTC), for_client))
+}
+
+/// What lies in the store of an account is handled with its rights, as it could have put anything there.
+fn become_owner(path: &Path) -> Result<()> {
+    let Ok(meta) = path.metadata() else { return Ok(()) };
+    if !nix::unistd::geteuid().is_root() || meta.uid() == 0 {
+        return Ok(());
+    }
+    let (user, group) = (Uid::from_raw(meta.uid()), Gid::from_raw(meta.gid()));
+    nix::unistd::setgroups(&[group])
+        .and_then(|()| nix::unistd::setresgid(group, group, group))
+        .and_then(|()| nix::unistd::setresuid(user, user, user))
+        .with_context(|| format!("cannot change to the owner of {}, user id {user}", path.display()))
+}
+
+/// For people, and into the report.
+fn tell(pruned: &Pruned, dry_run: bool, report: &mut Report) -> Result<()> {
+    for snapshot in &pruned.snapshots {
+        let text = |key: &str| snapshot[key].as_str().unwrap_or("?");
+        let reasons: Vec<_> =
+            snapshot["reasons"].as_array().into_iter().flatten().filter_map(|r| r.as_str()).collect();
+        if dry_run || text("action") != "keep" {
+            status::tell(format_args!("{:<8} {}  {}", text("action"), text("date"), reasons.join("; ")));
+        }
+    }
+    for name in &pruned.damaged {
+        report.warn("damaged-snapshot", format!("{name} is not a complete snapshot: it is neither counted nor removed; `prune --date {name} --yes` does"));
+    }
+    for date in &pruned.skipped {
+        report.warn("in-use", format!("{date} is in use and stays for now"));
+        report.set_partial();
+    }
+    if !pruned.postponed.is_empty() {
+        report.warn(
+            "removal-limit",
+            format!(
+                "{} more dates are to go, but max_removals_per_day is reached: they go later, or at once by `link-sync prune` on the store's machine",
+                pruned.postponed.len()
+            ),
+        );
+    }
+    let would = if dry_run { "would be " } else { "" };
+    let kept = pruned.snapshots.iter().filter(|s| s["action"] == "keep").count();
+    status::tell(format_args!("link-sync: {kept} kept, {} {would}removed", pruned.removed.len()));
+    let idle = pruned.removed.is_empty() && pruned.completed.is_empty();
+    report.changed = !dry_run && !idle;
+    report.set("kept", kept);
+    if let serde_json::Value::Object(fields) =
+        serde_json::to_value(pruned).context("cannot encode the report")?
+    {
+        report.data.extend(fields);
+    }
+    Ok(())
+}

@@ -1,0 +1,219 @@
+//! The far end of a restore: one published snapshot, kept from being removed, and what may be read of it.
+//!
+//! There are two doors. A key that writes snapshots cannot read their files, so that who breaks into the source
+//! gets at nothing that was deleted there long ago; the one for restoring reads and changes nothing.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use common::fault::Fault;
+use common::lock::Lock;
+use common::run::Cmd;
+use nix::errno::Errno;
+use nix::fcntl::AtFlags;
+use nix::sys::stat::{FileStat, fstatat};
+use nix::unistd::{Gid, Uid};
+
+use crate::parallel;
+use crate::protocol::{self, Looked, Request};
+use crate::store::meta::SnapshotMeta;
+use crate::store::{META, Store, open_dir, open_file, split, visit};
+use crate::tree::join;
+use crate::walk::show;
+
+/// A snapshot that stays as long as this does.
+#[derive(Debug)]
+pub struct Reading {
+    dir: File,
+    path: PathBuf,
+    /// Owners are kept in an attribute.
+    fake_super: bool,
+    lock: Lock,
+}
+
+/// Whether this door lets a request through.
+pub fn check_door(request: &Request, read_only: bool) -> Result<()> {
+    let reads = matches!(request, Request::Hold { .. } | Request::Look | Request::Send { .. });
+    let both = matches!(
+        request,
+        Request::Hello { .. } | Request::List { .. } | Request::Diff { .. } | Request::Find(_)
+    );
+    match read_only {
+        true if !reads && !both => Err(Fault::denied("this key may read the store and not change it")
+            .hint("give the key for backups `link-sync serve PROFILE` without --read-only, on the store's machine")
+            .into()),
+        false if reads => Err(Fault::denied("this key may write snapshots and not read their files")
+            .hint("restore with a key of its own: restore_identity in [snapshot.ssh], and on the store's machine `link-sync serve PROFILE --read-only` for it (README, Getting it back)")
+            .into()),
+        _ => Ok(()),
+    }
+}
+
+impl Reading {
+    /// Opens the snapshot of `date`.
+    pub fn hold(store: &Store, date: &str) -> Result<(Reading, SnapshotMeta)> {
+        let top = store.check()?;
+        let date = store.find(date)?.date;
+        let path = store.path.join(&date);
+        let what = || format!("cannot open {}", path.display());
+        let lock = open_file(&top, &format!("{date}/{META}/lock")).with_context(what)?;
+        let lock = Lock::shared_file(lock, &path.join(META).join("lock"), &format!("the snapshot {date}"))?;
+        // After it was locked: it is there, and stays.
+        let (meta, _) = SnapshotMeta::load(&top, &date).with_context(what)?;
+        let dir = open_dir(&top, date.as_bytes()).with_context(what)?;
+        let meta = SnapshotMeta { date, ..meta };
+        Ok((Reading { dir, path, fake_super: meta.fake_super, lock }, meta))
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &File {
+        &self.dir
+    }
+
+    /// What the paths in the list are.
+    pub fn look(&self, input: &mut impl Read) -> Result<Vec<Option<Looked>>> {
+        let mut paths = Vec::new();
+        protocol::read_list(input, |path| {
+            check(path)?;
+            paths.push(path.to_vec());
+            Ok(())
+        })?;
+        paths.iter().map(|path| self.look_at(path)).collect()
+    }
+
+    fn stat(&self, path: &[u8]) -> Result<Option<FileStat>> {
+        let (parent, name) = split(path);
+        let parent = match open_dir(&self.dir, parent) {
+            Ok(dir) => dir,
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(None),
+            Err(e) => return Err(e).with_context(|| format!("cannot open {}", show(parent))),
+        };
+        match fstatat(&parent, std::ffi::OsStr::from_bytes(name), AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(e) => Err(e).with_context(|| format!("cannot look at {}", show(path))),
+        }
+    }
+
+    fn look_at(&self, path: &[u8]) -> Result<Option<Looked>> {
+        let Some(stat) = self.stat(path)? else { return Ok(None) };
+        let folder = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
+        let found = Looked { folder, paths: 1, bytes: allocated(&stat) };
+        if !folder {
+            return Ok(Some(found));
+        }
+        let found = Mutex::new(found);
+        parallel::each(path.to_vec(), |path, more| {
+            let what = || format!("cannot read the folder {}", show(&path));
+            let dir = open_dir(&self.dir, &path).with_context(what)?;
+            let (mut paths, mut bytes) = (0, 0);
+            for (name, is_dir, _) in visit::names(&dir).with_context(what)? {
+                let stat = fstatat(&dir, std::ffi::OsStr::from_bytes(&name), AtFlags::AT_SYMLINK_NOFOLLOW);
+                paths += 1;
+                bytes += allocated(&stat.with_context(what)?);
+                if is_dir {
+                    more.push(join(&path, &name));
+                }
+            }
+            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+            found.paths += paths;
+            found.bytes += bytes;
+            Ok(())
+        })?;
+        Ok(Some(found.into_inner().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    /// The sending rsync for the one path in the list.
+    pub fn sender(&self, request: &Request, rsync: &[String], input: &mut impl Read) -> Result<Cmd> {
+        let mut paths = Vec::new();
+        protocol::read_list(input, |path| {
+            check(path)?;
+            paths.push(path.to_vec());
+            Ok(())
+        })?;
+        let Request::Send { strip, capabilities, checksum, dry, xattrs, acls } = request else {
+            bail!("not a request to send");
+        };
+        let letters =
+            capabilities.len() <= 32 && capabilities.bytes().all(|b| b.is_ascii_alphabetic() || b == b'.');
+        ensure!(letters, "the other rsync says odd things of itself: '{capabilities}'");
+        let [path] = &paths[..] else { bail!("one path at a time") };
+        ensure!(self.stat(path)?.is_some(), "there is no {} in this snapshot", show(path));
+        let mut short = "-".to_owned();
+        for (letters, wanted) in [
+            ("n", *dry),
+            ("lgoDtprR", true),
+            ("c", *checksum),
+            ("A", *acls),
+            ("X", *xattrs),
+            ("S", true),
+            ("e", true),
+            (capabilities.as_str(), true),
+        ] {
+            if wanted {
+                short.push_str(letters);
+            }
+        }
+        let mut cmd = Cmd::from_argv(rsync)?.args(["--server", "--sender", &short, "--numeric-ids"]);
+        if self.fake_super {
+            cmd = cmd.arg("--fake-super");
+        }
+        let owner = self.dir.metadata().context("cannot look at the snapshot")?;
+        if nix::unistd::geteuid().is_root() && owner.uid() != 0 {
+            // What lies in the store of an account is read with its rights: it could have put anything there.
+            let group = Gid::from_raw(owner.gid());
+            cmd = cmd.account(Uid::from_raw(owner.uid()), group, &[group]);
+        }
+        Ok(cmd.arg(".").arg(marked(path, *strip)?).dir(&self.path).inherit(self.lock.fd()))
+    }
+}
+
+fn allocated(stat: &FileStat) -> u64 {
+    u64::try_from(stat.st_blocks).unwrap_or(0) * 512
+}
+
+fn check(path: &[u8]) -> Result<()> {
+    protocol::check_path(path)?;
+    // A leading dot would be no source; `.meta` is ours.
+    match path.first() {
+        Some(b'.') => Err(Fault::denied(format!("{} is no part of a source: refused", show(path))).into()),
+        _ => Ok(()),
+    }
+}
+
+/// `path` with rsync's mark after its first `strip` parts: what stands before it is not part of the names sent.
+fn marked(path: &[u8], strip: usize) -> Result<OsString> {
+    let parts: Vec<&[u8]> = path.split(|b| *b == b'/').collect();
+    ensure!(strip <= parts.len(), "the path is shorter than that");
+    let mut words: Vec<&[u8]> = parts[..strip].to_vec();
+    words.push(b".");
+    words.extend(&parts[strip..]);
+    let mut marked = words.join(&b'/');
+    if strip == parts.len() {
+        // All that is in the folder, and its own attributes.
+        marked.push(b'/');
+    }
+    Ok(OsString::from_vec(marked))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mark_stands_where_names_begin() {
+        for (path, strip, wanted) in
+            [("data/a/b", 2, "data/a/./b"), ("data/a", 0, "./data/a"), ("data", 1, "data/./")]
+        {
+            assert_eq!(marked(path.as_bytes(), strip).unwrap(), wanted);
+        }
+        assert!(marked(b"data", 2).is_err());
+    }
+}

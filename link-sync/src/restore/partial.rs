@@ -1,0 +1,188 @@
+//! The private folder a restore works in, beside what it restores: what arrives (`new`), what it replaces (`old`).
+//!
+//! It belongs to root, mode 0700, and is only ever used through its open descriptor: whoever owns the folder around
+//! it can rename it, and cannot get into it. Its lock is on that descriptor, and rsync inherits it. `state.json` says
+//! what it is for and how far it has come, so that the next run with the same wishes continues.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use common::fault::Fault;
+use nix::errno::Errno;
+use nix::fcntl::{RenameFlags, renameat2};
+use nix::sys::stat::{Mode, mkdirat};
+use serde::{Deserialize, Serialize};
+
+use crate::store::{ensure_dir, open_dir, open_file, remove};
+
+/// How the names of these folders begin.
+pub const PREFIX: &str = ".nc-restore-";
+/// What arrives.
+pub const NEW: &str = "new";
+/// In `new`: rsync's half-written files.
+pub const TEMPORARY: &str = ".nc-restore-tmp";
+/// What was replaced.
+pub const OLD: &str = "old";
+const STATE: &str = "state.json";
+
+/// What it is for, and how far it has come.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub struct State {
+    /// The snapshot's id.
+    pub snapshot: String,
+    /// `SOURCE/PATH`, escaped for people.
+    pub path: String,
+    /// Where it goes.
+    pub target: String,
+    /// All of it has arrived and is on the disk; this is how it is put in place.
+    pub swap: Option<Plan>,
+}
+
+/// What is put in place.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// Inode numbers, by path.
+    pub names: Vec<(Vec<u8>, u64)>,
+    /// Folders whose content is put in place, with their modification times, which renames move.
+    pub folders: Vec<(Vec<u8>, i64, i64)>,
+}
+
+/// The folder.
+#[derive(Debug)]
+pub struct Partial {
+    /// It.
+    pub dir: File,
+    /// The folder it lies in.
+    home: File,
+    /// Its name there.
+    pub name: String,
+    /// Its place, for people.
+    pub shown: PathBuf,
+    /// What it is for.
+    pub state: State,
+    /// An interrupted run left it.
+    pub continued: bool,
+}
+
+impl Partial {
+    /// The name for `state`.
+    fn name(state: &State, date: &str) -> String {
+        let mut hash = crc32fast::Hasher::new();
+        for part in [&state.snapshot, &state.path, &state.target] {
+            hash.update(part.as_bytes());
+            hash.update(&[0]);
+        }
+        format!("{PREFIX}{date}-{:08x}.partial", hash.finalize())
+    }
+
+    /// Makes it in `home`, or opens what an interrupted run with the same wishes left.
+    pub fn open(home: &File, shown: &std::path::Path, state: State, date: &str) -> Result<Partial> {
+        let name = Partial::name(&state, date);
+        let shown = shown.join(&name);
+        let what = || format!("cannot use the folder {}", shown.display());
+        let made = match mkdirat(home, OsStr::new(&name), Mode::from_bits_truncate(0o700)) {
+            Ok(()) => true,
+            Err(Errno::EEXIST) => false,
+            Err(e) => return Err(e).with_context(|| format!("cannot make the folder {}", shown.display())),
+        };
+        let dir = open_dir(home, name.as_bytes()).with_context(what)?;
+        let stat = dir.metadata().with_context(what)?;
+        if stat.uid() != nix::unistd::geteuid().as_raw() || stat.mode() & 0o077 != 0 {
+            return Err(Fault::denied(format!("{} is not ours alone", shown.display()))
+                .hint("somebody else has made it: look at it, remove it, and try again")
+                .into());
+        }
+        dir.try_lock().map_err(|_| {
+            Fault::busy(format!("another restore is at work in {}", shown.display()))
+                .hint("wait until it has ended")
+        })?;
+        let known = if made { None } else { load(&dir) };
+        let continued = known.is_some();
+        let state = match known {
+            Some(known)
+                if (&known.snapshot, &known.path, &known.target)
+                    == (&state.snapshot, &state.path, &state.target) =>
+            {
+                known
+            }
+            _ => state,
+        };
+        for part in [NEW, OLD] {
+            drop(ensure_dir(&dir, part.as_bytes()).with_context(what)?);
+        }
+        let partial =
+            Partial { dir, home: home.try_clone().with_context(what)?, name, shown, state, continued };
+        partial.save()?;
+        Ok(partial)
+    }
+
+    /// Writes down how far it has come; durable on return.
+    pub fn save(&self) -> Result<()> {
+        let text = serde_json::to_vec(&self.state).context("cannot encode the restore's state")?;
+        common::durable::write(&self.path().join(STATE), &text, 0o600)
+    }
+
+    /// A path that leads to it, however it is called by now.
+    fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.dir.as_raw_fd()).into()
+    }
+
+    /// One of its parts, opened.
+    pub fn part(&self, name: &str) -> Result<File> {
+        open_dir(&self.dir, name.as_bytes())
+            .with_context(|| format!("cannot open {name} in {}", self.shown.display()))
+    }
+
+    /// All that was written below it is on the disk on return.
+    pub fn sync(&self) -> Result<()> {
+        nix::unistd::syncfs(&self.dir).with_context(|| format!("cannot flush {}", self.shown.display()))
+    }
+
+    /// Removes it with all that was replaced, or with `keep` renames it so that no restore takes it for its own.
+    /// Returns where what was replaced is.
+    pub fn finish(self, keep: bool) -> Result<Option<PathBuf>> {
+        if !keep {
+            remove(&self.home, std::path::Path::new(&self.name))?;
+            return Ok(None);
+        }
+        for part in [NEW, STATE] {
+            remove(&self.dir, std::path::Path::new(part))?;
+        }
+        let stem = self.name.trim_end_matches(".partial");
+        for n in 0..1000 {
+            let name = if n == 0 { format!("{stem}.replaced") } else { format!("{stem}-{n}.replaced") };
+            match renameat2(
+                &self.home,
+                OsStr::new(&self.name),
+                &self.home,
+                OsStr::new(&name),
+                RenameFlags::RENAME_NOREPLACE,
+            ) {
+                Ok(()) => return Ok(Some(self.shown.with_file_name(name).join(OLD))),
+                Err(Errno::EEXIST) => {}
+                Err(e) => return Err(e).with_context(|| format!("cannot rename {}", self.shown.display())),
+            }
+        }
+        Ok(Some(self.shown.join(OLD)))
+    }
+}
+
+fn load(dir: &File) -> Option<State> {
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut open_file(dir, STATE).ok()?, &mut text).ok()?;
+    serde_json::from_str(&text).ok()
+}
+
+/// The inode number of `name` in `dir`, and whether it is a folder; `None` if it is not there.
+pub fn entry(dir: &File, name: &[u8]) -> Result<Option<(u64, bool)>> {
+    match nix::sys::stat::fstatat(dir, OsStr::from_bytes(name), nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some((stat.st_ino, stat.st_mode & libc::S_IFMT == libc::S_IFDIR))),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("cannot look at {}", crate::walk::show(name))),
+    }
+}

@@ -1,0 +1,151 @@
+//! Putting what has arrived in its place, and what was there aside: renames within one file system, each of which
+//! can be the last one before a power cut. The next run goes on where this one ended, told by the inode numbers that
+//! were written down before the first rename.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt as _;
+
+use anyhow::{Context as _, Result};
+use nix::errno::Errno;
+use nix::fcntl::{RenameFlags, renameat2};
+use nix::sys::stat::{fstat, futimens};
+use nix::sys::time::TimeSpec;
+
+use super::partial::{PREFIX, Plan, entry};
+use crate::store::{attributes, ensure_dir, open_dir, visit};
+use crate::tree::join;
+use crate::walk::show;
+
+/// One restore's renames.
+#[derive(Debug)]
+pub struct Swap<'a> {
+    /// What has arrived.
+    pub new: &'a File,
+    /// What is replaced goes here.
+    pub old: &'a File,
+    /// The folder it goes into.
+    pub target: &'a File,
+    /// Only this name of it; else all that is in it becomes what has arrived.
+    pub only: Option<&'a [u8]>,
+    /// Paths in the target that are none of our business: other sources.
+    pub spare: &'a [Vec<u8>],
+}
+
+impl Swap<'_> {
+    /// What will be renamed, with inode numbers, to be written down before [`Swap::run`].
+    pub fn plan(&self) -> Result<Plan> {
+        let mut plan = Plan::default();
+        self.plan_folder(&[], &mut plan)?;
+        Ok(plan)
+    }
+
+    fn plan_folder(&self, path: &[u8], plan: &mut Plan) -> Result<()> {
+        let new = open_dir(self.new, path)?;
+        let stat = fstat(&new)?;
+        plan.folders.push((path.to_vec(), stat.st_mtime, stat.st_mtime_nsec));
+        for (name, is_dir, _) in visit::names(&new)? {
+            let full = join(path, &name);
+            if self.only.is_some_and(|only| only != full) || self.spares(&full) {
+                continue;
+            }
+            if is_dir && self.holds_spared(&full) && open_dir(self.target, &full).is_ok() {
+                self.plan_folder(&full, plan)?;
+            } else if let Some((ino, _)) = entry(&new, &name)? {
+                plan.names.push((full, ino));
+            }
+        }
+        Ok(())
+    }
+
+    /// `path` is left alone: another source, or a private folder of ours.
+    fn spares(&self, path: &[u8]) -> bool {
+        self.spare.iter().any(|s| s == path) || path.starts_with(PREFIX.as_bytes())
+    }
+
+    /// Something below `path` is to be left alone.
+    fn holds_spared(&self, path: &[u8]) -> bool {
+        self.spare.iter().any(|s| s.strip_prefix(path).is_some_and(|rest| rest.starts_with(b"/")))
+    }
+
+    /// Does it. Returns whether anything was replaced.
+    pub fn run(&self, plan: &Plan) -> Result<()> {
+        let inodes: HashMap<&[u8], u64> = plan.names.iter().map(|(p, i)| (&p[..], *i)).collect();
+        match self.only {
+            Some(only) => self.one(&[], only, self.target, self.new, &inodes)?,
+            None => self.folder(&[], &inodes, &plan.folders)?,
+        }
+        self.target.sync_all().context("cannot make the renames durable")
+    }
+
+    fn folder(
+        &self,
+        path: &[u8],
+        inodes: &HashMap<&[u8], u64>,
+        folders: &[(Vec<u8>, i64, i64)],
+    ) -> Result<()> {
+        let what = || format!("cannot put {} in its place", show(path));
+        let (new, target) =
+            (open_dir(self.new, path).with_context(what)?, open_dir(self.target, path).with_context(what)?);
+        let mut names: BTreeSet<Vec<u8>> = visit::names(&new)?.into_iter().map(|n| n.0).collect();
+        names.extend(visit::names(&target)?.into_iter().map(|n| n.0));
+        for name in names {
+            let full = join(path, &name);
+            if self.spares(&full) {
+                continue;
+            }
+            if !self.holds_spared(&full) {
+                self.one(path, &name, &target, &new, inodes)?;
+            } else if open_dir(&new, &name).is_ok() {
+                self.folder(&full, inodes, folders)?;
+            }
+        }
+        // Last, as the renames have moved the folder's times.
+        attributes::copy(&new, &target).with_context(what)?;
+        if let Some((_, sec, nsec)) = folders.iter().find(|f| f.0 == path) {
+            futimens(&target, &TimeSpec::UTIME_OMIT, &TimeSpec::new(*sec, *nsec)).with_context(what)?;
+        }
+        target.sync_all().with_context(what)
+    }
+
+    /// One name of the folder `path`: what has arrived goes in, what was there goes aside.
+    fn one(
+        &self,
+        path: &[u8],
+        name: &[u8],
+        target: &File,
+        new: &File,
+        inodes: &HashMap<&[u8], u64>,
+    ) -> Result<()> {
+        let full = join(path, name);
+        let what = || format!("cannot put {} in its place", show(&full));
+        let as_name = OsStr::from_bytes(name);
+        let aside = || -> Result<File> { ensure_dir(self.old, path) };
+        let keep = RenameFlags::RENAME_NOREPLACE;
+        let waiting = |found: Option<(u64, bool)>| found.is_some_and(|f| inodes.get(&full[..]) == Some(&f.0));
+        if waiting(entry(new, name)?) {
+            if entry(target, name)?.is_none() {
+                renameat2(new, as_name, target, as_name, keep).with_context(what)?;
+                return Ok(());
+            }
+            match renameat2(new, as_name, target, as_name, RenameFlags::RENAME_EXCHANGE) {
+                Ok(()) => {}
+                // A file system that cannot exchange two names: two renames.
+                Err(Errno::EINVAL | Errno::ENOSYS) => {
+                    renameat2(target, as_name, &aside()?, as_name, keep).with_context(what)?;
+                    renameat2(new, as_name, target, as_name, keep).with_context(what)?;
+                    return Ok(());
+                }
+                Err(e) => return Err(e).with_context(what),
+            }
+        }
+        if entry(new, name)?.is_some() {
+            // What was exchanged, now or before an interruption.
+            renameat2(new, as_name, &aside()?, as_name, keep).with_context(what)?;
+        } else if self.only.is_none() && !inodes.contains_key(&full[..]) && entry(target, name)?.is_some() {
+            renameat2(target, as_name, &aside()?, as_name, keep).with_context(what)?;
+        }
+        Ok(())
+    }
+}

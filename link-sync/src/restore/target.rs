@@ -1,0 +1,188 @@
+//! Where a path goes: opened without following what an unprivileged user could have planted.
+
+use std::ffi::OsStr;
+use std::fs::{DirBuilder, File};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use common::fault::Fault;
+use common::mounts;
+
+use super::partial::entry;
+use crate::store::open_dir;
+use crate::tree::join;
+use crate::walk::show;
+
+/// Follows `path` part by part. A symbolic link is believed only if nobody but root (or this account) could have
+/// made it.
+pub fn open_trusted(path: &Path) -> Result<(File, PathBuf)> {
+    let (mut dir, mut real) = (File::open("/").context("cannot open /")?, PathBuf::from("/"));
+    let mut rest: Vec<Vec<u8>> = parts(path);
+    let mut links = 0;
+    while let Some(name) = rest.pop() {
+        let full = real.join(OsStr::from_bytes(&name));
+        let what = || format!("cannot open the folder {}", full.display());
+        let stat =
+            nix::sys::stat::fstatat(&dir, OsStr::from_bytes(&name), nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW)
+                .map_err(std::io::Error::from)
+                .with_context(what)?;
+        if stat.st_mode & libc::S_IFMT == libc::S_IFLNK {
+            let holder = dir.metadata().with_context(what)?;
+            let ours = [0, nix::unistd::geteuid().as_raw()];
+            links += 1;
+            if links > 40
+                || !ours.contains(&holder.uid())
+                || !ours.contains(&stat.st_uid)
+                || holder.mode() & 0o022 != 0
+            {
+                return Err(Fault::denied(format!(
+                    "{} is a symbolic link that others could have made",
+                    full.display()
+                ))
+                .hint("name the real folder; a restore as root does not follow such links")
+                .into());
+            }
+            let to = nix::fcntl::readlinkat(&dir, OsStr::from_bytes(&name)).with_context(what)?;
+            if Path::new(&to).is_absolute() {
+                (dir, real) = (File::open("/").context("cannot open /")?, PathBuf::from("/"));
+            } else if Path::new(&to).components().any(|c| c == Component::ParentDir) {
+                let base = real.join(&to);
+                let mut plain = PathBuf::new();
+                for part in base.components() {
+                    if part == Component::ParentDir {
+                        plain.pop();
+                    } else {
+                        plain.push(part);
+                    }
+                }
+                rest.extend(parts(&plain));
+                (dir, real) = (File::open("/").context("cannot open /")?, PathBuf::from("/"));
+                continue;
+            }
+            rest.extend(parts(Path::new(&to)));
+            continue;
+        }
+        dir = open_dir(&dir, &name).map_err(std::io::Error::from).with_context(what)?;
+        real = full;
+    }
+    Ok((dir, real))
+}
+
+/// The names of a path, the last one first.
+fn parts(path: &Path) -> Vec<Vec<u8>> {
+    let names = path.components().filter_map(|c| match c {
+        Component::Normal(name) => Some(name.as_bytes().to_vec()),
+        _ => None,
+    });
+    let mut names: Vec<_> = names.collect();
+    names.reverse();
+    names
+}
+
+/// Makes `dir`, 0700, if it is not there; what is above it must be.
+pub fn make(dir: &Path) -> Result<bool> {
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+        Err(e) => Err(Fault::config(format!("cannot make the folder {}: {e}", dir.display()))
+            .hint("make the folder above it first, or mount its disk")
+            .into()),
+    }
+}
+
+/// The place of one path.
+#[derive(Debug)]
+pub struct Target {
+    /// The folder it goes into, which exists.
+    pub anchor: File,
+    /// That folder's path.
+    pub shown: PathBuf,
+    /// So many parts of `SOURCE/PATH` lead there.
+    pub strip: usize,
+    /// The name in it that is replaced; `None`: all of its content.
+    pub only: Option<Vec<u8>>,
+    /// What is replaced exists.
+    pub exists: bool,
+    /// Paths in it that stay.
+    pub spare: Vec<Vec<u8>>,
+}
+
+impl Target {
+    /// Finds the deepest folder there is of `rest` (relative, may be empty) below `base`; `before` parts of
+    /// `SOURCE/PATH` belong to `base`. `others` are folders that must not be touched.
+    pub fn find(base: &File, shown: &Path, before: usize, rest: &[u8], others: &[PathBuf]) -> Result<Target> {
+        let names: Vec<&[u8]> = rest.split(|b| *b == b'/').filter(|n| !n.is_empty()).collect();
+        let mut at: Vec<u8> = Vec::new();
+        let mut depth = 0;
+        while depth + 1 < names.len() {
+            let next = join(&at, names[depth]);
+            let dir = if at.is_empty() { base.try_clone()? } else { open_dir(base, &at)? };
+            match entry(&dir, names[depth])? {
+                None => break,
+                Some((_, true)) => at = next,
+                Some((_, false)) => {
+                    return Err(Fault::config(format!(
+                        "{} is in the way: it is no folder",
+                        shown.join(OsStr::from_bytes(&next)).display()
+                    ))
+                    .hint("move it away, or restore elsewhere with --to DIR")
+                    .into());
+                }
+            }
+            depth += 1;
+        }
+        let mut anchor = open_dir(base, &at).with_context(|| format!("cannot open {}", show(&at)))?;
+        let mut place = if at.is_empty() { shown.to_owned() } else { shown.join(OsStr::from_bytes(&at)) };
+        let mut only = names.get(depth).map(|n| n.to_vec());
+        let mut exists = match &only {
+            Some(name) => entry(&anchor, name)?,
+            None => Some((0, true)),
+        };
+        let mut strip = before + depth;
+        // A mount point, or a folder that holds another source, cannot be renamed: its content is replaced instead.
+        if let (Some(name), Some((_, true))) = (&only, exists) {
+            let full = place.join(OsStr::from_bytes(name));
+            let inside =
+                open_dir(&anchor, name).with_context(|| format!("cannot open {}", full.display()))?;
+            let holds = others.iter().any(|o| o.starts_with(&full) && *o != full);
+            if holds || mounts::is_mount_point(&full)? {
+                (anchor, place, only, strip) = (inside, full, None, strip + 1);
+            }
+        }
+        let spare =
+            others.iter().filter_map(|o| o.strip_prefix(&place).ok()).filter(|o| !o.as_os_str().is_empty());
+        let spare: Vec<Vec<u8>> = spare.map(|o| o.as_os_str().as_bytes().to_vec()).collect();
+        if only.is_none() {
+            exists = Some((0, true)).filter(|_| exists.is_some());
+        }
+        let target = Target { anchor, shown: place, strip, only, exists: exists.is_some(), spare };
+        target.no_mounts()?;
+        Ok(target)
+    }
+
+    /// What is replaced, for people.
+    pub fn path(&self) -> PathBuf {
+        self.only.as_ref().map_or_else(|| self.shown.clone(), |name| self.shown.join(OsStr::from_bytes(name)))
+    }
+
+    /// A mount below what is replaced cannot be renamed away.
+    fn no_mounts(&self) -> Result<()> {
+        let path = self.path();
+        let spared =
+            |at: &Path| self.spare.iter().any(|s| at.starts_with(self.shown.join(OsStr::from_bytes(s))));
+        let below = mounts::table()?
+            .into_iter()
+            .find(|m| m.target.starts_with(&path) && m.target != path && !spared(&m.target));
+        match below {
+            None => Ok(()),
+            Some(mount) => Err(Fault::config(format!(
+                "{} is mounted inside of what is to be replaced",
+                mount.target.display()
+            ))
+            .hint("restore what lies on it separately with --path, the rest around it; or unmount it first")
+            .into()),
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Lines of mtree(5): `./PATH type=file mode=0640 uid=33 gid=33 size=5 time=1.000000000 tags=xattr-…`.
+//!
+//! Attributes as they are found on the store's disk: with fake-super the owner is the store's account, and the
+//! source's owners are in an extended attribute. Of extended attributes (ACLs among them) there is a digest, as a
+//! tag, for which other programs have no meaning.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt as _;
+
+use anyhow::{Context as _, Result};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, readlinkat};
+use nix::sys::stat::{FileStat, fstat, fstatat, major, minor};
+use sha2::{Digest as _, Sha256};
+use xattr::FileExt as _;
+
+use super::{open_dir, open_file_at, sums};
+
+/// What the file begins with; what a check must pass over follows.
+pub const HEAD: &[u8] = b"#mtree\n. type=dir\n./.meta type=dir ignore optional\n";
+
+/// A path as it is on the disk.
+#[derive(Debug)]
+pub struct Looked {
+    /// Its stat.
+    pub stat: FileStat,
+    /// The line's part after the path.
+    pub body: Vec<u8>,
+    /// Opened, if it is a regular file.
+    pub file: Option<File>,
+}
+
+/// Looks at `name` in `dir`, through no symlink; opens regular files.
+pub fn look(dir: &File, name: &[u8]) -> Result<Looked> {
+    let as_name = OsStr::from_bytes(name);
+    let mut stat = fstatat(dir, as_name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    let opened = match stat.st_mode & libc::S_IFMT {
+        libc::S_IFREG => Some(open_file_at(dir, name)?),
+        libc::S_IFDIR => Some(open_dir(dir, name)?),
+        _ => None,
+    };
+    if let Some(file) = &opened {
+        stat = fstat(file)?;
+    }
+    let link = match stat.st_mode & libc::S_IFMT {
+        libc::S_IFLNK => Some(readlinkat(dir, as_name)?),
+        _ => None,
+    };
+    let xattrs = opened.as_ref().map(xattr_digest).transpose()?.flatten();
+    let body = body(&stat, link.as_deref().map(|l| l.as_bytes()), xattrs.as_deref());
+    let file = opened.filter(|_| stat.st_mode & libc::S_IFMT == libc::S_IFREG);
+    Ok(Looked { stat, body, file })
+}
+
+/// `type=…` and so on.
+pub fn body(stat: &FileStat, link: Option<&[u8]>, xattrs: Option<&str>) -> Vec<u8> {
+    let kind = match stat.st_mode & libc::S_IFMT {
+        libc::S_IFREG => "file",
+        libc::S_IFDIR => "dir",
+        libc::S_IFLNK => "link",
+        libc::S_IFCHR => "char",
+        libc::S_IFBLK => "block",
+        libc::S_IFIFO => "fifo",
+        _ => "socket",
+    };
+    let (mode, uid, gid) = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid);
+    let mut text = format!("type={kind} mode={mode:04o} uid={uid} gid={gid}");
+    // Writing to a string does not fail.
+    if kind == "file" {
+        write!(text, " size={}", stat.st_size).ok();
+    }
+    if matches!(kind, "char" | "block") {
+        write!(text, " device=native,{},{}", major(stat.st_rdev), minor(stat.st_rdev)).ok();
+    }
+    write!(text, " time={}.{:09}", stat.st_mtime, stat.st_mtime_nsec).ok();
+    let mut line = text.into_bytes();
+    if let Some(link) = link {
+        line.extend_from_slice(b" link=");
+        escape(&mut line, link);
+    }
+    if let Some(digest) = xattrs {
+        line.extend_from_slice(b" tags=xattr-");
+        line.extend_from_slice(digest.as_bytes());
+    }
+    line
+}
+
+/// Of a file that is ours alone.
+pub fn private_file(bytes: u64) -> Vec<u8> {
+    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    let now = jiff::Timestamp::now().as_second();
+    format!("type=file mode=0600 uid={uid} gid={gid} size={bytes} time={now}.000000000").into_bytes()
+}
+
+/// A digest of the extended attributes; `None` if there are none.
+pub fn xattr_digest(file: &File) -> Result<Option<String>> {
+    Ok(digest(&xattrs(file)?))
+}
+
+/// The same of attributes that were read.
+pub fn digest(all: &BTreeMap<std::ffi::OsString, Vec<u8>>) -> Option<String> {
+    if all.is_empty() {
+        return None;
+    }
+    let mut hash = Sha256::new();
+    for (name, value) in all {
+        for part in [name.as_bytes(), value] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+    }
+    Some(sums::hex(&hash.finalize()[..16]))
+}
+
+/// All extended attributes that a backup keeps, by name.
+pub fn xattrs(file: &File) -> Result<BTreeMap<std::ffi::OsString, Vec<u8>>> {
+    let names = match file.list_xattr() {
+        Ok(names) => names,
+        Err(e) if e.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => return Ok(BTreeMap::new()),
+        Err(e) => return Err(e).context("cannot list extended attributes"),
+    };
+    let mut all = BTreeMap::new();
+    // The label is the machine's own, and attributes::copy leaves it alone.
+    for name in names.filter(|n| !n.as_bytes().starts_with(b"security.selinux")) {
+        if let Some(value) = file.get_xattr(&name).context("cannot read an extended attribute")? {
+            all.insert(name, value);
+        }
+    }
+    Ok(all)
+}
+
+/// Adds the line of `path`.
+pub fn line(out: &mut Vec<u8>, path: &[u8], body: &[u8]) {
+    out.extend_from_slice(b"./");
+    escape(out, path);
+    out.push(b' ');
+    out.extend_from_slice(body);
+    out.push(b'\n');
+}
+
+/// The path and the rest of a line; `None` for those that describe no path in the snapshot.
+pub fn parse(line: &[u8]) -> Option<(Cow<'_, [u8]>, &[u8])> {
+    let line = line.strip_prefix(b"./")?;
+    let end = line.iter().position(|b| *b == b' ')?;
+    let path = unescape(&line[..end])?;
+    (*path != *b".meta").then_some((path, &line[end + 1..]))
+}
+
+/// What one line says, by keyword.
+pub fn words(body: &[u8]) -> BTreeMap<String, Vec<u8>> {
+    let words = body.split(|b| *b == b' ').filter_map(|word| {
+        let at = word.iter().position(|b| *b == b'=')?;
+        let value = unescape(&word[at + 1..])?.into_owned();
+        Some((String::from_utf8_lossy(&word[..at]).into_owned(), value))
+    });
+    words.collect()
+}
+
+/// What a reader could take for more than a letter is written as a backslash and three octal digits (vis(3)).
+fn escape(out: &mut Vec<u8>, text: &[u8]) {
+    for byte in text {
+        match byte {
+            b'#' | b'*' | b'?' | b'[' | b'\\' => {}
+            0x21..=0x7e => {
+                out.push(*byte);
+                continue;
+            }
+            _ => {}
+        }
+        out.extend_from_slice(format!("\\{byte:03o}").as_bytes());
+    }
+}
+
+fn unescape(text: &[u8]) -> Option<Cow<'_, [u8]>> {
+    if !text.contains(&b'\\') {
+        return Some(Cow::Borrowed(text));
+    }
+    let mut plain = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((byte, tail)) = rest.split_first() {
+        rest = tail;
+        if *byte != b'\\' {
+            plain.push(*byte);
+            continue;
+        }
+        let (digits, tail) = rest.split_at_checked(3)?;
+        rest = tail;
+        plain.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok()?);
+    }
+    Some(Cow::Owned(plain))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_survive_any_name() {
+        for path in ["a", "d/a b", "back\\slash", "new\nline", "#[*?", "ü=x"] {
+            let mut out = Vec::new();
+            line(&mut out, path.as_bytes(), b"type=file size=1");
+            let text = out.strip_suffix(b"\n").unwrap();
+            let (back, body) = parse(text).unwrap();
+            assert_eq!((&*back, body), (path.as_bytes(), &b"type=file size=1"[..]));
+        }
+        assert!(HEAD.split(|b| *b == b'\n').all(|l| parse(l).is_none()));
+        assert_eq!(words(b"type=link link=a\\040b")["link"], b"a b");
+    }
+}

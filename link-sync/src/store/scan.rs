@@ -1,0 +1,155 @@
+//! A snapshot on the disk and its manifests, both in the order of their paths' bytes, so that one pass compares them.
+
+use std::fs::File;
+
+use anyhow::{Result, bail};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+use super::manifest::{MTREE, SUMS};
+use super::sums::{self, Lines, Sum};
+use super::{META, mtree, open_dir, open_file, visit};
+use crate::tree::join;
+
+/// One path on the disk.
+#[derive(Debug)]
+pub struct Step<'a> {
+    /// Relative to the snapshot.
+    pub path: &'a [u8],
+    /// The folder it is in.
+    pub parent: &'a File,
+    /// Its name there.
+    pub name: &'a [u8],
+    /// Inode number.
+    pub ino: u64,
+    /// It is a folder.
+    pub is_dir: bool,
+}
+
+/// A name still to be visited; a folder comes twice: itself, and as `name/` what is in it.
+type Item = (Vec<u8>, u64, bool);
+
+/// Visits every path of a snapshot but `.meta`. `visit` says of a folder whether what is in it is wanted; `unread` is
+/// told of folders that cannot be read.
+pub fn in_order(
+    top: &File,
+    mut visit: impl FnMut(&Step) -> Result<bool>,
+    mut unread: impl FnMut(&[u8], anyhow::Error),
+) -> Result<()> {
+    let mut stack: Vec<(File, Vec<u8>, std::vec::IntoIter<Item>)> = Vec::new();
+    let root = open_dir(top, b"")?;
+    let items = items(&root, true)?;
+    stack.push((root, Vec::new(), items));
+    while let Some((dir, path, items)) = stack.last_mut() {
+        let Some((name, ino, is_dir)) = items.next() else {
+            stack.pop();
+            continue;
+        };
+        if let Some(name) = name.strip_suffix(b"/") {
+            common::signals::check()?;
+            let below = join(path, name);
+            let opened = open_dir(dir, name).map_err(anyhow::Error::from);
+            match opened.and_then(|dir| Ok((self::items(&dir, false)?, dir))) {
+                Ok((list, dir)) => stack.push((dir, below, list)),
+                Err(error) => unread(&below, error),
+            }
+            continue;
+        }
+        let full = join(path, &name);
+        if !visit(&Step { path: &full, parent: dir, name: &name, ino, is_dir })? {
+            let twin = [&name[..], b"/"].concat();
+            // Few have it, so a look at what is left is cheap enough.
+            let rest: Vec<Item> = std::mem::take(items).filter(|i| i.0 != twin).collect();
+            *items = rest.into_iter();
+        }
+    }
+    Ok(())
+}
+
+fn items(dir: &File, top: bool) -> Result<std::vec::IntoIter<Item>> {
+    let mut list = Vec::new();
+    for (name, is_dir, ino) in visit::names(dir)? {
+        if top && name == META.as_bytes() {
+            continue;
+        }
+        if is_dir {
+            list.push(([&name[..], b"/"].concat(), ino, true));
+        }
+        list.push((name, ino, is_dir));
+    }
+    list.sort_unstable();
+    Ok(list.into_iter())
+}
+
+/// What the manifests say of one path.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Line {
+    /// Relative to the snapshot.
+    pub path: Vec<u8>,
+    /// Attributes, as in mtree(5); empty if they are not known.
+    pub body: Vec<u8>,
+    /// Content, if it is a file.
+    pub sum: Option<Sum>,
+}
+
+impl Line {
+    /// `file`, `dir`, …; empty if not known.
+    pub fn kind(&self) -> &[u8] {
+        kind(&self.body)
+    }
+
+    /// Bytes of a file, by its attributes.
+    pub fn size(&self) -> u64 {
+        let size = mtree::words(&self.body).remove("size");
+        size.and_then(|s| String::from_utf8(s).ok()?.parse().ok()).unwrap_or(0)
+    }
+}
+
+/// The value of `type=` in front of the attributes.
+pub fn kind(body: &[u8]) -> &[u8] {
+    let end = body.iter().position(|b| *b == b' ').unwrap_or(body.len());
+    body[..end].strip_prefix(b"type=").unwrap_or_default()
+}
+
+/// The lines of both manifests of a snapshot, together.
+#[derive(Debug)]
+pub struct Expected {
+    mtree: Lines,
+    sums: Lines,
+}
+
+impl Expected {
+    /// The manifests in the `.meta` of `dir`.
+    pub fn open(dir: &File) -> Result<Expected> {
+        let lines =
+            |name: &str| Ok::<_, anyhow::Error>(Lines::new(open_file(dir, &format!("{META}/{name}"))?));
+        Ok(Expected { mtree: lines(MTREE)?, sums: lines(SUMS)? })
+    }
+
+    /// The next path's.
+    pub fn next(&mut self) -> Result<Option<Line>> {
+        loop {
+            let Some(line) = self.mtree.next()? else { return Ok(None) };
+            let Some((path, body)) = mtree::parse(line) else { continue };
+            let mut line = Line { path: path.into_owned(), body: body.to_vec(), sum: None };
+            if line.kind() == b"file" {
+                let sum = self.sums.next()?.and_then(sums::parse);
+                match sum.filter(|s| *s.1 == *line.path) {
+                    Some((sum, _)) => line.sum = Some(sum),
+                    None => bail!("{SUMS} and {MTREE} do not belong together"),
+                }
+            }
+            return Ok(Some(line));
+        }
+    }
+}
+
+/// Hashes an opened file as it is on the disk, not in the page cache, and without a new access time.
+pub fn hash(file: &mut File, read: impl FnMut(u64) -> Result<()>) -> Result<Sum> {
+    // Only the owner and root may; for others the time moves.
+    fcntl(&*file, FcntlArg::F_SETFL(OFlag::O_NOATIME)).ok();
+    sums::uncache(file);
+    let (sum, _) = sums::of_file(file, read)?;
+    // Nobody needs it in memory, and others' pages stay there instead.
+    sums::uncache(file);
+    Ok(sum)
+}

@@ -1,0 +1,78 @@
+//! `.verified` in the store: when it was last verified, and how that ended; for `list` and for people.
+
+use std::io::Read as _;
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+use super::Store;
+use super::verify::{Options, Outcome};
+
+/// The file.
+const FILE: &str = ".verified";
+/// More bytes than it has.
+const LONGEST: u64 = 1 << 20;
+
+/// One verification.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Verified {
+    /// When it ended, RFC 3339 UTC.
+    pub verified_at: String,
+    /// `all`, or the one date.
+    pub date: String,
+    /// How many snapshots that were.
+    pub dates: u64,
+    /// Of 100 distinct files, so many were read.
+    pub sample_percent: f64,
+    /// Files read.
+    pub inodes_read: u64,
+    /// Their bytes.
+    pub bytes_read: u64,
+    /// What was wrong, and was not repaired.
+    pub findings: u64,
+    /// What was repaired.
+    pub repaired: u64,
+}
+
+/// The file's content. Keys are only ever added.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct Record {
+    /// The last one of all.
+    pub last: Option<Verified>,
+    /// The last one that read every file of every snapshot.
+    pub last_full: Option<Verified>,
+}
+
+impl Record {
+    /// The store's record; an empty one if it was never verified, or the record is damaged.
+    pub fn load(store: &Store) -> Record {
+        let text = store.check().and_then(|dir| {
+            let mut text = String::new();
+            super::open_file(&dir, FILE)?.take(LONGEST).read_to_string(&mut text)?;
+            Ok(text)
+        });
+        text.ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
+    }
+}
+
+/// Adds a verification to the store's record. The outcome is what is still wrong.
+pub fn record(store: &Store, options: &Options, outcome: &Outcome, repaired: u64) -> Result<()> {
+    let verified = Verified {
+        verified_at: common::status::now(),
+        date: options.date.clone(),
+        dates: outcome.dates.len() as u64,
+        sample_percent: options.sample,
+        inodes_read: outcome.inodes_read,
+        bytes_read: outcome.bytes_read,
+        findings: outcome.findings.len() as u64,
+        repaired,
+    };
+    let mut record = Record::load(store);
+    if options.date == "all" && options.sample >= 100.0 {
+        record.last_full = Some(verified.clone());
+    }
+    record.last = Some(verified);
+    let text = format!("{}\n", serde_json::to_string_pretty(&record)?);
+    common::durable::write(&store.path.join(FILE), text.as_bytes(), 0o600)
+        .context("the verification could not be recorded in the store")
+}

@@ -1,0 +1,209 @@
+//! `link-sync verify`: is every snapshot still what was published?
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use common::fault::Fault;
+use common::say;
+use common::status::Report;
+use serde_json::Value;
+
+use crate::TOOL;
+use crate::account::Account;
+use crate::cli;
+use crate::far::Far;
+use crate::progress::Progress;
+use crate::protocol::Request;
+use crate::settings::{Place, Settings, rsync_argv};
+use crate::store::fetch::Places;
+use crate::store::meta::is_date;
+use crate::store::repair::repair;
+use crate::store::verify::{Options, Outcome, verify};
+use crate::store::{Store, verified};
+
+/// Findings that are listed unless told otherwise, for people.
+const SHOWN: usize = 20;
+
+/// Does it.
+pub fn run(args: &cli::Verify, report: &mut Report) -> Result<()> {
+    let settings = args.profile.options().settings()?;
+    let options = options(args)?;
+    let progress = Progress::terminal();
+    progress.begin("looking at names and attributes", 0);
+    let answer = match &settings.store {
+        Place::Local(path) => local(args, &settings, path.clone(), &options, progress, report)?,
+        Place::Ssh { .. } => {
+            if args.against.is_some() || args.repair {
+                let option = if args.repair { "--repair" } else { "--against" };
+                return Err(Fault::config(format!("{option} is for the machine that holds the store"))
+                    .hint("run it there, as the account that owns the store, with --store /path")
+                    .into());
+            }
+            let mut far = Far::connect(&settings)?;
+            let watch = |done, total| progress.reached_of(done, total);
+            let answer = far.ask_watched(&Request::Verify { options: options.clone() }, watch)?;
+            report.set("store", far.hello.store.as_str());
+            answer
+        }
+    };
+    tell(answer, report)
+}
+
+fn options(args: &cli::Verify) -> Result<Options> {
+    // 48 bits: a number that every JSON reader keeps.
+    let random = || {
+        let id = common::record::random_id()?;
+        u64::from_str_radix(&id[..12], 16).context("a random number is none")
+    };
+    Ok(Options {
+        date: args.date.clone(),
+        sample: args.sample.0,
+        seed: args.seed.map_or_else(random, Ok)?,
+        limit: args.limit,
+    })
+}
+
+fn local(
+    args: &cli::Verify,
+    settings: &Settings,
+    path: PathBuf,
+    options: &Options,
+    progress: Progress,
+    report: &mut Report,
+) -> Result<Value> {
+    let store = store(settings, path);
+    report.set("store", store.path.display().to_string());
+    let against = args.against.as_ref().map(|path| {
+        let path = std::path::absolute(path).with_context(|| format!("--against {}", path.display()))?;
+        Ok::<_, anyhow::Error>(Store { path, mount: None, ..store.clone() })
+    });
+    let against = against.transpose()?;
+    progress.begin("reading", 0);
+    let told = |done, total| {
+        progress.reached_of(done, total);
+        Ok(())
+    };
+    if args.repair {
+        let store = Store { read_only: false, ..store };
+        let mut places = places(args, settings)?;
+        places.account = Account::of(&store.path)?;
+        let (outcome, repaired) = repair(&store, options, places, &told)?;
+        let (list, total) = repaired.describe(options.limit);
+        record(&store, options, &outcome, total, report);
+        report.changed = total > 0;
+        if total > 0 {
+            report.warn("repaired", format!("{total} things were damaged and have been fetched back"));
+        }
+        report.set("repaired", list);
+        report.set("repaired_total", total);
+        report.set("not_repaired", repaired.reasons);
+        return outcome.describe(options);
+    }
+    let outcome = verify(&store, against.as_ref(), options, &told)?;
+    if against.is_none() {
+        record(&store, options, &outcome, 0, report);
+    }
+    outcome.describe(options)
+}
+
+/// Where what is damaged may be fetched from.
+fn places(args: &cli::Verify, settings: &Settings) -> Result<Places> {
+    let mut places = Places::default();
+    for path in &args.from {
+        let shown = path.display();
+        let names = std::fs::read_dir(path)
+            .map_err(|e| Fault::config(format!("--from {shown} cannot be read: {e}")))?
+            .map(|entry| Ok(entry?.file_name()))
+            .collect::<std::io::Result<Vec<_>>>()
+            .with_context(|| format!("cannot list {shown}"))?;
+        let mut dates: Vec<_> =
+            names.iter().filter_map(|n| n.to_str()).filter(|n| is_date(n)).map(str::to_owned).collect();
+        if dates.is_empty() {
+            return Err(Fault::config(format!("--from {shown}: there is no snapshot in it"))
+                .hint("name the folder that holds the dates, not one of them")
+                .into());
+        }
+        dates.sort_unstable();
+        places.from.push((File::open(path).with_context(|| format!("cannot open {shown}"))?, dates));
+    }
+    // One that is not on this machine is simply no help.
+    let sources = settings.sources.iter();
+    let opened = sources.filter_map(|s| Some((s.name.clone().into_bytes(), File::open(&s.path).ok()?)));
+    places.sources = opened.collect();
+    Ok(places)
+}
+
+/// The local store, to be read.
+fn store(settings: &Settings, path: PathBuf) -> Store {
+    let table = settings.profile.store.as_ref().filter(|t| t.path == path);
+    Store {
+        mount: table.and_then(|t| t.mount.clone()),
+        rsync: rsync_argv(table.map_or(&[], |t| &t.rsync)),
+        path,
+        reserve_bytes: 0,
+        read_only: true,
+        flush_bytes: None,
+    }
+}
+
+/// A store that cannot be written to, like an opened copy, is verified all the same.
+fn record(store: &Store, options: &Options, outcome: &Outcome, repaired: u64, report: &mut Report) {
+    if let Err(error) = verified::record(store, options, outcome, repaired) {
+        report.warn("not-recorded", format!("{error:#}"));
+    }
+}
+
+/// Fills the report from the answer; fails if anything is wrong.
+fn tell(answer: Value, report: &mut Report) -> Result<()> {
+    let texts = |value: &Value| -> Vec<String> {
+        value.as_array().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect()
+    };
+    let number = |key: &str| answer[key].as_u64().unwrap_or(0);
+    let (weaker, skipped) = (texts(&answer["weaker_dates"]), texts(&answer["skipped_dates"]));
+    if !weaker.is_empty() {
+        report.warn(
+            "no-checksums",
+            format!("without checksums, so not (or not wholly) verified: {}", weaker.join(", ")),
+        );
+    }
+    if !skipped.is_empty() {
+        report.warn("being-removed", format!("being removed, so not verified: {}", skipped.join(", ")));
+    }
+    if texts(&answer["dates"]).is_empty() {
+        report.warn("no-snapshot", "the store holds no snapshot: there is nothing to verify");
+    }
+    let listed = answer["findings"].as_array().cloned().unwrap_or_default();
+    for finding in listed.iter().take(SHOWN) {
+        say!(
+            TOOL,
+            "{}: {} in {}: {}",
+            finding["kind"].as_str().unwrap_or("?"),
+            texts(&finding["paths"]).join(", "),
+            texts(&finding["dates"]).join(", "),
+            finding["found"].as_str().unwrap_or("?")
+        );
+    }
+    let total = number("findings_total");
+    say!(
+        TOOL,
+        "{} snapshots, {} names, {} of {} distinct files read ({}): {}",
+        texts(&answer["dates"]).len(),
+        number("paths"),
+        number("inodes_read"),
+        number("inodes"),
+        indicatif::BinaryBytes(number("bytes_read")),
+        if total == 0 { "all as published".into() } else { format!("{total} things are wrong") }
+    );
+    let counts = answer["counts"].as_object().cloned().unwrap_or_default();
+    if let Value::Object(fields) = answer {
+        report.data.extend(fields);
+    }
+    if total == 0 {
+        return Ok(());
+    }
+    let counts: Vec<_> = counts.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
+    Err(Fault::failed(format!("the store is not what was published: {}", counts.join(", ")))
+        .hint("data.findings names the files and dates; `link-sync verify --repair` on the store's machine fetches back what another copy holds")
+        .into())
+}

@@ -1,0 +1,272 @@
+//! `verify --repair`: what is damaged comes back from another copy, in every date that shared it, and nothing else moves.
+
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use crate::changes::acl;
+use crate::checksums::{flip, found};
+use crate::far::Remote;
+use crate::picture::{Picture, picture};
+use crate::world::{World, ok, private, told, until, warnings};
+
+/// What is older than two seconds is shared by snapshots without being compared.
+fn age() {
+    std::thread::sleep(Duration::from_millis(2100));
+}
+
+#[track_caller]
+fn as_it_was(before: &[(String, Picture)], world: &World) {
+    for (date, then) in before {
+        let list = then.differences(&picture(&world.store.join(date)));
+        assert!(list.is_empty(), "{date}:\n{}", list.join("\n"));
+    }
+    assert!(!world.store.join(".repair").exists());
+}
+
+fn ino(path: &Path) -> u64 {
+    std::fs::symlink_metadata(path).unwrap().ino()
+}
+
+#[test]
+fn a_rotten_file_comes_back_from_the_source_or_another_copy_in_all_dates() {
+    let world = World::new();
+    for name in ["a", "d/b", "twice"] {
+        world.file(name, &name.repeat(3000));
+    }
+    xattr::set(world.source.join("d/b"), "user.note", b"x").unwrap();
+    ok("chown", &["33:44", world.source.join("d/b").to_str().unwrap()]);
+    age();
+    let first = world.publish();
+    world.file("new", "new");
+    let second = world.publish();
+    let copies = world.dir.join("copies");
+    private(&copies);
+    for date in world.dates() {
+        world
+            .act("copy", &["--date", &date, "--to", copies.to_str().unwrap(), "--reserve-bytes", "1"])
+            .expect(0);
+    }
+    let before = world.history();
+    for name in ["a", "d/b"] {
+        flip(&second.join("docs").join(name), 77);
+    }
+    let rotten = ino(&first.join("docs/a"));
+    let repaired = world.act("verify", &["--repair"]).expect(0);
+    assert_eq!(repaired.json["data"]["repaired_total"], 2);
+    assert!(warnings(&repaired).contains(&"repaired"), "{repaired:?}");
+    as_it_was(&before, &world);
+    // A new inode, and one for both dates.
+    assert_ne!(ino(&first.join("docs/a")), rotten);
+    assert_eq!(ino(&first.join("docs/a")), ino(&second.join("docs/a")));
+    let nothing = world.act("verify", &["--repair"]).expect(0);
+    assert_eq!((&nothing.json["changed"], found(&nothing).len()), (&false.into(), 0));
+
+    // The source has changed since: it does not help, and a copy does. One that rotted, too, does not.
+    world.file("a", &"b".repeat(3000));
+    flip(&second.join("docs/a"), 77);
+    let damaged = world.history();
+    let failed = world.act("verify", &["--repair"]).expect(1);
+    assert!(failed.json["data"]["not_repaired"][0].as_str().unwrap().contains("--from"), "{failed:?}");
+    assert_eq!(found(&failed), [("content".into(), "docs/a".into(), 2)]);
+    as_it_was(&damaged, &world);
+    let from = ["--repair", "--from", copies.to_str().unwrap()];
+    let date = &world.dates()[0];
+    flip(&copies.join(date).join("docs/a"), 5);
+    world.act("verify", &from).expect(1);
+    flip(&copies.join(date).join("docs/a"), 5);
+    world.act("verify", &from).expect(0);
+    as_it_was(&before, &world);
+
+    // The same content under another name of another date is good enough.
+    world.file("other-name", &"twice".repeat(3000));
+    world.publish();
+    let before = world.history();
+    world.file("twice", "changed");
+    world.file("other-name", "changed");
+    flip(&second.join("docs/twice"), 3);
+    world.act("verify", &["--repair"]).expect(0);
+    as_it_was(&before, &world);
+
+    // The next snapshot goes on with what was repaired.
+    world.publish();
+    world.newest_is_source();
+    world.act("verify", &[]).expect(0);
+}
+
+#[test]
+fn names_types_and_attributes_come_back() {
+    let world = World::new();
+    for name in ["missing", "everywhere", "mode", "type", "xattr", "gone/a", "gone/deep/b"] {
+        world.file(name, name);
+    }
+    let source = |name: &str| world.source.join(name);
+    xattr::set(source("xattr"), "user.note", b"x").unwrap();
+    xattr::set(source("gone"), "user.note", b"y").unwrap();
+    xattr::set(source("gone/a"), "system.posix_acl_access", &acl(33, 4)).unwrap();
+    std::os::unix::fs::symlink("there", source("link")).unwrap();
+    ok("mkfifo", &[source("pipe").to_str().unwrap()]);
+    ok("mknod", &[source("device").to_str().unwrap(), "b", "7", "300"]);
+    age();
+    let first = world.publish();
+    world.file("new", "new");
+    let second = world.publish();
+    let before = world.history();
+    for (snapshot, name) in [
+        (&first, "missing"),
+        (&first, "everywhere"),
+        (&second, "everywhere"),
+        (&second, "pipe"),
+        (&first, "device"),
+    ] {
+        std::fs::remove_file(snapshot.join("docs").join(name)).unwrap();
+    }
+    std::fs::remove_file(first.join("docs/link")).unwrap();
+    std::os::unix::fs::symlink("elsewhere", first.join("docs/link")).unwrap();
+    ok("rm", &["-r", first.join("docs/gone").to_str().unwrap()]);
+    std::fs::set_permissions(second.join("docs/mode"), PermissionsExt::from_mode(0o4777)).unwrap();
+    ok("chown", &["1:2", second.join("docs/mode").to_str().unwrap()]);
+    ok("touch", &["-d", "@1", second.join("docs/mode").to_str().unwrap()]);
+    xattr::remove(second.join("docs/xattr"), "user.note").unwrap();
+    std::fs::remove_file(first.join("docs/type")).unwrap();
+    std::fs::create_dir_all(first.join("docs/type/below")).unwrap();
+    world.act("verify", &["--repair"]).expect(0);
+    as_it_was(&before, &world);
+    // One that was missing in one date shares the other's again, and nothing was deleted.
+    assert_eq!(ino(&first.join("docs/missing")), ino(&second.join("docs/missing")));
+    let aside = world.store.join(".set-aside");
+    assert_eq!(std::fs::read_dir(&aside).unwrap().count(), 1);
+
+    // What is in no manifest stays, and is told.
+    std::fs::write(first.join("docs/extra"), "?").unwrap();
+    let left = world.act("verify", &["--repair"]).expect(1);
+    assert_eq!(found(&left), [("extra".into(), "docs/extra".into(), 1)]);
+    assert_eq!(std::fs::read(first.join("docs/extra")).unwrap(), b"?");
+    std::fs::remove_file(first.join("docs/extra")).unwrap();
+    world.act("verify", &["--repair"]).expect(0);
+    as_it_was(&before, &world);
+
+    // Manifests, from a second disk.
+    let disk = world.dir.join("disk");
+    ok("cp", &["-a", world.store.to_str().unwrap(), disk.to_str().unwrap()]);
+    flip(&first.join(".meta/sha256sums"), 9);
+    flip(&second.join(".meta/mtree"), 9);
+    flip(&first.join("docs/mode"), 9);
+    let left = world.act("verify", &["--repair"]).expect(1);
+    assert_eq!(left.json["data"]["counts"]["manifest"], 2);
+    let all = world.act("verify", &["--repair", "--from", disk.to_str().unwrap()]).expect(0);
+    assert_eq!(all.json["data"]["repaired_total"], 3);
+    // A manifest's own time is told nowhere.
+    for (snapshot, name) in [(&first, "sha256sums"), (&second, "mtree")] {
+        let like = disk.join(snapshot.file_name().unwrap()).join(".meta").join(name);
+        ok("touch", &["-r", like.to_str().unwrap(), snapshot.join(".meta").join(name).to_str().unwrap()]);
+    }
+    as_it_was(&before, &world);
+
+    for (options, code, what) in [
+        (vec!["--repair", "--from", "/nowhere"], 78, "cannot be read"),
+        (vec!["--repair", "--from", first.to_str().unwrap()], 78, "the folder that holds the dates"),
+        (vec!["--repair", "--store", "a@b:/c"], 78, "the machine that holds the store"),
+    ] {
+        assert!(told(&world.act("verify", &options).expect(code)).contains(what), "{options:?}");
+    }
+}
+
+#[test]
+fn a_repair_that_is_killed_is_continued() {
+    let world = World::new();
+    for n in 0..150 {
+        world.file(&format!("{}/{n}", n % 9), &format!("{n} ").repeat(2000));
+    }
+    age();
+    let first = world.publish();
+    world.file("new", "new");
+    let second = world.publish();
+    let before = world.history();
+    for n in 0..150 {
+        match n % 3 {
+            0 => flip(&second.join(format!("docs/{}/{n}", n % 9)), n),
+            1 => std::fs::remove_file(first.join(format!("docs/{}/{n}", n % 9))).unwrap(),
+            _ => {}
+        }
+    }
+    for wait in [0, 15, 40, 80] {
+        let mut run = world.command("verify", &["--repair"]);
+        let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        until("it repairs", || world.store.join(".repair").exists() || run.try_wait().unwrap().is_some());
+        std::thread::sleep(Duration::from_millis(wait));
+        run.kill().unwrap();
+        run.wait().unwrap();
+        // Whatever is there is whole: as it was, or as it was damaged.
+        for (date, then) in &before {
+            let now = picture(&world.store.join(date));
+            for (path, seen) in &now.0 {
+                let was = then.0.get(path).unwrap_or_else(|| panic!("{}", path.escape_ascii()));
+                assert_eq!(seen.content.len(), was.content.len(), "{}", path.escape_ascii());
+                assert_eq!((seen.mode, seen.owner), (was.mode, was.owner), "{}", path.escape_ascii());
+            }
+        }
+    }
+    world.act("verify", &["--repair"]).expect(0);
+    as_it_was(&before, &world);
+    for n in 0..150 {
+        let path = format!("docs/{}/{n}", n % 9);
+        assert_eq!(ino(&first.join(&path)), ino(&second.join(&path)), "{path}");
+    }
+}
+
+#[test]
+fn an_accounts_store_is_repaired_with_its_rights() {
+    let remote = Remote::new();
+    let world = &remote.world;
+    world.file("d/owned", "x");
+    ok("chown", &["33:44", world.source.join("d/owned").to_str().unwrap()]);
+    let first = crate::world::folder(&world.snapshot(&[]).expect(0));
+    let before = picture(&first);
+    let store = remote.store.to_str().unwrap();
+    // Only root can read what is fetched from.
+    let copies = world.dir.join("copies");
+    private(&copies);
+    world
+        .act("copy", &["--store", store, "--to", copies.to_str().unwrap(), "--reserve-bytes", "1"])
+        .expect(0);
+    world.act("verify", &["--store", copies.to_str().unwrap(), "--against", store]).expect(0);
+    flip(&first.join("docs/d/owned"), 3);
+    std::fs::remove_file(first.join("docs/a")).unwrap();
+    world.file("a", "other");
+    let from = ["--store", store, "--repair", "--from", copies.to_str().unwrap()];
+    world.act("verify", &from).expect(0);
+    before.same_as(&picture(&first));
+
+    // The account cannot make root give it more than it has: here its own manifest asks for a file that root would be.
+    let mtree = first.join(".meta/mtree");
+    let text = std::fs::read_to_string(&mtree).unwrap();
+    let line = text.lines().find(|l| l.starts_with("./docs/a ")).unwrap();
+    let evil = line.replace("mode=0644", "mode=4755").replace("uid=", "uid=0 was=");
+    assert_ne!(line, evil);
+    std::fs::write(&mtree, text.replace(line, &evil)).unwrap();
+    let sum = ok("sha256sum", &[mtree.to_str().unwrap()]);
+    let json = first.join(".meta/snapshot.json");
+    let mut meta: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    meta["manifest"]["mtree"]["sha256"] = sum[..64].into();
+    std::fs::write(&json, meta.to_string()).unwrap();
+    std::fs::remove_file(first.join("docs/a")).unwrap();
+    world.act("verify", &from).expect(1);
+    assert!(std::fs::symlink_metadata(first.join("docs/a")).is_err());
+
+    // The account itself may, too, with what it can read.
+    let disk = remote.account.home.join("disk");
+    ok("cp", &["-a", store, disk.to_str().unwrap()]);
+    flip(&first.join("docs/d/owned"), 3);
+    let mut run = std::process::Command::new("runuser");
+    run.args(["-u", &remote.account.name, "--"]).arg(&remote.program).args(["verify", "--store", store]);
+    run.args(["--repair", "--from", disk.to_str().unwrap(), "--state-dir"])
+        .arg(remote.account.folder("state"));
+    flip(&disk.join(first.file_name().unwrap()).join("docs/d/owned"), 0);
+    let left = testkit::run(run.current_dir("/")).expect(1);
+    assert_eq!(found(&left).iter().filter(|f| f.1 == "docs/d/owned").count(), 1);
+    flip(&disk.join(first.file_name().unwrap()).join("docs/d/owned"), 0);
+    let right = testkit::run(&mut run).expect(1);
+    assert_eq!(found(&right).iter().filter(|f| f.1 == "docs/d/owned").count(), 0);
+}

@@ -1,0 +1,241 @@
+//! Bringing back files, users and whole sources: from here, through ssh, interrupted, and out of odd places.
+
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use testkit::sshd::Sshd;
+use testkit::{Ran, script};
+
+use crate::picture::{Picture, picture};
+use crate::world::{Account, World, kill, ok, told, until};
+
+/// A small instance, `data` inside of `html`, and its profile.
+struct Instance {
+    world: World,
+    html: PathBuf,
+    data: PathBuf,
+}
+
+impl Instance {
+    fn new() -> Instance {
+        let world = World::new();
+        let html = world.source.clone();
+        let data = html.join("data");
+        let instance = Instance { html, data, world };
+        instance.profile(&format!("store = \"{}\"", instance.world.store.display()), "");
+        instance.world.file("config/config.php", "<?php");
+        instance.world.file("core/a", "code");
+        instance.world.file("data/.ncdata", "");
+        instance.world.file("data/admin/files/letter.odt", "Dear");
+        instance.world.file("data/admin/files/sub/a[1]*\n.txt", "odd");
+        instance.world.file("data/bob/files/b", "b");
+        symlink("/etc/passwd", instance.data.join("admin/files/link")).unwrap();
+        let letter = instance.data.join("admin/files/letter.odt").display().to_string();
+        ok("setfattr", &["-n", "user.tag", "-v", "hi", &letter]);
+        ok("setfacl", &["-m", "u:daemon:r", &letter]);
+        ok("chown", &["-hR", "33:44", instance.html.to_str().unwrap()]);
+        ok("chmod", &["2750", instance.data.join("admin").to_str().unwrap()]);
+        ok(
+            "find",
+            &[
+                instance.html.to_str().unwrap(),
+                "-exec",
+                "touch",
+                "-hd",
+                "2020-01-02 03:04:05.123456789",
+                "{}",
+                "+",
+            ],
+        );
+        instance
+    }
+
+    fn profile(&self, snapshot: &str, ssh: &str) {
+        self.world.write_profile(&format!(
+            "[snapshot]\n{snapshot}\n{ssh}\n\
+             [[snapshot.source]]\nname = \"html\"\npath = \"{}\"\n\
+             [[snapshot.source]]\nname = \"data\"\npath = \"{}\"\n\
+             [store]\npath = \"{}\"\nreserve_bytes = 0\n",
+            self.html.display(),
+            self.data.display(),
+            self.world.store.display(),
+        ));
+    }
+
+    fn restore(&self, options: &[&str]) -> Ran {
+        self.world.act("restore", options)
+    }
+
+    fn damage(&self) {
+        std::fs::remove_dir_all(self.data.join("bob")).unwrap();
+        std::fs::write(self.data.join("admin/files/letter.odt"), "Deaf").unwrap();
+        std::fs::write(self.data.join("encrypted.by.them"), "!").unwrap();
+        std::fs::remove_file(self.html.join("core/a")).unwrap();
+        ok("chown", &["-R", "0:0", self.data.join("admin").to_str().unwrap()]);
+    }
+
+    /// Nothing of a restore is left in it.
+    #[track_caller]
+    fn clean(&self) {
+        let left = ok("find", &[self.html.to_str().unwrap(), "-name", ".nc-restore-*"]);
+        assert_eq!(left, "");
+    }
+}
+
+#[track_caller]
+fn same(before: &Picture, path: &Path) {
+    before.same_as(&picture(path));
+}
+
+#[test]
+fn whole_sources_come_back_exactly_and_leave_each_other_alone() {
+    let instance = Instance::new();
+    let before = picture(&instance.html);
+    instance.world.publish();
+    instance.damage();
+    // Nobody there to ask.
+    let asked = instance.restore(&["--source", "data", "--in-place"]).expect(2);
+    assert!(told(&asked).contains("--yes"), "{asked:?}");
+    let damaged = picture(&instance.html);
+    instance.restore(&["--source", "data", "--in-place", "--dry-run"]).expect(0);
+    same(&damaged, &instance.html);
+
+    let ran = instance.restore(&["--source", "data", "--in-place", "--yes", "--verify"]).expect(0);
+    assert_eq!(ran.json["data"]["verified"], true);
+    assert!(!instance.html.join("core/a").exists(), "html was not asked for");
+    let ran = instance.restore(&["--source", "html", "--in-place", "--yes", "--keep-replaced"]).expect(0);
+    let kept = PathBuf::from(ran.json["data"]["items"][0]["kept_at"].as_str().unwrap());
+    assert!(kept.join("core").is_dir() && !kept.join("data").exists());
+    std::fs::remove_dir_all(kept.parent().unwrap()).unwrap();
+    ok("touch", &["-d", "2020-01-02 03:04:05.123456789", instance.html.to_str().unwrap()]);
+    same(&before, &instance.html);
+    instance.clean();
+}
+
+#[test]
+fn a_file_a_user_and_another_place() {
+    let instance = Instance::new();
+    let before = picture(&instance.data);
+    let date = instance.world.publish();
+    let odd = "admin/files/sub/a[1]*\n.txt";
+    std::fs::remove_file(instance.data.join(odd)).unwrap();
+    instance.restore(&["--path", odd, "--in-place"]).expect(0);
+    std::fs::remove_dir_all(instance.data.join("admin")).unwrap();
+    instance.restore(&["--user", "admin", "--in-place"]).expect(0);
+    // A folder above it is missing too: it comes back as it was.
+    std::fs::remove_dir_all(instance.data.join("bob")).unwrap();
+    instance.restore(&["--path", "bob/files/b", "--in-place"]).expect(0);
+    ok("touch", &["-d", "2020-01-02 03:04:05.123456789", instance.data.to_str().unwrap()]);
+    same(&before, &instance.data);
+
+    let to = instance.world.dir.join("elsewhere");
+    instance.restore(&["--source", "data", "--source", "html", "--to", to.to_str().unwrap()]).expect(0);
+    for source in ["data", "html"] {
+        same(&picture(&date.join(source)), &to.join(source));
+    }
+    for (bad, code) in [
+        (&["--path", "../x", "--in-place"][..], 2),
+        (&["--path", "/etc", "--in-place"], 2),
+        (&["--in-place"], 2),
+        (&["--user", "a/b", "--in-place"], 2),
+        (&["--path", "admin", "--path", "admin/files", "--in-place"], 2),
+        (&["--source", "database", "--in-place"], 2),
+        (&["--path", "nobody", "--in-place"], 78),
+        (&["--date", "2020-01-01T00-00-00Z", "--user", "bob", "--in-place"], 78),
+        (&["--user", "bob", "--to", instance.world.store.to_str().unwrap()], 78),
+    ] {
+        assert!(!told(&instance.restore(bad).expect(code)).contains("internal"));
+    }
+}
+
+#[test]
+fn planted_links_lead_nowhere() {
+    let instance = Instance::new();
+    instance.world.publish();
+    let away = instance.world.dir.join("away");
+    std::fs::create_dir_all(away.join("files")).unwrap();
+    std::fs::remove_dir_all(instance.data.join("admin")).unwrap();
+    symlink(&away, instance.data.join("admin")).unwrap();
+    instance.restore(&["--path", "admin/files/letter.odt", "--in-place", "--yes"]).expect(78);
+    instance.restore(&["--user", "admin", "--in-place", "--yes"]).expect(0);
+    assert!(instance.data.join("admin").symlink_metadata().unwrap().is_dir());
+    // The data folder itself, in a folder that is the web server's.
+    std::fs::rename(&instance.data, instance.world.dir.join("aside")).unwrap();
+    symlink(&away, &instance.data).unwrap();
+    instance.restore(&["--user", "admin", "--in-place", "--yes"]).expect(77);
+    assert_eq!(std::fs::read_dir(away.join("files")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_killed_restore_is_continued_and_no_backup_runs_meanwhile() {
+    let instance = Instance::new();
+    let before = picture(&instance.data);
+    instance.world.publish();
+    instance.damage();
+    let damaged = picture(&instance.data);
+    let slow = instance.world.dir.join("slow-rsync");
+    script(&slow, "#!/bin/sh\nrsync \"$@\" && exec sleep 30\n");
+    let store = format!("store = \"{}\"", instance.world.store.display());
+    instance.profile(&store, "");
+    let text = std::fs::read_to_string(&instance.world.config).unwrap();
+    std::fs::write(&instance.world.config, format!("{text}rsync = [\"{}\"]\n", slow.display())).unwrap();
+    let mut command = instance.world.command("restore", &["--source", "data", "--in-place", "--yes"]);
+    let mut child = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let arrived = || ok("find", &[instance.data.to_str().unwrap(), "-path", "*/new/bob/files/b"]);
+    until("a file arrives", || !arrived().is_empty());
+    instance.world.snapshot(&[]).expect(75);
+    kill(child.id(), "-KILL");
+    child.wait().unwrap();
+    // What is in use is as it was.
+    let left = ok("find", &[instance.data.to_str().unwrap(), "-maxdepth", "1", "-name", ".nc-restore-*"]);
+    std::fs::rename(&left, instance.world.dir.join("partial")).unwrap();
+    let now = picture(&instance.data);
+    std::fs::rename(instance.world.dir.join("partial"), &left).unwrap();
+    assert!(damaged.0.keys().eq(now.0.keys()));
+
+    instance.profile(&store, "");
+    until("the children of the killed one have ended", || {
+        instance.restore(&["--source", "data", "--in-place", "--yes"]).json["exit_code"] == 0
+    });
+    same(&before, &instance.data);
+    instance.clean();
+}
+
+#[test]
+fn a_store_without_root_behind_ssh_gives_back_owners_to_the_key_that_reads() {
+    let instance = Instance::new();
+    let before = picture(&instance.html);
+    let account = Account::new();
+    let sshd = Sshd::start(&account.name);
+    let store = account.folder("store");
+    let program = account.home.join("link-sync");
+    std::fs::copy(testkit::bin("link-sync"), &program).unwrap();
+    let ssh = format!(
+        "[snapshot.ssh]\nport = {}\nidentity = \"/nowhere\"\nrestore_identity = \"{}\"\nknown_hosts = \"{}\"\nremote_program = \"{}\"",
+        sshd.port,
+        sshd.identity.display(),
+        sshd.known_hosts.display(),
+        program.display()
+    );
+    let place = format!("store = \"{}@127.0.0.1:{}\"", account.name, store.display());
+    instance.profile(&place, &ssh);
+    let key = sshd.identity.display().to_string();
+    let backup = ["--crash-consistent", "--identity", &key];
+    instance.world.act("snapshot", &backup).expect(0);
+    instance.damage();
+
+    // A key for backups does not read; one for reading does not write.
+    let door = |options: &str| {
+        let serve =
+            format!("command=\"{} serve --store {}{options}\",restrict", program.display(), store.display());
+        sshd.set_key_options(&serve);
+    };
+    door("");
+    let refused = instance.restore(&["--source", "html", "--in-place", "--yes"]).expect(77);
+    assert!(told(&refused).contains("restore_identity"), "{refused:?}");
+    door(" --read-only");
+    instance.world.act("snapshot", &backup).expect(77);
+    instance.restore(&["--source", "html", "--source", "data", "--in-place", "--yes", "--verify"]).expect(0);
+    same(&before, &instance.html);
+    instance.clean();
+}

@@ -1,0 +1,225 @@
+//! `offsite-push prune`: in the container, what the rules of `[offsite.retention]` do not keep.
+//!
+//! `link-sync prune` decides and removes; the generation changes as with a push. The date that the next push begins
+//! with, the newest that both stores hold, always stays. After a push the container is opened a second time for it: what
+//! was copied counts only when the container was closed cleanly, and until then nothing else may go.
+
+use std::ffi::OsString;
+
+use anyhow::Result;
+use common::fault::Fault;
+use common::lock::Lock;
+use common::offsite;
+use common::profile::Bytes;
+use common::retention::Retention;
+use common::status::Report;
+use serde_json::{Value, json};
+
+use crate::generation::{Change, Known, Stamp, objection, refusal};
+use crate::inside;
+use crate::leftovers::{self, Look};
+use crate::push::{PATIENCE, lock, record};
+use crate::settings::Settings;
+use crate::siblings::{Answer, Call, Siblings, option};
+use crate::store::{self, Snapshot};
+use crate::takedown::Up;
+use crate::view::Record;
+
+/// What the command line says.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Options {
+    /// Upload limit, instead of the profile's.
+    pub(crate) bwlimit: Option<Bytes>,
+    /// Only tell.
+    pub(crate) dry_run: bool,
+}
+
+/// Does it.
+pub(crate) fn run(settings: &Settings, options: Options, report: &mut Report) -> Result<()> {
+    report.set("prune", Value::Null);
+    report.set("failed_step", Value::Null);
+    report.set("dry_run", options.dry_run);
+    report.set("steps", json!([]));
+    if !settings.profile.offsite.retention.has_rule() {
+        return Err(Fault::config("nothing says which snapshots are to be kept in the container, so none is removed")
+            .hint("write, in [offsite.retention]: keep_daily = 14, keep_weekly = 8, keep_monthly = 12, keep_yearly = 3")
+            .into());
+    }
+    let _lock: Lock = lock(settings, PATIENCE)?;
+    let mut siblings = Siblings::find(settings)?;
+    let result = (|| {
+        let list = store::list(settings.store()?, report)?;
+        let look = Look::take(&mut siblings, false)?;
+        if let Some(view) = leftovers::open_view(&look, Record::load(settings)?) {
+            return Err(leftovers::view_is_open(&view, &siblings));
+        }
+        report.changed = leftovers::clear(&look, &mut siblings, report)?;
+        round(settings, options, &list, &mut siblings, report)
+    })();
+    if result.is_err() {
+        report.set("failed_step", siblings.doing);
+    }
+    siblings.finish(false, report);
+    result
+}
+
+/// Opens the container, prunes, closes it, and confirms. Nothing of it is up before or after.
+pub(crate) fn round(
+    settings: &Settings,
+    options: Options,
+    list: &[Snapshot],
+    siblings: &mut Siblings,
+    report: &mut Report,
+) -> Result<()> {
+    let known = Known::load(&record(settings))?.filter(|k| k.generation.is_some());
+    let known = known.ok_or_else(|| {
+        Fault::config("this machine has pushed nothing yet, so there is nothing to prune")
+            .hint("`offsite-push push` first")
+    })?;
+    let mut up = Up::new(siblings);
+    let done = work(&mut up, settings, options, &known, list, report);
+    let at = up.siblings.doing;
+    let down = up.down();
+    drop(up);
+    match done {
+        Err(error) => {
+            siblings.doing = at;
+            return Err(error);
+        }
+        Ok(Some(done)) if down.closed => {
+            done.change.confirm(&record(settings), done.stamped, None, done.dates)?;
+        }
+        Ok(Some(_)) => report.warn(
+            "not-confirmed",
+            "the container was not closed cleanly; the next push or prune looks again",
+        ),
+        Ok(None) => {}
+    }
+    down.error.map_or(Ok(()), Err)
+}
+
+/// What was done in the open container.
+struct Done {
+    change: Change,
+    stamped: bool,
+    dates: Vec<String>,
+}
+
+fn work(
+    up: &mut Up,
+    settings: &Settings,
+    options: Options,
+    known: &Known,
+    list: &[Snapshot],
+    report: &mut Report,
+) -> Result<Option<Done>> {
+    up.mount(options.bwlimit)?;
+    let attached = up.attach(options.dry_run)?;
+    up.siblings.doing = "check";
+    let uuid = attached.data("uuid").as_str().unwrap_or_default();
+    let content = inside::read(&settings.container, settings.patience)?;
+    if let Some(why) = objection(Some(known), uuid, &content) {
+        return Err(refusal(&why));
+    }
+    let needed = common_date(&content.dates, list);
+    if options.dry_run {
+        let answer = call(up, settings, needed, true)?.checked()?;
+        report.set("prune", facts(&answer));
+        return Ok(None);
+    }
+    let change = Change::begin(&record(settings), Some(known), uuid, &content, false)?;
+    let answer = call(up, settings, needed, false)?.checked()?;
+    report.set("prune", facts(&answer));
+    report.changed |= answer.changed();
+    if answer.code == 3 {
+        report.set_partial();
+    }
+    let stamped = change.needed(answer.changed());
+    if let Some(stamp) = content.stamp.filter(|_| stamped) {
+        up.siblings.doing = "generation";
+        let stamp = Stamp { generation: change.next.clone(), ..stamp };
+        inside::write(&settings.container, settings.patience, &stamp)?;
+    }
+    let dates = inside::read(&settings.container, settings.patience)?.dates;
+    Ok(Some(Done { change, stamped, dates }))
+}
+
+/// Whether anything in the open container would go. An error of the rules does not make a copy worthless: it is told.
+pub(crate) fn due(
+    up: &mut Up,
+    settings: &Settings,
+    dates: &[String],
+    list: &[Snapshot],
+    report: &mut Report,
+) -> Result<bool> {
+    if !settings.profile.offsite.retention.has_rule() {
+        return Ok(false);
+    }
+    let answer = call(up, settings, common_date(dates, list), true)?;
+    if !answer.done() {
+        not_pruned(&answer.fault(), report);
+        return Ok(false);
+    }
+    Ok(answer.data("removed").as_array().is_some_and(|r| !r.is_empty()))
+}
+
+/// After a push that is confirmed, failing to prune is no failure of the push; but a person should see it.
+pub(crate) fn not_pruned(error: &anyhow::Error, report: &mut Report) {
+    report.warn("not-pruned", format!("nothing was removed from the container: {error:#}"));
+    report.set_partial();
+}
+
+/// The newest date that both hold: the next push compares with it.
+pub(crate) fn common_date<'d>(dates: &'d [String], list: &[Snapshot]) -> Option<&'d str> {
+    dates.iter().rfind(|d| list.iter().any(|s| s.date == **d)).map(String::as_str)
+}
+
+fn call(up: &mut Up, settings: &Settings, needed: Option<&str>, dry_run: bool) -> Result<Answer> {
+    let mut args: Vec<OsString> = option("--store", offsite::store(&settings.container)).into();
+    args.extend(rules(&settings.profile.offsite.retention));
+    if let Some(date) = needed {
+        args.extend(option("--keep", date));
+    }
+    if dry_run {
+        args.push("--dry-run".into());
+    } else {
+        args.extend(option("--flush-bytes", "4m"));
+    }
+    let step = if dry_run { "prune-look" } else { "prune" };
+    up.siblings.run(&Call {
+        step,
+        tool: "link-sync",
+        action: "prune",
+        args: &args,
+        limit: None,
+        cleanup: false,
+    })
+}
+
+/// The rules as options of link-sync.
+fn rules(retention: &Retention) -> Vec<OsString> {
+    let counts = [
+        ("--keep-last", retention.keep_last),
+        ("--keep-hourly", retention.keep_hourly),
+        ("--keep-daily", retention.keep_daily),
+        ("--keep-weekly", retention.keep_weekly),
+        ("--keep-monthly", retention.keep_monthly),
+        ("--keep-yearly", retention.keep_yearly),
+    ];
+    let lengths = [
+        ("--keep-within", retention.keep_within),
+        ("--min-age", retention.min_age),
+        ("--max-gap", retention.max_gap),
+    ];
+    let counts = counts.into_iter().filter_map(|(name, n)| Some((name, n?.to_string())));
+    let lengths = lengths.into_iter().filter_map(|(name, n)| Some((name, n?.to_string())));
+    let zone = retention.timezone.iter().map(|zone| ("--timezone", zone.to_string()));
+    counts.chain(lengths).chain(zone).flat_map(|(name, value)| option(name, value)).collect()
+}
+
+/// For the report.
+fn facts(answer: &Answer) -> Value {
+    let data = answer.all_data();
+    json!({"kept": data["kept"], "removed": data["removed"], "skipped": data["skipped"],
+        "snapshots": data["snapshots"], "paths": data["paths"]})
+}

@@ -1,0 +1,221 @@
+//! A scratch database: made under a name of its own, dropped whatever happens.
+//!
+//! The name says who made it: `nc_backup_drill_MACHINE_PID_STARTED_RANDOM`. One that a killed run left is known by its name
+//! and dropped by the next run: at once if its process, on this machine, is gone; after two days if it is another
+//! machine's.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result};
+use common::fault::Fault;
+use common::record::random_id;
+use common::status::Report;
+use serde::Deserialize;
+
+use crate::manifest::Manifest;
+use crate::psql::{Psql, identifier, literal};
+use crate::restore::drop_sql;
+
+/// How every name begins.
+const BEGIN: &str = "nc_backup_drill_";
+
+/// How old another machine's may be.
+const OLDEST: Duration = Duration::from_secs(2 * 24 * 3600);
+
+/// Names of our form, as a pattern of PostgreSQL.
+const PATTERN: &str = "^nc_backup_drill_[0-9a-f]{8}_[0-9]+_[0-9]+_[0-9]+_[0-9a-f]{8}$";
+
+/// What the server says about us and what is there.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Situation {
+    pub(crate) me: String,
+    pub(crate) server_version: String,
+    pub(crate) server_version_num: u32,
+    pub(crate) superuser: bool,
+    pub(crate) createdb: bool,
+    /// Where its files are, if we may know.
+    pub(crate) data_directory: Option<String>,
+    /// Whether it runs on this machine, as far as the connection tells.
+    pub(crate) by_socket: bool,
+    leftovers: Vec<String>,
+}
+
+impl Situation {
+    /// Asks through the database `home`.
+    pub(crate) fn ask(psql: &Psql, home: &str) -> Result<Situation> {
+        psql.query(
+            home,
+            &format!(
+                "SELECT json_build_object('me', rolname, 'superuser', rolsuper, 'createdb', rolcreatedb,
+                   'server_version', split_part(current_setting('server_version'), ' ', 1),
+                   'server_version_num', current_setting('server_version_num')::int,
+                   'data_directory', (SELECT setting FROM pg_settings WHERE name = 'data_directory'),
+                   'by_socket', inet_server_addr() IS NULL OR inet_server_addr() = inet_client_addr(),
+                   'leftovers', (SELECT coalesce(json_agg(datname), '[]') FROM pg_database WHERE datname ~ '{PATTERN}'))
+                 FROM pg_roles WHERE rolname = current_user;"
+            ),
+        )
+    }
+
+    /// Drops what killed runs left; the names. What cannot be dropped is a warning.
+    pub(crate) fn clear(&self, psql: &Psql, home: &str, report: &mut Report) -> Result<Vec<String>> {
+        let mut cleared = Vec::new();
+        for name in self.leftovers.iter().filter(|n| is_abandoned(n)) {
+            common::signals::check()?;
+            match psql.run(home, &drop_sql(name)) {
+                Ok(_) => {
+                    common::say!("pg-snap", "dropped {name}, which a killed run left");
+                    cleared.push(name.clone());
+                }
+                Err(e) => report.warn("leftover-kept", format!("cannot drop the leftover {name}: {e:#}")),
+            }
+        }
+        Ok(cleared)
+    }
+}
+
+/// The scratch database, until [`Scratch::close`].
+#[derive(Debug)]
+pub(crate) struct Scratch<'p> {
+    psql: &'p Psql,
+    home: &'p str,
+    name: String,
+}
+
+impl<'p> Scratch<'p> {
+    /// Makes one of the encoding and locale that the dump says, owned by whoever we are.
+    pub(crate) fn create(
+        psql: &'p Psql,
+        home: &'p str,
+        manifest: &Manifest,
+        situation: &Situation,
+    ) -> Result<Scratch<'p>> {
+        let name = new_name()?;
+        let mut definition = manifest.definition.clone();
+        definition.owner = situation.me.clone();
+        let sql = definition.create(&name, situation.server_version_num);
+        let id = identifier(&name);
+        let note = literal("pg-snap: a rehearsal in progress, dropped at its end");
+        // Nobody but us has business in it.
+        let sql =
+            format!("{sql}\nCOMMENT ON DATABASE {id} IS {note};\nREVOKE ALL ON DATABASE {id} FROM PUBLIC;");
+        let scratch = Scratch { psql, home, name };
+        match psql.run(home, &sql) {
+            Ok(_) => Ok(scratch),
+            Err(e) => {
+                psql.clean_up(home, &drop_sql(&scratch.name)).ok();
+                let locale = &manifest.definition.collate;
+                let e = if format!("{e:#}").contains("locale") {
+                    crate::psql::hint(
+                        e,
+                        format!(
+                            "the server lacks the locale {locale}: locale-gen {locale}, restart PostgreSQL"
+                        ),
+                    )
+                } else {
+                    e
+                };
+                Err(e.context("cannot make the scratch database"))
+            }
+        }
+    }
+
+    /// Its name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Drops it, also when a signal asked us to stop.
+    pub(crate) fn close(self, report: &mut Report) {
+        if let Err(e) = self.psql.clean_up(self.home, &drop_sql(&self.name)) {
+            report.left_behind(
+                format!("the scratch database {} ({e:#})", self.name),
+                format!("DROP DATABASE {}; the next rehearsal does it, too", identifier(&self.name)),
+            );
+        }
+    }
+}
+
+/// Room for `bytes` more beside the server's files, where these can be seen from here. Whether it was asked.
+pub(crate) fn check_room(situation: &Situation, bytes: u64) -> Result<bool> {
+    let Some(dir) = situation.data_directory.as_deref().filter(|_| situation.by_socket) else {
+        return Ok(false);
+    };
+    let Ok(stat) = nix::sys::statvfs::statvfs(dir) else { return Ok(false) };
+    let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+    // Indexes are built again, with temporary files; a fifth more is what that took.
+    let needed = bytes.saturating_add(bytes / 5).saturating_add(64 << 20);
+    if free >= needed {
+        return Ok(true);
+    }
+    Err(Fault::failed(format!("the scratch database needs {needed} bytes, {dir} has {free} free"))
+        .hint("make room there, or name another server: [drill] host in the profile, or --admin-host")
+        .into())
+}
+
+/// 8 hexadecimal digits for this machine and, in a container, its own process numbers.
+fn machine() -> String {
+    let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    let pids = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    let text = format!("{id}{}{}", host.to_string_lossy(), pids.display());
+    format!("{:08x}", fold(crate::names::fnv1a(text.as_bytes())))
+}
+
+fn fold(hash: u64) -> u32 {
+    u32::try_from((hash ^ (hash >> 32)) & u64::from(u32::MAX)).unwrap_or(0)
+}
+
+/// When a process began, in ticks since boot; `None` if there is none.
+fn started(pid: u32) -> Option<u64> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
+    // The name, in parentheses, may hold anything.
+    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
+}
+
+fn new_name() -> Result<String> {
+    let pid = std::process::id();
+    let ticks = started(pid).context("/proc does not show this process")?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    Ok(format!("{BEGIN}{}_{pid}_{ticks}_{now}_{}", machine(), &random_id()?[..8]))
+}
+
+/// Whether the run that made `name` is gone.
+fn is_abandoned(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix(BEGIN) else { return false };
+    let parts: Vec<&str> = rest.split('_').collect();
+    let [host, pid, ticks, at, _] = parts.as_slice() else { return false };
+    let (Ok(pid), Ok(ticks), Ok(at)) = (pid.parse::<u32>(), ticks.parse::<u64>(), at.parse::<u64>()) else {
+        return false;
+    };
+    if *host == machine() {
+        return started(pid) != Some(ticks);
+    }
+    let made = UNIX_EPOCH + Duration::from_secs(at);
+    SystemTime::now().duration_since(made).is_ok_and(|age| age > OLDEST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_says_whose_it_is_and_fits() {
+        let name = new_name().unwrap();
+        assert!(name.len() <= 63, "{name}");
+        assert!(!is_abandoned(&name));
+        let gone = name.replace(&format!("_{}_", std::process::id()), "_4194999_");
+        assert!(is_abandoned(&gone), "{gone}");
+    }
+
+    #[test]
+    fn another_machines_is_left_alone_for_two_days_and_anything_else_for_ever() {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let name = |at: u64| format!("{BEGIN}ffffffff_1_1_{at}_00000000");
+        assert!(!is_abandoned(&name(now)) && is_abandoned(&name(now - 3 * 24 * 3600)));
+        for other in ["nextcloud", "nc_backup_drill_", "nc_backup_drill_mine", "nc_backup_drill_a_b_c_d_e"] {
+            assert!(!is_abandoned(other), "{other}");
+        }
+    }
+}

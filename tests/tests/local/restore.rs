@@ -1,0 +1,140 @@
+//! `scripts/restore`: a damaged instance comes back exactly, and stays closed until all of it is there.
+
+use std::process::{Command, Stdio};
+
+use testkit::{Ran, repo, run};
+
+use crate::world::World;
+
+/// `restore home --yes`, as the cluster's administrator.
+fn restore(world: &World) -> Command {
+    let mut command = Command::new(repo().join("scripts/restore"));
+    command.args(["home", "--yes", "--admin-user", "postgres", "--admin-host"]);
+    command.arg(format!("{}:{}", world.cluster.socket.display(), world.cluster.port));
+    command.arg("--config").arg(world.path("home.toml")).arg("--bin").arg(world.tools());
+    command
+}
+
+fn sql(world: &World, text: &str) -> String {
+    world.cluster.psql(&world.database, text)
+}
+
+/// All rows of all tables, in a number each.
+fn rows(world: &World) -> String {
+    let tables =
+        sql(world, "SELECT relname FROM pg_class WHERE relkind = 'r' AND relname LIKE 'oc_%' ORDER BY 1;");
+    let count = |t: &str| {
+        format!("SELECT '{t}', count(*), md5(string_agg(x::text, '' ORDER BY x::text)) FROM {t} x;")
+    };
+    sql(world, &tables.lines().map(count).collect::<String>())
+}
+
+/// What rsync finds different between the instance and its `copy`: content, owners, modes, times, attributes.
+fn differences(world: &World, copy: &str) -> String {
+    let mut rsync = Command::new("rsync");
+    rsync.args(["-naHAXic", "--modify-window=-1", "--delete", "--exclude=/config/config.php"]);
+    // Not saved, and so not restored.
+    rsync.args([
+        "--exclude=/data/*/cache/",
+        "--exclude=/data/*/uploads/",
+        "--exclude=/data/appdata_*/preview/",
+    ]);
+    rsync.args([
+        "--exclude=/data/appdata_*/js/",
+        "--exclude=/data/updater-*",
+        "--exclude=/data/nextcloud.log",
+    ]);
+    let told = rsync.arg(world.path(copy).join("")).arg(world.root().join("")).output().unwrap();
+    assert!(told.status.success());
+    // The configuration was written by occ since, so its folder has another time; so has the top.
+    let lines = String::from_utf8(told.stdout).unwrap();
+    lines.lines().filter(|l| !l.ends_with(" config/") && !l.ends_with(" ./")).collect::<Vec<_>>().join("\n")
+}
+
+fn damage(world: &World) {
+    let script = "set -eu; cd \"$1\"; find data -type f -name '*.txt' -print0 | head -z -n 5 | xargs -0r rm; \
+        find data/alice/files -type f -print0 | head -z -n 8 | xargs -0r truncate -s 1; chown -R 0:0 data/bob; \
+        chmod -R go+w lib; echo new >data/alice/files/new; rm -r core; printf '<?php $CONFIG = 1;' >version.php";
+    assert!(Command::new("sh").args(["-c", script, "sh"]).arg(world.root()).status().unwrap().success());
+    sql(world, "DELETE FROM oc_filecache; DROP TABLE oc_share; CREATE TABLE oc_later (x int);");
+}
+
+fn closed(world: &World) -> bool {
+    std::fs::read_to_string(world.root().join("config/config.php"))
+        .unwrap()
+        .trim_end()
+        .ends_with("$CONFIG['maintenance'] = true;")
+}
+
+fn step(ran: &Ran, name: &str) -> bool {
+    ran.json["data"]["steps"].as_array().unwrap().iter().any(|s| s["step"] == name)
+}
+
+#[test]
+fn a_damaged_instance_comes_back_exactly_and_is_closed_until_all_is_there() {
+    // Given an instance that was saved and then damaged in every way,
+    let world = World::new("back");
+    run(&mut world.backup()).expect(0);
+    assert!(
+        Command::new("cp").arg("-a").arg(world.root()).arg(world.path("copy")).status().unwrap().success()
+    );
+    let before = rows(&world);
+    damage(&world);
+    assert_ne!(differences(&world, "copy"), "");
+
+    // when the database cannot be restored, or the restore dies in the middle, it stays closed, and nothing opens it;
+    for (tool, pattern, instead) in [
+        ("pg-snap", "restore*", "echo injected >&2; exit 69"),
+        ("pg-snap", "restore*", "kill -9 $$"),
+        ("link-sync", "*'--closed'*", "\"$real\" \"$@\" & sleep 0.05; kill -9 $!; exit 137"),
+    ] {
+        world.inject(tool, pattern, instead);
+        let ran = run(&mut restore(&world));
+        assert_ne!(ran.code, 0, "{:#}", ran.json);
+        assert_eq!(ran.json["data"]["closed"], true, "{:#}", ran.json);
+        assert!(!step(&ran, "open") && closed(&world) && world.in_maintenance(), "{tool}: {:#}", ran.json);
+        world.restore_tools();
+    }
+
+    // and the same command goes on, and ends with everything as it was, open, and clients told.
+    let ran = run(&mut restore(&world)).expect(0);
+    assert_eq!(ran.json["data"]["database"], "back");
+    assert!(!world.in_maintenance());
+    assert_eq!(differences(&world, "copy"), "");
+    assert_eq!(rows(&world), before);
+    let config = std::fs::read_to_string(world.root().join("config/config.php")).unwrap();
+    assert!(config.contains("'data-fingerprint' => '"), "{config}");
+    let left = Command::new("find").arg(world.dir.path()).args(["-name", ".nc-restore-*"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "");
+    // It is an instance that can be saved again.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    run(&mut world.backup()).expect(0);
+}
+
+#[test]
+fn nothing_is_changed_before_it_is_known_that_the_dump_comes_back() {
+    let world = World::new("unsure");
+    run(&mut world.backup()).expect(0);
+    let before = rows(&world);
+    assert!(
+        Command::new("cp").arg("-a").arg(world.root()).arg(world.path("copy")).status().unwrap().success()
+    );
+    // A dump that does not restore, a date that is not there, nobody to ask.
+    world.inject("pg-snap", "verify*", "exit 1");
+    run(&mut restore(&world)).expect(1);
+    world.restore_tools();
+    run(restore(&world).args(["--date", "2001-01-01T00-00-00Z"])).expect(78);
+    let mut unasked = Command::new(repo().join("scripts/restore"));
+    unasked.arg("home").arg("--config").arg(world.path("home.toml")).stdin(Stdio::null());
+    run(&mut unasked).expect(2);
+    // A backup and a restore keep each other out.
+    let lock = std::fs::File::open(world.path("home.toml")).unwrap();
+    lock.lock().unwrap();
+    let ran = run(&mut restore(&world)).expect(75);
+    assert_eq!(ran.json["changed"], false);
+    run(&mut world.backup()).expect(75);
+    drop(lock);
+    assert!(!world.in_maintenance());
+    assert_eq!(differences(&world, "copy"), "");
+    assert_eq!(rows(&world), before);
+}
