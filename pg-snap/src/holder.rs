@@ -100,11 +100,15 @@ pub(crate) fn live(
     match Holder::begin(profile, given, max) {
         Ok(holder) => holder.work(&listener, closing),
         Err(error) => {
-            // The one who started us waits for an answer, which is this.
+            // The one who started us is about to ask, unless it has gone; this is its answer.
+            let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+            let asked = poll(&mut fds, PollTimeout::from(10_000u16)).is_ok_and(|n| n > 0);
+            let stream = if asked { listener.accept().ok() } else { None };
             closing();
-            let (stream, _) = listener.accept().context("nobody asks")?;
-            question(&stream).ok();
-            reply(&stream, Err(error));
+            if let Some((stream, _)) = stream {
+                question(&stream).ok();
+                reply(&stream, Err(error));
+            }
             Ok(())
         }
     }

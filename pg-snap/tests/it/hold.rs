@@ -1,5 +1,6 @@
 //! Drained, held, dumped as it was, given back; and what happens when any of that goes wrong.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -31,6 +32,7 @@ fn settings(lab: &Lab, more: &str) {
 fn switch(lab: &Lab) -> jiff::Timestamp {
     let since = jiff::Timestamp::now();
     std::fs::create_dir_all(lab.path("state")).unwrap();
+    std::fs::set_permissions(lab.path("state"), std::fs::Permissions::from_mode(0o700)).unwrap();
     let text =
         format!(r#"{{"run_id":"{RUN}","since":"{since}","method":"drop-in","deadline":null,"pid":null}}"#);
     std::fs::write(lab.path("state/maintenance.json"), text).unwrap();
