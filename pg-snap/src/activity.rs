@@ -88,31 +88,39 @@ pub(crate) fn clients(
     let all: Vec<Client> =
         serde_json::from_str(&session.ask(&sql)?).context("psql answered something odd")?;
     if let Some(hidden) = all.iter().find(|c| c.hidden) {
-        return Err(Fault::denied(format!(
-            "the database role may not see the sessions of others (such as that of {}): whether they have ended cannot be known",
-            hidden.role.as_deref().unwrap_or("?")
-        ))
-        .hint("connect as Nextcloud's own role, or let an administrator run: GRANT pg_read_all_stats TO role")
-        .into());
+        return Err(no_rights(hidden.role.as_deref().unwrap_or("?")).into());
     }
     Ok(all.into_iter().filter(|c| !c.allowed(readers)).collect())
 }
 
-/// Refuses a role that would not see Nextcloud's sessions: one that owns no table here and has no right to see others'.
+/// An error unless the role sees the sessions of whom the tables belong to: Nextcloud's own role, by whatever name.
 pub(crate) fn check_rights(session: &mut Session) -> Result<()> {
-    let may = session.ask(
-        "SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') OR EXISTS (SELECT FROM pg_class c \
-         JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' \
-         AND n.nspname <> 'information_schema' AND c.relowner = (SELECT oid FROM pg_roles WHERE rolname = current_user)) \
-         OR NOT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p') \
-         AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema')",
+    let hidden = session.ask(
+        "SELECT coalesce(min(r.rolname), '') FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         JOIN pg_roles r ON r.oid = c.relowner WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' \
+         AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND NOT pg_has_role(r.oid, 'USAGE') \
+         AND NOT pg_has_role('pg_read_all_stats', 'USAGE')",
     )?;
-    if may == "t" {
-        return Ok(());
+    if hidden.is_empty() { Ok(()) } else { Err(no_rights(&hidden).into()) }
+}
+
+fn no_rights(role: &str) -> Fault {
+    Fault::denied(format!(
+        "the database role may not see the sessions of others (such as those of {role}): whether they have ended cannot be known"
+    ))
+    .hint("connect as Nextcloud's own role, or let an administrator run: GRANT pg_read_all_stats TO role")
+}
+
+/// Waits, not for long, until the server has ended the session `pid`.
+pub(crate) fn wait_for_end(session: &mut Session, pid: i32) {
+    for _ in 0..200 {
+        // A server that does not answer has other worries.
+        if session.ask(&format!("SELECT 1 FROM pg_stat_activity WHERE pid = {pid}")).is_ok_and(|a| a == "1") {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        } else {
+            return;
+        }
     }
-    Err(Fault::denied("the database role owns no table, and may not see the sessions of others")
-        .hint("connect as Nextcloud's own role, or let an administrator run: GRANT pg_read_all_stats TO role")
-        .into())
 }
 
 /// Which sessions count.

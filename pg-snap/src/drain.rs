@@ -81,7 +81,8 @@ pub(crate) fn look(profile: &Profile, argv: &[OsString], wait: Duration, report:
     report.set("waited_ms", millis(clock.elapsed()));
     if looked.is_err() {
         // Nothing follows: no session stays open, and paused workers go on.
-        let _told: Value = ask(profile, &Ask::Release)?;
+        // (It may have ended already; why is told by the error that we have.)
+        ask::<Value>(profile, &Ask::Release).ok();
     }
     looked
 }
@@ -127,6 +128,8 @@ pub(crate) fn drain(
     let record = run_of(profile, "drain")?;
     start(profile, argv)?;
     report.set("run_id", record.run_id.as_str());
+    // By now they are paused, unless nobody has looked before the switch.
+    let () = ask(profile, &Ask::Pause)?;
     let unseen = fallback(profile, report)?;
     report.set("settle_fallback", unseen);
     // A clock that was set back in between must not shorten the gap.
@@ -230,7 +233,9 @@ pub(crate) fn release(profile: &Profile, report: &mut Report) -> Result<()> {
 
 /// What is held, and who would be in the way now.
 pub(crate) fn status(profile: &Profile, report: &mut Report) -> Result<()> {
-    report.set("held", Value::Null);
+    for key in ["held", "sessions", "jobs"] {
+        report.set(key, Value::Null);
+    }
     let there = running(profile)?;
     report.set("holder", there);
     if there {

@@ -27,6 +27,9 @@ use crate::programs::Program;
 use crate::psql::Psql;
 use crate::session::Session;
 
+/// How often it is looked whether the sessions are still there.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+
 /// What is asked.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -97,11 +100,15 @@ pub(crate) fn live(
     match Holder::begin(profile, given, max) {
         Ok(holder) => holder.work(&listener, closing),
         Err(error) => {
-            // The one who started us waits for an answer, which is this.
+            // The one who started us is about to ask, unless it has gone; this is its answer.
+            let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+            let asked = poll(&mut fds, PollTimeout::from(10_000u16)).is_ok_and(|n| n > 0);
+            let stream = if asked { listener.accept().ok() } else { None };
             closing();
-            let (stream, _) = listener.accept().context("nobody asks")?;
-            question(&stream).ok();
-            reply(&stream, Err(error));
+            if let Some((stream, _)) = stream {
+                question(&stream).ok();
+                reply(&stream, Err(error));
+            }
             Ok(())
         }
     }
@@ -127,29 +134,35 @@ impl<'h> Holder<'h> {
     }
 
     fn work(mut self, listener: &UnixListener, closing: impl FnOnce()) -> Result<()> {
-        let mut last = None;
-        while let Some(stream) = self.next(listener)? {
-            let Ok(ask) = question(&stream) else { continue };
-            if matches!(ask, Ask::Release) {
-                last = Some(stream);
-                break;
-            }
-            let answer = self.answer(&ask);
-            reply(&stream, answer);
-        }
+        let served = self.serve(listener);
         let held = self.held.is_some();
         closing();
-        self.watch.close();
+        let gone = self.keep.backend;
         self.keep.close();
+        activity::wait_for_end(&mut self.watch, gone);
+        self.watch.close();
         let resumed = self.pause.resume();
-        if let Some(stream) = last {
+        if let Some(stream) = served? {
             reply(&stream, resumed.map(|resumed| json!({"held": held, "resumed": resumed})));
         }
         Ok(())
     }
 
+    /// Answers until the end; the one who asked for it, if somebody did.
+    fn serve(&mut self, listener: &UnixListener) -> Result<Option<UnixStream>> {
+        while let Some(stream) = self.next(listener)? {
+            let Ok(ask) = question(&stream) else { continue };
+            if matches!(ask, Ask::Release) {
+                return Ok(Some(stream));
+            }
+            let answer = self.answer(&ask);
+            reply(&stream, answer);
+        }
+        Ok(None)
+    }
+
     /// The next one who asks; `None` when it is time to end.
-    fn next(&self, listener: &UnixListener) -> Result<Option<UnixStream>> {
+    fn next(&mut self, listener: &UnixListener) -> Result<Option<UnixStream>> {
         loop {
             let left = self.end.saturating_duration_since(Instant::now());
             if left.is_zero() || signals::caught().is_some() {
@@ -160,7 +173,13 @@ impl<'h> Holder<'h> {
             fds.extend(sessions);
             fds.extend(signals::fd());
             let mut fds: Vec<PollFd> = fds.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-            match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+            match poll(&mut fds, PollTimeout::try_from(left.min(HEARTBEAT)).unwrap_or(PollTimeout::MAX)) {
+                Ok(0) => {
+                    if self.watch.touch().is_err() || self.keep.touch().is_err() {
+                        return Ok(None);
+                    }
+                    continue;
+                }
                 Ok(_) => {}
                 Err(nix::errno::Errno::EINTR) => continue,
                 Err(e) => return Err(e).context("cannot wait"),

@@ -3,6 +3,7 @@
 //! A file in the state folder says that they are paused, from before the first command until all have been resumed. So
 //! whoever comes next knows, also after everything was killed.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub(crate) struct Pause {
     pause: Vec<Vec<String>>,
     resume: Vec<Vec<String>>,
     mark: PathBuf,
+    /// By us: a mark of somebody who was killed does not say that they still are.
+    done: Cell<bool>,
 }
 
 impl Pause {
@@ -33,12 +36,17 @@ impl Pause {
                 .into());
         }
         let mark = places::state(profile)?.join("jobs-paused");
-        Ok(Pause { pause: settings.pause.clone(), resume: settings.resume.clone(), mark })
+        Ok(Pause {
+            pause: settings.pause.clone(),
+            resume: settings.resume.clone(),
+            mark,
+            done: Cell::new(false),
+        })
     }
 
-    /// Pauses them; when that fails, they are resumed.
+    /// Pauses them, if they are not; when that fails, they are resumed.
     pub(crate) fn pause(&self) -> Result<()> {
-        if self.pause.is_empty() {
+        if self.pause.is_empty() || self.done.get() {
             return Ok(());
         }
         durable::write(&self.mark, b"resume them: pg-snap release\n", 0o600)?;
@@ -47,6 +55,7 @@ impl Pause {
         if paused.is_err() {
             self.resume()?;
         }
+        self.done.set(paused.is_ok());
         paused
     }
 
@@ -55,6 +64,7 @@ impl Pause {
         if !self.mark.exists() {
             return Ok(false);
         }
+        self.done.set(false);
         run(&self.resume, true).context("cannot resume the background workers ([database] resume)")?;
         remove(&self.mark)?;
         Ok(true)

@@ -20,6 +20,8 @@ use crate::programs::Program;
 
 /// How long pg_dump waits for a table that somebody else has locked.
 const LOCK_WAIT: &str = "60s";
+/// The same while a state is held: who has a table or waits for it then waits for our own end, and keeps others waiting.
+const LOCK_WAIT_HELD: &str = "10s";
 
 /// What is to be dumped, and where to.
 #[derive(Debug)]
@@ -44,7 +46,7 @@ pub(crate) fn run(job: &Job<'_>, lock: &Lock, report: &mut Report) -> Result<()>
         .cmd()?
         .args(["--format=directory", "--compress=1", "--no-sync", "--no-password"])
         .arg(format!("--jobs={jobs}"))
-        .arg(format!("--lock-wait-timeout={LOCK_WAIT}"))
+        .arg(format!("--lock-wait-timeout={}", if snapshot.is_some() { LOCK_WAIT_HELD } else { LOCK_WAIT }))
         .arg("--file")
         .arg(to)
         .arg("--dbname")
@@ -74,6 +76,13 @@ pub(crate) fn run(job: &Job<'_>, lock: &Lock, report: &mut Report) -> Result<()>
 fn explain(failure: &mut Failure, said: &str) {
     if said.contains("No space left on device") || said.contains("Disk quota exceeded") {
         failure.hint = Some("the disk of the dump folder is full: make room, or set [database] dumps".into());
+    } else if said.contains("could not obtain lock") || said.contains("due to statement timeout") {
+        failure.kind = Kind::Busy;
+        failure.hint = Some(
+            "something changes tables (an app's update, TRUNCATE, VACUUM FULL) and waits for the backup, and the dump \
+             would wait for it: try again when that has ended"
+                .into(),
+        );
     } else if said.contains("permission denied") {
         failure.kind = Kind::Denied;
         failure.hint = Some(

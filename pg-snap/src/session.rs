@@ -84,7 +84,11 @@ impl Session {
             return Err(self.died());
         }
         let text = self.until(&format!("{mark}-end\n"))?;
-        let (answer, end) = text.split_once(&mark).context("psql answered something odd")?;
+        // At a line's start: what others named so is in the middle of a JSON text.
+        let at =
+            if text.starts_with(&mark) { Some(0) } else { text.find(&format!("\n{mark} ")).map(|n| n + 1) };
+        let (answer, end) = text.split_at(at.context("psql answered something odd")?);
+        let end = &end[mark.len()..];
         let (sqlstate, message) = end.trim().split_once(' ').unwrap_or((end.trim(), ""));
         if sqlstate != "00000" {
             return Err(Refused { sqlstate: sqlstate.into(), message: message.into() }.into());
@@ -129,12 +133,20 @@ impl Session {
     /// Why there is no answer any more.
     fn died(&mut self) -> anyhow::Error {
         match self.child.wait(Some(Duration::from_secs(2)), false).and_then(|s| self.child.failure_for(s)) {
-            Ok(failure) if failure.exit_code == Some(psql::NO_CONNECTION) => {
+            Ok(failure) if failure.exit_code == Some(psql::NO_CONNECTION) && self.backend == 0 => {
                 psql::no_connection(failure).into()
+            }
+            Ok(failure) if self.backend != 0 => {
+                anyhow::Error::from(failure).context(Fault::failed("our session of the database has ended"))
             }
             Ok(failure) => failure.into(),
             Err(e) => e,
         }
+    }
+
+    /// An error if the server has ended the session, which psql notices only when it is used.
+    pub(crate) fn touch(&mut self) -> Result<()> {
+        self.ask("SELECT 1").map(|_| ())
     }
 
     /// Readable when psql has ended.

@@ -6,6 +6,7 @@ mod connect;
 mod dump;
 mod faults;
 mod folder;
+mod hold;
 mod lab;
 mod restore;
 mod verify;
