@@ -1,7 +1,7 @@
 //! Bringing back what a snapshot holds: a file, a folder, a user, whole sources.
 //!
 //! Everything arrives in a private folder beside its place first ([`partial`]), completely and on the disk; only then
-//! is it put in place by renames ([`swap`]), and only when all of that has succeeded is what was replaced removed. So
+//! is it put in place by renames ([`mod@swap`]), and only when all of that has succeeded is what was replaced removed. So
 //! an interrupted restore has either changed nothing that is in use, or is finished by the same command.
 
 mod fetch;
