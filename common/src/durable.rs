@@ -21,7 +21,7 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     sync_dir(put(path, bytes, mode, true)?)
 }
 
-/// [`write`] without waiting for the disk: whole for whoever reads it now, and perhaps empty after a power cut.
+/// [`write()`] without waiting for the disk: whole for whoever reads it now, and perhaps empty after a power cut.
 pub fn write_soon(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     put(path, bytes, mode, false).map(drop)
 }

@@ -308,16 +308,16 @@ enum Action {
         /// How many findings of each class are named.
         #[arg(long, value_name = "N", default_value_t = 20)]
         limit: u16,
-        /// Role that may make databases. Default: [drill] user, else as --user.
+        /// Role that may make databases. Default: user in table drill, else as --user.
         #[arg(long, value_name = "ROLE")]
         admin_user: Option<String>,
-        /// Where it connects. Default: [drill] host, else as --host.
+        /// Where it connects. Default: host in table drill, else as --host.
         #[arg(long, value_name = "HOST")]
         admin_host: Option<String>,
-        /// File with its password, mode 0600. Default: [drill] password_file.
+        /// File with its password, mode 0600. Default: that in table drill.
         #[arg(long, value_name = "FILE")]
         admin_password_file: Option<PathBuf>,
-        /// Database to connect to for making another. Default: [drill]
+        /// Database to connect to for making another. Default: in table drill
         /// admin_database, else 'postgres'.
         #[arg(long, value_name = "NAME")]
         admin_database: Option<String>,
