@@ -84,6 +84,13 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
     if wishes.is_empty() {
         wishes = everything(args, &settings, &meta);
     }
+    if args.in_place {
+        // On a new machine, a folder inside another one's can only be made after that.
+        let depth = |name: &str| {
+            settings.sources.iter().find(|s| s.name == name).map_or(0, |s| s.path.components().count())
+        };
+        wishes.sort_by_key(|(source, _)| depth(source));
+    }
     let looked = look(&mut far, &meta, &wishes)?;
     let mut items = Vec::new();
     for ((source, path), looked) in wishes.into_iter().zip(looked) {

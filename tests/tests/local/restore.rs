@@ -106,6 +106,13 @@ fn a_damaged_instance_comes_back_exactly_and_is_closed_until_all_is_there() {
     assert!(config.contains("'data-fingerprint' => '"), "{config}");
     let left = Command::new("find").arg(world.dir.path()).args(["-name", ".nc-restore-*"]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&left.stdout), "");
+    // On a new machine there is nothing at all.
+    std::fs::remove_dir_all(world.root()).unwrap();
+    world.cluster.psql("postgres", "DROP DATABASE back WITH (FORCE);");
+    run(&mut restore(&world)).expect(0);
+    assert!(!world.in_maintenance());
+    assert_eq!(differences(&world, "copy"), "");
+    assert_eq!(rows(&world), before);
     // It is an instance that can be saved again.
     std::thread::sleep(std::time::Duration::from_millis(1100));
     run(&mut world.backup()).expect(0);
