@@ -327,12 +327,14 @@ fn the_list_tells_ages_what_each_holds_alone_and_the_last_proofs() {
     assert_eq!((hours(0), hours(1), hours(2)), (68, 44, 20));
     assert_eq!(data["newest_age_seconds"], data["snapshots"][2]["age_seconds"]);
     assert!(data["last_verify"].is_null() && data["last_drill"].is_null());
-    world.act("verify", &[]).expect(0);
+    // These dates were made by copying, so they hold more than their lists say.
+    world.act("verify", &[]).expect(1);
     std::fs::write(world.state.join("drill.json"), r#"{"at":"2026-11-21T04:00:00Z","ok":false}"#).unwrap();
     let late = world.act("list", &["--max-age=19h"]).expect(1);
     assert!(told(&late).contains("older than 19h"));
     let verify = &late.json["data"]["last_verify"];
-    assert_eq!((&verify["ok"], &verify["findings"]), (&json!(true), &json!(0)), "{verify}");
+    assert_eq!(verify["ok"], false);
+    assert!(verify["at"].is_string() && verify["findings"].as_u64().unwrap() > 0, "{verify}");
     assert_eq!(late.json["data"]["last_drill"]["ok"], false);
     assert!(late.json["data"]["snapshots"][0]["alone_bytes"].is_null());
     assert!(late.stderr.contains("IT FAILED"), "{}", late.stderr);
