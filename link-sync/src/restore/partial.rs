@@ -18,7 +18,7 @@ use nix::fcntl::{RenameFlags, renameat2};
 use nix::sys::stat::{Mode, mkdirat};
 use serde::{Deserialize, Serialize};
 
-use crate::store::{ensure_dir, open_dir, open_file, remove};
+use crate::store::{ensure_dir, open_dir, open_file, remove, visit};
 
 /// How the names of these folders begin.
 pub const PREFIX: &str = ".nc-restore-";
@@ -102,6 +102,12 @@ impl Partial {
                 .hint("wait until it has ended")
         })?;
         let known = if made { None } else { load(&dir) };
+        if !made && known.is_none() && holds_something(&dir) {
+            // One that was killed when all was in place: what it had replaced is not to be mixed with what is replaced now,
+            // nor is it ours to delete.
+            set_aside(home, &name, &shown)?;
+            return Partial::open(home, shown.parent().unwrap_or(&shown), state, date);
+        }
         let continued = known.is_some();
         let state = match known {
             Some(known)
@@ -153,23 +159,29 @@ impl Partial {
         for part in [NEW, STATE] {
             remove(&self.dir, std::path::Path::new(part))?;
         }
-        let stem = self.name.trim_end_matches(".partial");
-        for n in 0..1000 {
-            let name = if n == 0 { format!("{stem}.replaced") } else { format!("{stem}-{n}.replaced") };
-            match renameat2(
-                &self.home,
-                OsStr::new(&self.name),
-                &self.home,
-                OsStr::new(&name),
-                RenameFlags::RENAME_NOREPLACE,
-            ) {
-                Ok(()) => return Ok(Some(self.shown.with_file_name(name).join(OLD))),
-                Err(Errno::EEXIST) => {}
-                Err(e) => return Err(e).with_context(|| format!("cannot rename {}", self.shown.display())),
-            }
-        }
-        Ok(Some(self.shown.join(OLD)))
+        Ok(Some(set_aside(&self.home, &self.name, &self.shown)?.join(OLD)))
     }
+}
+
+/// Whether something that was replaced is in it.
+fn holds_something(dir: &File) -> bool {
+    open_dir(dir, OLD.as_bytes()).is_ok_and(|old| visit::names(&old).is_ok_and(|names| !names.is_empty()))
+}
+
+/// Renames the folder `name` in `home`, so that no restore takes it for its own; its new place.
+fn set_aside(home: &File, name: &str, shown: &std::path::Path) -> Result<PathBuf> {
+    let stem = name.trim_end_matches(".partial");
+    for n in 0..1000 {
+        let new = if n == 0 { format!("{stem}.replaced") } else { format!("{stem}-{n}.replaced") };
+        match renameat2(home, OsStr::new(name), home, OsStr::new(&new), RenameFlags::RENAME_NOREPLACE) {
+            Ok(()) => return Ok(shown.with_file_name(new)),
+            Err(Errno::EEXIST) => {}
+            Err(e) => return Err(e).with_context(|| format!("cannot rename {}", shown.display())),
+        }
+    }
+    Err(Fault::failed(format!("there are a thousand folders like {} already", shown.display()))
+        .hint("remove those that you do not need")
+        .into())
 }
 
 fn load(dir: &File) -> Option<State> {

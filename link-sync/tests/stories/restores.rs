@@ -167,6 +167,29 @@ fn planted_links_lead_nowhere() {
 }
 
 #[test]
+fn what_was_replaced_is_not_mixed_with_what_is_replaced_later() {
+    // Given a restore that was killed while it was about to keep what it had replaced, so that nothing says any more
+    // how far it had come,
+    let instance = Instance::new();
+    instance.world.publish();
+    let saved = picture(&instance.data);
+    instance.damage();
+    let ran = instance.restore(&["--source", "data", "--in-place", "--yes", "--keep-replaced"]).expect(0);
+    let kept = PathBuf::from(ran.json["data"]["items"][0]["kept_at"].as_str().unwrap());
+    let folder = kept.parent().unwrap().to_owned();
+    let partial = PathBuf::from(folder.to_str().unwrap().replace(".replaced", ".partial"));
+    std::fs::rename(&folder, &partial).unwrap();
+    // when the same is restored again,
+    std::fs::write(instance.data.join("admin/files/letter.odt"), "Dead").unwrap();
+    instance.restore(&["--source", "data", "--in-place", "--yes"]).expect(0);
+    // then it succeeds, and what the first one replaced is still there.
+    assert!(folder.join("old/encrypted.by.them").exists());
+    std::fs::remove_dir_all(&folder).unwrap();
+    ok("touch", &["-d", "2020-01-02 03:04:05.123456789", instance.data.to_str().unwrap()]);
+    same(&saved, &instance.data);
+}
+
+#[test]
 fn a_killed_restore_is_continued_and_no_backup_runs_meanwhile() {
     let instance = Instance::new();
     let before = picture(&instance.data);
