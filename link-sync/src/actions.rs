@@ -84,7 +84,10 @@ pub fn snapshot(run: &Run, report: &mut Report) -> Result<()> {
     let mut session = Session::begin(settings, allow, report)?;
     session.settle(&sources, allow, &progress, report)?;
     let dump: Vec<_> = sources.into_iter().filter(|s| s.name == DATABASE).collect();
-    session.stage(&dump, allow, &progress, report)?;
+    if !dump.is_empty() {
+        session.stage(&dump, allow, &progress, report)?;
+    }
+    // It flushes everything.
     session.publish(allow, &progress, report)
 }
 
