@@ -243,7 +243,7 @@ impl Copying<'_> {
             }
             None => None,
         };
-        let changes = changes::between(old.as_ref(), &wanted)?;
+        let changes = changes::between(old.as_ref(), &wanted, None)?;
         Ok(Part { name: name.to_owned(), path: self.wanted.path.join(name), changes, clone: old.is_some() })
     }
 
@@ -284,6 +284,7 @@ impl Copying<'_> {
             all_xattrs: self.wanted.meta.fake_super,
             xattrs: opened.xattrs,
             acls: opened.acls,
+            acls_only: false,
             budget: &budget,
         };
         let request = Request::Merge { source: part.name.clone(), times: true, again: false };

@@ -1,6 +1,7 @@
 //! `link-sync`: dated hard-link snapshots. See `docs/architecture.md` for how its parts fit together.
 
 mod account;
+mod acls;
 mod actions;
 mod agent;
 mod budget;

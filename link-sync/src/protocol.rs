@@ -106,6 +106,9 @@ pub enum Request {
         /// Also the attributes rsync itself keeps owners in (a copy of a store without root).
         #[serde(default)]
         all_xattrs: bool,
+        /// Once more over what the run before has received, for ACLs and no extended attributes.
+        #[serde(default)]
+        acls_only: bool,
     },
     /// Put what was received into the partial snapshot, and take what rsync found unchanged from where it
     /// found it. A list of [`Record`]s follows. Answer: [`Merged`].

@@ -65,6 +65,8 @@ pub struct Transfer<'a> {
     pub xattrs: bool,
     /// ACLs.
     pub acls: bool,
+    /// Once more over what was sent, for ACLs and no extended attributes.
+    pub acls_only: bool,
     /// rsync is ended when the time is over.
     pub budget: &'a Budget,
 }
@@ -98,6 +100,7 @@ impl Transfer<'_> {
             delta: far.remote,
             again: self.again,
             all_xattrs: self.all_xattrs,
+            acls_only: self.acls_only,
         };
         far.send(&request)?;
         let limit = self.budget.left().map(|left| end_after(&child, left)).transpose()?;
@@ -121,7 +124,7 @@ impl Transfer<'_> {
             ("--checksum", self.checksum),
             ("--whole-file", !remote),
             ("--acls", self.acls),
-            ("--xattrs", self.xattrs),
+            ("--xattrs", self.xattrs && !self.acls_only),
             ("--xattrs", self.all_xattrs),
         ] {
             if wanted {

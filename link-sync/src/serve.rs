@@ -316,7 +316,8 @@ impl Serving {
     }
 
     fn receiver(&self, request: &Request) -> Result<Cmd> {
-        let Request::Receive { source, capabilities, checksum, times, delta, again, all_xattrs } = request
+        let Request::Receive { source, capabilities, checksum, times, delta, again, all_xattrs, acls_only } =
+            request
         else {
             bail!("not a request to receive");
         };
@@ -325,7 +326,9 @@ impl Serving {
             capabilities.len() <= 32 && capabilities.bytes().all(|b| b.is_ascii_alphabetic() || b == b'.');
         ensure!(letters, "the source's rsync says odd things of itself: '{capabilities}'");
         let writable = self.writable()?;
-        drop(writable.fresh_incoming(source)?);
+        if !acls_only {
+            drop(writable.fresh_incoming(source)?);
+        }
         let path = |parts: [&str; 2]| writable.store.path.join(parts[0]).join(parts[1]);
         let mut short = "-lgoDpRS".to_owned();
         for (letter, wanted) in [
@@ -333,7 +336,7 @@ impl Serving {
             ("c", *checksum),
             ("W", !*delta),
             ("A", writable.acls),
-            ("X", writable.xattrs),
+            ("X", writable.xattrs && !acls_only),
             ("X", *all_xattrs),
         ] {
             if wanted {
@@ -343,7 +346,9 @@ impl Serving {
         short.push('e');
         short.push_str(capabilities);
         let mut compare = Vec::new();
-        if *again {
+        if *acls_only {
+            // Compared with what has been received.
+        } else if *again {
             compare.push(path([PARTIAL, source]));
         } else {
             if *times && writable.resume_dir(source)?.is_some() {
@@ -361,6 +366,9 @@ impl Serving {
             "--modify-window=-1",
             "--numeric-ids",
         ]);
+        if *acls_only {
+            cmd = cmd.arg("--existing");
+        }
         for dir in compare {
             cmd = cmd.arg("--compare-dest").arg(dir);
         }

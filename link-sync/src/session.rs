@@ -16,6 +16,7 @@ use common::status::Report;
 use common::{durable, signals};
 use serde_json::{Value, json};
 
+use crate::acls;
 use crate::budget::{Budget, Rate, is_over};
 use crate::far::Far;
 use crate::index;
@@ -455,12 +456,6 @@ impl Session {
         allow: Allow,
         report: &mut Report,
     ) -> Result<Plan> {
-        if !self.far.hello.root && acl_at_risk(&checked.dir) {
-            report.warn("acl-at-risk", format!(
-                "source {}: its top folder has both an ACL and extended attributes; rsync can lose the ACL in a store without root",
-                source.name
-            ));
-        }
         let base = self.opened.base.as_ref();
         let held = base.and_then(|b| b.source(&source.name)).cloned();
         let Some(held) = held else {
@@ -582,28 +577,39 @@ impl Session {
         let name = &source.name;
         let times = name != DATABASE;
         let dirs = &plan.changes.dirs;
-        let transfer = |list: File, only_itself: bool| Transfer {
+        let transfer = |list: File, only_itself: bool, acls_only: bool| Transfer {
             rsync: &self.settings.rsync,
             path: &source.path,
             list,
             only_itself,
             source: name,
             // A second look at contents is only worth it where there is something to compare with.
-            checksum: plan.checksum && (!first || self.opened.base.is_some() || self.opened.resumed),
+            // The second time, what was received a moment ago has its time, unless times do not count.
+            checksum: if acls_only {
+                !times
+            } else {
+                plan.checksum && (!first || self.opened.base.is_some() || self.opened.resumed)
+            },
             times,
             again: !first,
             all_xattrs: false,
             account: None,
             xattrs: self.opened.xattrs,
             acls: self.opened.acls,
+            acls_only,
             budget,
         };
+        let acls_apart = self.opened.acls && self.opened.xattrs && !self.far.hello.root;
         let request = Request::Merge { source: name.clone(), times, again: !first };
         if tree.root_changed {
             progress.begin(format!("{name}: the folder itself"), 0);
             let list = list_file(&self.settings.state, [&b"."[..]].into_iter())?;
-            let sent = transfer(list, true).run(&mut self.far, progress)?;
+            let sent = transfer(list, true, false).run(&mut self.far, progress)?;
             plan.counts.sent_bytes += sent.bytes;
+            if acls_apart && acls::of_folder(&checked.dir)? {
+                let list = list_file(&self.settings.state, [&b"."[..]].into_iter())?;
+                plan.counts.sent_bytes += transfer(list, true, true).run(&mut self.far, progress)?.bytes;
+            }
             let root = tree.root;
             let _root: Merged = self.far.ask_with_list(&request, |list| {
                 list.record(root.kind(), 0, (root.mtime.sec, root.mtime.nsec), b"")
@@ -615,7 +621,17 @@ impl Session {
         }
         let list = list_file(&self.settings.state, marked_in(tree, dirs).map(|(path, _)| uncommented(path)))?;
         progress.begin(format!("{name}: {marked} paths"), plan.bytes);
-        let sent = transfer(list, false).run(&mut self.far, progress)?;
+        let mut sent = transfer(list, false, false).run(&mut self.far, progress)?;
+        let with_acl = match acls_apart {
+            true => acls::having(&checked.dir, marked_in(tree, dirs).map(|(path, _)| path))?,
+            false => Vec::new(),
+        };
+        if !with_acl.is_empty() {
+            let list = list_file(&self.settings.state, with_acl.into_iter().map(uncommented))?;
+            let more = transfer(list, false, true).run(&mut self.far, progress)?;
+            sent.bytes += more.bytes;
+            sent.vanished |= more.vanished;
+        }
         laps.lap(Phase::Send);
         progress.begin(format!("{name}: putting in place"), 0);
         let merged: Merged = self.far.ask_with_list(&request, |list| {
@@ -801,15 +817,6 @@ fn perhaps_published(error: anyhow::Error) -> anyhow::Error {
         ),
         _ => error,
     }
-}
-
-/// rsync's fake-super sets the attributes of a folder that exists already twice, and the second time removes the
-/// ACL it kept as an attribute, if there are other attributes (seen with 3.5.0).
-fn acl_at_risk(dir: &File) -> bool {
-    use xattr::FileExt as _;
-    let names: Vec<_> = dir.list_xattr().into_iter().flatten().collect();
-    let has = |prefix: &str| names.iter().any(|n| n.as_encoded_bytes().starts_with(prefix.as_bytes()));
-    has("system.posix_acl_") && has("user.")
 }
 
 /// A store inside a source would be copied into itself.
