@@ -28,6 +28,15 @@ struct State<J> {
 /// Calls `work` for `first` and for every job it adds, in no promised order. Stops at the first error, or
 /// when a signal asks us to.
 pub fn each<J: Send>(first: J, work: impl Fn(J, &mut Vec<J>) -> Result<()> + Sync) -> Result<()> {
+    each_with(first, |(): &mut (), job, more| work(job, more))
+}
+
+/// The same, with something that each thread keeps from one job to the next. A thread takes the job it found last, so
+/// what it found before is still to be done when that one and all that came of it are.
+pub fn each_with<J: Send, S: Default>(
+    first: J,
+    work: impl Fn(&mut S, J, &mut Vec<J>) -> Result<()> + Sync,
+) -> Result<()> {
     let queue = Queue {
         state: Mutex::new(State { waiting: vec![first], busy: 0, error: None }),
         more: Condvar::new(),
@@ -44,8 +53,9 @@ pub fn each<J: Send>(first: J, work: impl Fn(J, &mut Vec<J>) -> Result<()> + Syn
 
 /// Works on what it finds itself; gives half of that away when another thread has nothing to do. So the
 /// lock is rarely asked for.
-fn worker<J>(queue: &Queue<J>, work: &impl Fn(J, &mut Vec<J>) -> Result<()>) {
+fn worker<J, S: Default>(queue: &Queue<J>, work: &impl Fn(&mut S, J, &mut Vec<J>) -> Result<()>) {
     let mut own: Vec<J> = Vec::new();
+    let mut kept = S::default();
     while let Some(first) = next(queue) {
         own.push(first);
         while let Some(job) = own.pop() {
@@ -54,7 +64,7 @@ fn worker<J>(queue: &Queue<J>, work: &impl Fn(J, &mut Vec<J>) -> Result<()>) {
                 break;
             }
             // A panic here would leave the other threads waiting for ever.
-            let guarded = AssertUnwindSafe(|| signals::check().and_then(|()| work(job, &mut own)));
+            let guarded = AssertUnwindSafe(|| signals::check().and_then(|()| work(&mut kept, job, &mut own)));
             let result = std::panic::catch_unwind(guarded);
             if let Err(error) = result.unwrap_or_else(|_| Err(anyhow::anyhow!("internal error in a thread")))
             {

@@ -25,7 +25,7 @@ use crate::protocol::{self, GREETING, Hello, Kind, MAX_FRAME, Opened, Received, 
 use crate::reading::{self, Reading};
 use crate::store::merge::Merge;
 use crate::store::open::{self, Writable, discard};
-use crate::store::publish::{Times, publish};
+use crate::store::publish::{AllDone, Done, publish};
 use crate::store::{
     INCOMING, PARTIAL, Store, clone, diff, manifest, open_dir, pace, remove, verified, verify,
 };
@@ -38,7 +38,7 @@ struct Serving {
     store: Store,
     retention: Retention,
     writable: Option<Writable>,
-    times: Times,
+    done: AllDone,
     reading: Option<Reading>,
 }
 
@@ -53,7 +53,7 @@ pub fn serve(
     output.write_all(GREETING)?;
     output.flush()?;
     let mut serving =
-        Serving { store: store.clone(), retention, writable: None, times: HashMap::new(), reading: None };
+        Serving { store: store.clone(), retention, writable: None, done: HashMap::new(), reading: None };
     let mut frame = Vec::new();
     while let Some(kind) = protocol::receive(&mut input, &mut frame)? {
         ensure!(kind == Kind::Message, "a request was expected");
@@ -131,7 +131,7 @@ impl Serving {
             }
             Request::Fresh { source } => {
                 check_name(&source).map_err(Fault::denied)?;
-                self.times.remove(&source);
+                self.done.remove(&source);
                 self.fresh(&source).map(|_| Value::Null)
             }
             Request::Clone { source } => self.clone_base(&source, input, output),
@@ -148,7 +148,7 @@ impl Serving {
                 part.finish().map(|()| Value::Null)
             }
             Request::Publish { meta } => {
-                let published = publish(self.writable()?, meta, &self.times, &teller(output))?;
+                let published = publish(self.writable()?, meta, &self.done, &teller(output))?;
                 self.writable = None;
                 value(published)
             }
@@ -197,7 +197,7 @@ impl Serving {
             warnings: writable.warnings.clone(),
         };
         self.writable = Some(writable);
-        self.times.clear();
+        self.done.clear();
         value(opened)
     }
 
@@ -214,15 +214,17 @@ impl Serving {
     }
 
     fn clone_base(
-        &self,
+        &mut self,
         source: &str,
         input: &mut impl Read,
         output: &mut (impl Write + Send),
     ) -> Result<Value> {
         let mut left_out = clone::LeftOut::default();
+        let mut done = Done { cloned: true, ..Done::default() };
         protocol::read_list(input, |path| {
             protocol::check_path(path)?;
             left_out.add(path);
+            done.times.insert(crate::store::split(path).0.to_vec(), None);
             Ok(())
         })?;
         check_name(source).map_err(Fault::denied)?;
@@ -242,6 +244,7 @@ impl Serving {
             Ok(())
         };
         let linked = clone::clone(&base, &self.fresh(source)?, &left_out, &wrote)?;
+        self.done.insert(source.to_owned(), done);
         Ok(json!({"linked": linked}))
     }
 
@@ -258,7 +261,7 @@ impl Serving {
             .map_err(|m| Fault::denied(m).into())
             .and_then(|()| self.writable()?.source_dir(PARTIAL, source));
         let partial = or_skip_list(ready, input)?;
-        let times = self.times.entry(source.to_owned()).or_default();
+        let times = &mut self.done.entry(source.to_owned()).or_default().times;
         let mut count = 0;
         protocol::read_list(input, |path| {
             protocol::check_path(path)?;
@@ -279,7 +282,7 @@ impl Serving {
 
     fn merge(&mut self, source: String, times: bool, again: bool, input: &mut impl Read) -> Result<Value> {
         let mut merge = or_skip_list(self.merger(&source, times, again), input)?;
-        let dir_times = self.times.entry(source).or_default();
+        let dir_times = &mut self.done.entry(source).or_default().times;
         let pace = &self.writable.as_ref().context("no snapshot has been begun")?.pace;
         protocol::read_list(input, |item| {
             merge.take(&Record::decode(item)?, dir_times)?;

@@ -3,7 +3,7 @@
 //! Files that did not change share their inode, and while both snapshots exist a number cannot have been used
 //! again; so names tell, and only folders (which share nothing) are looked at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt as _;
@@ -48,8 +48,9 @@ pub struct Changes {
     pub shared: u64,
 }
 
-/// What turns `base` into `wanted`; everything if there is no base.
-pub fn between(base: Option<&File>, wanted: &File) -> Result<Changes> {
+/// What turns `base` into `wanted`; everything if there is no base. With `touched`, nothing is different in any other
+/// folder that both have, and those are not looked into.
+pub fn between(base: Option<&File>, wanted: &File, touched: Option<&HashSet<Vec<u8>>>) -> Result<Changes> {
     let found = Mutex::new(Changes::default());
     let root = fstat(wanted).context("cannot look at a source's folder")?;
     let changed = match base {
@@ -59,6 +60,9 @@ pub fn between(base: Option<&File>, wanted: &File) -> Result<Changes> {
     let root = changed.then(|| marked(Vec::new(), &root));
     // A folder, and whether the base has it too.
     parallel::each((Vec::new(), base.is_some()), |(path, known): (Vec<u8>, bool), more| {
+        if known && touched.is_some_and(|t| !t.contains(&path)) {
+            return Ok(());
+        }
         let what = || format!("cannot compare the folder {}", show(&path));
         let new = open_dir(wanted, &path).with_context(what)?;
         let old = base.filter(|_| known).map(|b| open_dir(b, &path)).transpose().with_context(what)?;
@@ -163,14 +167,14 @@ mod tests {
             File::open(new.join(folder)).unwrap().set_modified(epoch).unwrap();
         }
         let (old, new) = (File::open(&old).unwrap(), File::open(&new).unwrap());
-        let mut found = between(Some(&old), &new).unwrap();
+        let mut found = between(Some(&old), &new, None).unwrap();
         found.left_out.sort();
         let names = |list: &[&str]| list.iter().map(|n| n.as_bytes().to_vec()).collect::<Vec<_>>();
         assert_eq!(found.left_out, names(&["edited", "gone", "was-dir", "was-file"]));
         let marked: Vec<_> = found.marked.iter().map(|m| m.path.clone()).collect();
         assert_eq!(marked, names(&["d/e", "edited", "was-dir", "was-file", "was-file/in"]));
         assert_eq!((found.folders, found.shared, found.root), (5, 2, None));
-        let all = between(None, &new).unwrap();
+        let all = between(None, &new, None).unwrap();
         assert_eq!((all.marked.len(), all.left_out.len()), (8, 0));
         assert!(all.root.is_some());
     }

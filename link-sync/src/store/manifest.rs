@@ -1,8 +1,9 @@
 //! The manifests of a snapshot: `.meta/sha256sums`, which `sha256sum -c` checks, and `.meta/mtree`, for mtree(5).
 //!
 //! Made when the snapshot is published, after maintenance. A file that the base holds too (same name, same inode)
-//! is not looked at: its lines are taken over, so a byte that rots later is told from what was once hashed. The
-//! manifests' own digests are in `snapshot.json`, so that a rotten manifest is told from a rotten file.
+//! is not looked at: its lines are taken over, so a byte that rots later is told from what was once hashed. Folders
+//! that are as they were cloned are not even listed. The manifests' own digests are in `snapshot.json`, so that a
+//! rotten manifest is told from a rotten file.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -20,6 +21,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::changes::{self, Changes};
 use super::open::{Writable, existing};
+use super::publish::AllDone;
 use super::sums::{Lines, Sum, hex};
 use super::{META, PARTIAL, ensure_dir, mtree, open_dir, open_file, split, sums};
 use crate::parallel;
@@ -85,16 +87,20 @@ pub fn make(
     writable: &Writable,
     partial: &File,
     sources: &[Vec<u8>],
+    done: &AllDone,
     told: &(impl Fn(u64, u64) -> Result<()> + Sync),
 ) -> Result<Made> {
     let (base, warnings) = newest(writable)?;
+    let of_clone = base.as_ref().is_some_and(|b| writable.base.as_ref().is_some_and(|w| w.date == b.date));
     let (mut gone, mut marked, mut bytes) = (HashSet::new(), Vec::new(), 0);
     if let Some(base) = &base {
         let before = super::visit::names(&open_dir(&base.dir, b"")?)?.into_iter().map(|n| n.0);
         gone.extend(before.filter(|n| n != META.as_bytes() && !sources.contains(n)));
     }
     for source in sources {
-        let found = compare(base.as_ref(), partial, source)?;
+        let name = std::str::from_utf8(source).context("a source's name")?;
+        let touched = done.get(name).filter(|d| d.cloned && of_clone).map(|d| with_parents(d.times.keys()));
+        let found = compare(base.as_ref(), partial, source, touched.as_ref())?;
         gone.extend(found.left_out.iter().map(|path| join(source, path)));
         for path in found.root.iter().chain(&found.marked) {
             bytes += if path.is_file() { path.size } else { 0 };
@@ -170,7 +176,24 @@ pub fn check_one(dir: &File, name: &str, digest: &FileDigest) -> Result<()> {
     Ok(())
 }
 
-fn compare(base: Option<&Base>, partial: &File, source: &[u8]) -> Result<Changes> {
+/// `folders` and all that they are in.
+fn with_parents<'a>(folders: impl Iterator<Item = &'a Vec<u8>>) -> HashSet<Vec<u8>> {
+    let mut all = HashSet::new();
+    for folder in folders {
+        let mut path = &folder[..];
+        while all.insert(path.to_vec()) {
+            path = split(path).0;
+        }
+    }
+    all
+}
+
+fn compare(
+    base: Option<&Base>,
+    partial: &File,
+    source: &[u8],
+    touched: Option<&HashSet<Vec<u8>>>,
+) -> Result<Changes> {
     let what = || format!("cannot compare {}", show(source));
     let new = open_dir(partial, source).with_context(what)?;
     let old = match base.map(|b| open_dir(&b.dir, source)) {
@@ -178,7 +201,7 @@ fn compare(base: Option<&Base>, partial: &File, source: &[u8]) -> Result<Changes
         None | Some(Err(nix::errno::Errno::ENOENT)) => None,
         Some(Err(e)) => return Err(e).with_context(what),
     };
-    changes::between(old.as_ref(), &new)
+    changes::between(old.as_ref(), &new, touched)
 }
 
 /// Looks at `paths` and hashes the files among them, on a few threads. Sorted by path.

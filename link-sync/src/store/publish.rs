@@ -24,8 +24,17 @@ use crate::walk::show;
 /// was put in or taken out) to the base's.
 pub type DirTimes = HashMap<Vec<u8>, Option<(i64, u32)>>;
 
-/// [`DirTimes`] by source.
-pub type Times = HashMap<String, DirTimes>;
+/// What was done to one source's folder of the partial snapshot.
+#[derive(Debug, Default)]
+pub struct Done {
+    /// It began as a whole clone of the base's.
+    pub cloned: bool,
+    /// Every directory in which something was put, taken out or left out since.
+    pub times: DirTimes,
+}
+
+/// [`Done`] by source.
+pub type AllDone = HashMap<String, Done>;
 
 /// Publishes the partial snapshot. On return it is durable: every block of it, its name, and `latest` unless a
 /// warning says that it could not be moved.
@@ -35,7 +44,7 @@ pub type Times = HashMap<String, DirTimes>;
 pub fn publish(
     writable: &Writable,
     meta: Value,
-    times: &Times,
+    done: &AllDone,
     told: &(impl Fn(u64, u64) -> Result<()> + Sync),
 ) -> Result<Published> {
     let partial = open_dir(&writable.dir, PARTIAL.as_bytes()).context("there is no partial snapshot")?;
@@ -51,7 +60,7 @@ pub fn publish(
     wanted.sort();
     ensure!(names == wanted, "the partial snapshot holds {names:?}, not the sources {wanted:?}");
     for source in &meta.sources {
-        let Some(times) = times.get(&source.name) else { continue };
+        let Some(Done { times, .. }) = done.get(&source.name) else { continue };
         let dir = writable.source_dir(PARTIAL, &source.name)?;
         set_times(&dir, writable.base_dir(&source.name)?.as_ref(), times)
             .with_context(|| format!("cannot set the times of {}", source.name))?;
@@ -59,7 +68,8 @@ pub fn publish(
     ensure_dir(&partial, META.as_bytes())?;
     let (mut warnings, mut hashed) = (Vec::new(), (0, 0));
     if !writable.copy {
-        let made = manifest::make(writable, &partial, &names, told).context("cannot make the checksums")?;
+        let made =
+            manifest::make(writable, &partial, &names, done, told).context("cannot make the checksums")?;
         (warnings, hashed) = (made.warnings, made.hashed);
         meta.manifest = Some(made.manifest);
         // After what took time.
