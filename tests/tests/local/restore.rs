@@ -134,6 +134,8 @@ fn nothing_is_changed_before_it_is_known_that_the_dump_comes_back() {
     let mut unasked = Command::new(repo().join("scripts/restore"));
     unasked.arg("home").arg("--config").arg(world.path("home.toml")).stdin(Stdio::null());
     run(&mut unasked).expect(2);
+    let missing = run(restore(&world).arg("--config").arg(world.path("none.toml"))).expect(78);
+    assert_eq!(missing.json["data"]["failed_step"], "profile");
     // A backup and a restore keep each other out.
     let lock = std::fs::File::open(world.path("home.toml")).unwrap();
     lock.lock().unwrap();
