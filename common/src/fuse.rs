@@ -4,13 +4,14 @@
 //! itself: a child does, and is left behind if it must be.
 
 use std::ffi::OsStr;
+use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
@@ -31,19 +32,31 @@ pub enum Health {
 /// Asks the file system mounted at `target` for its size, which its server must answer (nothing is cached).
 pub fn probe(target: &Path, limit: Duration) -> Result<Health> {
     let stat = Cmd::new("stat").args(["-f", "-c", "%T", "--"]).arg(target).uninterruptible();
-    let mut child = stat.start(Stdio::null(), Stdio::null())?;
+    Ok(match ask(&stat, limit)? {
+        Some(output) if output.status.success() => Health::Healthy,
+        Some(output) => Health::Dead(crate::run::tail(&output.stderr)),
+        None => Health::Hung,
+    })
+}
+
+/// Runs `cmd`, which asks a file system that may hang, and whose output is small. `None` if it has not ended within
+/// `limit`; then it is ended, or left to the kernel that does not let go of it.
+pub fn ask(cmd: &Cmd, limit: Duration) -> Result<Option<Output>> {
+    let mut child = cmd.start(Stdio::null(), Stdio::piped())?;
     let watch = pidfd(child.id())?;
-    if gone_within(&watch, limit) {
-        let status = child.wait(None, false)?;
-        let said = crate::run::tail(&child.stderr()?);
-        return Ok(if status.success() { Health::Healthy } else { Health::Dead(said) });
+    if !gone_within(&watch, limit) {
+        child.signal(Signal::SIGKILL);
+        if !gone_within(&watch, Duration::from_millis(200)) {
+            child.detach();
+        }
+        return Ok(None);
     }
-    child.signal(Signal::SIGKILL);
-    if !gone_within(&watch, Duration::from_millis(200)) {
-        // Stuck in the kernel: it ends when the kernel lets it go.
-        child.detach();
+    let status = child.wait(None, false)?;
+    let mut stdout = Vec::new();
+    if let Some(mut pipe) = child.take_stdout() {
+        pipe.read_to_end(&mut stdout).context("cannot read a child's output")?;
     }
-    Ok(Health::Hung)
+    Ok(Some(Output { status, stdout, stderr: child.stderr()? }))
 }
 
 /// The FUSE mount that `path` lies on, if it lies on one. Only names are compared, the file system is not asked.

@@ -90,7 +90,7 @@ pub(crate) fn tell(
         }),
     );
     if answers && quick {
-        report.set("image_bytes", image::size(settings));
+        report.set("image_bytes", image::size(settings)?);
     }
     if let Some(record) = record {
         report.set("uuid", record.uuid.clone());

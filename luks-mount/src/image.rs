@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
+use common::fuse;
+use common::run::Cmd;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag};
 
-use crate::settings::Settings;
+use crate::settings::{PROBE, Settings};
 
 /// The header is written in blocks of this size, and only those that differ.
 const BLOCK: usize = 4096;
@@ -49,9 +51,15 @@ pub(crate) fn open(settings: &Settings, write: bool) -> Result<File> {
     Ok(file)
 }
 
-/// The image's size, if it can be told. Only for an image whose file system answers.
-pub(crate) fn size(settings: &Settings) -> Option<u64> {
-    std::fs::symlink_metadata(&settings.image).ok().filter(std::fs::Metadata::is_file).map(|m| m.len())
+/// The image's size, if it can be told. A link that answered a moment ago may hang now, and is not waited for.
+pub(crate) fn size(settings: &Settings) -> Result<Option<u64>> {
+    let stat = Cmd::new("stat").args(["-c", "%f %s", "--"]).arg(&settings.image).uninterruptible();
+    let Some(output) = fuse::ask(&stat, PROBE)?.filter(|o| o.status.success()) else { return Ok(None) };
+    let text = String::from_utf8_lossy(&output.stdout);
+    let (mode, bytes) = text.trim().split_once(' ').unwrap_or_default();
+    let is_file =
+        u32::from_str_radix(mode, 16).is_ok_and(|m| m & SFlag::S_IFMT.bits() == SFlag::S_IFREG.bits());
+    Ok(bytes.parse().ok().filter(|_| is_file))
 }
 
 /// A new image; an existing file is never touched.
