@@ -225,7 +225,8 @@ enum Action {
     ///
     ///   sudo -u postgres psql < DUMP/roles.sql
     ///
-    /// data: date, dump, database, tables, roles_created, replaced, restore_ms.
+    /// data: date, dump, database, tables, roles_created, replaced, kept_database,
+    /// dry_run, restore_ms.
     Restore {
         #[command(flatten)]
         place: Place,
@@ -245,6 +246,14 @@ enum Action {
         /// Replace that database if it exists.
         #[arg(long)]
         yes: bool,
+        /// Look whether it could be done (rights, roles, version), and change
+        /// nothing. `verify` tells whether the dump itself comes back.
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not drop the database that is replaced: it is kept as
+        /// NAME_pgsnap_TIME, see data.kept_database.
+        #[arg(long)]
+        keep_replaced: bool,
         /// Administrator's role, for example postgres.
         #[arg(long, value_name = "ROLE")]
         admin_user: Option<String>,
@@ -255,6 +264,30 @@ enum Action {
         #[arg(long, value_name = "FILE", requires = "admin_user")]
         admin_password_file: Option<PathBuf>,
         /// Database to connect to for making another.
+        #[arg(long, value_name = "NAME", default_value = "postgres")]
+        admin_database: String,
+    },
+    /// Drop a database that `restore --keep-replaced` kept.
+    ///
+    /// Only one that a restore has marked. data: database.
+    DropReplaced {
+        #[command(flatten)]
+        named: Named,
+        #[command(flatten)]
+        connection: Connection,
+        /// Its name: data.kept_database of that restore.
+        #[arg(long, value_parser = database)]
+        database: String,
+        /// Administrator's role, for example postgres.
+        #[arg(long, value_name = "ROLE")]
+        admin_user: Option<String>,
+        /// Where the administrator connects. Default: as --host.
+        #[arg(long, value_name = "HOST")]
+        admin_host: Option<String>,
+        /// File with the administrator's password, mode 0600.
+        #[arg(long, value_name = "FILE", requires = "admin_user")]
+        admin_password_file: Option<PathBuf>,
+        /// Database to connect to for dropping another.
         #[arg(long, value_name = "NAME", default_value = "postgres")]
         admin_database: String,
     },
@@ -376,6 +409,7 @@ impl Cli {
             Action::List { place } => ("list", &place.named),
             Action::Prune { place, .. } => ("prune", &place.named),
             Action::Restore { place, .. } => ("restore", &place.named),
+            Action::DropReplaced { named, .. } => ("drop-replaced", named),
             Action::Holder { named, .. } => ("holder", named),
             Action::Verify { place, .. } => ("verify", &place.named),
         };
@@ -434,26 +468,43 @@ impl Cli {
                 from,
                 database,
                 yes,
+                dry_run,
+                keep_replaced,
                 admin_user,
                 admin_host,
                 admin_password_file,
                 admin_database,
             } => {
                 let (mut profile, dumps) = place.load()?;
-                let mut given = connection.given(None);
-                given.host = admin_host.or(given.host);
-                if admin_user.is_some() {
-                    // Another role: the first one's password is not its own.
-                    given.user = admin_user;
-                    given.password_file = admin_password_file;
-                    profile.database.password_file = None;
-                }
-                connection.apply(&mut profile);
+                let given = connection.admin(&mut profile, admin_user, admin_host, admin_password_file);
                 let jobs = tools.apply(&mut profile);
                 let date = Some(date).filter(|d| d != "latest");
-                let options =
-                    restore::Options { given, dumps, date, from, database, yes, jobs, admin_database };
+                let options = restore::Options {
+                    given,
+                    dumps,
+                    date,
+                    from,
+                    database,
+                    yes,
+                    dry_run,
+                    keep_replaced,
+                    jobs,
+                    admin_database,
+                };
                 restore::run(&profile, &options, report)
+            }
+            Action::DropReplaced {
+                named,
+                connection,
+                database,
+                admin_user,
+                admin_host,
+                admin_password_file,
+                admin_database,
+            } => {
+                let mut profile = named.load()?;
+                let given = connection.admin(&mut profile, admin_user, admin_host, admin_password_file);
+                restore::drop_replaced(&profile, &given, &database, &admin_database, report)
             }
             Action::Verify {
                 place,
@@ -528,6 +579,26 @@ impl Connection {
             user: self.user.clone(),
             password_file: self.password_file.clone(),
         }
+    }
+
+    /// For making databases: an administrator, if one is named.
+    fn admin(
+        &self,
+        profile: &mut Profile,
+        user: Option<String>,
+        host: Option<String>,
+        password_file: Option<PathBuf>,
+    ) -> Given {
+        let mut given = self.given(None);
+        given.host = host.or(given.host);
+        if user.is_some() {
+            // Another role: the first one's password is not its own.
+            given.user = user;
+            given.password_file = password_file;
+            profile.database.password_file = None;
+        }
+        self.apply(profile);
+        given
     }
 
     /// The same again, as arguments for the holder.

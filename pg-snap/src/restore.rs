@@ -2,7 +2,8 @@
 //!
 //! The dump goes into a database of a temporary name, `NAME_pgsnap_new`; when it is complete, that one
 //! takes the name and the old one goes. So until the last moment nothing has happened to the old one,
-//! and a failure leaves it as it was.
+//! and a failure leaves it as it was. With --keep-replaced it stays under a name with the time, until
+//! `drop-replaced`.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -14,6 +15,7 @@ use common::places;
 use common::profile::Profile;
 use common::status::Report;
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::connect::{self, Given, Server};
 use crate::folder::Folder;
@@ -36,6 +38,10 @@ pub(crate) struct Options {
     pub(crate) database: String,
     /// Whether it may be replaced.
     pub(crate) yes: bool,
+    /// Look whether it could be done, and change nothing.
+    pub(crate) dry_run: bool,
+    /// Do not drop the one that is replaced.
+    pub(crate) keep_replaced: bool,
     pub(crate) jobs: u32,
     /// The database to connect to for making others.
     pub(crate) admin_database: String,
@@ -65,6 +71,7 @@ struct Situation {
     server_version_num: u32,
     superuser: bool,
     createdb: bool,
+    createrole: bool,
     exists: bool,
     /// Databases of our temporary names: name and comment.
     leftovers: Vec<(String, Option<String>)>,
@@ -86,6 +93,8 @@ pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> 
     report.set_text("dump", source.dir.as_os_str());
     report.set("database", options.database.as_str());
     report.set("tables", manifest.tables);
+    report.set("dry_run", options.dry_run);
+    report.set("kept_database", Value::Null);
     let settings = &profile.database;
     let (server, _) = connect::resolve(profile, &options.given, false)?;
     let psql = Psql::new(Program::find("psql", &settings.psql, None), &server)?;
@@ -98,6 +107,10 @@ pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> 
     program.version_for(&situation.server_version, major)?;
     let farm = manifest.farm(&source.dir, &source.scratch)?;
     pg_restore::table_data(&program, farm.path()).map_err(|e| manifest::damaged(&source.dir, &e))?;
+    if options.dry_run {
+        common::say!("pg-snap", "{} can be restored into {}", manifest.date, options.database);
+        return Ok(());
+    }
 
     admin.clear(&situation.leftovers)?;
     if !situation.missing_roles.is_empty() {
@@ -126,12 +139,49 @@ pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> 
         return Err(e);
     }
     report.changed = true;
-    if situation.exists {
-        admin.drop_old(&options.database, report);
-    }
+    let kept = match (situation.exists, options.keep_replaced) {
+        (false, _) => None,
+        (true, true) => admin.keep_old(&options.database, report),
+        (true, false) => admin.drop_old(&options.database, report),
+    };
+    report.set("kept_database", kept);
     report.set("replaced", situation.exists);
     report.set("restore_ms", u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX));
     common::say!("pg-snap", "{} restored into {}", manifest.date, options.database);
+    Ok(())
+}
+
+/// Drops a database that `restore --keep-replaced` kept.
+pub(crate) fn drop_replaced(
+    profile: &Profile,
+    given: &Given,
+    database: &str,
+    home: &str,
+    report: &mut Report,
+) -> Result<()> {
+    report.set("database", database);
+    let (server, _) = connect::resolve(profile, given, false)?;
+    let psql = Psql::new(Program::find("psql", &profile.database.psql, None), &server)?;
+    let found: Vec<(String, Option<String>)> = psql.query(
+        home,
+        &format!(
+            "SELECT coalesce(json_agg(json_build_array(datname, shobj_description(oid, 'pg_database'))), '[]')
+               FROM pg_database WHERE datname = {};",
+            literal(database)
+        ),
+    )?;
+    let Some((_, comment)) = found.first() else {
+        common::say!("pg-snap", "there is no database {database}");
+        return Ok(());
+    };
+    if !database.contains(KEPT) || !is_ours(comment.as_deref()) {
+        return Err(Fault::config(format!("the database {database} is none that a restore has kept"))
+            .hint("data.kept_database of `pg-snap restore --keep-replaced` says its name")
+            .into());
+    }
+    psql.run(home, &drop_sql(database)).with_context(|| format!("cannot drop the database {database}"))?;
+    report.changed = true;
+    common::say!("pg-snap", "dropped {database}");
     Ok(())
 }
 
@@ -196,6 +246,21 @@ fn judge(situation: &Situation, options: &Options, manifest: &Manifest, report: 
             .hint("use --admin-user postgres, or the owner itself")
             .into());
     }
+    if let Some((name, _)) = situation.leftovers.iter().find(|(_, comment)| !is_ours(comment.as_deref())) {
+        return Err(in_the_way(name).into());
+    }
+    if !situation.missing_roles.is_empty() && !situation.superuser && !situation.createrole {
+        return Err(Fault::denied(format!(
+            "the role {} may not make the roles {}",
+            situation.me,
+            situation.missing_roles.join(", ")
+        ))
+        .hint(format!(
+            "let an administrator make them: sudo -u postgres psql < DUMP/{}, or connect as one: --admin-user",
+            manifest.roles_file
+        ))
+        .into());
+    }
     if situation.server_version_num / 10_000 < manifest.server_version_num / 10_000 {
         report.warn(
             "older-server",
@@ -228,6 +293,15 @@ fn fill(
     Ok(())
 }
 
+fn is_ours(comment: Option<&str>) -> bool {
+    comment.is_some_and(|c| c.starts_with(MARK))
+}
+
+fn in_the_way(name: &str) -> Fault {
+    Fault::failed(format!("the database {name} is in the way, and is not ours"))
+        .hint("rename it, or drop it if nobody needs it")
+}
+
 /// What is done to databases as a whole, from another one.
 struct Admin<'a> {
     psql: &'a Psql,
@@ -250,6 +324,7 @@ impl Admin<'_> {
             self.home,
             &format!(
                 "SELECT json_build_object('me', rolname, 'superuser', rolsuper, 'createdb', rolcreatedb,
+                   'createrole', rolcreaterole,
                    'server_version', split_part(current_setting('server_version'), ' ', 1),
                    'server_version_num', current_setting('server_version_num')::int,
                    'exists', EXISTS (SELECT FROM pg_database WHERE datname = {name}),
@@ -266,10 +341,8 @@ impl Admin<'_> {
     /// Drops what a killed restore left, if it is marked as ours.
     fn clear(&self, leftovers: &[(String, Option<String>)]) -> Result<()> {
         for (name, comment) in leftovers {
-            if !comment.as_deref().is_some_and(|c| c.starts_with(MARK)) {
-                return Err(Fault::failed(format!("the database {name} is in the way, and is not ours"))
-                    .hint("rename it, or drop it if nobody needs it")
-                    .into());
+            if !is_ours(comment.as_deref()) {
+                return Err(in_the_way(name).into());
             }
             self.run(&drop_sql(name)).with_context(|| format!("cannot drop the leftover {name}"))?;
             common::say!("pg-snap", "dropped {name}, which an earlier restore left");
@@ -342,20 +415,44 @@ impl Admin<'_> {
         }
     }
 
-    /// Drops the database that was replaced.
-    fn drop_old(&self, name: &str, report: &mut Report) {
+    /// Drops the database that was replaced. Its name, if it is still there.
+    fn drop_old(&self, name: &str, report: &mut Report) -> Option<String> {
         let old = temporary(name, OLD);
-        if let Err(e) = self.psql.clean_up(self.home, &drop_sql(&old)) {
-            report.warn(
-                "old-database-kept",
-                format!("the replaced database is still there as {old}; {} ({e:#})", drop_sql(&old)),
-            );
+        let e = self.psql.clean_up(self.home, &drop_sql(&old)).err()?;
+        report.warn(
+            "old-database-kept",
+            format!("the replaced database is still there as {old}; {} ({e:#})", drop_sql(&old)),
+        );
+        Some(old)
+    }
+
+    /// Gives the database that was replaced a name that no restore takes for its own; that name.
+    fn keep_old(&self, name: &str, report: &mut Report) -> Option<String> {
+        let old = temporary(name, OLD);
+        let kept = temporary(name, &format!("{KEPT}{}", jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ")));
+        let sql = format!("ALTER DATABASE {} RENAME TO {};", identifier(&old), identifier(&kept));
+        match self.psql.clean_up(self.home, &sql) {
+            Ok(_) => {
+                common::say!("pg-snap", "the replaced database is kept as {kept}");
+                Some(kept)
+            }
+            Err(e) => {
+                report.warn(
+                    "old-database-kept",
+                    format!(
+                        "the replaced database is still called {old}, and the next restore drops it: {e:#}"
+                    ),
+                );
+                Some(old)
+            }
         }
     }
 }
 
 const NEW: &str = "_pgsnap_new";
 const OLD: &str = "_pgsnap_old";
+/// Followed by the time, in UTC.
+const KEPT: &str = "_pgsnap_";
 
 /// `name` with `ending`, within the 63 bytes of an identifier.
 fn temporary(name: &str, ending: &str) -> String {

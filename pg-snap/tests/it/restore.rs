@@ -28,6 +28,32 @@ fn an_existing_database_is_replaced_only_when_told_even_while_in_use() {
 }
 
 #[test]
+fn what_is_replaced_can_be_kept_and_dropped_later() {
+    let lab = Lab::filled();
+    lab.dump();
+    lab.sql("CREATE TABLE later (x int);");
+    let after = content(&lab.cluster, &lab.database);
+    let ran = lab.restore(&lab.database, ["--yes", "--dry-run"]).expect(0);
+    assert_eq!(ran.json["changed"], false);
+    assert_same(&content(&lab.cluster, &lab.database), &after);
+
+    let ran = lab.restore(&lab.database, ["--yes", "--keep-replaced"]).expect(0);
+    let kept = ran.json["data"]["kept_database"].as_str().unwrap().to_owned();
+    assert_same(&content(&lab.cluster, &kept), &after);
+    // No later restore takes it for its own, nor does anybody drop what no restore has kept.
+    lab.restore(&lab.database, ["--yes"]).expect(0);
+    assert!(lab.exists(&kept));
+    lab.run("drop-replaced", ["--database", &lab.database]).expect(78);
+    let other = format!("{}_pgsnap_other", lab.database);
+    lab.cluster.create_database(&other, &lab.role);
+    lab.run("drop-replaced", ["--database", &other]).expect(78);
+    lab.drop_database(&other);
+    assert_eq!(lab.run("drop-replaced", ["--database", &kept]).expect(0).json["changed"], true);
+    assert!(!lab.exists(&kept));
+    assert_eq!(lab.run("drop-replaced", ["--database", &kept]).expect(0).json["changed"], false);
+}
+
+#[test]
 fn an_sql_error_in_the_middle_leaves_the_old_database() {
     let lab = Lab::filled();
     // A rule that the rows already there break: the data cannot be loaded again.
