@@ -12,6 +12,7 @@ pub mod offsite;
 pub mod places;
 pub mod profile;
 pub mod record;
+pub mod restoring;
 pub mod retention;
 pub mod run;
 pub mod signals;

@@ -14,14 +14,17 @@ use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 use xattr::FileExt as _;
 
+use crate::moved::same;
 use crate::store::{open_dir, split};
+use crate::tree::Meta;
 use crate::walk::show;
 
-/// Those of `paths` (relative to `root`, each folder's together) that have one. What has vanished has none.
-pub fn having(root: &File, paths: impl Iterator<Item = Vec<u8>>) -> Result<Vec<Vec<u8>>> {
+/// Those of `paths` (relative to `root`, each folder's together) that have one and still are what the walk saw. What is
+/// not would be sent as a whole, without its extended attributes: the next pass takes it.
+pub fn having(root: &File, paths: impl Iterator<Item = (Vec<u8>, Meta)>) -> Result<Vec<Vec<u8>>> {
     let mut found = Vec::new();
     let mut last: Option<(Vec<u8>, Option<File>)> = None;
-    for path in paths {
+    for (path, meta) in paths {
         let (dir, name) = split(&path);
         if last.as_ref().is_none_or(|l| l.0 != dir) {
             last = Some((dir.to_vec(), known(open_dir(root, dir).map_err(std::io::Error::from), dir)?));
@@ -30,7 +33,7 @@ pub fn having(root: &File, paths: impl Iterator<Item = Vec<u8>>) -> Result<Vec<V
         // There is no call that takes a folder and a name, but this is one: a link in its place is not followed.
         let name = Path::new(std::ffi::OsStr::from_bytes(name));
         let name = Path::new(&format!("/proc/self/fd/{}", open.as_raw_fd())).join(name);
-        if known(xattr::list(name), &path)?.is_some_and(any) {
+        if known(xattr::list(name), &path)?.is_some_and(any) && same(root, &path, &meta)? {
             found.push(path);
         }
     }

@@ -37,12 +37,13 @@ pub fn list(args: &List, report: &mut Report) -> Result<()> {
     report.set("snapshots", answer["snapshots"].clone());
     report.set("damaged", answer["damaged"].clone());
     report.set("newest_age_seconds", json!(newest.as_ref().map(|n| n.1)));
-    let last = &answer["verified"]["last"];
+    let (last, open) = (&answer["verified"]["last"], &answer["verified"]["unresolved"]);
     let verify = match last["verified_at"].as_str() {
         Some(at) => {
             let mut verify = last.clone();
             verify["at"] = at.into();
-            verify["ok"] = (last["findings"] == 0).into();
+            verify["ok"] = (last["findings"] == 0 && open.is_null()).into();
+            verify["unresolved"] = open.clone();
             verify
         }
         None => Value::Null,
@@ -61,6 +62,11 @@ pub fn list(args: &List, report: &mut Report) -> Result<()> {
             };
             status::tell(format_args!("last {what}: {at} {how}"));
         }
+    }
+    if let Some(at) = open["verified_at"].as_str() {
+        status::tell(format_args!(
+            "what the verification of {at} found wrong has not been found well since: link-sync verify"
+        ));
     }
     report.set("last_verify", verify);
     report.set("last_drill", drill);

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Raised with every incompatible change; the two ends must agree.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The first thing the far end prints.
 pub const GREETING: &[u8] = b"\nlink-sync serve: ready\n";
@@ -218,6 +218,9 @@ pub struct Opened {
     pub xattrs: bool,
     /// ACLs can be kept.
     pub acls: bool,
+    /// Paths of the base (`SOURCE/PATH`) that were verified and found damaged.
+    #[serde(default)]
+    pub damaged: Vec<Vec<u8>>,
     /// What a person should know.
     pub warnings: Vec<Value>,
 }

@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 
 use crate::protocol::{self, GREETING, Hello, Kind, MAX_FRAME, Opened, Received, Record, Reply, Request};
 use crate::reading::{self, Reading};
+use crate::store::damaged;
 use crate::store::merge::Merge;
 use crate::store::open::{self, Writable, discard};
 use crate::store::publish::{AllDone, Done, publish};
@@ -190,6 +191,10 @@ impl Serving {
         let opened = Opened {
             resumed_id: open::copying(&self.store),
             store_id: writable.id.clone(),
+            damaged: match &writable.base {
+                Some(base) if copy_from.is_none() => damaged::paths(&self.store, base),
+                _ => Vec::new(),
+            },
             base: writable.base.clone(),
             resumed: writable.resumed,
             xattrs: writable.xattrs,
@@ -228,6 +233,8 @@ impl Serving {
             Ok(())
         })?;
         check_name(source).map_err(Fault::denied)?;
+        // What was known of another clone does not hold for one that fails halfway.
+        self.done.remove(source);
         let writable = self.writable()?;
         let base = writable.base_dir(source)?.context("the base does not hold this source")?;
         let watcher = Mutex::new((output, Instant::now(), 0u64));
@@ -329,6 +336,10 @@ impl Serving {
             capabilities.len() <= 32 && capabilities.bytes().all(|b| b.is_ascii_alphabetic() || b == b'.');
         ensure!(letters, "the source's rsync says odd things of itself: '{capabilities}'");
         let writable = self.writable()?;
+        if *acls_only && nix::unistd::geteuid().is_root() {
+            // It writes over what another run has received, which as root is never needed.
+            return Err(Fault::denied("ACLs are sent apart only to a store of an account").into());
+        }
         if !acls_only {
             drop(writable.fresh_incoming(source)?);
         }

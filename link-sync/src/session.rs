@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 use common::fault::{Fault, Kind, kind_of};
 use common::record::RunRecord;
 use common::status::Report;
-use common::{durable, signals};
+use common::{durable, restoring, signals};
 use serde_json::{Value, json};
 
 use crate::acls;
@@ -104,6 +104,8 @@ impl Session {
     pub fn begin(settings: Settings, allow: Allow, report: &mut Report) -> Result<Session> {
         let started_at = common::status::now();
         store_apart(&settings)?;
+        // A restore sets its mark under the lock that is ours by now.
+        restoring::none(&settings.state, &settings.profile.name)?;
         let mut far = Far::connect(&settings)?;
         let opened: Opened = far.ask(&Request::Open { copy: false, base: None })?;
         for warning in &opened.warnings {
@@ -469,8 +471,9 @@ impl Session {
         match self.usable_index(source, checked, &base_id) {
             Ok(old) => {
                 let known = old.len();
-                let changes = tree.mark_changes(&old);
+                let mut changes = tree.mark_changes(&old);
                 not_shrunk(source, known, changes.vanished, allow)?;
+                self.mark_damaged(source, tree, &mut changes, report);
                 Ok(Plan {
                     changes,
                     all: false,
@@ -492,6 +495,30 @@ impl Session {
                 }
                 Ok(Plan { checksum: self.settings.checksum, ..Plan::full(tree, "full") })
             }
+        }
+    }
+
+    /// Marks what was verified and found damaged in the base, although it has not changed here.
+    fn mark_damaged(&self, source: &Source, tree: &mut Tree, changes: &mut Changes, report: &mut Report) {
+        let name = source.name.as_bytes();
+        let inside = |path: &'_ Vec<u8>| match path.strip_prefix(name) {
+            Some([]) => Some(Vec::new()),
+            Some([b'/', rest @ ..]) => Some(rest.to_vec()),
+            _ => None,
+        };
+        let paths: Vec<Vec<u8>> = self.opened.damaged.iter().filter_map(inside).collect();
+        let count = paths.iter().filter(|path| tree.mark(path, changes)).count();
+        if count > 0 {
+            changes.dirs.sort_unstable();
+            changes.dirs.dedup();
+            report.warn(
+                "damaged-sent-again",
+                format!(
+                    "source {}: {count} paths are damaged in the newest snapshot and are sent again; `link-sync verify --repair` \
+                     on the store's machine can then mend the older ones",
+                    source.name
+                ),
+            );
         }
     }
 
@@ -623,7 +650,7 @@ impl Session {
         progress.begin(format!("{name}: {marked} paths"), plan.bytes);
         let mut sent = transfer(list, false, false).run(&mut self.far, progress)?;
         let with_acl = match acls_apart {
-            true => acls::having(&checked.dir, marked_in(tree, dirs).map(|(path, _)| path))?,
+            true => acls::having(&checked.dir, marked_in(tree, dirs).map(|(path, e)| (path, e.meta)))?,
             false => Vec::new(),
         };
         if !with_acl.is_empty() {

@@ -210,6 +210,28 @@ impl Tree {
         changes
     }
 
+    /// Marks `path` too, which the store does not hold as it should; whether it was not marked yet. A folder that
+    /// `changes` did not name is named out of order.
+    pub fn mark(&mut self, path: &[u8], changes: &mut Changes) -> bool {
+        if path.is_empty() {
+            return !std::mem::replace(&mut self.root_changed, true);
+        }
+        let at = path.iter().rposition(|b| *b == b'/');
+        let (parent, name) = at.map_or((&path[..0], path), |at| (&path[..at], &path[at + 1..]));
+        let Some(dir) = self.dirs.get_mut(parent) else { return false };
+        let found = dir.entries.binary_search_by(|e| dir.name(e).cmp(name));
+        let Some(entry) = found.ok().map(|at| &mut dir.entries[at]).filter(|e| !e.changed) else {
+            return false;
+        };
+        entry.changed = true;
+        changes.marked += 1;
+        if !entry.meta.is_dir() {
+            changes.replaced.push(path.to_vec());
+        }
+        changes.dirs.push(parent.to_vec());
+        true
+    }
+
     /// Forgets `paths`, with all that is below them: the store does not hold them any more.
     pub fn forget(&mut self, paths: &[Vec<u8>]) {
         for path in paths {

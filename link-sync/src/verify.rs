@@ -47,7 +47,7 @@ pub fn run(args: &cli::Verify, report: &mut Report) -> Result<()> {
             answer
         }
     };
-    tell(answer, report)
+    tell(answer, args.against.is_some(), report)
 }
 
 fn options(args: &cli::Verify) -> Result<Options> {
@@ -147,15 +147,18 @@ fn store(settings: &Settings, path: PathBuf) -> Store {
     }
 }
 
-/// A store that cannot be written to, like an opened copy, is verified all the same.
+/// Notes it with the rights of the store's owner, who is to read it. A store that cannot be written to, like an opened
+/// copy, is verified all the same.
 fn record(store: &Store, options: &Options, outcome: &Outcome, repaired: u64, report: &mut Report) {
-    if let Err(error) = verified::record(store, options, outcome, repaired) {
+    let noted =
+        Account::of(&store.path).and_then(|_account| verified::record(store, options, outcome, repaired));
+    if let Err(error) = noted {
         report.warn("not-recorded", format!("{error:#}"));
     }
 }
 
 /// Fills the report from the answer; fails if anything is wrong.
-fn tell(answer: Value, report: &mut Report) -> Result<()> {
+fn tell(answer: Value, copy: bool, report: &mut Report) -> Result<()> {
     let texts = |value: &Value| -> Vec<String> {
         value.as_array().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect()
     };
@@ -166,12 +169,18 @@ fn tell(answer: Value, report: &mut Report) -> Result<()> {
             "no-checksums",
             format!("without checksums, so not (or not wholly) verified: {}", weaker.join(", ")),
         );
+        // A copy keeps dates that its store no longer has.
+        if !copy {
+            report.set_partial();
+        }
     }
     if !skipped.is_empty() {
         report.warn("being-removed", format!("being removed, so not verified: {}", skipped.join(", ")));
+        report.set_partial();
     }
     if texts(&answer["dates"]).is_empty() {
-        report.warn("no-snapshot", "the store holds no snapshot: there is nothing to verify");
+        report.warn("no-snapshot", "the store holds no snapshot that could be verified");
+        report.set_partial();
     }
     let listed = answer["findings"].as_array().cloned().unwrap_or_default();
     for finding in listed.iter().take(SHOWN) {

@@ -9,6 +9,7 @@
 pub mod attributes;
 pub mod changes;
 pub mod clone;
+pub mod damaged;
 pub mod diff;
 pub mod fetch;
 pub mod find;

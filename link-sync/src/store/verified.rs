@@ -41,6 +41,16 @@ pub struct Record {
     pub last: Option<Verified>,
     /// The last one that read every file of every snapshot.
     pub last_full: Option<Verified>,
+    /// One that found something, as long as no later one that looked at least as closely found all to be well.
+    #[serde(default)]
+    pub unresolved: Option<Verified>,
+}
+
+impl Verified {
+    /// It looked at least at what `other` looked at.
+    fn covers(&self, other: &Verified) -> bool {
+        (self.date == "all" || self.date == other.date) && self.sample_percent >= other.sample_percent
+    }
 }
 
 impl Record {
@@ -55,11 +65,15 @@ impl Record {
     }
 }
 
-/// Adds a verification to the store's record. The outcome is what is still wrong.
+/// Adds a verification to the store's record, and hands on what it found to the next backup. The outcome is what is still
+/// wrong.
 pub fn record(store: &Store, options: &Options, outcome: &Outcome, repaired: u64) -> Result<()> {
     let verified = Verified {
         verified_at: common::status::now(),
-        date: options.date.clone(),
+        date: match &outcome.dates[..] {
+            [date] if options.date != "all" => date.clone(),
+            _ => options.date.clone(),
+        },
         dates: outcome.dates.len() as u64,
         sample_percent: options.sample,
         inodes_read: outcome.inodes_read,
@@ -71,8 +85,14 @@ pub fn record(store: &Store, options: &Options, outcome: &Outcome, repaired: u64
     if options.date == "all" && options.sample >= 100.0 {
         record.last_full = Some(verified.clone());
     }
+    if verified.findings > 0 {
+        record.unresolved = Some(verified.clone());
+    } else if record.unresolved.as_ref().is_some_and(|open| verified.covers(open)) {
+        record.unresolved = None;
+    }
     record.last = Some(verified);
     let text = format!("{}\n", serde_json::to_string_pretty(&record)?);
     common::durable::write(&store.path.join(FILE), text.as_bytes(), 0o600)
-        .context("the verification could not be recorded in the store")
+        .context("the verification could not be recorded in the store")?;
+    super::damaged::record(store, options, outcome)
 }

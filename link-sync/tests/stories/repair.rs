@@ -9,7 +9,7 @@ use crate::changes::acl;
 use crate::checksums::{flip, found};
 use crate::far::Remote;
 use crate::picture::{Picture, picture};
-use crate::world::{World, ok, private, told, until, warnings};
+use crate::world::{World, folder, ok, private, told, until, warnings};
 
 /// What is older than two seconds is shared by snapshots without being compared.
 fn age() {
@@ -269,4 +269,44 @@ fn an_accounts_store_is_repaired_with_its_rights() {
     flip(&disk.join(first.file_name().unwrap()).join("docs/d/owned"), 0);
     let right = testkit::run(&mut run).expect(1);
     assert_eq!(found(&right).iter().filter(|f| f.1 == "docs/d/owned").count(), 0);
+}
+
+#[test]
+fn what_rots_is_sent_again_by_the_next_backup_and_mends_the_dates_before() {
+    let remote = Remote::new();
+    let world = &remote.world;
+    for path in ["d/rots", "d/fades", "d/goes", "stays"] {
+        world.file(path, &path.repeat(1000));
+    }
+    age();
+    let first = folder(&world.snapshot(&[]).expect(0));
+    let second = folder(&world.snapshot(&[]).expect(0));
+    flip(&second.join("docs/d/rots"), 12345);
+    std::fs::remove_file(second.join("docs/d/goes")).unwrap();
+    xattr::set(second.join("docs/d/fades"), "user.rsync.%stat", b"100777 0,0 1:2").unwrap();
+    // By root on the store's machine, too, it is noted for the account that serves.
+    let here = ["--store", remote.store.to_str().unwrap()];
+    world.act("verify", &here).expect(1);
+
+    // The source has not changed, and yet these are taken anew.
+    let third = world.snapshot(&[]).expect(0);
+    assert!(warnings(&third).contains(&"damaged-sent-again"), "{third:?}");
+    // Three files, and the folder's time.
+    assert_eq!(third.json["data"]["sources"][0]["changed_paths"], 4, "{:#}", third.json);
+    world.act("verify", &["--date", "latest"]).expect(0);
+    let third = folder(&third);
+    for path in ["rots", "fades", "goes"] {
+        let ino = |date: &Path| std::fs::metadata(date.join("docs/d").join(path)).map(|m| m.ino()).ok();
+        assert_ne!(ino(&first), ino(&third), "{path}");
+    }
+    let stays = |date: &Path| std::fs::metadata(date.join("docs/stays")).unwrap().ino();
+    assert_eq!(stays(&first), stays(&third));
+    // Only once.
+    let fourth = world.snapshot(&[]).expect(0);
+    assert_eq!(fourth.json["data"]["sources"][0]["changed_paths"], 0);
+
+    // Now another date holds what was hashed.
+    world.act("verify", &[&here[..], &["--repair"]].concat()).expect(0);
+    world.act("verify", &[]).expect(0);
+    assert_eq!(world.act("list", &[]).expect(0).json["data"]["last_verify"]["ok"], true);
 }
