@@ -6,6 +6,13 @@ umask 077
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 fail() { code=$1; shift; say "$*"; exit "$code"; }
+# refuse CODE MESSAGE: fail with a status object, as everything does that is not wrong options. Needs no jq.
+refuse() {
+    case $1 in 69) word=unavailable ;; 77) word=denied ;; *) word=failed ;; esac
+    printf '{"schema":1,"tool":"%s","version":"%s","action":"run","profile":%s,"status":"%s","exit_code":%s,"changed":false,"started_at":"%s","duration_ms":0,"data":{},"warnings":[],"error":{"kind":"%s","message":"%s","causes":[],"hint":null,"command":null},"left_behind":[]}\n' \
+        "${0##*/}" "$VERSION" null "$word" "$1" "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$word" "$(printf %s "$2" | tr -d '"\\')"
+    fail "$1" "$2"
+}
 # The comment at the top of the script, without its marks.
 usage() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; }
 need() { [ "$1" -gt 1 ] || fail 2 "$2 needs a value (see --help)"; }
@@ -15,7 +22,7 @@ find_bin() {
     for bin in "$here" "$here/../target/release" /usr/sbin; do
         [ ! -x "$bin/link-sync" ] || return 0
     done
-    fail 69 "the tools are not found: install them (scripts/install), or give --bin DIR"
+    refuse 69 "the tools are not found: install them (scripts/install), or give --bin DIR"
 }
 
 # Before a tool that needs root's rights: nothing, or sudo, with a rule that has exactly these words.
@@ -30,10 +37,10 @@ fi
 # For scripts that run tools as steps: $work, the moment of the start, and signals that are passed on. (backup-local
 # has the same of its own, with a lock besides.)
 begin_steps() {
-    command -v jq >/dev/null || fail 69 "jq is missing: apt-get install jq"
+    command -v jq >/dev/null || refuse 69 "jq is missing: apt-get install jq"
     started_at=$(date -u +%Y-%m-%dT%H:%M:%SZ)
     started=$(date +%s%3N)
-    work=$(mktemp -d)
+    work=$(mktemp -d) || refuse 1 "cannot make a folder in ${TMPDIR:-/tmp}"
     trap 'rm -rf "$work"' EXIT
     signal='' child=''
     : >"$work/steps"

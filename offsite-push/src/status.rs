@@ -40,10 +40,8 @@ pub(crate) fn run(settings: &Settings, report: &mut Report) -> Result<()> {
     report.set("last_verify", json!(Verified::load(settings)));
     report.set("unconfirmed", known.as_ref().is_some_and(|k| k.next_generation.is_some()));
     report.set("dates", json!(known.as_ref().and_then(|k| k.dates.as_ref())));
-    report.set(
-        "age_seconds",
-        json!(known.as_ref().and_then(|k| k.date.as_deref()).and_then(store::age_seconds)),
-    );
+    let age = date.and_then(store::age_seconds);
+    report.set("age_seconds", json!(age));
     report.set("container_uuid", json!(known.as_ref().map(|k| &k.container_uuid)));
     let lock = settings.state.join("offsite.lock");
     // Only the moment of looking: a push that begins now waits longer than that.
@@ -68,6 +66,12 @@ pub(crate) fn run(settings: &Settings, report: &mut Report) -> Result<()> {
             tell::time(Duration::from_millis(last.duration_ms))
         ),
         None => say!(TOOL, "nothing was pushed yet"),
+    }
+    if let Some(dates) = known.as_ref().and_then(|k| k.dates.as_ref()).filter(|d| !d.is_empty()) {
+        say!(TOOL, "the container holds {}: {}", dates.len(), dates.join(", "));
+    }
+    if let Some(age) = age {
+        say!(TOOL, "the newest in it is {} old", tell::time(Duration::from_secs(age)));
     }
     if let Some(verified) = Verified::load(settings) {
         let wrong = match (verified.fresh, verified.findings) {

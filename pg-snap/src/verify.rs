@@ -58,24 +58,29 @@ const NOT_RESTORED: [&str; 5] =
 pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> Result<()> {
     let done = rehearse(profile, options, report);
     let Some(date) = options.record.as_ref() else { return done };
-    // A rehearsal that was stopped, met another one, or has to be begun otherwise says nothing about the backup.
+    // A rehearsal that was stopped or met another one says nothing about the backup.
     let stopped = done.as_ref().err().map(fault::kind_of);
-    let elsewhere = report.data.get("remote_store").is_some_and(|v| *v == true);
-    if elsewhere || matches!(stopped, Some(Kind::Interrupted(_) | Kind::Busy)) {
+    if matches!(stopped, Some(Kind::Interrupted(_) | Kind::Busy)) {
         return done;
     }
+    // One that has to fetch the snapshot first has failed until it has come to its end.
+    let elsewhere = report.data.get("remote_store").is_some_and(|v| *v == true);
+    let error = match elsewhere {
+        true => Some("the snapshot was not fetched from the store's machine, or not compared".to_owned()),
+        false => done.as_ref().err().map(ToString::to_string),
+    };
     let number = |value: &Value| value.as_u64();
     let lost = report.data.get("would_lose").cloned().unwrap_or_default();
     let findings = report.data.get("findings").and_then(Value::as_object);
     let text = |key: &str| report.data.get(key).and_then(Value::as_str).map(str::to_owned);
     let record = DrillRecord {
         at: status::now(),
-        ok: done.is_ok(),
+        ok: error.is_none(),
         date: date.clone().or_else(|| text("snapshot_date")).or_else(|| text("date")),
         findings: findings.map(|f| f.values().filter_map(number).sum()),
         lost_files: number(&lost["files"]),
         lost_bytes: number(&lost["bytes"]),
-        error: done.as_ref().err().map(ToString::to_string),
+        error,
     };
     match places::state(profile).and_then(|state| record.save(&state.join(drill::FILE))) {
         Ok(()) => done,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use testkit::postgres::Cluster;
+use testkit::sshd::Sshd;
 use testkit::{Ran, bin, repo, run, scratch};
 
 struct World {
@@ -64,9 +65,14 @@ impl World {
 
     #[track_caller]
     fn drill(&self) -> Ran {
+        self.drill_with(&[])
+    }
+
+    #[track_caller]
+    fn drill_with(&self, options: &[&str]) -> Ran {
         let mut command = Command::new(repo().join("scripts/drill"));
         command.arg("home").arg("--config").arg(self.path("home.toml")).arg("--bin");
-        run(command.arg(bin("pg-snap").parent().unwrap()).stdin(Stdio::null()))
+        run(command.arg(bin("pg-snap").parent().unwrap()).args(options).stdin(Stdio::null()))
     }
 
     fn last(&self) -> Value {
@@ -137,6 +143,51 @@ fn the_newest_snapshot_is_rehearsed_and_the_outcome_remembered() {
     // The scratch databases are gone.
     let left = "SELECT count(*) FROM pg_database WHERE datname LIKE 'nc\\_backup\\_drill%';";
     assert_eq!(world.cluster.psql("postgres", left), "0");
+}
+
+#[test]
+fn a_snapshot_behind_ssh_is_fetched_and_one_that_cannot_be_is_remembered() {
+    let world = World::new("fetched");
+    let snapshot = world.snapshot();
+    world.drill().expect(0);
+    let sshd = Sshd::start("root");
+    let ssh = format!(
+        "store = \"root@127.0.0.1:{}\"\n[snapshot.ssh]\nport = {}\nidentity = \"{}\"\nknown_hosts = \"{}\"\nremote_program = \"{}\"",
+        world.path("store").display(),
+        sshd.port,
+        sshd.identity.display(),
+        sshd.known_hosts.display(),
+        bin("link-sync").display()
+    );
+    world.profile(&ssh);
+    let serve = |how: &str| {
+        let store = world.path("store").display().to_string();
+        sshd.set_key_options(&format!(
+            "command=\"{} serve --store {store}{how}\",restrict",
+            bin("link-sync").display()
+        ));
+    };
+    // The key may list, but not read: so nothing was rehearsed, and the good outcome of before does not stand.
+    serve("");
+    let scratch = world.path("scratch");
+    let killed = scratch.join("nc-backup-drill.killed");
+    std::fs::create_dir_all(killed.join("data")).unwrap();
+    let drill = || world.drill_with(&["--scratch", scratch.to_str().unwrap()]);
+    let refused = drill().expect(77);
+    assert_eq!(refused.json["data"]["failed_step"], "restore");
+    let last = world.last();
+    assert_eq!(last["ok"], false);
+    assert!(last["error"].as_str().unwrap().contains("not fetched"), "{last}");
+    assert!(!killed.exists(), "what a drill that was killed had fetched is removed");
+
+    serve(" --read-only");
+    let ran = drill().expect(0);
+    assert_eq!(ran.json["data"]["date"], snapshot.file_name().unwrap().to_str().unwrap());
+    // Which run the files are of came along, too.
+    let compared = ran.json["data"]["steps"].as_array().unwrap().last().unwrap().clone();
+    assert!(compared["output"]["warnings"].to_string().contains("not-sealed"), "{compared:#}");
+    assert_eq!(world.last()["ok"], true);
+    assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0);
 }
 
 #[test]
