@@ -17,28 +17,36 @@ use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 const DROP_IN: [&str; 2] =
     ["/config/zz-nc-backup-maintenance.config.php", "/config/.zz-nc-backup-maintenance.new"];
 
-/// What Nextcloud makes again by itself, and its logs. Anchored, so that no user's folder of such a
-/// name is lost. Without `preview`, previews are remade by `occ files:scan-app-data` after a restore.
-const DATA: [&str; 7] = [
-    "/*/cache/",
-    "/*/uploads/",
-    "/appdata_*/{preview,js,css,appstore}/",
-    "/updater-*",
-    "/nextcloud.log*",
-    "/audit.log*",
-    "*.ocTransferId*.part",
-];
+/// What Nextcloud makes again by itself. Anchored, so that no user's folder of such a name is lost.
+/// Without `preview`, previews are remade by `occ files:scan-app-data` after a restore.
+const REMADE: [&str; 4] =
+    ["/*/cache/", "/*/uploads/", "/appdata_*/{preview,js,css,appstore}/", "*.ocTransferId*.part"];
+
+/// Logs, and what the updater saved.
+const LOGS: [&str; 3] = ["/updater-*", "/nextcloud.log*", "/audit.log*"];
 
 /// The default patterns for a source called `name`.
 pub fn defaults(name: &str) -> Vec<String> {
     let mut patterns = match name {
-        "data" => DATA.map(str::to_owned).to_vec(),
+        "data" => REMADE.iter().chain(&LOGS).map(|&p| p.to_owned()).collect(),
         "html" => DROP_IN.map(str::to_owned).to_vec(),
         _ => Vec::new(),
     };
     // What a restore works in, and what it replaced.
     patterns.push(".nc-restore-*/".to_owned());
     patterns
+}
+
+/// Whether what a default pattern leaves out must not outlive an instance that goes back in time: a drop-in that holds
+/// maintenance.
+pub fn is_drop_in(pattern: &str) -> bool {
+    DROP_IN.contains(&pattern)
+}
+
+/// Whether Nextcloud makes again what this default pattern leaves out. Previews are found by the numbers of files,
+/// which a database that goes back in time gives to other files.
+pub fn is_remade(pattern: &str) -> bool {
+    REMADE.contains(&pattern)
 }
 
 /// Compiled patterns, and directories left out by their exact path.

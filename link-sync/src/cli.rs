@@ -72,14 +72,21 @@ pub enum Action {
     Copy(Copy),
     /// Bring back a file, a folder, a user or whole sources as they were at a
     /// date, to where they were or elsewhere, with owners, modes, times,
-    /// attributes. What is replaced is kept aside until all has succeeded; an
-    /// interrupted restore is continued by the same command.
+    /// attributes. What is replaced is kept aside until all has succeeded; what
+    /// backups leave out on purpose goes back to its place. An interrupted restore
+    /// is continued by the same command.
+    ///
+    /// data: date, id, consistency, items (source, path, target, folder, paths,
+    /// allocated_bytes, replaces, kept_at, not_put_back), left_out_sources (of the
+    /// snapshot, that the profile does not know: exit code 3), verified.
     Restore(Restore),
     /// Check the snapshots against the checksums and attributes noted when they
     /// were published. Each distinct file is read once, however many dates share
     /// it; a rotten one is named with every date that shares it, and the exit
-    /// code is 1. Files are read from the disk, not from memory, where the kernel
-    /// allows. The store records when it was last verified.
+    /// code is 1; it is 3 if a date has no checksums or is being removed, or there
+    /// is none. Files are read from the disk, not from memory, where the kernel
+    /// allows. The store records when it was last verified; what is damaged in the
+    /// newest snapshot is taken anew by the next backup.
     ///
     /// data: dates, paths, inodes, inodes_read, bytes_read, sample_percent, seed,
     /// counts (of each kind), findings (kind, paths, dates, found), weaker_dates
@@ -301,7 +308,8 @@ pub struct Restore {
     /// Replace what is there without asking.
     #[arg(long)]
     pub yes: bool,
-    /// Say what would be restored and replaced, and change nothing.
+    /// Say what would be restored and replaced, and whether there is room; change
+    /// nothing.
     #[arg(long)]
     pub dry_run: bool,
     /// Compare all bytes and attributes with the snapshot before anything is
@@ -309,7 +317,8 @@ pub struct Restore {
     #[arg(long)]
     pub verify: bool,
     /// Let nc-maint write maintenance into the configuration that comes (source
-    /// html) before it is put in place: `nc-maint off` opens the instance.
+    /// html) before it is put in place, and note that the instance is being
+    /// restored: until `nc-maint off` opens it, nothing is backed up.
     #[arg(long)]
     pub closed: bool,
     /// Do not remove what was replaced; data.items names the place.

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use common::record;
+use common::restoring;
 use common::signals;
 use common::status::Report;
 use serde_json::{Value, json};
@@ -33,6 +34,17 @@ pub(crate) fn status(settings: &Settings, report: &mut Report) -> Result<()> {
     report.set("run_id", found.run_id());
     report.set("record", serde_json::to_value(&found.record)?);
     report.set("clients_maintenance", Value::Null);
+    let restoring = restoring::load(settings.state_dir()).unwrap_or_else(|e| {
+        report.warn("restore-unknown", format!("{e:#}"));
+        None
+    });
+    if let Some(mark) = &restoring {
+        report.warn(
+            "restore-unfinished",
+            format!("a restore of {} is not finished: nothing is backed up until it is", mark.date),
+        );
+    }
+    report.set("restoring", serde_json::to_value(restoring)?);
     if found.damaged {
         report.warn("record-damaged", "a run record is damaged; `nc-maint off` removes it");
     }
@@ -202,6 +214,9 @@ pub(crate) fn off(settings: &Settings, if_ours: bool, report: &mut Report) -> Re
             gone?;
             if if_ours || !active {
                 ledger.clear()?;
+            }
+            if !if_ours && restoring::end(settings.state_dir())? {
+                common::say!(TOOL, "the restore is finished: what is there now is backed up again");
             }
             common::say!(TOOL, "maintenance is off");
             Ok(())

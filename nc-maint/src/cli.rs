@@ -53,6 +53,9 @@ pub(crate) enum Action {
         max: Option<Span>,
     },
     /// Switch maintenance off and prove it
+    ///
+    /// A restore that was not finished counts as finished from then on: what is there is backed up
+    /// again. Not with --if-ours.
     Off {
         #[command(flatten)]
         options: Options,

@@ -148,6 +148,11 @@ impl Settings {
         })
     }
 
+    /// The state folder.
+    pub(crate) fn state_dir(&self) -> &Path {
+        Path::new(&self.state)
+    }
+
     /// A file in the state folder.
     pub(crate) fn state_file(&self, name: &str) -> PathBuf {
         Path::new(&self.state).join(name)

@@ -5,6 +5,7 @@
 //! an interrupted restore has either changed nothing that is in use, or is finished by the same command.
 
 mod fetch;
+mod left_out;
 mod partial;
 mod swap;
 mod target;
@@ -18,6 +19,7 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
+use common::restoring;
 use common::status::{self, Report};
 use nix::sys::stat::{fstat, futimens};
 use nix::sys::time::TimeSpec;
@@ -31,16 +33,18 @@ use crate::progress::Progress;
 use crate::protocol::{Looked, Request};
 use crate::settings::{DATABASE, Settings};
 use crate::store::meta::SnapshotMeta;
-use crate::store::{ensure_dir, open::abilities, remove, visit};
+use crate::store::{ensure_dir, open::abilities, open_dir, remove, visit};
 use crate::tree::join;
 use crate::walk::show;
 use fetch::Fetch;
-use partial::{NEW, OLD, Partial, State, TEMPORARY};
+use partial::{Fate, NEW, OLD, PREFIX, Partial, State, TEMPORARY};
 use swap::Swap;
 use target::Target;
 
 /// The source that holds Nextcloud's configuration.
 const HTML: &str = "html";
+/// Paths of one item that the report names.
+const SHOWN: usize = 100;
 /// Bytes that stay free.
 const RESERVE: u64 = 64 << 20;
 
@@ -71,8 +75,9 @@ fn full(source: &str, path: &[u8]) -> Vec<u8> {
 pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
     let settings = args.profile.options().settings()?;
     let mut wishes = wishes(args)?;
-    // Nothing may be backed up while it is replaced, nor the other way round.
-    let _lock = match args.in_place && !args.dry_run {
+    // Nothing may be backed up while it is replaced, nor the other way round. Before Nextcloud is closed is a good time to
+    // be told.
+    let _lock = match args.in_place && (!args.dry_run || args.closed) {
         true => Some(agent::lock(&settings.runtime)?),
         false => None,
     };
@@ -82,7 +87,7 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
     report.set("id", meta.id.as_str());
     report.set("consistency", json!(meta.consistency));
     if wishes.is_empty() {
-        wishes = everything(args, &settings, &meta);
+        wishes = everything(args, &settings, &meta, report);
     }
     if args.in_place {
         // On a new machine, a folder inside another one's can only be made after that.
@@ -98,7 +103,8 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
     }
     tell_plan(&items, &meta, report);
     if args.dry_run {
-        return Ok(());
+        let found = items.iter().map(|i| Partial::look(&i.home, &state(i, args, &meta), &meta.date));
+        return room(&items, &found.collect::<Result<Vec<_>>>()?);
     }
     confirm(args, &items)?;
     if !nix::unistd::geteuid().is_root() {
@@ -106,9 +112,13 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
     }
     let mut opened = Vec::new();
     for item in &items {
-        opened.push(open(item, &meta)?);
+        opened.push(open(item, args, &meta)?);
     }
-    room(&items, &opened)?;
+    let arrived = opened.iter().map(|p| Ok(Some((p.part(NEW)?, p.state.swap.is_some()))));
+    room(&items, &arrived.collect::<Result<Vec<_>>>()?)?;
+    if args.in_place && args.closed {
+        restoring::begin(&settings.state, &meta.date)?;
+    }
     let progress = Progress::terminal();
     // One that was interrupted when all had arrived does not compare again.
     let verified = args.verify && opened.iter().all(|p| p.state.swap.is_none());
@@ -119,24 +129,74 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
         report.changed = true;
     }
     progress.begin("putting in place", 0);
+    let mut stuck = Vec::new();
     for (item, partial) in items.iter().zip(&mut opened) {
-        put_in_place(item, partial)?;
+        stuck.push(put_in_place(args, &settings, item, partial)?);
     }
-    let mut kept = Vec::new();
-    for (item, partial) in items.iter().zip(opened) {
-        let keep = args.keep_replaced && item.target.exists;
+    for (at, (item, partial)) in items.iter().zip(opened).enumerate() {
+        let fate = match (stuck[at].is_empty(), args.keep_replaced && item.target.exists) {
+            (false, _) => Fate::Needed,
+            (true, true) => Fate::Kept,
+            (true, false) => Fate::Removed,
+        };
         let times = fstat(&item.home).context("cannot look at a folder")?;
-        kept.push(partial.finish(keep)?);
+        let kept = partial.finish(fate)?;
         // That the private folder is gone is no change of the folder it lay in.
         set_times(&item.home, &times)?;
+        tell_kept(at, kept.as_deref(), &stuck[at], report);
     }
-    for (at, kept) in kept.iter().enumerate() {
-        if let (Some(path), Some(entry)) = (kept, report.data["items"].get_mut(at)) {
-            status::tell(format_args!("link-sync: what was replaced is in {}", path.display()));
-            entry["kept_at"] = json!(path.display().to_string());
+    others_left(&items, &meta, report)?;
+    report.set("verified", verified);
+    Ok(())
+}
+
+/// Says where what was replaced is.
+fn tell_kept(at: usize, kept: Option<&Path>, stuck: &[Vec<u8>], report: &mut Report) {
+    let Some(path) = kept else { return };
+    status::tell(format_args!("link-sync: what was replaced is in {}", path.display()));
+    if let Some(first) = stuck.first() {
+        report.warn(
+            "left-out-kept",
+            format!(
+                "{} paths that backups leave out are in no snapshot and could not go back to their places (the first: {}): \
+                 look at {}, and remove it when you need nothing of it",
+                stuck.len(),
+                show(first),
+                path.display()
+            ),
+        );
+        report.set_partial();
+    }
+    if let Some(entry) = report.data["items"].get_mut(at) {
+        entry["kept_at"] = json!(path.display().to_string());
+        entry["not_put_back"] = stuck.iter().take(SHOWN).map(|p| show(p)).collect();
+    }
+}
+
+/// Says what restores of other dates have left: it may be the only copy of what they replaced.
+fn others_left(items: &[Item], meta: &SnapshotMeta, report: &mut Report) -> Result<()> {
+    let own = format!("{PREFIX}{}-", meta.date);
+    let mut told: Vec<PathBuf> = Vec::new();
+    for item in items {
+        let home = open_dir(&item.home, b"").context("cannot open a folder again")?;
+        for (name, is_dir, _) in visit::names(&home)? {
+            let path = item.home_shown.join(OsStr::from_bytes(&name));
+            if is_dir
+                && name.starts_with(PREFIX.as_bytes())
+                && !name.starts_with(own.as_bytes())
+                && !told.contains(&path)
+            {
+                report.warn(
+                    "earlier-restore",
+                    format!(
+                        "{} is of another restore: remove it when you need nothing of it",
+                        path.display()
+                    ),
+                );
+                told.push(path);
+            }
         }
     }
-    report.set("verified", verified);
     Ok(())
 }
 
@@ -199,10 +259,30 @@ fn wishes(args: &Restore) -> Result<Vec<(String, Vec<u8>)>> {
 }
 
 /// All that the snapshot holds; in place, what the profile knows a place for. The database is not files to be copied there.
-fn everything(args: &Restore, settings: &Settings, meta: &SnapshotMeta) -> Vec<(String, Vec<u8>)> {
-    let known = |name: &str| name != DATABASE && settings.sources.iter().any(|s| s.name == name);
+fn everything(
+    args: &Restore,
+    settings: &Settings,
+    meta: &SnapshotMeta,
+    report: &mut Report,
+) -> Vec<(String, Vec<u8>)> {
     let names = meta.sources.iter().map(|s| s.name.clone());
-    names.filter(|name| !args.in_place || known(name)).map(|name| (name, Vec::new())).collect()
+    if !args.in_place {
+        return names.map(|name| (name, Vec::new())).collect();
+    }
+    let known = |name: &String| settings.sources.iter().any(|s| s.name == *name);
+    let (known, unknown): (Vec<_>, Vec<_>) = names.filter(|name| name != DATABASE).partition(known);
+    if !unknown.is_empty() {
+        report.warn(
+            "sources-left-out",
+            format!(
+                "the profile does not say where these sources belong, so they stay where they are: {}",
+                unknown.join(", ")
+            ),
+        );
+        report.set_partial();
+    }
+    report.set("left_out_sources", unknown);
+    known.into_iter().map(|name| (name, Vec::new())).collect()
 }
 
 /// What the snapshot holds of it.
@@ -308,6 +388,7 @@ fn tell_plan(items: &[Item], meta: &SnapshotMeta, report: &mut Report) {
         entry.insert("allocated_bytes".into(), json!(item.looked.bytes));
         entry.insert("replaces".into(), json!(item.target.exists));
         entry.insert("kept_at".into(), Value::Null);
+        entry.insert("not_put_back".into(), json!([]));
         list.push(Value::Object(entry));
     }
     report.set("items", list);
@@ -332,16 +413,21 @@ fn confirm(args: &Restore, items: &[Item]) -> Result<()> {
     }
 }
 
-/// The private folder for one path.
-fn open(item: &Item, meta: &SnapshotMeta) -> Result<Partial> {
-    let state = State {
+/// What the private folder for one path is for.
+fn state(item: &Item, args: &Restore, meta: &SnapshotMeta) -> State {
+    State {
         snapshot: meta.id.clone(),
         path: show(&item.full()),
         target: item.target.path().display().to_string(),
+        closed: args.closed,
         swap: None,
-    };
+    }
+}
+
+/// The private folder for one path.
+fn open(item: &Item, args: &Restore, meta: &SnapshotMeta) -> Result<Partial> {
     let times = fstat(&item.home).context("cannot look at a folder")?;
-    let partial = Partial::open(&item.home, &item.home_shown, state, &meta.date)?;
+    let partial = Partial::open(&item.home, &item.home_shown, state(item, args, meta), &meta.date)?;
     set_times(&item.home, &times)?;
     Ok(partial)
 }
@@ -352,23 +438,29 @@ fn set_times(dir: &File, stat: &nix::sys::stat::FileStat) -> Result<()> {
     futimens(dir, &accessed, &modified).context("cannot set a folder's time")
 }
 
-/// Refuses before anything is copied if it would not fit beside what is there.
-fn room(items: &[Item], opened: &[Partial]) -> Result<()> {
+/// Refuses before anything is copied if it would not fit beside what is there. `arrived` is what an interrupted run
+/// left of each item, and whether that was all.
+fn room(items: &[Item], arrived: &[Option<(File, bool)>]) -> Result<()> {
     let mut needs: Vec<(u64, &Item, u64, u64)> = Vec::new();
-    for (item, partial) in items.iter().zip(opened) {
+    for (item, arrived) in items.iter().zip(arrived) {
         let (mut bytes, mut inodes) = (0, 0);
-        visit::each(&partial.part(NEW)?, |found| {
-            let stat =
-                nix::sys::stat::fstatat(found.parent, found.name, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW)?;
-            bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
-            inodes += 1;
-            Ok(())
-        })?;
-        let (bytes, inodes) = match partial.state.swap {
-            Some(_) => (0, 0),
-            None => (item.looked.bytes.saturating_sub(bytes), item.looked.paths.saturating_sub(inodes)),
+        if let Some((new, false)) = arrived {
+            visit::each(new, |found| {
+                let stat = nix::sys::stat::fstatat(
+                    found.parent,
+                    found.name,
+                    nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW,
+                )?;
+                bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+                inodes += 1;
+                Ok(())
+            })?;
+        }
+        let (bytes, inodes) = match arrived {
+            Some((_, true)) => (0, 0),
+            _ => (item.looked.bytes.saturating_sub(bytes), item.looked.paths.saturating_sub(inodes)),
         };
-        let dev = partial.dir.metadata()?.dev();
+        let dev = item.home.metadata()?.dev();
         match needs.iter_mut().find(|n| n.0 == dev) {
             Some(known) => (known.2, known.3) = (known.2 + bytes, known.3 + inodes),
             None => needs.push((dev, item, bytes, inodes)),
@@ -452,9 +544,19 @@ fn swap<'a>(item: &'a Item, new: &'a File, old: &'a File) -> Swap<'a> {
     Swap { new, old, target: &target.anchor, only: target.only.as_deref(), spare: &target.spare }
 }
 
-fn put_in_place(item: &Item, partial: &Partial) -> Result<()> {
+/// Puts one path in its place, and in it, where that is its own place, what the backup leaves out. Returns what of that
+/// could not go back.
+fn put_in_place(args: &Restore, settings: &Settings, item: &Item, partial: &Partial) -> Result<Vec<Vec<u8>>> {
     let (new, old) = (partial.part(NEW)?, partial.part(OLD)?);
     let plan = partial.state.swap.as_ref().context("internal error: nothing has arrived")?;
     swap(item, &new, &old).run(plan)?;
-    Ok(())
+    let Some(source) = settings.sources.iter().find(|s| args.in_place && s.name == item.source) else {
+        return Ok(Vec::new());
+    };
+    // The parts of SOURCE/PATH that lead to the folder it went into, without the first.
+    let parts: Vec<&[u8]> = item.path.split(|b| *b == b'/').filter(|p| !p.is_empty()).collect();
+    let prefix = parts[..(item.target.strip - 1).min(parts.len())].join(&b'/');
+    let excludes = left_out::patterns(source, item.path.is_empty())?;
+    let asked = item.target.only.is_some();
+    left_out::put_back(&partial.part(OLD)?, &item.target.anchor, &prefix, asked, &excludes)
 }

@@ -39,8 +39,29 @@ pub struct State {
     pub path: String,
     /// Where it goes.
     pub target: String,
+    /// The configuration in it is closed.
+    #[serde(default)]
+    pub closed: bool,
     /// All of it has arrived and is on the disk; this is how it is put in place.
     pub swap: Option<Plan>,
+}
+
+impl State {
+    /// Both are for the same wish.
+    fn same(&self, other: &State) -> bool {
+        State { swap: None, ..self.clone() } == State { swap: None, ..other.clone() }
+    }
+}
+
+/// What becomes of it, and of what was replaced, when all is in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It goes.
+    Removed,
+    /// It stays under a name ending in `.replaced`, as was asked for.
+    Kept,
+    /// It stays under a name ending in `.kept`: something in it is nowhere else.
+    Needed,
 }
 
 /// What is put in place.
@@ -77,6 +98,7 @@ impl Partial {
             hash.update(part.as_bytes());
             hash.update(&[0]);
         }
+        hash.update(&[u8::from(state.closed)]);
         format!("{PREFIX}{date}-{:08x}.partial", hash.finalize())
     }
 
@@ -105,17 +127,12 @@ impl Partial {
         if !made && known.is_none() && holds_something(&dir) {
             // One that was killed when all was in place: what it had replaced is not to be mixed with what is replaced now,
             // nor is it ours to delete.
-            set_aside(home, &name, &shown)?;
+            set_aside(home, &name, &shown, "replaced")?;
             return Partial::open(home, shown.parent().unwrap_or(&shown), state, date);
         }
         let continued = known.is_some();
         let state = match known {
-            Some(known)
-                if (&known.snapshot, &known.path, &known.target)
-                    == (&state.snapshot, &state.path, &state.target) =>
-            {
-                known
-            }
+            Some(known) if known.same(&state) => known,
             _ => state,
         };
         for part in [NEW, OLD] {
@@ -125,6 +142,18 @@ impl Partial {
             Partial { dir, home: home.try_clone().with_context(what)?, name, shown, state, continued };
         partial.save()?;
         Ok(partial)
+    }
+
+    /// What an interrupted run with the same wishes left in `home`: its [`NEW`], and whether all had arrived. Changes
+    /// nothing.
+    pub fn look(home: &File, state: &State, date: &str) -> Result<Option<(File, bool)>> {
+        let dir = match open_dir(home, Partial::name(state, date).as_bytes()) {
+            Ok(dir) => dir,
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(e) => return Err(e).context("cannot look at what an interrupted restore left"),
+        };
+        let Some(known) = load(&dir).filter(|known| known.same(state)) else { return Ok(None) };
+        Ok(open_dir(&dir, NEW.as_bytes()).ok().map(|new| (new, known.swap.is_some())))
     }
 
     /// Writes down how far it has come; durable on return.
@@ -149,17 +178,18 @@ impl Partial {
         nix::unistd::syncfs(&self.dir).with_context(|| format!("cannot flush {}", self.shown.display()))
     }
 
-    /// Removes it with all that was replaced, or with `keep` renames it so that no restore takes it for its own.
-    /// Returns where what was replaced is.
-    pub fn finish(self, keep: bool) -> Result<Option<PathBuf>> {
-        if !keep {
+    /// Removes it with all that was replaced, or renames it so that no restore takes it for its own. Returns where what
+    /// was replaced is.
+    pub fn finish(self, fate: Fate) -> Result<Option<PathBuf>> {
+        if fate == Fate::Removed {
             remove(&self.home, std::path::Path::new(&self.name))?;
             return Ok(None);
         }
         for part in [NEW, STATE] {
             remove(&self.dir, std::path::Path::new(part))?;
         }
-        Ok(Some(set_aside(&self.home, &self.name, &self.shown)?.join(OLD)))
+        let ending = if fate == Fate::Needed { "kept" } else { "replaced" };
+        Ok(Some(set_aside(&self.home, &self.name, &self.shown, ending)?.join(OLD)))
     }
 }
 
@@ -169,10 +199,10 @@ fn holds_something(dir: &File) -> bool {
 }
 
 /// Renames the folder `name` in `home`, so that no restore takes it for its own; its new place.
-fn set_aside(home: &File, name: &str, shown: &std::path::Path) -> Result<PathBuf> {
+fn set_aside(home: &File, name: &str, shown: &std::path::Path, ending: &str) -> Result<PathBuf> {
     let stem = name.trim_end_matches(".partial");
     for n in 0..1000 {
-        let new = if n == 0 { format!("{stem}.replaced") } else { format!("{stem}-{n}.replaced") };
+        let new = if n == 0 { format!("{stem}.{ending}") } else { format!("{stem}-{n}.{ending}") };
         match renameat2(home, OsStr::new(name), home, OsStr::new(&new), RenameFlags::RENAME_NOREPLACE) {
             Ok(()) => return Ok(shown.with_file_name(new)),
             Err(Errno::EEXIST) => {}

@@ -121,7 +121,7 @@ impl Swap<'_> {
         let full = join(path, name);
         let what = || format!("cannot put {} in its place", show(&full));
         let as_name = OsStr::from_bytes(name);
-        let aside = || -> Result<File> { ensure_dir(self.old, path) };
+        let aside = |from: &File| self.aside(from, as_name, path).with_context(what);
         let keep = RenameFlags::RENAME_NOREPLACE;
         let waiting = |found: Option<(u64, bool)>| found.is_some_and(|f| inodes.get(&full[..]) == Some(&f.0));
         if waiting(entry(new, name)?) {
@@ -133,7 +133,7 @@ impl Swap<'_> {
                 Ok(()) => {}
                 // A file system that cannot exchange two names: two renames.
                 Err(Errno::EINVAL | Errno::ENOSYS) => {
-                    renameat2(target, as_name, &aside()?, as_name, keep).with_context(what)?;
+                    aside(target)?;
                     renameat2(new, as_name, target, as_name, keep).with_context(what)?;
                     return Ok(());
                 }
@@ -142,10 +142,27 @@ impl Swap<'_> {
         }
         if entry(new, name)?.is_some() {
             // What was exchanged, now or before an interruption.
-            renameat2(new, as_name, &aside()?, as_name, keep).with_context(what)?;
+            aside(new)?;
         } else if self.only.is_none() && !inodes.contains_key(&full[..]) && entry(target, name)?.is_some() {
-            renameat2(target, as_name, &aside()?, as_name, keep).with_context(what)?;
+            aside(target)?;
         }
         Ok(())
+    }
+
+    /// Moves `name` out of `from`, in the folder `path`, to what was replaced; beside what an earlier attempt moved there
+    /// under that name.
+    fn aside(&self, from: &File, name: &OsStr, path: &[u8]) -> Result<()> {
+        let old = ensure_dir(self.old, path)?;
+        for n in 0..1000 {
+            let mut there = name.to_owned();
+            if n > 0 {
+                there.push(format!(".~{n}~"));
+            }
+            match renameat2(from, name, &old, &*there, RenameFlags::RENAME_NOREPLACE) {
+                Err(Errno::EEXIST) => {}
+                done => return Ok(done?),
+            }
+        }
+        anyhow::bail!("there are a thousand of that name among what was replaced")
     }
 }

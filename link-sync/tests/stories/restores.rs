@@ -7,7 +7,7 @@ use testkit::sshd::Sshd;
 use testkit::{Ran, script};
 
 use crate::picture::{Picture, picture};
-use crate::world::{Account, World, kill, ok, told, until};
+use crate::world::{Account, World, kill, ok, told, until, warnings};
 
 /// A small instance, `data` inside of `html`, and its profile.
 struct Instance {
@@ -146,6 +146,70 @@ fn a_file_a_user_and_another_place() {
     ] {
         assert!(!told(&instance.restore(bad).expect(code)).contains("internal"));
     }
+}
+
+#[test]
+fn what_backups_leave_out_is_not_lost_by_a_restore() {
+    let instance = Instance::new();
+    instance.world.file("data/alice/files/a", "a");
+    let profile = std::fs::read_to_string(&instance.world.config).unwrap();
+    let excluded =
+        profile.replace("name = \"data\"\n", "name = \"data\"\nexclude = [\"/*/files/Videos/\"]\n");
+    std::fs::write(&instance.world.config, excluded).unwrap();
+    for path in ["alice/files/Videos/v", "bob/files/Videos/v", "nextcloud.log", "alice/cache/c"] {
+        instance.world.file(&format!("data/{path}"), path);
+    }
+    instance.world.publish();
+    let there = |path: &str| std::fs::read_to_string(instance.data.join(path)).is_ok_and(|text| text == path);
+
+    // One user: the instance does not go back, so nothing of it is out of place.
+    std::fs::write(instance.data.join("alice/files/a"), "changed").unwrap();
+    let time = || std::fs::metadata(instance.data.join("alice/files")).unwrap().modified().unwrap();
+    let before = time();
+    instance.restore(&["--user", "alice", "--in-place", "--yes"]).expect(0);
+    assert_eq!(std::fs::read_to_string(instance.data.join("alice/files/a")).unwrap(), "a");
+    assert!(there("alice/files/Videos/v") && there("alice/cache/c"));
+    assert_eq!(time(), before);
+
+    // All of it: caches belong to what was there before, what users and logs hold does not.
+    instance.restore(&["--source", "data", "--in-place", "--yes"]).expect(0);
+    for path in ["alice/files/Videos/v", "bob/files/Videos/v", "nextcloud.log"] {
+        assert!(there(path), "{path}");
+    }
+    assert!(!instance.data.join("alice/cache").exists());
+    instance.clean();
+
+    // What has no place any more is kept, and said.
+    instance.world.file("data/carol/files/Videos/v", "carol/files/Videos/v");
+    let ran = instance.restore(&["--source", "data", "--in-place", "--yes"]).expect(3);
+    assert_eq!(ran.json["data"]["items"][0]["not_put_back"], serde_json::json!(["carol/files/Videos"]));
+    let kept = PathBuf::from(ran.json["data"]["items"][0]["kept_at"].as_str().unwrap());
+    assert!(
+        kept.parent().unwrap().to_str().unwrap().ends_with(".kept")
+            && kept.join("carol/files/Videos/v").exists()
+    );
+    assert!(there("alice/files/Videos/v") && !instance.data.join("carol").exists());
+}
+
+#[test]
+fn sources_without_a_place_are_said_and_what_other_restores_left_too() {
+    let instance = Instance::new();
+    let with_all = std::fs::read_to_string(&instance.world.config).unwrap();
+    let apps = instance.world.dir.join("apps");
+    std::fs::create_dir(&apps).unwrap();
+    let more = format!("[[snapshot.source]]\nname = \"apps\"\npath = \"{}\"\n[store]", apps.display());
+    std::fs::write(&instance.world.config, with_all.replace("[store]", &more)).unwrap();
+    instance.world.publish();
+    std::fs::write(&instance.world.config, &with_all).unwrap();
+    let left = instance.data.join(".nc-restore-2001-01-01T00-00-00Z-00000000.replaced");
+    std::fs::create_dir(&left).unwrap();
+    for options in [&["--in-place", "--dry-run"][..], &["--in-place", "--yes"]] {
+        let ran = instance.restore(options).expect(3);
+        assert_eq!(ran.json["data"]["left_out_sources"], serde_json::json!(["apps"]));
+        assert!(warnings(&ran).contains(&"sources-left-out"));
+        assert_eq!(warnings(&ran).contains(&"earlier-restore"), options.contains(&"--yes"), "{ran:?}");
+    }
+    assert!(left.exists());
 }
 
 #[test]

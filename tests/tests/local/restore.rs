@@ -84,9 +84,9 @@ fn a_damaged_instance_comes_back_exactly_and_is_closed_until_all_is_there() {
 
     // when the database cannot be restored, or the restore dies in the middle, it stays closed, and nothing opens it;
     for (tool, pattern, instead) in [
-        ("pg-snap", "restore*", "echo injected >&2; exit 69"),
-        ("pg-snap", "restore*", "kill -9 $$"),
-        ("link-sync", "*'--closed'*", "\"$real\" \"$@\" & sleep 0.05; kill -9 $!; exit 137"),
+        ("pg-snap", "restore*'--keep-replaced'*", "echo injected >&2; exit 69"),
+        ("pg-snap", "restore*'--keep-replaced'*", "kill -9 $$"),
+        ("link-sync", "*'--keep-replaced'*", "\"$real\" \"$@\" & sleep 0.05; kill -9 $!; exit 137"),
     ] {
         world.inject(tool, pattern, instead);
         let ran = run(&mut restore(&world));
@@ -94,11 +94,25 @@ fn a_damaged_instance_comes_back_exactly_and_is_closed_until_all_is_there() {
         assert_eq!(ran.json["data"]["closed"], true, "{:#}", ran.json);
         assert!(!step(&ran, "open") && closed(&world) && world.in_maintenance(), "{tool}: {:#}", ran.json);
         world.restore_tools();
+        // What is half restored does not become the newest snapshot, whoever else has it in maintenance.
+        let saved = world.dates();
+        let refused = run(&mut world.backup()).expect(75);
+        let text = refused.json["error"].to_string();
+        assert!(text.contains("is not finished") && text.contains("nc-maint off"), "{text}");
+        assert_eq!(world.dates(), saved);
+        assert!(closed(&world));
     }
+    // One that fails before it has begun says that an earlier one holds it closed.
+    let early = run(restore(&world).args(["--date", "2001-01-01T00-00-00Z"])).expect(78);
+    assert_eq!(early.json["data"]["closed"], true);
+    assert!(early.stderr.contains("stays closed"), "{}", early.stderr);
 
     // and the same command goes on, and ends with everything as it was, open, and clients told.
     let ran = run(&mut restore(&world)).expect(0);
     assert_eq!(ran.json["data"]["database"], "back");
+    assert!(world.root().join("data/nextcloud.log").exists(), "what backups leave out has gone");
+    let kept = "SELECT count(*) FROM pg_database WHERE datname LIKE 'back%pgsnap%'";
+    assert_eq!(world.cluster.psql("postgres", kept).trim(), "0");
     assert!(!world.in_maintenance());
     assert_eq!(differences(&world, "copy"), "");
     assert_eq!(rows(&world), before);
