@@ -254,18 +254,8 @@ enum Action {
         /// NAME_pgsnap_TIME, see data.kept_database.
         #[arg(long)]
         keep_replaced: bool,
-        /// Administrator's role, for example postgres.
-        #[arg(long, value_name = "ROLE")]
-        admin_user: Option<String>,
-        /// Where the administrator connects. Default: as --host.
-        #[arg(long, value_name = "HOST")]
-        admin_host: Option<String>,
-        /// File with the administrator's password, mode 0600.
-        #[arg(long, value_name = "FILE", requires = "admin_user")]
-        admin_password_file: Option<PathBuf>,
-        /// Database to connect to for making another.
-        #[arg(long, value_name = "NAME", default_value = "postgres")]
-        admin_database: String,
+        #[command(flatten)]
+        administrator: Administrator,
     },
     /// Drop a database that `restore --keep-replaced` kept.
     ///
@@ -278,18 +268,8 @@ enum Action {
         /// Its name: data.kept_database of that restore.
         #[arg(long, value_parser = database)]
         database: String,
-        /// Administrator's role, for example postgres.
-        #[arg(long, value_name = "ROLE")]
-        admin_user: Option<String>,
-        /// Where the administrator connects. Default: as --host.
-        #[arg(long, value_name = "HOST")]
-        admin_host: Option<String>,
-        /// File with the administrator's password, mode 0600.
-        #[arg(long, value_name = "FILE", requires = "admin_user")]
-        admin_password_file: Option<PathBuf>,
-        /// Database to connect to for dropping another.
-        #[arg(long, value_name = "NAME", default_value = "postgres")]
-        admin_database: String,
+        #[command(flatten)]
+        administrator: Administrator,
     },
     /// Rehearse a restore: into a scratch database, counted, and compared.
     ///
@@ -372,6 +352,23 @@ enum Action {
         #[arg(long)]
         lock_fd: RawFd,
     },
+}
+
+/// Who makes and drops databases.
+#[derive(Args, Debug)]
+struct Administrator {
+    /// Administrator's role, for example postgres.
+    #[arg(long, value_name = "ROLE")]
+    admin_user: Option<String>,
+    /// Where the administrator connects. Default: as --host.
+    #[arg(long, value_name = "HOST")]
+    admin_host: Option<String>,
+    /// File with the administrator's password, mode 0600.
+    #[arg(long, value_name = "FILE", requires = "admin_user")]
+    admin_password_file: Option<PathBuf>,
+    /// Database to connect to meanwhile.
+    #[arg(long, value_name = "NAME", default_value = "postgres")]
+    admin_database: String,
 }
 
 fn run_id(text: &str) -> Result<String, String> {
@@ -470,13 +467,10 @@ impl Cli {
                 yes,
                 dry_run,
                 keep_replaced,
-                admin_user,
-                admin_host,
-                admin_password_file,
-                admin_database,
+                administrator,
             } => {
                 let (mut profile, dumps) = place.load()?;
-                let given = connection.admin(&mut profile, admin_user, admin_host, admin_password_file);
+                let given = connection.given_or(&administrator, &mut profile);
                 let jobs = tools.apply(&mut profile);
                 let date = Some(date).filter(|d| d != "latest");
                 let options = restore::Options {
@@ -489,22 +483,14 @@ impl Cli {
                     dry_run,
                     keep_replaced,
                     jobs,
-                    admin_database,
+                    admin_database: administrator.admin_database,
                 };
                 restore::run(&profile, &options, report)
             }
-            Action::DropReplaced {
-                named,
-                connection,
-                database,
-                admin_user,
-                admin_host,
-                admin_password_file,
-                admin_database,
-            } => {
+            Action::DropReplaced { named, connection, database, administrator } => {
                 let mut profile = named.load()?;
-                let given = connection.admin(&mut profile, admin_user, admin_host, admin_password_file);
-                restore::drop_replaced(&profile, &given, &database, &admin_database, report)
+                let given = connection.given_or(&administrator, &mut profile);
+                restore::drop_replaced(&profile, &given, &database, &administrator.admin_database, report)
             }
             Action::Verify {
                 place,
@@ -581,20 +567,14 @@ impl Connection {
         }
     }
 
-    /// For making databases: an administrator, if one is named.
-    fn admin(
-        &self,
-        profile: &mut Profile,
-        user: Option<String>,
-        host: Option<String>,
-        password_file: Option<PathBuf>,
-    ) -> Given {
+    /// For making and dropping databases: the administrator, if one is named.
+    fn given_or(&self, administrator: &Administrator, profile: &mut Profile) -> Given {
         let mut given = self.given(None);
-        given.host = host.or(given.host);
-        if user.is_some() {
+        given.host = administrator.admin_host.clone().or(given.host);
+        if administrator.admin_user.is_some() {
             // Another role: the first one's password is not its own.
-            given.user = user;
-            given.password_file = password_file;
+            given.user.clone_from(&administrator.admin_user);
+            given.password_file.clone_from(&administrator.admin_password_file);
             profile.database.password_file = None;
         }
         self.apply(profile);
