@@ -11,6 +11,7 @@ use common::run::Cmd;
 use serde_json::Value;
 
 use crate::cli::Pbkdf;
+use crate::watch::Watch;
 
 /// What a key's stretching takes at most on a small machine, and the kernel to set up or end a mapping.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -129,17 +130,21 @@ impl Cryptsetup {
         Ok(line.context("cryptsetup status tells no cipher")?.trim().to_owned())
     }
 
-    /// Ends mapping `name`; false if something holds it.
-    pub(crate) fn close(&self, header: &Path, name: &str) -> Result<bool> {
+    /// Ends mapping `name`; false if something holds it. Even when it is given the header, cryptsetup reads from the data
+    /// device, whose link may hang: so it is `watch`ed, and given another try when the link had to be ended.
+    pub(crate) fn close(&self, header: &Path, name: &str, watch: &mut Watch) -> Result<bool> {
         let cmd = self.cmd(["close"])?;
-        // With the header the data device, whose link may be dead, is not read.
         let cmd = if header.exists() { cmd.arg("--header").arg(header) } else { cmd };
         let cmd = cmd.arg(name).uninterruptible();
-        let out = cmd.output()?;
-        match out.status.code() {
-            Some(0) => Ok(true),
-            Some(BUSY) => Ok(false),
-            _ => Err(anyhow::Error::from(cmd.failure(&out)).context("cannot close the container")),
+        loop {
+            let was_dead = watch.dead;
+            let out = watch.output(&cmd)?;
+            match out.status.code() {
+                Some(0) => return Ok(true),
+                Some(BUSY) => return Ok(false),
+                _ if watch.dead && !was_dead => {}
+                _ => return Err(anyhow::Error::from(cmd.failure(&out)).context("cannot close the container")),
+            }
         }
     }
 

@@ -126,7 +126,7 @@ fn layers(
         unmount(mount, watch)?;
     }
     if let Some(mapping) = &stack.mapping {
-        close(settings, mapping, stack.mounts.first())?;
+        close(settings, mapping, stack.mounts.first(), watch)?;
     }
     for device in &stack.loops {
         // Once the mapping is closed, so that all it wrote is counted.
@@ -189,9 +189,9 @@ fn unmount(mount: &Mount, watch: &mut Watch) -> Result<()> {
 }
 
 /// Closes the mapping. It is busy while its device is open, or mounted where we cannot see it.
-fn close(settings: &Settings, mapping: &Mapping, mount: Option<&Mount>) -> Result<()> {
+fn close(settings: &Settings, mapping: &Mapping, mount: Option<&Mount>, watch: &mut Watch) -> Result<()> {
     let begin = Instant::now();
-    while !settings.cryptsetup.close(&settings.header, &mapping.name)? {
+    while !settings.cryptsetup.close(&settings.header, &mapping.name, watch)? {
         if begin.elapsed() > BUSY || signals::caught().is_some() {
             let mut who = holders::of_mount(&Path::new("/dev").join(&mapping.dm));
             who.extend(mount.map(|m| holders::of_device(m.device)).unwrap_or_default());
