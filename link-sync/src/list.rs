@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::cli::List;
 use crate::far::Far;
 use crate::protocol::Request;
-use crate::store::meta::taken;
+use crate::store::meta::{is_date, taken};
 use crate::store::verified::Record;
 use crate::store::{Store, sizes};
 
@@ -23,6 +23,10 @@ pub fn list(args: &List, report: &mut Report) -> Result<()> {
     let now = answer["now"].as_str().and_then(|t| t.parse().ok()).unwrap_or_else(Timestamp::now);
     report.set("store", far.hello.store.as_str());
     let mut newest = None;
+    // Scripts make paths of them, and the far end may be anybody's.
+    if let Some(all) = answer["snapshots"].as_array_mut() {
+        all.retain(|snapshot| snapshot["date"].as_str().is_some_and(is_date));
+    }
     for snapshot in answer["snapshots"].as_array_mut().into_iter().flatten() {
         let date = snapshot["date"].as_str().unwrap_or("?").to_owned();
         let age = taken(&date).map(|t| now.duration_since(t).as_secs()).ok();

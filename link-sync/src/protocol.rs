@@ -218,9 +218,9 @@ pub struct Opened {
     pub xattrs: bool,
     /// ACLs can be kept.
     pub acls: bool,
-    /// Paths of the base (`SOURCE/PATH`) that were verified and found damaged.
+    /// What was verified and found damaged in the base.
     #[serde(default)]
-    pub damaged: Vec<Vec<u8>>,
+    pub damaged: crate::store::damaged::Damaged,
     /// What a person should know.
     pub warnings: Vec<Value>,
 }

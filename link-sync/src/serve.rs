@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 
 use crate::protocol::{self, GREETING, Hello, Kind, MAX_FRAME, Opened, Received, Record, Reply, Request};
 use crate::reading::{self, Reading};
-use crate::store::damaged;
+use crate::store::damaged::Damaged;
 use crate::store::merge::Merge;
 use crate::store::open::{self, Writable, discard};
 use crate::store::publish::{AllDone, Done, publish};
@@ -192,8 +192,8 @@ impl Serving {
             resumed_id: open::copying(&self.store),
             store_id: writable.id.clone(),
             damaged: match &writable.base {
-                Some(base) if copy_from.is_none() => damaged::paths(&self.store, base),
-                _ => Vec::new(),
+                Some(base) if copy_from.is_none() => Damaged::of(&self.store, base),
+                _ => Damaged::default(),
             },
             base: writable.base.clone(),
             resumed: writable.resumed,

@@ -105,7 +105,7 @@ impl Session {
         let started_at = common::status::now();
         store_apart(&settings)?;
         // A restore sets its mark under the lock that is ours by now.
-        restoring::none(&settings.state, &settings.profile.name)?;
+        restoring::none(&settings.state, &settings.profile.name, crate::restore::html(&settings))?;
         let mut far = Far::connect(&settings)?;
         let opened: Opened = far.ask(&Request::Open { copy: false, base: None })?;
         for warning in &opened.warnings {
@@ -487,13 +487,14 @@ impl Session {
             Err(why) => {
                 not_shrunk(source, held.paths, held.paths.saturating_sub(tree.len()), allow)?;
                 report.warn("full-way", format!("source {}: everything is compared: {why}", source.name));
-                if !self.settings.checksum {
+                if !self.settings.checksum && !self.opened.damaged.all {
                     report.warn("no-checksum", format!(
                         "source {}: compared by size and time only (checksum = false): an edit that kept both is not noticed",
                         source.name
                     ));
                 }
-                Ok(Plan { checksum: self.settings.checksum, ..Plan::full(tree, "full") })
+                let checksum = self.settings.checksum || self.opened.damaged.all;
+                Ok(Plan { checksum, ..Plan::full(tree, "full") })
             }
         }
     }
@@ -506,7 +507,7 @@ impl Session {
             Some([b'/', rest @ ..]) => Some(rest.to_vec()),
             _ => None,
         };
-        let paths: Vec<Vec<u8>> = self.opened.damaged.iter().filter_map(inside).collect();
+        let paths: Vec<Vec<u8>> = self.opened.damaged.paths.iter().filter_map(inside).collect();
         let count = paths.iter().filter(|path| tree.mark(path, changes)).count();
         if count > 0 {
             changes.dirs.sort_unstable();
@@ -526,6 +527,9 @@ impl Session {
     fn usable_index(&self, source: &Source, checked: &Checked, base_id: &str) -> Result<Tree, String> {
         if let Some(why) = &checked.distrust {
             return Err(why.clone());
+        }
+        if self.opened.damaged.all {
+            return Err("a verification found much of the newest snapshot damaged".into());
         }
         let file = index::path(&self.settings.state, &source.name);
         match index::header(&file) {

@@ -16,49 +16,78 @@ use super::verify::{Kind, Options, Outcome};
 const FILE: &str = ".damaged";
 /// More bytes than it has.
 const LONGEST: u64 = 64 << 20;
-/// Paths that are handed on; with more than this wrong, a full comparison is no more work.
+/// Paths that are noted one by one; with more than this wrong, everything is compared.
 const MOST: usize = 10_000;
+/// The same for their bytes: they are told in one message.
+const MOST_BYTES: usize = 1 << 20;
 
-#[derive(Debug, Default, Deserialize, Serialize)]
-struct Damaged {
+/// What is wrong. Keys are only ever added.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Damaged {
     /// The snapshot's id.
     id: String,
-    /// `SOURCE/PATH`, in bytes.
-    paths: BTreeSet<Vec<u8>>,
+    /// `SOURCE/PATH`, in bytes: what is missing, unreadable, or of other bytes or attributes.
+    pub paths: BTreeSet<Vec<u8>>,
+    /// More is wrong than is noted one by one: everything is compared.
+    pub all: bool,
 }
 
-fn load(store: &Store) -> Damaged {
-    let text = store.check().and_then(|dir| {
-        let mut text = String::new();
-        super::open_file(&dir, FILE)?.take(LONGEST).read_to_string(&mut text)?;
-        Ok(text)
-    });
-    text.ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
-}
+impl Damaged {
+    /// What is known to be wrong in the snapshot `base`.
+    pub fn of(store: &Store, base: &SnapshotMeta) -> Damaged {
+        let known = Damaged::load(store);
+        if known.id == base.id { known } else { Damaged::default() }
+    }
 
-/// What is known to be wrong in the snapshot `base`: `SOURCE/PATH`.
-pub fn paths(store: &Store, base: &SnapshotMeta) -> Vec<Vec<u8>> {
-    let known = load(store);
-    if known.id == base.id { known.paths.into_iter().take(MOST).collect() } else { Vec::new() }
+    fn load(store: &Store) -> Damaged {
+        let text = store.check().and_then(|dir| {
+            let mut text = String::new();
+            super::open_file(&dir, FILE)?.take(LONGEST).read_to_string(&mut text)?;
+            Ok(text)
+        });
+        text.ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
+    }
 }
 
 /// Notes what a verification, whose outcome is what is still wrong, found in the newest snapshot, if it looked there.
 pub fn record(store: &Store, options: &Options, outcome: &Outcome) -> Result<()> {
-    let Some(newest) = store.snapshots()?.0.pop().filter(|newest| outcome.dates.contains(&newest.date))
-    else {
+    let (Some(newest), Some(seen)) = (store.snapshots()?.0.pop(), outcome.dates.last()) else {
         return Ok(());
     };
-    let old = load(store);
-    let mut now = Damaged { id: newest.id, paths: BTreeSet::new() };
-    if options.sample < 100.0 && old.id == now.id {
-        now.paths = old.paths;
+    // One that was published meanwhile shares what is rotten in the one before.
+    let since = options.date == "all" && *seen < newest.date;
+    if *seen != newest.date && !since {
+        return Ok(());
     }
-    let again = [Kind::Content, Kind::Unreadable, Kind::Missing, Kind::Attributes];
-    let wrong = outcome.findings.iter().filter(|f| again.contains(&f.kind));
-    let places = wrong.flat_map(|f| &f.places).filter(|(date, _)| *date == newest.date);
-    now.paths.extend(places.map(|(_, path)| path.clone()));
+    let old = Damaged::load(store);
+    let mut now = Damaged { id: newest.id, ..Damaged::default() };
+    if (options.sample < 100.0 || since) && old.id == now.id {
+        now = old;
+    }
+    let places = |kinds: &'static [Kind]| {
+        let findings = outcome.findings.iter().filter(|f| kinds.contains(&f.kind));
+        findings.flat_map(|f| &f.places).filter(|(date, _)| date == seen).map(|(_, path)| path)
+    };
+    // Where a folder has become something else, a repair mends all that is below it, as each date has a folder of its own.
+    // rsync would compare with whatever a link in its place leads to.
+    let not_folders: BTreeSet<&[u8]> = places(&[Kind::Type]).map(|p| &p[..]).collect();
+    let above = |path: &[u8]| {
+        path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at).collect::<Vec<_>>()
+    };
+    let wrong = places(&[Kind::Content, Kind::Unreadable, Kind::Missing, Kind::Attributes]);
+    now.paths.extend(wrong.filter(|p| !above(p).iter().any(|at| not_folders.contains(&p[..*at]))).cloned());
+    let many = |paths: &BTreeSet<Vec<u8>>| {
+        paths.len() > MOST || paths.iter().map(Vec::len).sum::<usize>() > MOST_BYTES
+    };
+    if many(&now.paths) && not_folders.is_empty() {
+        (now.paths, now.all) = (BTreeSet::new(), true);
+    }
+    while many(&now.paths) {
+        let half = now.paths.len() / 2;
+        now.paths = now.paths.into_iter().take(half).collect();
+    }
     let path = store.path.join(FILE);
-    if now.paths.is_empty() && !path.exists() {
+    if now.paths.is_empty() && !now.all && !path.exists() {
         return Ok(());
     }
     common::durable::write(&path, &serde_json::to_vec(&now)?, 0o600)

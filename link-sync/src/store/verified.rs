@@ -85,10 +85,8 @@ pub fn record(store: &Store, options: &Options, outcome: &Outcome, repaired: u64
     if options.date == "all" && options.sample >= 100.0 {
         record.last_full = Some(verified.clone());
     }
-    if verified.findings > 0 {
-        record.unresolved = Some(verified.clone());
-    } else if record.unresolved.as_ref().is_some_and(|open| verified.covers(open)) {
-        record.unresolved = None;
+    if record.unresolved.as_ref().is_none_or(|open| verified.covers(open)) {
+        record.unresolved = (verified.findings > 0).then(|| verified.clone());
     }
     record.last = Some(verified);
     let text = format!("{}\n", serde_json::to_string_pretty(&record)?);

@@ -284,9 +284,17 @@ fn what_rots_is_sent_again_by_the_next_backup_and_mends_the_dates_before() {
     flip(&second.join("docs/d/rots"), 12345);
     std::fs::remove_file(second.join("docs/d/goes")).unwrap();
     xattr::set(second.join("docs/d/fades"), "user.rsync.%stat", b"100777 0,0 1:2").unwrap();
-    // By root on the store's machine, too, it is noted for the account that serves.
+    // By root on the store's machine, with no more rights than the weekly unit has, it is noted for the account that serves.
     let here = ["--store", remote.store.to_str().unwrap()];
-    world.act("verify", &here).expect(1);
+    let unit =
+        std::fs::read_to_string(testkit::repo().join("scripts/systemd/nc-backup-verify@.service")).unwrap();
+    let rights = unit.lines().find_map(|l| l.strip_prefix("CapabilityBoundingSet=")).unwrap();
+    let rights: String =
+        rights.split(' ').map(|r| format!(",+{}", &r.to_lowercase()["cap_".len()..])).collect();
+    let mut unit = std::process::Command::new("setpriv");
+    unit.arg(format!("--bounding-set=-all{rights}")).arg(testkit::bin("link-sync")).arg("verify").args(here);
+    let ran = testkit::run(unit.arg("--config").arg(&world.config)).expect(1);
+    assert!(warnings(&ran).is_empty(), "{ran:?}");
 
     // The source has not changed, and yet these are taken anew.
     let third = world.snapshot(&[]).expect(0);
@@ -309,4 +317,51 @@ fn what_rots_is_sent_again_by_the_next_backup_and_mends_the_dates_before() {
     world.act("verify", &[&here[..], &["--repair"]].concat()).expect(0);
     world.act("verify", &[]).expect(0);
     assert_eq!(world.act("list", &[]).expect(0).json["data"]["last_verify"]["ok"], true);
+}
+
+#[test]
+fn where_a_folder_has_become_something_else_a_repair_mends_it() {
+    let world = World::new();
+    for path in ["d/a", "d/b", "e/c"] {
+        world.file(path, path);
+    }
+    age();
+    world.publish();
+    let second = world.publish();
+    // As somebody does who makes room on S2.
+    std::fs::rename(second.join("docs/d"), world.dir.join("other-disk")).unwrap();
+    std::os::unix::fs::symlink(world.dir.join("other-disk"), second.join("docs/d")).unwrap();
+    flip(&second.join("docs/e/c"), 1);
+    world.act("verify", &[]).expect(1);
+    let third = world.snapshot(&[]).expect(0);
+    assert_eq!(third.json["data"]["sources"][0]["changed_paths"], 1, "{:#}", third.json);
+    world.act("verify", &["--repair"]).expect(0);
+    for date in world.dates() {
+        picture(&world.source).same_as(&picture(&world.store.join(date).join("docs")));
+    }
+}
+
+#[test]
+fn where_much_is_damaged_everything_is_compared() {
+    let world = World::new();
+    for path in ["d/a", "d/b", "e/c"] {
+        world.file(path, path);
+    }
+    age();
+    let first = world.publish();
+    flip(&first.join("docs/e/c"), 1);
+    world.act("verify", &[]).expect(1);
+    let noted = world.store.join(".damaged");
+    let mut damaged: serde_json::Value = serde_json::from_slice(&std::fs::read(&noted).unwrap()).unwrap();
+    assert_eq!(damaged["paths"].as_array().unwrap().len(), 1);
+    (damaged["paths"], damaged["all"]) = (serde_json::json!([]), true.into());
+    std::fs::write(&noted, damaged.to_string()).unwrap();
+    // Also where contents are not compared as a rule.
+    let second = world.snapshot(&["--no-checksum"]).expect(0);
+    assert_eq!(second.json["data"]["sources"][0]["way"], "full");
+    world.act("verify", &["--date", "latest"]).expect(0);
+    let ino = |date: &Path, path: &str| ino(&date.join("docs").join(path));
+    assert_eq!(ino(&first, "d/a"), ino(&folder(&second), "d/a"));
+    assert_ne!(ino(&first, "e/c"), ino(&folder(&second), "e/c"));
+    assert_eq!(world.snapshot(&[]).expect(0).json["data"]["sources"][0]["way"], "index");
 }
