@@ -19,6 +19,9 @@ pub struct Restoring {
     pub date: String,
     /// RFC 3339 UTC: when the first attempt began.
     pub since: String,
+    /// Nextcloud's folder: other profiles may save the same one.
+    #[serde(default)]
+    pub root: Option<PathBuf>,
 }
 
 fn file(state: &Path) -> PathBuf {
@@ -38,11 +41,12 @@ pub fn load(state: &Path) -> Result<Option<Restoring>> {
 }
 
 /// Sets it, or leaves that of an earlier attempt at the same date as it is; durable on return.
-pub fn begin(state: &Path, date: &str) -> Result<()> {
+pub fn begin(state: &Path, date: &str, root: Option<&Path>) -> Result<()> {
     if load(state).ok().flatten().is_some_and(|known| known.date == date) {
         return Ok(());
     }
-    let mark = Restoring { date: date.to_owned(), since: crate::status::now() };
+    let mark =
+        Restoring { date: date.to_owned(), since: crate::status::now(), root: root.map(Path::to_owned) };
     durable::write(&file(state), &serde_json::to_vec(&mark)?, 0o600)
 }
 
@@ -58,18 +62,32 @@ pub fn end(state: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// Refuses to back up what is only half restored.
-pub fn none(state: &Path, profile: &str) -> Result<()> {
-    let since = match load(state) {
-        Ok(None) => return Ok(()),
-        Ok(Some(mark)) => format!("of {} that began at {}", mark.date, mark.since),
-        Err(e) => format!("({e:#})"),
+/// Refuses to back up what is only half restored: by the mark in `state`, or by one beside it, of another profile with the
+/// same `root`.
+pub fn none(state: &Path, profile: &str, root: Option<&Path>) -> Result<()> {
+    let (profile, since) = match load(state) {
+        Ok(None) => match root.and_then(|root| of_another(state, root)) {
+            None => return Ok(()),
+            Some((profile, mark)) => (profile, format!("of {} that began at {}", mark.date, mark.since)),
+        },
+        Ok(Some(mark)) => (profile.to_owned(), format!("of {} that began at {}", mark.date, mark.since)),
+        Err(e) => (profile.to_owned(), format!("({e:#})")),
     };
     Err(Fault::busy(format!("a restore {since} is not finished: files and database may not belong together"))
         .hint(format!(
             "give the same restore again; or, to take everything as it is now: nc-maint off {profile}"
         ))
         .into())
+}
+
+/// The profile whose state folder lies beside `state` and is marked for `root`.
+fn of_another(state: &Path, root: &Path) -> Option<(String, Restoring)> {
+    let beside = std::fs::read_dir(state.parent()?).ok()?.flatten();
+    let marked = |entry: std::fs::DirEntry| {
+        let mark = load(&entry.path()).ok().flatten()?;
+        (mark.root.as_deref() == Some(root)).then(|| (entry.file_name().to_string_lossy().into_owned(), mark))
+    };
+    beside.filter_map(marked).next()
 }
 
 #[cfg(test)]
@@ -79,17 +97,26 @@ mod tests {
     #[test]
     fn a_mark_refuses_until_it_is_removed() {
         let dir = tempfile::tempdir().unwrap();
-        none(dir.path(), "home").unwrap();
-        begin(dir.path(), "2026-01-01T00-00-00Z").unwrap();
-        let first = load(dir.path()).unwrap().unwrap();
-        begin(dir.path(), "2026-01-01T00-00-00Z").unwrap();
-        assert_eq!(load(dir.path()).unwrap().unwrap(), first);
-        let error = none(dir.path(), "home").unwrap_err();
+        let (home, usb) = (dir.path().join("home"), dir.path().join("usb"));
+        std::fs::create_dir(&home).unwrap();
+        std::fs::create_dir(&usb).unwrap();
+        let root = Some(Path::new("/srv/nextcloud"));
+        none(&home, "home", root).unwrap();
+        begin(&home, "2026-01-01T00-00-00Z", root).unwrap();
+        let first = load(&home).unwrap().unwrap();
+        begin(&home, "2026-01-01T00-00-00Z", root).unwrap();
+        assert_eq!(load(&home).unwrap().unwrap(), first);
+        let error = none(&home, "home", root).unwrap_err();
         assert!(error.to_string().contains("2026-01-01T00-00-00Z"), "{error:#}");
+        // Another profile of the same instance refuses, too, and names the one that is marked.
+        let error = none(&usb, "usb", root).unwrap_err();
+        let fault = error.downcast_ref::<Fault>().unwrap();
+        assert!(fault.hint.as_ref().unwrap().contains("off home"), "{fault:?}");
+        none(&usb, "usb", Some(Path::new("/srv/other"))).unwrap();
         // Also when it is damaged.
-        std::fs::write(file(dir.path()), "{").unwrap();
-        assert!(none(dir.path(), "home").is_err());
-        assert!(end(dir.path()).unwrap() && !end(dir.path()).unwrap());
-        none(dir.path(), "home").unwrap();
+        std::fs::write(file(&home), "{").unwrap();
+        assert!(none(&home, "home", root).is_err());
+        assert!(end(&home).unwrap() && !end(&home).unwrap());
+        none(&home, "home", root).unwrap();
     }
 }

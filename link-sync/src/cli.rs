@@ -77,8 +77,9 @@ pub enum Action {
     /// is continued by the same command.
     ///
     /// data: date, id, consistency, items (source, path, target, folder, paths,
-    /// allocated_bytes, replaces, kept_at, not_put_back), left_out_sources (of the
-    /// snapshot, that the profile does not know: exit code 3), verified.
+    /// allocated_bytes, replaces, kept_at, left_out_at, not_put_back: what has no
+    /// place any more), left_out_sources (of the snapshot, that the profile does
+    /// not know), verified. Exit code 3 if anything of that is to be looked at.
     Restore(Restore),
     /// Check the snapshots against the checksums and attributes noted when they
     /// were published. Each distinct file is read once, however many dates share

@@ -226,7 +226,7 @@ enum Action {
     ///   sudo -u postgres psql < DUMP/roles.sql
     ///
     /// data: date, dump, database, tables, roles_created, replaced, kept_database,
-    /// dry_run, restore_ms.
+    /// kept_databases (of earlier restores, too), dry_run, restore_ms.
     Restore {
         #[command(flatten)]
         place: Place,

@@ -15,7 +15,7 @@ use common::places;
 use common::profile::Profile;
 use common::status::Report;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::connect::{self, Given, Server};
 use crate::folder::Folder;
@@ -95,6 +95,7 @@ pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> 
     report.set("tables", manifest.tables);
     report.set("dry_run", options.dry_run);
     report.set("kept_database", Value::Null);
+    report.set("kept_databases", json!([]));
     let settings = &profile.database;
     let (server, _) = connect::resolve(profile, &options.given, false)?;
     let psql = Psql::new(Program::find("psql", &settings.psql, None), &server)?;
@@ -145,6 +146,13 @@ pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> 
         (true, false) => admin.drop_old(&options.database, report),
     };
     report.set("kept_database", kept);
+    // Those of attempts before are the older, and so perhaps the ones that matter.
+    match admin.kept(&options.database) {
+        Ok(names) => report.set("kept_databases", names),
+        Err(e) => {
+            report.warn("kept-unknown", format!("what other restores have kept cannot be listed: {e:#}"))
+        }
+    }
     report.set("replaced", situation.exists);
     report.set("restore_ms", u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX));
     common::say!("pg-snap", "{} restored into {}", manifest.date, options.database);
@@ -424,6 +432,20 @@ impl Admin<'_> {
             format!("the replaced database is still there as {old}; {} ({e:#})", drop_sql(&old)),
         );
         Some(old)
+    }
+
+    /// The databases of the name `name` that restores have kept, the oldest first.
+    fn kept(&self, name: &str) -> Result<Vec<String>> {
+        let like = literal(&temporary(name, KEPT));
+        let mark = literal(MARK);
+        self.psql.query(
+            self.home,
+            &format!(
+                "SELECT coalesce(json_agg(datname ORDER BY datname COLLATE \"C\"), '[]') FROM pg_database
+                 WHERE starts_with(datname, {like}) AND datname ~ '[0-9]{{8}}T[0-9]{{6}}Z$'
+                   AND starts_with(shobj_description(oid, 'pg_database'), {mark});"
+            ),
+        )
     }
 
     /// Gives the database that was replaced a name that no restore takes for its own; that name.

@@ -92,7 +92,12 @@ impl Fetch<'_> {
             .to_str()
             .filter(|e| !e.contains('\''))
             .with_context(|| format!("this program's path cannot be given to rsync: {}", exe.display()))?;
-        let mut cmd = Cmd::from_argv(self.rsync)?.args(["-rlptgoDRS", "--numeric-ids", "--delete"]);
+        let mut cmd = Cmd::from_argv(self.rsync)?.args([
+            "-rlptgoDRS",
+            "--modify-window=-1",
+            "--numeric-ids",
+            "--delete",
+        ]);
         // What an interrupted rsync left half-written lies where no name of the snapshot can be.
         cmd = cmd.arg(format!("--temp-dir={TEMPORARY}")).arg(format!("--filter=P /{TEMPORARY}"));
         for (option, wanted) in [

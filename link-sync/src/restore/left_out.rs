@@ -11,60 +11,100 @@ use nix::fcntl::{RenameFlags, renameat2};
 use nix::sys::stat::{fstat, futimens};
 use nix::sys::time::TimeSpec;
 
+use super::swap::beside;
 use crate::source::Source;
-use crate::store::{open_dir, visit};
+use crate::store::{ensure_dir, open_dir, split, visit};
 use crate::tree::join;
 use crate::walk::show;
 
-/// The patterns of `source` whose paths outlive a restore. When all of it comes back (`whole`), what Nextcloud makes
-/// again does not.
-pub fn patterns(source: &Source, whole: bool) -> Result<Excludes> {
-    let stays = |p: &&String| !(is_drop_in(p) || whole && is_remade(p));
-    let patterns: Vec<String> = source.exclude.iter().filter(stays).cloned().collect();
-    Excludes::new(&patterns, Vec::new())
+/// What becomes of what matches no snapshot.
+#[derive(Debug)]
+pub struct LeftOut {
+    /// It goes back.
+    back: Excludes,
+    /// It goes with what was replaced, and is not looked into.
+    remade: Excludes,
 }
 
-/// Moves what `excludes` match in `old` to the same place in `target`; both are the folder `prefix` of the source. The
-/// times of the folders there stay. What was asked for by name (`asked`) is replaced whatever matches it. Returns what has
-/// no place there any more, or whose place is taken: it stays in `old`.
-pub fn put_back(
-    old: &File,
-    target: &File,
-    prefix: &[u8],
-    asked: bool,
-    excludes: &Excludes,
-) -> Result<Vec<Vec<u8>>> {
-    let mut stuck = Vec::new();
-    let mut waiting: Vec<Vec<u8>> = vec![Vec::new()];
-    while let Some(path) = waiting.pop() {
-        common::signals::check()?;
-        let what = || format!("cannot look through what was replaced, in {}", show(&path));
-        let from = open_dir(old, &path).with_context(what)?;
-        let mut to: Option<nix::Result<File>> = None;
-        for (name, is_dir, _) in visit::names(&from).with_context(what)? {
-            let full = join(&path, &name);
-            let in_source = join(prefix, &full);
-            if (asked && path.is_empty()) || !excludes.matches(&in_source, is_dir) {
-                if is_dir {
-                    waiting.push(full);
+/// The rules for `source`. When all of it comes back (`whole`), what Nextcloud makes again does not outlive it.
+pub fn rules(source: &Source, whole: bool) -> Result<LeftOut> {
+    let goes = |p: &String| is_drop_in(p) || whole && is_remade(p);
+    let (remade, back): (Vec<String>, Vec<String>) = source.exclude.iter().cloned().partition(goes);
+    Ok(LeftOut { back: Excludes::new(&back, Vec::new())?, remade: Excludes::new(&remade, Vec::new())? })
+}
+
+/// Where it is, and where it goes.
+#[derive(Debug)]
+pub struct PutBack<'a> {
+    /// What was replaced.
+    pub old: &'a File,
+    /// What came in its place.
+    pub target: &'a File,
+    /// What has no place there any more goes here.
+    pub kept: &'a File,
+    /// The folder of the source that these three are.
+    pub prefix: &'a [u8],
+    /// What lies at the top was asked for by name, and is replaced whatever matches it.
+    pub asked: bool,
+}
+
+impl PutBack<'_> {
+    /// Does it; the times of the folders in the target stay. Returns what has no place there any more, whose place is taken,
+    /// or what cannot be looked into: a disk may be why all of this is done, so that stops nothing.
+    pub fn run(&self, rules: &LeftOut) -> Result<Vec<Vec<u8>>> {
+        let mut stuck = Vec::new();
+        let mut waiting: Vec<Vec<u8>> = vec![Vec::new()];
+        while let Some(path) = waiting.pop() {
+            common::signals::check()?;
+            let opened = open_dir(self.old, &path).map_err(anyhow::Error::from);
+            let listed = opened.and_then(|from| Ok((visit::names(&from)?, from)));
+            let (names, from) = match listed {
+                Ok(listed) => listed,
+                Err(_) if !path.is_empty() => {
+                    stuck.push(self.keep(&path)?);
+                    continue;
                 }
-                continue;
-            }
-            let moved = match to.get_or_insert_with(|| open_dir(target, &path)) {
-                Ok(to) => back(&from, to, OsStr::from_bytes(&name)),
-                Err(e) => Err(*e),
+                Err(e) => return Err(e.context("cannot list what was replaced")),
             };
-            match moved {
-                Ok(()) => {}
-                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EEXIST) => stuck.push(in_source),
-                Err(e) => return Err(e).with_context(|| format!("cannot put {} back", show(&in_source))),
+            let mut to: Option<nix::Result<File>> = None;
+            for (name, is_dir, _) in names {
+                let full = join(&path, &name);
+                let in_source = join(self.prefix, &full);
+                if (self.asked && path.is_empty()) || !rules.back.matches(&in_source, is_dir) {
+                    if is_dir && !rules.remade.matches(&in_source, true) {
+                        waiting.push(full);
+                    }
+                    continue;
+                }
+                let moved = match to.get_or_insert_with(|| open_dir(self.target, &path)) {
+                    Ok(to) => back(&from, to, OsStr::from_bytes(&name)),
+                    Err(e) => Err(*e),
+                };
+                match moved {
+                    Ok(()) => {}
+                    Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EEXIST) => {
+                        stuck.push(self.keep(&full)?);
+                    }
+                    Err(e) => return Err(e).with_context(|| format!("cannot put {} back", show(&in_source))),
+                }
+            }
+            if let Some(Ok(to)) = to {
+                to.sync_all().with_context(|| format!("cannot make {} durable", show(&path)))?;
             }
         }
-        if let Some(Ok(to)) = to {
-            to.sync_all().with_context(what)?;
-        }
+        Ok(stuck)
     }
-    Ok(stuck)
+
+    /// Keeps one path. Returns its place in the source.
+    fn keep(&self, path: &[u8]) -> Result<Vec<u8>> {
+        let (parent, name) = split(path);
+        let name = OsStr::from_bytes(name);
+        let what = || format!("cannot keep {}", show(path));
+        let from = open_dir(self.old, parent).with_context(what)?;
+        let to = ensure_dir(self.kept, parent)?;
+        beside(&from, name, &to).with_context(what)?;
+        Ok(join(self.prefix, path))
+    }
 }
 
 fn back(from: &File, to: &File, name: &OsStr) -> nix::Result<()> {

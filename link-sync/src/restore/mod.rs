@@ -37,7 +37,8 @@ use crate::store::{ensure_dir, open::abilities, open_dir, remove, visit};
 use crate::tree::join;
 use crate::walk::show;
 use fetch::Fetch;
-use partial::{Fate, NEW, OLD, PREFIX, Partial, State, TEMPORARY};
+use left_out::PutBack;
+use partial::{KEPT, Left, NEW, OLD, PREFIX, Partial, State, TEMPORARY};
 use swap::Swap;
 use target::Target;
 
@@ -117,7 +118,7 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
     let arrived = opened.iter().map(|p| Ok(Some((p.part(NEW)?, p.state.swap.is_some()))));
     room(&items, &arrived.collect::<Result<Vec<_>>>()?)?;
     if args.in_place && args.closed {
-        restoring::begin(&settings.state, &meta.date)?;
+        restoring::begin(&settings.state, &meta.date, html(&settings))?;
     }
     let progress = Progress::terminal();
     // One that was interrupted when all had arrived does not compare again.
@@ -133,68 +134,67 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
     for (item, partial) in items.iter().zip(&mut opened) {
         stuck.push(put_in_place(args, &settings, item, partial)?);
     }
+    let mut own = Vec::new();
     for (at, (item, partial)) in items.iter().zip(opened).enumerate() {
-        let fate = match (stuck[at].is_empty(), args.keep_replaced && item.target.exists) {
-            (false, _) => Fate::Needed,
-            (true, true) => Fate::Kept,
-            (true, false) => Fate::Removed,
-        };
         let times = fstat(&item.home).context("cannot look at a folder")?;
-        let kept = partial.finish(fate)?;
+        let left = partial.finish(args.keep_replaced && item.target.exists)?;
         // That the private folder is gone is no change of the folder it lay in.
         set_times(&item.home, &times)?;
-        tell_kept(at, kept.as_deref(), &stuck[at], report);
+        tell_left(at, &left, &stuck[at], report);
+        own.extend([left.replaced, left.kept].into_iter().flatten());
     }
-    others_left(&items, &meta, report)?;
+    others_left(&items, &meta, &own, report)?;
     report.set("verified", verified);
     Ok(())
 }
 
-/// Says where what was replaced is.
-fn tell_kept(at: usize, kept: Option<&Path>, stuck: &[Vec<u8>], report: &mut Report) {
-    let Some(path) = kept else { return };
-    status::tell(format_args!("link-sync: what was replaced is in {}", path.display()));
-    if let Some(first) = stuck.first() {
+/// Says what is left of one item.
+fn tell_left(at: usize, left: &Left, stuck: &[Vec<u8>], report: &mut Report) {
+    let text = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string());
+    if let Some(path) = text(&left.replaced) {
+        status::tell(format_args!("link-sync: what was replaced is in {path}"));
+    }
+    if let Some(path) = text(&left.kept) {
+        let first = stuck.first().map(|p| format!(" ({} of them, the first: {})", stuck.len(), show(p)));
         report.warn(
             "left-out-kept",
             format!(
-                "{} paths that backups leave out are in no snapshot and could not go back to their places (the first: {}): \
-                 look at {}, and remove it when you need nothing of it",
-                stuck.len(),
-                show(first),
-                path.display()
+                "what is in no snapshot, as backups leave it out or as it cannot be read, and could not go back to its \
+                 place{} is in {path}: remove it when you need nothing of it",
+                first.unwrap_or_default(),
             ),
         );
         report.set_partial();
     }
     if let Some(entry) = report.data["items"].get_mut(at) {
-        entry["kept_at"] = json!(path.display().to_string());
+        entry["kept_at"] = json!(text(&left.replaced).map(|p| format!("{p}/{OLD}")));
+        entry["left_out_at"] = json!(text(&left.kept));
         entry["not_put_back"] = stuck.iter().take(SHOWN).map(|p| show(p)).collect();
     }
 }
 
-/// Says what restores of other dates have left: it may be the only copy of what they replaced.
-fn others_left(items: &[Item], meta: &SnapshotMeta, report: &mut Report) -> Result<()> {
-    let own = format!("{PREFIX}{}-", meta.date);
-    let mut told: Vec<PathBuf> = Vec::new();
+/// Says what other restores, or attempts, have left: it may be the only copy of what they replaced.
+fn others_left(items: &[Item], meta: &SnapshotMeta, own: &[PathBuf], report: &mut Report) -> Result<()> {
+    let same_date = format!("{PREFIX}{}-", meta.date);
+    let mut told: Vec<PathBuf> = own.to_vec();
     for item in items {
         let home = open_dir(&item.home, b"").context("cannot open a folder again")?;
         for (name, is_dir, _) in visit::names(&home)? {
             let path = item.home_shown.join(OsStr::from_bytes(&name));
-            if is_dir
-                && name.starts_with(PREFIX.as_bytes())
-                && !name.starts_with(own.as_bytes())
-                && !told.contains(&path)
-            {
-                report.warn(
-                    "earlier-restore",
-                    format!(
-                        "{} is of another restore: remove it when you need nothing of it",
-                        path.display()
-                    ),
-                );
-                told.push(path);
+            let asked_for = name.starts_with(same_date.as_bytes()) && name.ends_with(b".replaced");
+            if !is_dir || !name.starts_with(PREFIX.as_bytes()) || asked_for || told.contains(&path) {
+                continue;
             }
+            let how = if name.ends_with(b".partial") {
+                "is of a restore that was not finished, and may hold the only copy of what it had replaced and of what backups leave \
+                 out: look at it, or give that restore again"
+            } else {
+                "is of an earlier restore"
+            };
+            let shown = path.display();
+            report.warn("earlier-restore", format!("{shown} {how}; remove it when you need nothing of it"));
+            report.set_partial();
+            told.push(path);
         }
     }
     Ok(())
@@ -388,6 +388,7 @@ fn tell_plan(items: &[Item], meta: &SnapshotMeta, report: &mut Report) {
         entry.insert("allocated_bytes".into(), json!(item.looked.bytes));
         entry.insert("replaces".into(), json!(item.target.exists));
         entry.insert("kept_at".into(), Value::Null);
+        entry.insert("left_out_at".into(), Value::Null);
         entry.insert("not_put_back".into(), json!([]));
         list.push(Value::Object(entry));
     }
@@ -411,6 +412,11 @@ fn confirm(args: &Restore, items: &[Item]) -> Result<()> {
         true => Ok(()),
         false => Err(refused().into()),
     }
+}
+
+/// Where the instance is.
+pub fn html(settings: &Settings) -> Option<&Path> {
+    settings.sources.iter().find(|s| s.name == HTML).map(|s| &*s.path)
 }
 
 /// What the private folder for one path is for.
@@ -556,7 +562,12 @@ fn put_in_place(args: &Restore, settings: &Settings, item: &Item, partial: &Part
     // The parts of SOURCE/PATH that lead to the folder it went into, without the first.
     let parts: Vec<&[u8]> = item.path.split(|b| *b == b'/').filter(|p| !p.is_empty()).collect();
     let prefix = parts[..(item.target.strip - 1).min(parts.len())].join(&b'/');
-    let excludes = left_out::patterns(source, item.path.is_empty())?;
-    let asked = item.target.only.is_some();
-    left_out::put_back(&partial.part(OLD)?, &item.target.anchor, &prefix, asked, &excludes)
+    let put_back = PutBack {
+        old: &partial.part(OLD)?,
+        target: &item.target.anchor,
+        kept: &ensure_dir(&partial.dir, KEPT.as_bytes())?,
+        prefix: &prefix,
+        asked: item.target.only.is_some(),
+    };
+    put_back.run(&left_out::rules(source, item.path.is_empty())?)
 }

@@ -28,6 +28,8 @@ pub const NEW: &str = "new";
 pub const TEMPORARY: &str = ".nc-restore-tmp";
 /// What was replaced.
 pub const OLD: &str = "old";
+/// What is in no snapshot and could not go back to its place.
+pub const KEPT: &str = "kept";
 const STATE: &str = "state.json";
 
 /// What it is for, and how far it has come.
@@ -53,15 +55,13 @@ impl State {
     }
 }
 
-/// What becomes of it, and of what was replaced, when all is in place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// It goes.
-    Removed,
-    /// It stays under a name ending in `.replaced`, as was asked for.
-    Kept,
-    /// It stays under a name ending in `.kept`: something in it is nowhere else.
-    Needed,
+/// What is left when all is in place.
+#[derive(Debug)]
+pub struct Left {
+    /// The folder in whose [`OLD`] what was replaced is.
+    pub replaced: Option<PathBuf>,
+    /// What is in no snapshot, and has no place any more.
+    pub kept: Option<PathBuf>,
 }
 
 /// What is put in place.
@@ -124,10 +124,10 @@ impl Partial {
                 .hint("wait until it has ended")
         })?;
         let known = if made { None } else { load(&dir) };
-        if !made && known.is_none() && holds_something(&dir) {
+        if !made && known.is_none() && [OLD, KEPT].iter().any(|part| holds_something(&dir, part)) {
             // One that was killed when all was in place: what it had replaced is not to be mixed with what is replaced now,
             // nor is it ours to delete.
-            set_aside(home, &name, &shown, "replaced")?;
+            set_aside((home, &name), (home, &name), &shown, "replaced")?;
             return Partial::open(home, shown.parent().unwrap_or(&shown), state, date);
         }
         let continued = known.is_some();
@@ -178,32 +178,44 @@ impl Partial {
         nix::unistd::syncfs(&self.dir).with_context(|| format!("cannot flush {}", self.shown.display()))
     }
 
-    /// Removes it with all that was replaced, or renames it so that no restore takes it for its own. Returns where what
-    /// was replaced is.
-    pub fn finish(self, fate: Fate) -> Result<Option<PathBuf>> {
-        if fate == Fate::Removed {
+    /// Removes it with all that was replaced, or with `keep` renames it so that no restore takes it for its own. What is in
+    /// [`KEPT`] stays in any case. Each step can be the last one before a power cut: nothing is taken for another thing.
+    pub fn finish(self, keep: bool) -> Result<Left> {
+        let kept = match holds_something(&self.dir, KEPT) {
+            true => Some(set_aside((&self.dir, KEPT), (&self.home, &self.name), &self.shown, "kept")?),
+            false => None,
+        };
+        if !keep {
+            // The state goes first, then the folder counts as one of nobody.
             remove(&self.home, std::path::Path::new(&self.name))?;
-            return Ok(None);
+            return Ok(Left { replaced: None, kept });
         }
-        for part in [NEW, STATE] {
+        let replaced =
+            set_aside((&self.home, &self.name), (&self.home, &self.name), &self.shown, "replaced")?;
+        for part in [STATE, NEW, KEPT] {
             remove(&self.dir, std::path::Path::new(part))?;
         }
-        let ending = if fate == Fate::Needed { "kept" } else { "replaced" };
-        Ok(Some(set_aside(&self.home, &self.name, &self.shown, ending)?.join(OLD)))
+        Ok(Left { replaced: Some(replaced), kept })
     }
 }
 
-/// Whether something that was replaced is in it.
-fn holds_something(dir: &File) -> bool {
-    open_dir(dir, OLD.as_bytes()).is_ok_and(|old| visit::names(&old).is_ok_and(|names| !names.is_empty()))
+/// Whether something is in a part of it.
+fn holds_something(dir: &File, part: &str) -> bool {
+    open_dir(dir, part.as_bytes()).is_ok_and(|old| visit::names(&old).is_ok_and(|names| !names.is_empty()))
 }
 
-/// Renames the folder `name` in `home`, so that no restore takes it for its own; its new place.
-fn set_aside(home: &File, name: &str, shown: &std::path::Path, ending: &str) -> Result<PathBuf> {
-    let stem = name.trim_end_matches(".partial");
+/// Renames a folder to a name in `home` that tells what it is and that no restore takes for its own; its new place.
+/// `partial` is the name that one of a restore would have there, `shown` its path.
+fn set_aside(
+    (from, old): (&File, &str),
+    (home, partial): (&File, &str),
+    shown: &std::path::Path,
+    ending: &str,
+) -> Result<PathBuf> {
+    let stem = partial.trim_end_matches(".partial");
     for n in 0..1000 {
         let new = if n == 0 { format!("{stem}.{ending}") } else { format!("{stem}-{n}.{ending}") };
-        match renameat2(home, OsStr::new(name), home, OsStr::new(&new), RenameFlags::RENAME_NOREPLACE) {
+        match renameat2(from, OsStr::new(old), home, OsStr::new(&new), RenameFlags::RENAME_NOREPLACE) {
             Ok(()) => return Ok(shown.with_file_name(new)),
             Err(Errno::EEXIST) => {}
             Err(e) => return Err(e).with_context(|| format!("cannot rename {}", shown.display())),

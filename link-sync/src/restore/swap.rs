@@ -149,20 +149,23 @@ impl Swap<'_> {
         Ok(())
     }
 
-    /// Moves `name` out of `from`, in the folder `path`, to what was replaced; beside what an earlier attempt moved there
-    /// under that name.
+    /// Moves `name` out of `from`, in the folder `path`, to what was replaced.
     fn aside(&self, from: &File, name: &OsStr, path: &[u8]) -> Result<()> {
-        let old = ensure_dir(self.old, path)?;
-        for n in 0..1000 {
-            let mut there = name.to_owned();
-            if n > 0 {
-                there.push(format!(".~{n}~"));
-            }
-            match renameat2(from, name, &old, &*there, RenameFlags::RENAME_NOREPLACE) {
-                Err(Errno::EEXIST) => {}
-                done => return Ok(done?),
-            }
-        }
-        anyhow::bail!("there are a thousand of that name among what was replaced")
+        beside(from, name, &ensure_dir(self.old, path)?)
     }
+}
+
+/// Moves `name` from one folder to another; beside what an earlier attempt moved there under that name.
+pub fn beside(from: &File, name: &OsStr, to: &File) -> Result<()> {
+    for n in 0..1000 {
+        let mut there = name.to_owned();
+        if n > 0 {
+            there.push(format!(".~{n}~"));
+        }
+        match renameat2(from, name, to, &*there, RenameFlags::RENAME_NOREPLACE) {
+            Err(Errno::EEXIST) => {}
+            done => return Ok(done?),
+        }
+    }
+    anyhow::bail!("there are a thousand of that name already")
 }

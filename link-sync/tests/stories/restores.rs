@@ -183,12 +183,34 @@ fn what_backups_leave_out_is_not_lost_by_a_restore() {
     instance.world.file("data/carol/files/Videos/v", "carol/files/Videos/v");
     let ran = instance.restore(&["--source", "data", "--in-place", "--yes"]).expect(3);
     assert_eq!(ran.json["data"]["items"][0]["not_put_back"], serde_json::json!(["carol/files/Videos"]));
-    let kept = PathBuf::from(ran.json["data"]["items"][0]["kept_at"].as_str().unwrap());
-    assert!(
-        kept.parent().unwrap().to_str().unwrap().ends_with(".kept")
-            && kept.join("carol/files/Videos/v").exists()
-    );
+    assert_eq!(ran.json["data"]["items"][0]["kept_at"], serde_json::Value::Null);
+    let kept = PathBuf::from(ran.json["data"]["items"][0]["left_out_at"].as_str().unwrap());
+    assert!(kept.to_str().unwrap().ends_with(".kept") && kept.join("carol/files/Videos/v").exists());
+    let all = ok("find", &[kept.to_str().unwrap(), "-type", "f"]);
+    assert_eq!(all, kept.join("carol/files/Videos/v").display().to_string(), "only what has no place");
     assert!(there("alice/files/Videos/v") && !instance.data.join("carol").exists());
+}
+
+#[test]
+fn what_cannot_be_looked_into_does_not_stop_a_restore() {
+    let instance = Instance::new();
+    let before = picture(&instance.html);
+    instance.world.publish();
+    instance.damage();
+    // Deeper than a path can be long, as a program that wants to be in the way makes it.
+    let deep = "chdir shift; my $d = 'x' x 200; for (1 .. 30) { mkdir $d or die; chdir $d or die } open F, '>x' or die";
+    ok("perl", &["-e", deep, instance.data.join("admin/files").to_str().unwrap()]);
+    let ran = instance.restore(&["--in-place", "--yes"]).expect(3);
+    assert_eq!(warnings(&ran), ["left-out-kept"]);
+    let kept = PathBuf::from(ran.json["data"]["items"][1]["left_out_at"].as_str().unwrap());
+    let gone = kept.with_file_name("kept-elsewhere");
+    std::fs::rename(&kept, &gone).unwrap();
+    let elsewhere = instance.world.dir.join("kept");
+    std::fs::rename(&gone, &elsewhere).unwrap();
+    let top = instance.html.to_str().unwrap();
+    ok("touch", &["-d", "2020-01-02 03:04:05.123456789", instance.data.to_str().unwrap(), top]);
+    same(&before, &instance.html);
+    ok("rm", &["-r", elsewhere.to_str().unwrap()]);
 }
 
 #[test]

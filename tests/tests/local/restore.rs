@@ -86,13 +86,16 @@ fn a_damaged_instance_comes_back_exactly_and_is_closed_until_all_is_there() {
     for (tool, pattern, instead) in [
         ("pg-snap", "restore*'--keep-replaced'*", "echo injected >&2; exit 69"),
         ("pg-snap", "restore*'--keep-replaced'*", "kill -9 $$"),
+        ("nc-maint", "off*", "echo injected >&2; exit 1"),
         ("link-sync", "*'--keep-replaced'*", "\"$real\" \"$@\" & sleep 0.05; kill -9 $!; exit 137"),
     ] {
         world.inject(tool, pattern, instead);
         let ran = run(&mut restore(&world));
         assert_ne!(ran.code, 0, "{:#}", ran.json);
         assert_eq!(ran.json["data"]["closed"], true, "{:#}", ran.json);
-        assert!(!step(&ran, "open") && closed(&world) && world.in_maintenance(), "{tool}: {:#}", ran.json);
+        // Only when all is back is opening tried.
+        assert_eq!(step(&ran, "open"), tool == "nc-maint", "{tool}: {:#}", ran.json);
+        assert!(closed(&world) && world.in_maintenance(), "{tool}: {:#}", ran.json);
         world.restore_tools();
         // What is half restored does not become the newest snapshot, whoever else has it in maintenance.
         let saved = world.dates();
@@ -111,7 +114,9 @@ fn a_damaged_instance_comes_back_exactly_and_is_closed_until_all_is_there() {
     let ran = run(&mut restore(&world)).expect(0);
     assert_eq!(ran.json["data"]["database"], "back");
     assert!(world.root().join("data/nextcloud.log").exists(), "what backups leave out has gone");
+    // Of all attempts.
     let kept = "SELECT count(*) FROM pg_database WHERE datname LIKE 'back%pgsnap%'";
+    assert_eq!(ran.json["data"]["kept_databases"], serde_json::json!([]));
     assert_eq!(world.cluster.psql("postgres", kept).trim(), "0");
     assert!(!world.in_maintenance());
     assert_eq!(differences(&world, "copy"), "");
