@@ -131,8 +131,13 @@ pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> 
     }
     report.set("roles_created", situation.missing_roles.clone());
     let new = admin.create(&options.database, manifest, situation.server_version_num)?;
+    // In the same moment as the swap: under the other name, a restore that comes after a kill drops it.
+    let old = match options.keep_replaced {
+        true => kept_name(&options.database, &jiff::Timestamp::now().strftime(TIME).to_string()),
+        false => temporary(&options.database, OLD),
+    };
     let done = fill(&admin, &server, &program, &source, farm.path(), &new, options)
-        .and_then(|()| admin.swap(&options.database, &new, situation.exists));
+        .and_then(|()| admin.swap(&options.database, &new, situation.exists.then_some(&*old)));
     if let Err(e) = done {
         admin.undo(&new, report);
         let state = if situation.exists { "is as it was" } else { "has not been made" };
@@ -140,12 +145,12 @@ pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> 
         return Err(e);
     }
     report.changed = true;
-    let kept = match (situation.exists, options.keep_replaced) {
-        (false, _) => None,
-        (true, true) => admin.keep_old(&options.database, report),
-        (true, false) => admin.drop_old(&options.database, report),
-    };
-    report.set("kept_database", kept);
+    if situation.exists && options.keep_replaced {
+        common::say!("pg-snap", "the replaced database is kept as {old}");
+        report.set("kept_database", old);
+    } else if situation.exists {
+        admin.drop_old(&old, report);
+    }
     // Those of attempts before are the older, and so perhaps the ones that matter.
     match admin.kept(&options.database) {
         Ok(names) => report.set("kept_databases", names),
@@ -379,12 +384,11 @@ impl Admin<'_> {
         Ok(new)
     }
 
-    /// Gives the new database the name; the old one, if there is one, steps aside in the same moment.
-    fn swap(&self, name: &str, new: &str, exists: bool) -> Result<()> {
-        let old = temporary(name, OLD);
-        let (name_id, new_id, old_id) = (identifier(name), identifier(new), identifier(&old));
+    /// Gives the new database the name; the one that has it, if there is one, is called `old` from the same moment on.
+    fn swap(&self, name: &str, new: &str, old: Option<&str>) -> Result<()> {
+        let (name_id, new_id) = (identifier(name), identifier(new));
         let mut sql = String::new();
-        if exists {
+        if old.is_some() {
             // Nextcloud may connect again between the two: the rename then waits, fails, and is tried again.
             sql.push_str(&format!(
                 "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = {}
@@ -393,7 +397,8 @@ impl Admin<'_> {
             ));
         }
         sql.push_str("BEGIN;\n");
-        if exists {
+        if let Some(old) = old {
+            let old_id = identifier(old);
             sql.push_str(&format!(
                 "COMMENT ON DATABASE {name_id} IS '{MARK} replaced';\nALTER DATABASE {name_id} RENAME TO {old_id};\n"
             ));
@@ -423,51 +428,30 @@ impl Admin<'_> {
         }
     }
 
-    /// Drops the database that was replaced. Its name, if it is still there.
-    fn drop_old(&self, name: &str, report: &mut Report) -> Option<String> {
-        let old = temporary(name, OLD);
-        let e = self.psql.clean_up(self.home, &drop_sql(&old)).err()?;
-        report.warn(
-            "old-database-kept",
-            format!("the replaced database is still there as {old}; {} ({e:#})", drop_sql(&old)),
-        );
-        Some(old)
+    /// Drops the database that was replaced.
+    fn drop_old(&self, old: &str, report: &mut Report) {
+        if let Err(e) = self.psql.clean_up(self.home, &drop_sql(old)) {
+            report.warn(
+                "old-database-kept",
+                format!("the replaced database is still there as {old}; {} ({e:#})", drop_sql(old)),
+            );
+        }
     }
 
     /// The databases of the name `name` that restores have kept, the oldest first.
     fn kept(&self, name: &str) -> Result<Vec<String>> {
-        let like = literal(&temporary(name, KEPT));
-        let mark = literal(MARK);
+        let (begins, mark) = (kept_name(name, ""), literal(MARK));
         self.psql.query(
             self.home,
             &format!(
                 "SELECT coalesce(json_agg(datname ORDER BY datname COLLATE \"C\"), '[]') FROM pg_database
-                 WHERE starts_with(datname, {like}) AND datname ~ '[0-9]{{8}}T[0-9]{{6}}Z$'
-                   AND starts_with(shobj_description(oid, 'pg_database'), {mark});"
+                 WHERE left(datname, {}) = {} AND substr(datname, {} + 1) ~ '^[0-9]{{8}}T[0-9]{{6}}Z$'
+                   AND left(shobj_description(oid, 'pg_database'), length({mark})) = {mark};",
+                begins.chars().count(),
+                literal(&begins),
+                begins.chars().count(),
             ),
         )
-    }
-
-    /// Gives the database that was replaced a name that no restore takes for its own; that name.
-    fn keep_old(&self, name: &str, report: &mut Report) -> Option<String> {
-        let old = temporary(name, OLD);
-        let kept = temporary(name, &format!("{KEPT}{}", jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ")));
-        let sql = format!("ALTER DATABASE {} RENAME TO {};", identifier(&old), identifier(&kept));
-        match self.psql.clean_up(self.home, &sql) {
-            Ok(_) => {
-                common::say!("pg-snap", "the replaced database is kept as {kept}");
-                Some(kept)
-            }
-            Err(e) => {
-                report.warn(
-                    "old-database-kept",
-                    format!(
-                        "the replaced database is still called {old}, and the next restore drops it: {e:#}"
-                    ),
-                );
-                Some(old)
-            }
-        }
     }
 }
 
@@ -475,14 +459,27 @@ const NEW: &str = "_pgsnap_new";
 const OLD: &str = "_pgsnap_old";
 /// Followed by the time, in UTC.
 const KEPT: &str = "_pgsnap_";
+const TIME: &str = "%Y%m%dT%H%M%SZ";
+/// Bytes of such a time.
+const TIME_LEN: usize = 16;
 
 /// `name` with `ending`, within the 63 bytes of an identifier.
 fn temporary(name: &str, ending: &str) -> String {
-    let mut cut = name.len().min(63 - ending.len());
+    format!("{}{ending}", cut(name, 63 - ending.len()))
+}
+
+/// What `name` is called when it was replaced at `time`; without a time, how all of these names begin.
+fn kept_name(name: &str, time: &str) -> String {
+    format!("{}{KEPT}{time}", cut(name, 63 - KEPT.len() - TIME_LEN))
+}
+
+/// At most so many bytes of `name`.
+fn cut(name: &str, most: usize) -> &str {
+    let mut cut = name.len().min(most);
     while !name.is_char_boundary(cut) {
         cut -= 1;
     }
-    format!("{}{ending}", &name[..cut])
+    &name[..cut]
 }
 
 /// Also while somebody is connected, where the server can (13 and newer).
@@ -503,5 +500,7 @@ mod tests {
     fn temporary_names_fit() {
         assert_eq!(temporary("nextcloud", NEW), "nextcloud_pgsnap_new");
         assert!(temporary(&"ü".repeat(31), OLD).len() <= 63);
+        let long = kept_name(&"ü".repeat(31), "20260101T000000Z");
+        assert!(long.len() <= 63 && long.starts_with(&kept_name(&"ü".repeat(31), "")), "{long}");
     }
 }
