@@ -34,13 +34,8 @@ pub struct DrillRecord {
 impl DrillRecord {
     /// The record in `path`, if there is one.
     pub fn load(path: &Path) -> Result<Option<DrillRecord>> {
-        match std::fs::read(path) {
-            Ok(bytes) => Ok(Some(
-                serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?,
-            )),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
-        }
+        let Some(bytes) = durable::read(path)? else { return Ok(None) };
+        serde_json::from_slice(&bytes).map(Some).with_context(|| format!("{} is damaged", path.display()))
     }
 
     /// Writes it to `path`; durable on return.

@@ -15,6 +15,15 @@ pub fn sync_dir(dir: &Path) -> Result<()> {
         .with_context(|| format!("cannot make the directory {} durable", dir.display()))
 }
 
+/// The bytes of the file at `path`, if there is one.
+pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
 /// Puts `bytes` at `path` with `mode`: wholly or not at all, durable on return.
 /// A temporary name beside it (`.NAME.new`) is replaced; symlinks are not followed.
 pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {

@@ -41,14 +41,11 @@ impl RunRecord {
 
     /// [`RunRecord::load`] from a given file.
     pub fn load_from(path: &Path) -> Result<Option<RunRecord>> {
-        match std::fs::read(path) {
-            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).map_err(|e| {
-                Fault::failed(format!("the run record {} is damaged: {e}", path.display()))
-                    .hint("`nc-maint off` switches maintenance off and removes it")
-            })?)),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e).with_context(|| format!("cannot read the run record {}", path.display())),
-        }
+        let Some(bytes) = durable::read(path)? else { return Ok(None) };
+        Ok(Some(serde_json::from_slice(&bytes).map_err(|e| {
+            Fault::failed(format!("the run record {} is damaged: {e}", path.display()))
+                .hint("`nc-maint off` switches maintenance off and removes it")
+        })?))
     }
 
     /// Writes it.

@@ -31,13 +31,8 @@ fn file(state: &Path) -> PathBuf {
 /// The mark in the folder `state`, if there is one. One that cannot be read is an error: it is one all the same.
 pub fn load(state: &Path) -> Result<Option<Restoring>> {
     let path = file(state);
-    match std::fs::read(&path) {
-        Ok(bytes) => Ok(Some(
-            serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?,
-        )),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
-    }
+    let Some(bytes) = durable::read(&path)? else { return Ok(None) };
+    serde_json::from_slice(&bytes).map(Some).with_context(|| format!("{} is damaged", path.display()))
 }
 
 /// Sets it, or leaves that of an earlier attempt at the same date as it is; durable on return.

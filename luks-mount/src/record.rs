@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use common::durable;
 use common::fault::Fault;
 use serde::{Deserialize, Serialize};
@@ -63,11 +63,7 @@ impl Record {
     /// The record, if there is one.
     pub(crate) fn load(settings: &Settings) -> Result<Option<Record>> {
         let path = Record::path(settings);
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
-        };
+        let Some(bytes) = durable::read(&path)? else { return Ok(None) };
         let damaged = |e| Fault::config(format!("{} is damaged: {e}", path.display()));
         Ok(Some(serde_json::from_slice(&bytes).map_err(damaged)?))
     }

@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use common::durable;
 use common::fault::Fault;
 use common::record::random_id;
@@ -85,14 +85,11 @@ pub(crate) struct Content {
 impl Known {
     /// The record, if there is one.
     pub(crate) fn load(path: &Path) -> Result<Option<Known>> {
-        match std::fs::read(path) {
-            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).map_err(|e| {
-                Fault::config(format!("{} is damaged: {e}", path.display()))
-                    .hint("look at the container with `offsite-push view`; then remove this file and push with --accept-container")
-            })?)),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
-        }
+        let Some(bytes) = durable::read(path)? else { return Ok(None) };
+        Ok(Some(serde_json::from_slice(&bytes).map_err(|e| {
+            Fault::config(format!("{} is damaged: {e}", path.display()))
+                .hint("look at the container with `offsite-push view`; then remove this file and push with --accept-container")
+        })?))
     }
 
     /// Writes it; durable on return.

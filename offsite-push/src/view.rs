@@ -49,15 +49,9 @@ impl Record {
     /// The record, if there is one.
     pub(crate) fn load(settings: &Settings) -> Result<Option<Record>> {
         let path = Record::path(settings);
-        match std::fs::read(&path) {
-            // One that is damaged says as much as one of a view that was never opened.
-            Ok(bytes) => Ok(Some(
-                serde_json::from_slice(&bytes)
-                    .unwrap_or(Record { state: State::Opening, since: "an unknown time".into() }),
-            )),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
-        }
+        // One that is damaged says as much as one of a view that was never opened.
+        let unknown = Record { state: State::Opening, since: "an unknown time".into() };
+        Ok(durable::read(&path)?.map(|bytes| serde_json::from_slice(&bytes).unwrap_or(unknown)))
     }
 
     fn save(&self, settings: &Settings) -> Result<()> {
