@@ -10,8 +10,8 @@ fail() { code=$1; shift; say "$*"; exit "$code"; }
 # message loses its quotes and backslashes.
 refuse() {
     case $1 in 69) word=unavailable ;; 77) word=denied ;; *) word=failed ;; esac
-    printf '{"schema":1,"tool":"%s","version":"%s","action":"run","profile":%s,"status":"%s","exit_code":%s,"changed":false,"started_at":"%s","duration_ms":0,"data":{},"warnings":[],"error":{"kind":"%s","message":"%s","causes":[],"hint":null,"command":null},"left_behind":[]}\n' \
-        "${0##*/}" "$VERSION" null "$word" "$1" "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$word" "$(printf %s "$2" | tr -d '\042\134')"
+    printf '{"schema":1,"tool":"%s","version":"%s","action":"run","profile":null,"status":"%s","exit_code":%s,"changed":false,"started_at":"%s","duration_ms":0,"data":{},"warnings":[],"error":{"kind":"%s","message":"%s","causes":[],"hint":null,"command":null},"left_behind":[]}\n' \
+        "${0##*/}" "$VERSION" "$word" "$1" "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$word" "$(printf %s "$2" | tr -d '\042\134')"
     fail "$1" "$2"
 }
 # The comment at the top of the script, without its marks.

@@ -502,7 +502,7 @@ impl Session {
     /// Marks what was verified and found damaged in the base, although it has not changed here.
     fn mark_damaged(&self, source: &Source, tree: &mut Tree, changes: &mut Changes, report: &mut Report) {
         let name = source.name.as_bytes();
-        let inside = |path: &'_ Vec<u8>| match path.strip_prefix(name) {
+        let inside = |path: &Vec<u8>| match path.strip_prefix(name) {
             Some([]) => Some(Vec::new()),
             Some([b'/', rest @ ..]) => Some(rest.to_vec()),
             _ => None,

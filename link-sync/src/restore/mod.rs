@@ -100,7 +100,7 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
     let looked = look(&mut far, &meta, &wishes)?;
     let mut items = Vec::new();
     for ((source, path), looked) in wishes.into_iter().zip(looked) {
-        items.push(item(args, &settings, source, path, looked)?);
+        items.push(item(args, &settings, &meta, source, path, looked)?);
     }
     tell_plan(&items, &meta, report);
     if args.dry_run {
@@ -312,7 +312,14 @@ fn look(far: &mut Far, meta: &SnapshotMeta, wishes: &[(String, Vec<u8>)]) -> Res
 }
 
 /// Where one path goes.
-fn item(args: &Restore, settings: &Settings, source: String, path: Vec<u8>, looked: Looked) -> Result<Item> {
+fn item(
+    args: &Restore,
+    settings: &Settings,
+    meta: &SnapshotMeta,
+    source: String,
+    path: Vec<u8>,
+    looked: Looked,
+) -> Result<Item> {
     let real = |p: &Path| p.canonicalize().unwrap_or_else(|_| p.to_owned());
     let mut others: Vec<PathBuf> = Vec::new();
     let (base, before, rest) = match &args.to {
@@ -323,6 +330,8 @@ fn item(args: &Restore, settings: &Settings, source: String, path: Vec<u8>, look
                     .hint("restore with --to DIR, or add it to [[snapshot.source]]")
             })?;
             others.extend(settings.sources.iter().filter(|s| s.name != source).map(|s| real(&s.path)));
+            others
+                .extend(strangers(settings, meta, &source)?.iter().map(|rest| real(&found.path.join(rest))));
             (found.path.clone(), 1, path.clone())
         }
     };
@@ -363,6 +372,28 @@ fn item(args: &Restore, settings: &Settings, source: String, path: Vec<u8>, look
         false => (target.anchor.try_clone()?, target.shown.clone()),
     };
     Ok(Item { source, path, looked, target, home, home_shown })
+}
+
+/// Where in `source`, relative to it, sources of the snapshot lay that the profile does not know: what is there now is
+/// in this source's folder, and not in its part of the snapshot.
+fn strangers(settings: &Settings, meta: &SnapshotMeta, source: &str) -> Result<Vec<PathBuf>> {
+    let Some(own) = meta.source(source) else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    for other in meta.sources.iter().filter(|o| !settings.sources.iter().any(|s| s.name == o.name)) {
+        let Some(rest) = other.path.strip_prefix(&own.path).and_then(|rest| rest.strip_prefix('/')) else {
+            continue;
+        };
+        if rest.contains('\\') {
+            return Err(Fault::config(format!(
+                "source {} lay inside of {source}, at {rest}, and the profile does not know it",
+                other.name
+            ))
+            .hint("add it to [[snapshot.source]]")
+            .into());
+        }
+        found.push(PathBuf::from(rest));
+    }
+    Ok(found)
 }
 
 /// Says what will be done.

@@ -155,6 +155,16 @@ fn nothing_is_changed_before_it_is_known_that_the_dump_comes_back() {
     run(&mut unasked).expect(2);
     let missing = run(restore(&world).arg("--config").arg(world.path("none.toml"))).expect(78);
     assert_eq!(missing.json["data"]["failed_step"], "profile");
+    assert!(missing.json["error"]["message"].as_str().unwrap().contains("none.toml"));
+    // A source that the profile does not know: it lies in html, and would be missed.
+    let profile = std::fs::read_to_string(world.path("home.toml")).unwrap();
+    let (before_data, data) = profile.split_once("[[snapshot.source]]\nname = \"data\"").unwrap();
+    let after = data.find("[[").map_or("", |at| &data[at..]);
+    std::fs::write(world.path("home.toml"), format!("{before_data}{after}")).unwrap();
+    let unknown = run(&mut restore(&world)).expect(78);
+    assert_eq!(unknown.json["data"]["failed_step"], "plan");
+    assert!(unknown.json["error"]["message"].as_str().unwrap().contains("--without"), "{:#}", unknown.json);
+    std::fs::write(world.path("home.toml"), profile).unwrap();
     // A backup and a restore keep each other out.
     let lock = std::fs::File::open(world.path("home.toml")).unwrap();
     lock.lock().unwrap();
