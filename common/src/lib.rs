@@ -8,6 +8,7 @@ pub mod fuse;
 pub mod holders;
 pub mod lock;
 pub mod mounts;
+pub mod mutant;
 pub mod offsite;
 pub mod places;
 pub mod profile;

@@ -19,6 +19,14 @@ pub fn repo() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the repository").to_owned()
 }
 
+/// The folder of the scripts: the repository's, or a copy in which a check is taken out (`tests/mutants/run`).
+pub fn scripts() -> PathBuf {
+    match std::env::var_os("NC_BACKUP_TEST_SCRIPTS").filter(|dir| !dir.is_empty()) {
+        Some(dir) => dir.into(),
+        None => repo().join("scripts"),
+    }
+}
+
 /// A built binary of the workspace. Tests of one package do not build the others' binaries:
 /// `scripts/test` builds all of them first.
 pub fn bin(name: &str) -> PathBuf {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use testkit::postgres::Cluster;
 use testkit::sshd::Sshd;
-use testkit::{Ran, bin, repo, run, scratch};
+use testkit::{Ran, bin, run, scratch, scripts};
 
 struct World {
     dir: tempfile::TempDir,
@@ -20,7 +20,7 @@ struct World {
 impl World {
     fn new(database: &'static str) -> World {
         let world = World { dir: scratch(), database, cluster: Cluster::shared() };
-        let mut sample = Command::new(repo().join("scripts/sample-instance"));
+        let mut sample = Command::new(scripts().join("sample-instance"));
         sample.env("PGHOST", &world.cluster.socket).env("PGPORT", world.cluster.port.to_string());
         sample.env("PGUSER", "postgres").arg(world.path("sample"));
         sample.args(["--files", "200", "--database", database]).stdout(Stdio::null()).stderr(Stdio::null());
@@ -70,7 +70,7 @@ impl World {
 
     #[track_caller]
     fn drill_with(&self, options: &[&str]) -> Ran {
-        let mut command = Command::new(repo().join("scripts/drill"));
+        let mut command = Command::new(scripts().join("drill"));
         command.arg("home").arg("--config").arg(self.path("home.toml")).arg("--bin");
         run(command.arg(bin("pg-snap").parent().unwrap()).args(options).stdin(Stdio::null()))
     }
@@ -194,7 +194,7 @@ fn a_snapshot_behind_ssh_is_fetched_and_one_that_cannot_be_is_remembered() {
 fn what_is_wrong_with_the_call_or_the_server_is_said() {
     let world = World::new("refused");
     world.snapshot();
-    let mut usage = Command::new(repo().join("scripts/drill"));
+    let mut usage = Command::new(scripts().join("drill"));
     assert_eq!(
         usage.args(["home", "--nonsense"]).stdin(Stdio::null()).output().unwrap().status.code(),
         Some(2)

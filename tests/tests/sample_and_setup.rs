@@ -8,10 +8,10 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use testkit::postgres::Cluster;
-use testkit::{bin, repo, scratch, tool};
+use testkit::{bin, scratch, scripts, tool};
 
 fn script(name: &str, cluster: &Cluster) -> Command {
-    let mut command = Command::new(repo().join("scripts").join(name));
+    let mut command = Command::new(scripts().join(name));
     command.env("PGHOST", &cluster.socket).env("PGPORT", cluster.port.to_string()).env("PGUSER", "postgres");
     command
 }

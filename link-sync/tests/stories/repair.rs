@@ -286,8 +286,7 @@ fn what_rots_is_sent_again_by_the_next_backup_and_mends_the_dates_before() {
     xattr::set(second.join("docs/d/fades"), "user.rsync.%stat", b"100777 0,0 1:2").unwrap();
     // By root on the store's machine, with no more rights than the weekly unit has, it is noted for the account that serves.
     let here = ["--store", remote.store.to_str().unwrap()];
-    let unit =
-        std::fs::read_to_string(testkit::repo().join("scripts/systemd/nc-backup-verify@.service")).unwrap();
+    let unit = std::fs::read_to_string(testkit::scripts().join("systemd/nc-backup-verify@.service")).unwrap();
     let rights = unit.lines().find_map(|l| l.strip_prefix("CapabilityBoundingSet=")).unwrap();
     let rights: String =
         rights.split(' ').map(|r| format!(",+{}", &r.to_lowercase()["cap_".len()..])).collect();

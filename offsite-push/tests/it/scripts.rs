@@ -4,12 +4,12 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use testkit::{Ran, judge, repo, scratch};
+use testkit::{Ran, judge, scratch, scripts};
 
 use crate::world::{DATES, World, eventually, signal, steps};
 
 fn script(world: &World, name: &str, arguments: &[&str]) -> Command {
-    let mut command = world.enter(repo().join("scripts").join(name));
+    let mut command = world.enter(scripts().join(name));
     command.args(["home", "--config"]).arg(world.path("home.toml")).arg("--bin").arg(world.path("bin"));
     command.args(arguments).stdin(Stdio::null());
     command
@@ -93,7 +93,7 @@ fn view_offsite_closes_after_a_signal() {
 fn the_units_are_sound_and_run_what_is_installed() {
     let dir = scratch();
     for kind in ["service", "timer"] {
-        let from = repo().join(format!("scripts/systemd/nc-backup-offsite@.{kind}"));
+        let from = scripts().join(format!("scripts/systemd/nc-backup-offsite@.{kind}"));
         let text = std::fs::read_to_string(from).unwrap().replace("/usr/sbin/offsite-push", "/bin/true");
         std::fs::write(dir.path().join(format!("nc-backup-offsite@home.{kind}")), text).unwrap();
     }

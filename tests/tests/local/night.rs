@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use testkit::{Ran, repo, run};
+use testkit::{Ran, run, scripts};
 
 use crate::world::World;
 
@@ -219,7 +219,7 @@ fn maintenance_that_was_on_before_stays_on() {
 #[test]
 fn wrong_command_lines_are_usage_errors() {
     for args in [&[][..], &["home", "more"], &["home", "--frob"], &["home", "--config"]] {
-        let ran = run(Command::new(repo().join("scripts/backup-local")).args(args)).expect(2);
+        let ran = run(Command::new(scripts().join("backup-local")).args(args)).expect(2);
         assert!(ran.json.is_null());
         assert!(!ran.stderr.is_empty());
     }

@@ -2,13 +2,13 @@
 
 use std::process::{Command, Stdio};
 
-use testkit::{Ran, repo, run};
+use testkit::{Ran, run, scripts};
 
 use crate::world::World;
 
 /// `restore home --yes`, as the cluster's administrator.
 fn restore(world: &World) -> Command {
-    let mut command = Command::new(repo().join("scripts/restore"));
+    let mut command = Command::new(scripts().join("restore"));
     command.args(["home", "--yes", "--admin-user", "postgres", "--admin-host"]);
     command.arg(format!("{}:{}", world.cluster.socket.display(), world.cluster.port));
     command.arg("--config").arg(world.path("home.toml")).arg("--bin").arg(world.tools());
@@ -150,7 +150,7 @@ fn nothing_is_changed_before_it_is_known_that_the_dump_comes_back() {
     run(&mut restore(&world)).expect(1);
     world.restore_tools();
     run(restore(&world).args(["--date", "2001-01-01T00-00-00Z"])).expect(78);
-    let mut unasked = Command::new(repo().join("scripts/restore"));
+    let mut unasked = Command::new(scripts().join("restore"));
     unasked.arg("home").arg("--config").arg(world.path("home.toml")).stdin(Stdio::null());
     run(&mut unasked).expect(2);
     let missing = run(restore(&world).arg("--config").arg(world.path("none.toml"))).expect(78);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use testkit::postgres::Cluster;
-use testkit::{bin, repo, scratch, script};
+use testkit::{bin, scratch, script, scripts};
 
 /// An instance with its database, a local store, a profile, and a folder of tools.
 pub struct World {
@@ -48,7 +48,7 @@ impl World {
     }
 
     pub fn sample_script(&self, name: &str) -> Command {
-        let mut command = Command::new(repo().join("scripts").join(name));
+        let mut command = Command::new(scripts().join(name));
         command.env("PGHOST", &self.cluster.socket).env("PGPORT", self.cluster.port.to_string());
         command.env("PGUSER", "postgres").arg(self.path("sample")).args(["--database", &self.database]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -85,7 +85,7 @@ impl World {
     }
 
     pub fn backup(&self) -> Command {
-        let mut command = Command::new(repo().join("scripts/backup-local"));
+        let mut command = Command::new(scripts().join("backup-local"));
         command.arg("home").arg("--config").arg(self.path("home.toml")).arg("--bin").arg(self.tools());
         command
     }

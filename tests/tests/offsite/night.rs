@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use testkit::guest::{Options, run_me};
 use testkit::hosts::Setting;
 use testkit::postgres::Cluster;
-use testkit::{Ran, bin, repo, run};
+use testkit::{Ran, bin, run, scripts};
 
 use crate::world::{MARKER, World, holds, ok, same};
 
@@ -55,7 +55,7 @@ impl Night {
     }
 
     fn sample(&self, name: &str) -> Command {
-        let mut command = Command::new(repo().join("scripts").join(name));
+        let mut command = Command::new(scripts().join(name));
         command.env("PGHOST", &self.cluster.socket).env("PGPORT", self.cluster.port.to_string());
         command.env("PGUSER", "postgres").arg(self.world.path("sample")).args(["--database", "night"]);
         command.stdin(Stdio::null()).stdout(Stdio::null());
@@ -65,7 +65,7 @@ impl Night {
     /// A script on `host`, with this world's tools.
     #[track_caller]
     fn script(&self, host: &testkit::hosts::Host, name: &str, profile: &str, config: &Path) -> Ran {
-        let mut command = host.command(repo().join("scripts").join(name));
+        let mut command = host.command(scripts().join(name));
         command.arg(profile).arg("--config").arg(config).arg("--bin").arg(self.world.path("bin"));
         run(&mut command)
     }
