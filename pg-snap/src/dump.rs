@@ -111,7 +111,7 @@ impl<'w> Work<'w> {
         let held = options.held.then(|| drain::held(profile)).transpose()?;
         let (server, database) = connect::resolve(profile, &options.given, true)?;
         let database = database.context("a database is named")?;
-        let psql = Psql::new(Program::find("psql", &settings.psql, None), &server)?;
+        let psql = Psql::new(Program::find("psql", &settings.psql, None), &server)?.reads_only();
         let catalog = Catalog::read(&psql, &database)?;
         let major = catalog.server_major();
         let pg_dump = Program::find("pg_dump", &settings.pg_dump, Some(major));

@@ -1,9 +1,14 @@
 //! psql: SQL in on stdin, text or JSON out; and what a failed connection means.
+//!
+//! Each session begins with the same [`PROLOGUE`], so that neither what a database brings with it (operators and functions
+//! on a search_path) nor what was set for a role or a database takes part in what we ask.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use common::fault::Kind;
+use common::mutant;
 use common::run::{Child, Cmd, Failure, Output};
 use serde::de::DeserializeOwned;
 
@@ -17,6 +22,36 @@ pub(crate) struct Psql {
     program: Program,
     server: Server,
     passfile: Passfile,
+    reads_only: bool,
+    /// Something before the server does not take `options`: only the prologue holds.
+    no_options: Cell<bool>,
+}
+
+/// In force from the session's first moment, over whatever is set for the role or the database. Only names that every
+/// server knows.
+const OPTIONS: &str =
+    "-c search_path= -c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0";
+
+/// The first statements of a session; none of them calls what somebody else could have named. With an empty path, only
+/// pg_catalog is looked in; no limit ends what takes its time or waits; and rows that a policy hides are an error, not fewer
+/// rows. (A pooler may refuse or drop [`OPTIONS`].)
+const PROLOGUE: [&str; 6] = [
+    "SET search_path = ''",
+    "SET statement_timeout = 0",
+    "SET lock_timeout = 0",
+    "SET idle_in_transaction_session_timeout = 0",
+    "SET row_security = off",
+    // Not every version has these. No row comes out.
+    "SELECT FROM pg_settings WHERE CASE WHEN name IN ('idle_session_timeout', 'transaction_timeout') \
+     THEN set_config(name, '0', false) IS NULL END",
+];
+/// One more, for who only reads.
+const READ_ONLY: &str = "SET default_transaction_read_only = on";
+
+/// The first statements, in their order.
+pub(crate) fn prologue(reads_only: bool) -> impl Iterator<Item = &'static str> {
+    let path = usize::from(mutant::active("empty-search-path"));
+    PROLOGUE.into_iter().skip(path).chain(reads_only.then_some(READ_ONLY))
 }
 
 /// How psql says that it could not connect.
@@ -25,13 +60,49 @@ pub(crate) const NO_CONNECTION: i32 = 2;
 impl Psql {
     /// psql for `server`.
     pub(crate) fn new(program: Program, server: &Server) -> Result<Psql> {
-        Ok(Psql { program, passfile: server.passfile()?, server: server.clone() })
+        let no_options = Cell::new(false);
+        Ok(Psql {
+            program,
+            passfile: server.passfile()?,
+            server: server.clone(),
+            reads_only: false,
+            no_options,
+        })
+    }
+
+    /// The same, with sessions that write nothing.
+    pub(crate) fn reads_only(self) -> Psql {
+        Psql { reads_only: true, ..self }
+    }
+
+    fn conninfo(&self, database: &str) -> String {
+        let options = if self.no_options.get() || mutant::active("empty-search-path") { "" } else { OPTIONS };
+        format!("{} client_encoding='UTF8' options='{options}'", self.server.conninfo(database))
+    }
+
+    /// What comes before `sql`, and that.
+    fn text(&self, sql: &str) -> String {
+        prologue(self.reads_only).map(|s| format!("{s};\n")).collect::<String>() + sql
     }
 
     fn cmd(&self, database: &str, sql: &str) -> Result<Cmd> {
-        let conninfo = format!("{} client_encoding='UTF8'", self.server.conninfo(database));
         let cmd = self.program.cmd()?.args(["-X", "-q", "-A", "-t", "-w", "-v", "ON_ERROR_STOP=1", "-d"]);
-        Ok(self.passfile.lend(cmd.arg(conninfo).args(["-f", "-"]).stdin(sql)))
+        let stdin = if sql.is_empty() { String::new() } else { self.text(sql) };
+        Ok(self.passfile.lend(cmd.arg(self.conninfo(database)).args(["-f", "-"]).stdin(stdin)))
+    }
+
+    /// Whether `error` says that a pooler does not take [`OPTIONS`]; then it is worth to try once more without.
+    pub(crate) fn does_without_options(&self, error: &anyhow::Error) -> bool {
+        // In a pooler's own words, which no server translates.
+        let refused = error
+            .downcast_ref::<Failure>()
+            .is_some_and(|f| f.stderr_tail.contains("unsupported startup parameter"));
+        refused && !self.no_options.replace(true)
+    }
+
+    /// Whether a pooler is known to stand before the server.
+    pub(crate) fn through_pooler(&self) -> bool {
+        self.no_options.get()
     }
 
     fn judge(&self, cmd: &Cmd, output: &Output) -> Result<String> {
@@ -43,15 +114,18 @@ impl Psql {
 
     /// A psql in `database` that takes statements on its stdin until that is closed; errors do not end it.
     pub(crate) fn stay(&self, database: &str) -> Result<Child> {
-        let conninfo = format!("{} client_encoding='UTF8'", self.server.conninfo(database));
-        let cmd = self.program.cmd()?.args(["-X", "-q", "-A", "-t", "-w", "-d"]).arg(conninfo);
+        let cmd = self.program.cmd()?.args(["-X", "-q", "-A", "-t", "-w", "-d"]);
+        let cmd = cmd.arg(self.conninfo(database));
         self.passfile.lend(cmd.args(["-f", "-"])).spawn_piped()
     }
 
     /// Runs SQL in `database`, stopping at the first error; what it printed.
     pub(crate) fn run(&self, database: &str, sql: &str) -> Result<String> {
-        let cmd = self.cmd(database, sql)?;
-        self.judge(&cmd, &cmd.output()?)
+        let once = || {
+            let cmd = self.cmd(database, sql)?;
+            self.judge(&cmd, &cmd.output()?)
+        };
+        once().or_else(|e| if self.does_without_options(&e) { once() } else { Err(e) })
     }
 
     /// [`Psql::run`] with `:"db"` in the SQL standing for the identifier `name`.
@@ -71,7 +145,7 @@ impl Psql {
         let mut child = self.cmd(database, "")?.spawn_piped()?;
         let mut stdin = child.take_stdin().context("psql has no stdin")?;
         // One that does not read has ended, and says why.
-        stdin.write_all(sql.as_bytes()).ok();
+        stdin.write_all(self.text(sql).as_bytes()).ok();
         Ok(Running { child })
     }
 

@@ -50,14 +50,22 @@ impl std::fmt::Display for Refused {
 impl std::error::Error for Refused {}
 
 impl Session {
-    /// Opens one in `database`, without any of the time limits that could end it while it waits.
+    /// Opens one in `database`, which begins with psql's prologue and writes nothing.
     pub(crate) fn open(psql: &Psql, database: &str) -> Result<Session> {
+        let once = || Session::begin(psql, database);
+        once().or_else(|e| if psql.does_without_options(&e) { once() } else { Err(e) })
+    }
+
+    fn begin(psql: &Psql, database: &str) -> Result<Session> {
         let mut child = psql.stay(database)?;
         let input = child.take_stdin().context("psql has no stdin")?;
         let output = child.take_stdout().context("psql has no stdout")?;
         let mut session =
             Session { child, input, output, asked: 0, read: Vec::new(), backend: 0, pooled: false };
         let opened = Instant::now();
+        for statement in psql::prologue(true) {
+            session.ask(statement)?;
+        }
         let first = session.ask(
             "SELECT pg_backend_pid() || ' ' || extract(epoch FROM clock_timestamp() - backend_start)::int \
              FROM pg_stat_activity WHERE pid = pg_backend_pid()",
@@ -65,12 +73,7 @@ impl Session {
         let (pid, age) = first.split_once(' ').context("psql answered something odd")?;
         session.backend = pid.parse().context("psql answered something odd")?;
         let age: u64 = age.parse().unwrap_or(0);
-        session.pooled = age > opened.elapsed().as_secs() + 2;
-        // Not every version has each of these.
-        session.ask(
-            "SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN ('statement_timeout', \
-             'idle_in_transaction_session_timeout', 'idle_session_timeout', 'transaction_timeout')",
-        )?;
+        session.pooled = psql.through_pooler() || age > opened.elapsed().as_secs() + 2;
         Ok(session)
     }
 

@@ -26,7 +26,7 @@ use files::{Found, Kind, Walk};
 use findings::Finding;
 pub(crate) use findings::{Class, Findings};
 use places::{LeftOut, Places};
-use rows::{Row, Rows};
+use rows::{Row, Rows, Tables};
 pub(crate) use tree::Tree;
 
 /// How to compare.
@@ -51,18 +51,18 @@ pub(crate) fn compare(
     let config = config::Config::read(tree, report)?;
     config.against_dump(manifest, tree, &mut findings, report);
     let prefix = config.prefix();
-    if !rows::has_tables(psql, database, &prefix)? {
+    let Some(tables) = Tables::find(psql, database, &prefix)? else {
         findings.say(
             Class::Config,
             format!("the dump has no tables {prefix}filecache, {prefix}storages, …: nothing can be compared"),
         );
         return Ok(findings);
-    }
-    let overview = rows::overview(psql, database, &prefix)?;
+    };
+    let overview = rows::overview(psql, database, &tables)?;
     let places = Places::find(psql, database, tree, &overview, config.data_directory())?;
     config.against_rows(tree, &overview, &mut findings, report)?;
     let walk = Walk::new(&tree.data, tree.snapshot.as_ref().is_some_and(|s| s.fake_super));
-    let rows = Rows::begin(psql, database, &prefix, &overview, &places.list)?;
+    let rows = Rows::begin(psql, database, &tables, &overview, &places.list)?;
     let merge = Merge {
         rows,
         walk,

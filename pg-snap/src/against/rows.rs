@@ -46,20 +46,40 @@ pub(crate) struct Overview {
     has_unencrypted_size: bool,
 }
 
-/// Whether the tables of Nextcloud have this prefix here.
-pub(crate) fn has_tables(psql: &Psql, database: &str, prefix: &str) -> Result<bool> {
-    let names = ["filecache", "storages", "mimetypes", "users", "mounts", "preferences"];
-    let names = names.iter().map(|n| format!("({})", literal(&identifier(&format!("{prefix}{n}")))));
-    let names = names.collect::<Vec<_>>().join(", ");
-    psql.query(
-        database,
-        &format!("SELECT to_json(bool_and(to_regclass(n) IS NOT NULL)) FROM (VALUES {names}) v (n);"),
-    )
+/// Nextcloud's tables: the schema they lie in, and what their names begin with.
+#[derive(Debug)]
+pub(crate) struct Tables {
+    schema: String,
+    prefix: String,
 }
 
-/// Asks for the overview. Tables have `prefix`.
-pub(crate) fn overview(psql: &Psql, database: &str, prefix: &str) -> Result<Overview> {
-    let table = |name: &str| identifier(&format!("{prefix}{name}"));
+impl Tables {
+    /// Where they are, if they have this prefix here.
+    pub(crate) fn find(psql: &Psql, database: &str, prefix: &str) -> Result<Option<Tables>> {
+        let names = ["filecache", "storages", "mimetypes", "users", "mounts", "preferences"];
+        let list = names.map(|n| literal(&format!("{prefix}{n}"))).join(", ");
+        let schema: Option<String> = psql.query(
+            database,
+            &format!(
+                "SELECT coalesce((SELECT to_json(n.nspname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                   WHERE c.relname IN ({list}) AND c.relkind IN ('r', 'p', 'v', 'm') GROUP BY n.nspname
+                   HAVING count(*) = {} ORDER BY n.nspname <> 'public', n.nspname LIMIT 1), 'null');",
+                names.len()
+            ),
+        )?;
+        Ok(schema.map(|schema| Tables { schema, prefix: prefix.to_owned() }))
+    }
+
+    /// The one that Nextcloud calls `name`, for SQL.
+    fn named(&self, name: &str) -> String {
+        format!("{}.{}", identifier(&self.schema), identifier(&format!("{}{name}", self.prefix)))
+    }
+}
+
+/// Asks for the overview.
+pub(crate) fn overview(psql: &Psql, database: &str, tables: &Tables) -> Result<Overview> {
+    let table = |name: &str| tables.named(name);
+    let prefix = &tables.prefix;
     let (cache, storages, types) = (table("filecache"), table("storages"), table("mimetypes"));
     let (users, mounts, preferences) = (table("users"), table("mounts"), table("preferences"));
     let sql = format!(
@@ -105,7 +125,7 @@ impl Rows {
     pub(crate) fn begin(
         psql: &Psql,
         database: &str,
-        prefix: &str,
+        tables: &Tables,
         overview: &Overview,
         places: &[Place],
     ) -> Result<Rows> {
@@ -118,7 +138,7 @@ impl Rows {
         if places.is_empty() {
             values = "(0, -1::bigint, '')".into();
         }
-        let cache = identifier(&format!("{prefix}filecache"));
+        let cache = tables.named("filecache");
         let unencrypted = if overview.has_unencrypted_size { "f.unencrypted_size" } else { "0" };
         let folder_type = overview.folder_type.unwrap_or(-1);
         let more = if overview.has_unencrypted_size { ", unencrypted_size" } else { "" };

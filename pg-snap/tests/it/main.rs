@@ -8,5 +8,6 @@ mod faults;
 mod folder;
 mod hold;
 mod lab;
+mod prologue;
 mod restore;
 mod verify;
