@@ -10,6 +10,7 @@ pub mod lock;
 pub mod mounts;
 pub mod mutant;
 pub mod offsite;
+pub mod outward;
 pub mod places;
 pub mod profile;
 pub mod record;

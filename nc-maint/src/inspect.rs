@@ -4,13 +4,14 @@
 //! reading it ourselves could meet half of it.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use common::durable;
 use common::fault::Fault;
+use common::outward;
 use common::profile::Method;
-use common::status::Report;
+use common::status::{Report, put_text};
 use nix::unistd::geteuid;
 use serde_json::{Map, Value, json};
 
@@ -57,6 +58,7 @@ pub(crate) fn inspect(settings: &Settings, secrets_to: Option<&Path>, report: &m
     );
     postgres_only(text("dbtype"))?;
     warn_about_places(&config, root, &data, report);
+    warn_about_links(settings, &data, report);
     if on("dbpersistent") {
         report.warn("dbpersistent", "dbpersistent is on: database sessions outlive their requests");
     }
@@ -129,12 +131,35 @@ fn warn_about_places(config: &Map<String, Value>, root: &Path, data: &Path, repo
             format!("the data directory {} lies inside the code: leave it out there", data.display());
         report.warn("data-directory-in-root", message);
     }
-    let apps = report.data.get("apps_paths").cloned().unwrap_or_default();
-    for path in apps.as_array().into_iter().flatten().filter_map(|a| a["path"].as_str()) {
-        if !Path::new(path).starts_with(root) {
-            report.warn("apps-path-outside-root", format!("apps in {path} need a source of their own"));
-        }
+    let outside: Vec<String> = listed_apps(report).filter(|p| !Path::new(p).starts_with(root)).collect();
+    for path in outside {
+        report.warn("apps-path-outside-root", format!("apps in {path} need a source of their own"));
     }
+}
+
+/// The folders of apps, as they have been told.
+fn listed_apps(report: &Report) -> impl Iterator<Item = String> {
+    let apps = report.data.get("apps_paths").and_then(Value::as_array).cloned().unwrap_or_default();
+    apps.into_iter().filter_map(|a| a["path"].as_str().map(str::to_owned))
+}
+
+/// Links whose content no source holds. Without sources in the profile: those that `setup` would write.
+fn warn_about_links(settings: &Settings, data: &Path, report: &mut Report) {
+    let apps: Vec<PathBuf> = listed_apps(report).map(PathBuf::from).collect();
+    let mut sources: Vec<&Path> = settings.sources().collect();
+    if sources.is_empty() {
+        sources.extend(settings.root().into_iter().chain([data]).chain(apps.iter().map(PathBuf::as_path)));
+    }
+    let links = outward::find(&sources);
+    let mut told = Vec::new();
+    for link in &links {
+        let mut entry = Map::new();
+        put_text(&mut entry, "path", link.path.as_os_str());
+        put_text(&mut entry, "target", link.target.as_os_str());
+        told.push(entry);
+        report.warn(outward::KIND, link.show());
+    }
+    report.set("links_that_lead_out", told.into_iter().map(Value::Object).collect::<Vec<_>>());
 }
 
 /// Local folders that users reach through the external storage app.

@@ -42,6 +42,8 @@ pub(crate) struct Settings {
     pub(crate) url_timeout: Duration,
     /// Longest time for a run.
     pub(crate) max: Duration,
+    /// The folders that are backed up, as far as the profile says.
+    sources: Vec<OsString>,
     state: OsString,
     runtime: OsString,
     /// The words that name this instance on a command line, for advice.
@@ -97,6 +99,7 @@ impl Settings {
             url,
             url_timeout: span(options.url_timeout, table.and_then(|t| t.url_timeout), 30),
             max: span(None, table.and_then(|t| t.max), 30 * 60),
+            sources: profile.snapshot.source.iter().filter_map(|s| s.path.clone().map(Into::into)).collect(),
             state: places::state(&profile)?.into_os_string(),
             runtime: places::runtime(&profile)?.into_os_string(),
             name: profile.name,
@@ -146,6 +149,11 @@ impl Settings {
         self.root.as_deref().map(Path::new).ok_or_else(|| {
             Fault::config("Nextcloud's folder is not known").hint("give --root, or a profile").into()
         })
+    }
+
+    /// The folders that are backed up, as far as the profile says.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = &Path> {
+        self.sources.iter().map(Path::new)
     }
 
     /// The state folder.

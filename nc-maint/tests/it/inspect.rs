@@ -128,3 +128,19 @@ fn a_data_directory_that_is_not_there_is_warned_about() {
     let ran = world.ask("inspect", &["--occ", occ.to_str().unwrap()]).expect(0);
     assert!(kinds(&ran).contains(&"data-directory-not-here"), "{:?}", ran.json["warnings"]);
 }
+
+#[test]
+fn a_link_that_leads_out_of_all_sources_is_told() {
+    let world = World::new();
+    let elsewhere = world.path().join("elsewhere");
+    std::fs::create_dir_all(elsewhere.join("bob")).unwrap();
+    std::os::unix::fs::symlink(elsewhere.join("bob"), world.data().join("bob")).unwrap();
+    std::fs::create_dir(world.data().join("anna")).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, world.data().join("anna/files")).unwrap();
+    std::os::unix::fs::symlink("anna", world.data().join("anne")).unwrap();
+    let ran = world.ask("inspect", &[]).expect(0);
+    assert_eq!(kinds(&ran).iter().filter(|k| **k == "link-leads-out").count(), 2, "{:#}", ran.json);
+    let links = &ran.json["data"]["links_that_lead_out"];
+    assert_eq!(links[0], json!({"path": world.data().join("bob"), "target": elsewhere.join("bob")}));
+    assert_eq!(links.as_array().unwrap().len(), 2, "{links}");
+}
