@@ -1,5 +1,6 @@
 //! What the tools share. Flat modules, one job each; no command-line parsing, no framework.
 
+pub mod account;
 pub mod drill;
 pub mod durable;
 pub mod exclude;

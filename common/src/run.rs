@@ -24,8 +24,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Gid, Pid, Uid};
 
+use crate::account::Account;
 use crate::fault::{Fault, Kind};
-use crate::signals;
+use crate::{mutant, signals};
 
 /// Where programs are looked for, whatever the caller's PATH says.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -217,10 +218,17 @@ impl Cmd {
         self
     }
 
-    /// Runs it as another account: exactly this user, group and supplementary groups. Needs root.
+    /// Runs it as `account`: its user, groups, HOME, USER and LOGNAME. Needs root, unless that is who we are.
+    ///
+    /// The one way to give a child another account. It always leaves our session, and with that our terminal: a
+    /// program that has a terminal of root's could type commands into it (TIOCSTI).
     #[must_use]
-    pub fn account(mut self, user: Uid, group: Gid, groups: &[Gid]) -> Cmd {
-        self.account = Some((user, group, groups.to_vec()));
+    pub fn run_as(mut self, account: &Account) -> Cmd {
+        self.env.splice(0..0, account.environment().map(|(key, value)| (key.into(), value)));
+        if nix::unistd::geteuid() != account.uid() {
+            self.account = Some((account.uid(), account.gid(), account.groups()));
+            self.own_session = self.own_session || !mutant::active("another-account-keeps-the-terminal");
+        }
         self
     }
 
@@ -323,8 +331,15 @@ impl Cmd {
                 }
                 if let Some((user, group, groups)) = &account {
                     nix::unistd::setgroups(groups)?;
-                    nix::unistd::setgid(*group)?;
-                    nix::unistd::setuid(*user)?;
+                    nix::unistd::setresgid(*group, *group, *group)?;
+                    nix::unistd::setresuid(*user, *user, *user)?;
+                } else {
+                    // Root that has taken an account's rights for a while gives a child nothing else of root.
+                    let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
+                    if nix::unistd::getuid() != user {
+                        nix::unistd::setresgid(group, group, group)?;
+                        nix::unistd::setresuid(user, user, user)?;
+                    }
                 }
                 // Last: a change of user clears it.
                 if die {
@@ -606,10 +621,9 @@ mod tests {
     }
 
     #[test]
-    fn another_account_and_another_session() {
-        let (user, group) = (Uid::from_raw(65534), Gid::from_raw(65534));
+    fn another_account_is_another_session() {
         let script = "echo $(id -u) $(id -G); ps -o sid= -p $$";
-        let out = Cmd::new("sh").args(["-c", script]).account(user, group, &[group]).own_session();
+        let out = Cmd::new("sh").args(["-c", script]).run_as(&Account::named("nobody").unwrap());
         let mut child = out.start(Stdio::null(), Stdio::piped()).unwrap();
         let id = child.id();
         let mut text = String::new();

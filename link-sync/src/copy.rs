@@ -6,17 +6,16 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use common::account::Account;
 use common::fault::Fault;
 use common::lock::Lock;
 use common::places;
 use common::profile::{Bytes, Profile};
 use common::run::Cmd;
 use common::status::Report;
-use nix::unistd::{Gid, Uid};
 use serde_json::{Value, json};
 
 use crate::budget::Budget;
@@ -268,6 +267,7 @@ impl Copying<'_> {
     /// Sends what changed, and has it put in its place.
     fn transfer(&self, far: &mut Far, opened: &Opened, part: &Part, total: &mut Merged) -> Result<()> {
         let owner = self.wanted.dir.metadata().context("cannot look at the snapshot")?;
+        let account = Account::of_folder(&owner)?;
         // Nobody waits for a copy.
         let budget = Budget::default();
         let transfer = |list: File, only_itself: bool| Transfer {
@@ -280,7 +280,7 @@ impl Copying<'_> {
             times: true,
             again: false,
             // What lies in the store of an account is read with its rights: it could have put anything there.
-            account: (owner.uid() != 0).then(|| (Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid()))),
+            account: account.as_ref(),
             all_xattrs: self.wanted.meta.fake_super,
             xattrs: opened.xattrs,
             acls: opened.acls,

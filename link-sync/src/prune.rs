@@ -1,6 +1,5 @@
 //! `link-sync prune`: on the store's own machine, or asked of it through ssh.
 
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -9,8 +8,8 @@ use common::retention::Retention;
 use common::status::{self, Report};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use nix::unistd::{Gid, Uid};
 
+use crate::account::become_owner;
 use crate::cli::Prune;
 use crate::far::Far;
 use crate::protocol::Request;
@@ -68,6 +67,7 @@ fn local(args: &Prune, settings: &Settings, path: &Path, report: &mut Report) ->
             What::Rules(Box::new(rules(args.rules.retention().or(&of_profile), false)?))
         }
     };
+    // What lies in the store of an account is handled with its rights, as it could have put anything there.
     become_owner(path)?;
     let needed = args.keep.iter().map(|date| (date.clone(), "needed (--keep)".to_owned())).collect();
     prune_store(&store, &Ask { what, dry_run: args.dry_run, needed }, Timestamp::now())
@@ -87,19 +87,6 @@ fn rules(written: Retention, for_client: bool) -> Result<Rules> {
     }
     // Where the machine's own zone cannot be told, UTC is as good as any: days only have to be the same ones.
     Ok(Rules::new(written, TimeZone::try_system().unwrap_or(TimeZone::UTC), for_client))
-}
-
-/// What lies in the store of an account is handled with its rights, as it could have put anything there.
-fn become_owner(path: &Path) -> Result<()> {
-    let Ok(meta) = path.metadata() else { return Ok(()) };
-    if !nix::unistd::geteuid().is_root() || meta.uid() == 0 {
-        return Ok(());
-    }
-    let (user, group) = (Uid::from_raw(meta.uid()), Gid::from_raw(meta.gid()));
-    nix::unistd::setgroups(&[group])
-        .and_then(|()| nix::unistd::setresgid(group, group, group))
-        .and_then(|()| nix::unistd::setresuid(user, user, user))
-        .with_context(|| format!("cannot change to the owner of {}, user id {user}", path.display()))
 }
 
 /// For people, and into the report.

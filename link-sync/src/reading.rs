@@ -7,19 +7,18 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use common::account::Account;
 use common::fault::Fault;
 use common::lock::Lock;
 use common::run::Cmd;
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, fstatat};
-use nix::unistd::{Gid, Uid};
 
 use crate::parallel;
 use crate::protocol::{self, Looked, Request};
@@ -166,10 +165,9 @@ impl Reading {
             cmd = cmd.arg("--fake-super");
         }
         let owner = self.dir.metadata().context("cannot look at the snapshot")?;
-        if nix::unistd::geteuid().is_root() && owner.uid() != 0 {
-            // What lies in the store of an account is read with its rights: it could have put anything there.
-            let group = Gid::from_raw(owner.gid());
-            cmd = cmd.account(Uid::from_raw(owner.uid()), group, &[group]);
+        // What lies in the store of an account is read with its rights: it could have put anything there.
+        if let Some(account) = Account::of_folder(&owner)? {
+            cmd = cmd.run_as(&account);
         }
         Ok(cmd.arg(".").arg(marked(path, *strip)?).dir(&self.path).inherit(self.lock.fd()))
     }

@@ -16,6 +16,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use common::account::Account;
 use common::fault::Fault;
 use common::run::{Child, Cmd};
 use common::signals;
@@ -23,7 +24,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
-use nix::unistd::{Gid, Pid, Uid};
+use nix::unistd::Pid;
 
 use crate::budget::Budget;
 use crate::far::Far;
@@ -58,7 +59,7 @@ pub struct Transfer<'a> {
     /// Compare with the partial snapshot.
     pub again: bool,
     /// rsync reads as this account.
-    pub account: Option<(Uid, Gid)>,
+    pub account: Option<&'a Account>,
     /// Also the attributes rsync itself keeps owners in.
     pub all_xattrs: bool,
     /// Extended attributes.
@@ -131,8 +132,8 @@ impl Transfer<'_> {
                 cmd = cmd.arg(option);
             }
         }
-        if let Some((user, group)) = self.account {
-            cmd = cmd.account(user, group, &[group]);
+        if let Some(account) = self.account {
+            cmd = cmd.run_as(account);
         }
         if self.only_itself {
             // A listed "." would bring what is in it.

@@ -10,7 +10,7 @@ use common::status::Report;
 use serde_json::Value;
 
 use crate::TOOL;
-use crate::account::Account;
+use crate::account::Taken;
 use crate::cli;
 use crate::far::Far;
 use crate::progress::Progress;
@@ -87,7 +87,7 @@ fn local(
     if args.repair {
         let store = Store { read_only: false, ..store };
         let mut places = places(args, settings)?;
-        places.account = Account::of(&store.path)?;
+        places.account = Taken::of(&store.path)?;
         let (outcome, repaired) = repair(&store, options, places, &told)?;
         let (list, total) = repaired.describe(options.limit);
         record(&store, options, &outcome, total, report);
@@ -151,7 +151,7 @@ fn store(settings: &Settings, path: PathBuf) -> Store {
 /// copy, is verified all the same.
 fn record(store: &Store, options: &Options, outcome: &Outcome, repaired: u64, report: &mut Report) {
     let noted =
-        Account::of(&store.path).and_then(|_account| verified::record(store, options, outcome, repaired));
+        Taken::of(&store.path).and_then(|_account| verified::record(store, options, outcome, repaired));
     if let Err(error) = noted {
         report.warn("not-recorded", format!("{error:#}"));
     }

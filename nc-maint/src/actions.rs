@@ -3,13 +3,13 @@
 use std::time::Instant;
 
 use anyhow::Result;
+use common::account::Account;
 use common::record;
 use common::restoring;
 use common::signals;
 use common::status::Report;
 use serde_json::{Value, json};
 
-use crate::account::Account;
 use crate::claim::{Claim, Ledger};
 use crate::dropin::{Mark, Present};
 use crate::occ::Occ;

@@ -218,7 +218,7 @@ impl Guardian {
     /// stopped or killed: then all of it ends.
     fn command(&mut self, job: &Job, outcome: &mut Outcome) -> Result<()> {
         let cmd = Cmd::from_argv(&job.command)?.dir(&job.dir).env("NC_BACKUP_PROFILE", &job.settings.name);
-        let cmd = job.account.apply(cmd.env("NC_BACKUP_RUN_ID", &job.run_id));
+        let cmd = cmd.env("NC_BACKUP_RUN_ID", &job.run_id).run_as(&job.account);
         let (out, err) = self.streams.take().context("the command has been started already")?;
         self.line.send(&Event::Started).ok();
         let begin = Instant::now();

@@ -4,7 +4,6 @@
 //! prints the report. The *guardian*, in a session of its own, throws the switch, owns the command and
 //! throws the switch back, whatever becomes of the front. If the guardian is killed, the front does it.
 
-mod account;
 mod actions;
 mod claim;
 mod cli;

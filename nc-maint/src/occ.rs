@@ -35,7 +35,7 @@ impl<'a> Occ<'a> {
 
     fn command(&self, args: &[&str]) -> Result<Cmd> {
         let cmd = Cmd::from_argv(&self.settings.occ)?.args(args).timeout(self.settings.occ_timeout);
-        let cmd = self.settings.occ_account.iter().fold(cmd, |cmd, account| account.apply(cmd));
+        let cmd = self.settings.occ_account.iter().fold(cmd, |cmd, account| cmd.run_as(account));
         Ok(if self.heed_signals { cmd } else { cmd.uninterruptible() })
     }
 

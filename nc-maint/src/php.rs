@@ -133,7 +133,7 @@ fn start(settings: &Settings, when: &str) -> Result<Waiting> {
     };
     let cmd = Cmd::from_argv(&php.argv)?.args(["-d", "opcache.enable_cli=0", "-d", "display_errors=stderr"]);
     let cmd = cmd.args(["-r", CODE, "--"]).arg(&php.config_dir).arg(when);
-    let cmd = settings.occ_account.iter().fold(cmd, |cmd, account| account.apply(cmd)).uninterruptible();
+    let cmd = settings.occ_account.iter().fold(cmd, |cmd, account| cmd.run_as(account)).uninterruptible();
     let mut child = cmd.start(Stdio::piped(), Stdio::piped())?;
     let pipes = child.take_stdin().zip(child.take_stdout());
     let (word, out) = pipes.context("cannot talk to PHP")?;

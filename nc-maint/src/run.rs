@@ -12,6 +12,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 
 use anyhow::{Context as _, Result};
+use common::account::Account;
 use common::fault::Fault;
 use common::run::{Child, Cmd, Failure, Output, program};
 use common::status::Report;
@@ -20,7 +21,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::account::Account;
 use crate::claim::Ledger;
 use crate::relay::Relay;
 use crate::settings::Settings;

@@ -4,11 +4,11 @@
 //! profile, so that editing one during a run changes nothing about how the run ends.
 
 use std::ffi::OsString;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use common::account::Account;
 use common::fault::Fault;
 use common::places;
 use common::profile::{Method, Profile, Span};
@@ -16,7 +16,6 @@ use common::status::Report;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
-use crate::account::Account;
 use crate::cli::Options;
 use crate::method::{self, Choice, Php};
 
@@ -176,10 +175,11 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("cannot find {}", path.display()))
 }
 
-/// occ insists on the owner of config.php; as root we become that, else we are it or occ will say so.
+/// occ insists on the owner of config.php; as root we become that (root itself only if nobody else can change what is
+/// run), else we are it or occ will say so.
 fn owner_of_config(root: &Path) -> Result<Option<Account>> {
     let config = root.join("config/config.php");
-    let meta = std::fs::metadata(&config).map_err(|e| {
+    std::fs::metadata(&config).map_err(|e| {
         let path = config.display();
         if e.kind() == std::io::ErrorKind::PermissionDenied {
             return Fault::denied(format!("cannot look at {path}"))
@@ -194,7 +194,9 @@ fn owner_of_config(root: &Path) -> Result<Option<Account>> {
             .hint("give the command that runs occ with --occ, or `occ = [\"docker\", …]` in the profile")
             .into());
     }
-    geteuid().is_root().then(|| Account::owner(meta.uid(), meta.gid())).transpose()
+    // Whoever can write there can put anything in their place: the owner must fit all three.
+    let config_dir = root.join("config");
+    geteuid().is_root().then(|| Account::of_files(&[&config, &config_dir, &occ])).transpose()
 }
 
 /// `home`, or `--config FILE`, or the options that stand for a profile.

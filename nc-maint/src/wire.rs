@@ -6,13 +6,13 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 
 use anyhow::{Context as _, Result};
+use common::account::Account;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::account::Account;
 use crate::settings::Settings;
 use crate::switch;
 

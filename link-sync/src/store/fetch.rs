@@ -21,7 +21,7 @@ use xattr::FileExt as _;
 use super::scan::Line;
 use super::sums::Sum;
 use super::{mtree, open_dir, open_file_at};
-use crate::account::Account;
+use crate::account::Taken;
 use crate::tree::join;
 
 /// Extended attributes of one path.
@@ -39,7 +39,7 @@ pub struct Places {
     /// This store.
     pub store: Option<File>,
     /// The store is this account's, and the other places may be root's.
-    pub account: Option<Account>,
+    pub account: Option<Taken>,
 }
 
 impl Places {

@@ -5,6 +5,7 @@
 mod dropin;
 mod inspect;
 mod killed;
+mod rights;
 mod run;
 mod sudo;
 mod switch;

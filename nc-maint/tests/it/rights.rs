@@ -1,0 +1,108 @@
+//! Whatever the web user puts into Nextcloud's folder runs with the web user's rights, and reaches nothing of root's.
+
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::process::{Command, Stdio};
+
+use crate::world::World;
+
+/// A kernel that lets a program type into its own terminal, as most do; as it was when the value goes.
+struct Tiocsti(Option<String>);
+
+const SYSCTL: &str = "/proc/sys/dev/tty/legacy_tiocsti";
+
+impl Tiocsti {
+    fn allowed() -> Tiocsti {
+        // Before Linux 6.2 there is no switch, and it is always allowed.
+        let before = std::fs::read_to_string(SYSCTL).ok();
+        let changed = before.filter(|_| std::fs::write(SYSCTL, "1").is_ok());
+        Tiocsti(changed)
+    }
+}
+
+impl Drop for Tiocsti {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            std::fs::write(SYSCTL, before).unwrap();
+        }
+    }
+}
+
+/// Tries to get at a terminal in every way: through what it was given, as its own, and by its name.
+const TYPIST: &str = r##"
+open(my $out, ">>", "$ARGV[0]/typed") or die;
+open(my $in, "<", "$ARGV[0]/pts") or die;
+my $pts = <$in>;
+my $key = "#";
+for my $fd (0, 1, 2) {
+    open(my $given, "+<&=", $fd) or next;
+    print $out "typed through $fd\n" if ioctl($given, 0x5412, $key);
+}
+for my $path ("/dev/tty", "/dev/pts/$pts") {
+    open(my $tty, "+<", $path) or next;
+    print $out "opened $path\n";
+    print $out "typed through $path\n" if ioctl($tty, 0x5412, $key);
+}
+print $out "done as $<\n";
+"##;
+
+#[test]
+fn what_the_web_user_runs_cannot_type_into_roots_terminal() {
+    let _tiocsti = Tiocsti::allowed();
+    let world = World::new();
+    std::fs::write(world.data().join("typist"), TYPIST).unwrap();
+    let occ = "<?php passthru('perl ' . __DIR__ . '/data/typist ' . __DIR__ . '/data');";
+    std::fs::write(world.root().join("occ"), occ).unwrap();
+    let mut line = String::new();
+    let tool = world.nc_maint("status");
+    for word in std::iter::once(tool.get_program()).chain(tool.get_args()) {
+        line.push_str(&format!("'{}' ", word.to_str().unwrap()));
+    }
+    let pts = world.data().join("pts");
+    line.insert_str(0, &format!("tty | tr -dc 0-9 >'{}'; ", pts.display()));
+    // A terminal of root's own, and the tool in its foreground.
+    let mut script = Command::new("script");
+    script.args(["-q", "-e", "-c", &line, "/dev/null"]).stdin(Stdio::null()).stdout(Stdio::piped());
+    let ran = script.output().unwrap();
+    let typed = std::fs::read_to_string(world.data().join("typed"))
+        .unwrap_or_else(|e| panic!("occ ran: {e}: {}", String::from_utf8_lossy(&ran.stdout)));
+    let uid = Command::new("id").args(["-u", "www-data"]).output().unwrap().stdout;
+    assert_eq!(typed, format!("done as {}\n", String::from_utf8_lossy(&uid).trim()));
+}
+
+/// occ says who ran it.
+fn telltale(world: &World) {
+    let place = world.path().join("ran-as-");
+    let text = format!("<?php touch('{}' . posix_geteuid());", place.display());
+    std::fs::write(world.root().join("occ"), text).unwrap();
+    std::fs::set_permissions(world.path(), PermissionsExt::from_mode(0o711)).unwrap();
+}
+
+#[test]
+fn a_link_to_a_file_of_roots_makes_the_web_user_nobody_else() {
+    let world = World::new();
+    telltale(&world);
+    chown(world.root().join("occ"), Some(33), Some(33)).unwrap();
+    std::fs::remove_file(world.config()).unwrap();
+    symlink("/etc/passwd", world.config()).unwrap();
+    let ran = world.ask("status", &[]).expect(77);
+    let message = ran.json["error"]["message"].as_str().unwrap();
+    assert!(message.contains("config.php is a symbolic link"), "{message}");
+    assert!(!world.path().join("ran-as-0").exists());
+}
+
+#[test]
+fn a_config_php_of_roots_in_a_folder_of_the_web_users_makes_nobody_root() {
+    let world = World::new();
+    telltale(&world);
+    chown(world.config(), Some(0), Some(33)).unwrap();
+    let ran = world.ask("status", &[]).expect(77);
+    let message = ran.json["error"]["message"].as_str().unwrap();
+    assert!(message.contains("nothing is run as root"), "{message}");
+    assert!(!world.path().join("ran-as-0").exists());
+    // All of it root's, and writable by nobody else: then it is root's to run.
+    for path in [world.config(), world.root().join("config"), world.root().join("occ"), world.root()] {
+        chown(path, Some(0), Some(0)).unwrap();
+    }
+    world.ask("status", &[]);
+    assert!(world.path().join("ran-as-0").exists());
+}
