@@ -15,6 +15,7 @@ pub mod outward;
 pub mod places;
 pub mod profile;
 pub mod record;
+pub mod rename;
 pub mod restoring;
 pub mod retention;
 pub mod run;

@@ -18,7 +18,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, RenameFlags, open, openat, renameat, renameat2};
+use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat};
 use nix::unistd::{AccessFlags, Gid, Uid, UnlinkatFlags, faccessat, fchown, unlinkat};
 use serde::{Deserialize, Serialize};
@@ -294,11 +294,9 @@ impl Draft {
     pub(crate) fn place(&mut self) -> Result<()> {
         let folder = &self.folder;
         let ours = matches!(folder.look()?, Present::Ours(_));
-        let flags = if ours { RenameFlags::empty() } else { RenameFlags::RENAME_NOREPLACE };
-        let moved = match renameat2(&folder.fd, DRAFT, &folder.fd, NAME, flags) {
-            // A file system without that flag; we have just looked.
-            Err(Errno::EINVAL | Errno::ENOSYS) => renameat(&folder.fd, DRAFT, &folder.fd, NAME),
-            moved => moved,
+        let moved = match ours {
+            true => renameat(&folder.fd, DRAFT, &folder.fd, NAME),
+            false => common::rename::noreplace(&folder.fd, DRAFT, &folder.fd, NAME),
         };
         moved.with_context(|| format!("cannot put {} in place", folder.file().display()))?;
         self.placed = true;

@@ -7,8 +7,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use anyhow::{Context as _, Result};
 use common::exclude::{Excludes, is_drop_in, is_remade};
 use nix::errno::Errno;
-use nix::fcntl::{RenameFlags, renameat2};
-use nix::sys::stat::{fstat, futimens};
+use nix::sys::stat::fstat;
 use nix::sys::time::TimeSpec;
 
 use super::swap::beside;
@@ -109,6 +108,6 @@ impl PutBack<'_> {
 
 fn back(from: &File, to: &File, name: &OsStr) -> nix::Result<()> {
     let times = fstat(to)?;
-    renameat2(from, name, to, name, RenameFlags::RENAME_NOREPLACE)?;
-    futimens(to, &TimeSpec::UTIME_OMIT, &TimeSpec::new(times.st_mtime, times.st_mtime_nsec))
+    common::rename::noreplace(from, name, to, name)?;
+    crate::store::set_modified(to, &TimeSpec::new(times.st_mtime, times.st_mtime_nsec))
 }

@@ -40,7 +40,7 @@ use fetch::Fetch;
 use left_out::PutBack;
 use partial::{KEPT, Left, NEW, OLD, PREFIX, Partial, State, TEMPORARY};
 use swap::Swap;
-use target::Target;
+use target::{Target, real};
 
 /// The source that holds Nextcloud's configuration.
 const HTML: &str = "html";
@@ -320,7 +320,6 @@ fn item(
     path: Vec<u8>,
     looked: Looked,
 ) -> Result<Item> {
-    let real = |p: &Path| p.canonicalize().unwrap_or_else(|_| p.to_owned());
     let mut others: Vec<PathBuf> = Vec::new();
     let (base, before, rest) = match &args.to {
         Some(to) => (std::path::absolute(to).context("--to")?, 0, full(&source, &path)),
@@ -335,24 +334,26 @@ fn item(
             (found.path.clone(), 1, path.clone())
         }
     };
+    // From here on only what the file system made of it counts.
+    let mut reached = target::reach(&base)?;
+    let shown = reached.shown.clone();
     if let crate::settings::Place::Local(store) = &settings.store {
         others.push(real(store));
-        if real(&base).starts_with(real(store)) {
+        if shown.starts_with(real(store)) {
             return Err(Fault::config(format!(
                 "{} lies in the store: a snapshot is never changed",
-                base.display()
+                shown.display()
             ))
             .hint("restore to another folder")
             .into());
         }
     }
-    if args.dry_run && !base.exists() {
+    if args.dry_run && !reached.missing.is_empty() {
         // Nothing is made: what is above it stands for it.
-        let above = base.ancestors().find(|a| a.is_dir()).unwrap_or(Path::new("/"));
-        let (home, shown) = target::open_trusted(above)?;
+        let home = reached.dir;
         let target = Target {
             anchor: home.try_clone()?,
-            shown: base,
+            shown: shown.clone(),
             strip: before,
             only: None,
             exists: false,
@@ -360,8 +361,8 @@ fn item(
         };
         return Ok(Item { source, path, looked, target, home, home_shown: shown });
     }
-    let made = target::make(&base)?;
-    let (dir, shown) = target::open_trusted(&base)?;
+    let made = reached.make()?;
+    let dir = reached.dir;
     let mut target = Target::find(&dir, &shown, before, &rest, &others)?;
     target.exists &=
         !(made || target.only.is_none() && visit::names(&target.anchor.try_clone()?)?.is_empty());

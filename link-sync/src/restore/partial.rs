@@ -14,11 +14,10 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use nix::errno::Errno;
-use nix::fcntl::{RenameFlags, renameat2};
 use nix::sys::stat::{Mode, mkdirat};
 use serde::{Deserialize, Serialize};
 
-use crate::store::{ensure_dir, open_dir, open_file, remove, visit};
+use crate::store::{ensure_dir, open_dir, open_file, open_file_at, remove, visit};
 
 /// How the names of these folders begin.
 pub const PREFIX: &str = ".nc-restore-";
@@ -71,6 +70,13 @@ pub struct Plan {
     pub names: Vec<(Vec<u8>, u64)>,
     /// Folders whose content is put in place, with their modification times, which renames move.
     pub folders: Vec<(Vec<u8>, i64, i64)>,
+    /// The inode numbers stay what they are, and two names can be exchanged.
+    #[serde(default = "yes")]
+    pub steady: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// The folder.
@@ -175,7 +181,20 @@ impl Partial {
 
     /// All that was written below it is on the disk on return.
     pub fn sync(&self) -> Result<()> {
-        nix::unistd::syncfs(&self.dir).with_context(|| format!("cannot flush {}", self.shown.display()))
+        let what = || format!("cannot flush {}", self.shown.display());
+        if !super::swap::steady(&self.dir)? {
+            // What lies behind such a file system hears of single files only.
+            visit::each(&self.part(NEW)?, |found| {
+                let name = found.name.as_bytes();
+                let opened = match found.is_dir {
+                    true => open_dir(found.parent, name).map_err(anyhow::Error::from),
+                    false if is_file(found)? => open_file_at(found.parent, name),
+                    false => return Ok(()),
+                };
+                opened.with_context(what)?.sync_all().with_context(what)
+            })?;
+        }
+        nix::unistd::syncfs(&self.dir).with_context(what)
     }
 
     /// Removes it with all that was replaced, or with `keep` renames it so that no restore takes it for its own. What is in
@@ -199,6 +218,11 @@ impl Partial {
     }
 }
 
+fn is_file(found: &visit::Found<'_>) -> nix::Result<bool> {
+    let stat = nix::sys::stat::fstatat(found.parent, found.name, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    Ok(stat.st_mode & libc::S_IFMT == libc::S_IFREG)
+}
+
 /// Whether something is in a part of it.
 fn holds_something(dir: &File, part: &str) -> bool {
     open_dir(dir, part.as_bytes()).is_ok_and(|old| visit::names(&old).is_ok_and(|names| !names.is_empty()))
@@ -215,7 +239,7 @@ fn set_aside(
     let stem = partial.trim_end_matches(".partial");
     for n in 0..1000 {
         let new = if n == 0 { format!("{stem}.{ending}") } else { format!("{stem}-{n}.{ending}") };
-        match renameat2(from, OsStr::new(old), home, OsStr::new(&new), RenameFlags::RENAME_NOREPLACE) {
+        match common::rename::noreplace(from, old, home, &*new) {
             Ok(()) => return Ok(shown.with_file_name(new)),
             Err(Errno::EEXIST) => {}
             Err(e) => return Err(e).with_context(|| format!("cannot rename {}", shown.display())),

@@ -1,6 +1,9 @@
 //! Putting what has arrived in its place, and what was there aside: renames within one file system, each of which
 //! can be the last one before a power cut. The next run goes on where this one ended, told by the inode numbers that
 //! were written down before the first rename.
+//!
+//! Where inode numbers may change (FUSE, network file systems), two names are never exchanged: what was there goes
+//! aside first, so whatever still lies among what has arrived waits to be put in its place.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
@@ -8,15 +11,19 @@ use std::fs::File;
 use std::os::unix::ffi::OsStrExt as _;
 
 use anyhow::{Context as _, Result};
+use common::rename;
 use nix::errno::Errno;
-use nix::fcntl::{RenameFlags, renameat2};
-use nix::sys::stat::{fstat, futimens};
+use nix::sys::stat::fstat;
+use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, FsType, TMPFS_MAGIC, XFS_SUPER_MAGIC};
 use nix::sys::time::TimeSpec;
 
 use super::partial::{PREFIX, Plan, entry};
 use crate::store::{attributes, ensure_dir, open_dir, visit};
 use crate::tree::join;
 use crate::walk::show;
+
+/// OpenZFS's `ZFS_SUPER_MAGIC`.
+const ZFS: FsType = FsType(0x2fc1_2fc1);
 
 /// One restore's renames.
 #[derive(Debug)]
@@ -36,7 +43,7 @@ pub struct Swap<'a> {
 impl Swap<'_> {
     /// What will be renamed, with inode numbers, to be written down before [`Swap::run`].
     pub fn plan(&self) -> Result<Plan> {
-        let mut plan = Plan::default();
+        let mut plan = Plan { steady: steady(self.new)?, ..Plan::default() };
         self.plan_folder(&[], &mut plan)?;
         Ok(plan)
     }
@@ -72,19 +79,15 @@ impl Swap<'_> {
     /// Does it. Returns whether anything was replaced.
     pub fn run(&self, plan: &Plan) -> Result<()> {
         let inodes: HashMap<&[u8], u64> = plan.names.iter().map(|(p, i)| (&p[..], *i)).collect();
+        let known = Known { inodes, steady: plan.steady };
         match self.only {
-            Some(only) => self.one(&[], only, self.target, self.new, &inodes)?,
-            None => self.folder(&[], &inodes, &plan.folders)?,
+            Some(only) => self.one(&[], only, self.target, self.new, &known)?,
+            None => self.folder(&[], &known, &plan.folders)?,
         }
         self.target.sync_all().context("cannot make the renames durable")
     }
 
-    fn folder(
-        &self,
-        path: &[u8],
-        inodes: &HashMap<&[u8], u64>,
-        folders: &[(Vec<u8>, i64, i64)],
-    ) -> Result<()> {
+    fn folder(&self, path: &[u8], known: &Known<'_>, folders: &[(Vec<u8>, i64, i64)]) -> Result<()> {
         let what = || format!("cannot put {} in its place", show(path));
         let (new, target) =
             (open_dir(self.new, path).with_context(what)?, open_dir(self.target, path).with_context(what)?);
@@ -96,54 +99,43 @@ impl Swap<'_> {
                 continue;
             }
             if !self.holds_spared(&full) {
-                self.one(path, &name, &target, &new, inodes)?;
+                self.one(path, &name, &target, &new, known)?;
             } else if open_dir(&new, &name).is_ok() {
-                self.folder(&full, inodes, folders)?;
+                self.folder(&full, known, folders)?;
             }
         }
         // Last, as the renames have moved the folder's times.
         attributes::copy(&new, &target).with_context(what)?;
         if let Some((_, sec, nsec)) = folders.iter().find(|f| f.0 == path) {
-            futimens(&target, &TimeSpec::UTIME_OMIT, &TimeSpec::new(*sec, *nsec)).with_context(what)?;
+            crate::store::set_modified(&target, &TimeSpec::new(*sec, *nsec)).with_context(what)?;
         }
         target.sync_all().with_context(what)
     }
 
     /// One name of the folder `path`: what has arrived goes in, what was there goes aside.
-    fn one(
-        &self,
-        path: &[u8],
-        name: &[u8],
-        target: &File,
-        new: &File,
-        inodes: &HashMap<&[u8], u64>,
-    ) -> Result<()> {
+    fn one(&self, path: &[u8], name: &[u8], target: &File, new: &File, known: &Known<'_>) -> Result<()> {
         let full = join(path, name);
         let what = || format!("cannot put {} in its place", show(&full));
         let as_name = OsStr::from_bytes(name);
         let aside = |from: &File| self.aside(from, as_name, path).with_context(what);
-        let keep = RenameFlags::RENAME_NOREPLACE;
-        let waiting = |found: Option<(u64, bool)>| found.is_some_and(|f| inodes.get(&full[..]) == Some(&f.0));
-        if waiting(entry(new, name)?) {
-            if entry(target, name)?.is_none() {
-                renameat2(new, as_name, target, as_name, keep).with_context(what)?;
-                return Ok(());
+        let put = || rename::noreplace(new, as_name, target, as_name).with_context(what);
+        if known.waits(&full, entry(new, name)?) {
+            let there = entry(target, name)?;
+            if there.is_none() || known.begun(&full, there) {
+                return put();
             }
-            match renameat2(new, as_name, target, as_name, RenameFlags::RENAME_EXCHANGE) {
-                Ok(()) => {}
-                // A file system that cannot exchange two names: two renames.
-                Err(Errno::EINVAL | Errno::ENOSYS) => {
-                    aside(target)?;
-                    renameat2(new, as_name, target, as_name, keep).with_context(what)?;
-                    return Ok(());
-                }
-                Err(e) => return Err(e).with_context(what),
+            if !known.steady || !rename::exchange(new, as_name, target, as_name).with_context(what)? {
+                aside(target)?;
+                return put();
             }
         }
         if entry(new, name)?.is_some() {
             // What was exchanged, now or before an interruption.
             aside(new)?;
-        } else if self.only.is_none() && !inodes.contains_key(&full[..]) && entry(target, name)?.is_some() {
+        } else if self.only.is_none()
+            && !known.inodes.contains_key(&full[..])
+            && entry(target, name)?.is_some()
+        {
             aside(target)?;
         }
         Ok(())
@@ -155,6 +147,31 @@ impl Swap<'_> {
     }
 }
 
+/// What was written down before the first rename.
+struct Known<'a> {
+    inodes: HashMap<&'a [u8], u64>,
+    steady: bool,
+}
+
+impl Known<'_> {
+    /// `path`, which is `found` among what has arrived, still waits to be put in its place.
+    fn waits(&self, path: &[u8], found: Option<(u64, bool)>) -> bool {
+        let written = self.inodes.get(path);
+        found.is_some_and(|f| written.is_some_and(|ino| !self.steady || *ino == f.0))
+    }
+
+    /// The file at its place is the one that has arrived: a run was killed between the two steps of a rename.
+    fn begun(&self, path: &[u8], there: Option<(u64, bool)>) -> bool {
+        there.is_some_and(|t| !t.1 && self.steady && self.inodes.get(path) == Some(&t.0))
+    }
+}
+
+/// Whether a path is known to keep its inode number on the file system of `dir`, and one call to flush all of it.
+pub fn steady(dir: &File) -> Result<bool> {
+    let kind = nix::sys::statfs::fstatfs(dir).context("cannot ask for the file system")?.filesystem_type();
+    Ok([EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, TMPFS_MAGIC, ZFS].contains(&kind))
+}
+
 /// Moves `name` from one folder to another; beside what an earlier attempt moved there under that name.
 pub fn beside(from: &File, name: &OsStr, to: &File) -> Result<()> {
     for n in 0..1000 {
@@ -162,7 +179,7 @@ pub fn beside(from: &File, name: &OsStr, to: &File) -> Result<()> {
         if n > 0 {
             there.push(format!(".~{n}~"));
         }
-        match renameat2(from, name, to, &*there, RenameFlags::RENAME_NOREPLACE) {
+        match rename::noreplace(from, name, to, &*there) {
             Err(Errno::EEXIST) => {}
             done => return Ok(done?),
         }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
-use nix::sys::stat::{Mode, futimens, mkdirat};
+use nix::sys::stat::{Mode, mkdirat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::linkat;
 
@@ -107,8 +107,7 @@ pub fn clone(
         linked.fetch_add(count, Ordering::Relaxed);
         wrote(count)?;
         let time = from.metadata().with_context(what)?;
-        futimens(&into, &TimeSpec::UTIME_OMIT, &TimeSpec::new(time.mtime(), time.mtime_nsec()))
-            .with_context(what)?;
+        super::set_modified(&into, &TimeSpec::new(time.mtime(), time.mtime_nsec())).with_context(what)?;
         if more.len() > folders {
             above.keep(Pair { path, from, into });
         }

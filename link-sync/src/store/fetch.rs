@@ -10,8 +10,7 @@ use std::os::unix::fs::MetadataExt as _;
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{
-    FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, futimens, makedev, mkdirat, mknodat,
-    utimensat,
+    FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, makedev, mkdirat, mknodat, utimensat,
 };
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchown, fchownat, symlinkat};
@@ -215,7 +214,7 @@ pub fn set_open(file: &File, words: &BTreeMap<String, Vec<u8>>, xattrs: Option<&
             file.set_xattr(name, value).context("cannot set an extended attribute")?;
         }
     }
-    futimens(file, &TimeSpec::UTIME_OMIT, &time(words)?).context("cannot set its time")
+    super::set_modified(file, &time(words)?).context("cannot set its time")
 }
 
 /// The same for what is not opened.
@@ -232,7 +231,8 @@ pub fn set_at(dir: &File, name: &[u8], words: &BTreeMap<String, Vec<u8>>, link: 
         let mode = Mode::from_bits_truncate(number(words, "mode", 8)?);
         fchmodat(dir, name, mode, FchmodatFlags::FollowSymlink).context("cannot set its mode")?;
     }
-    utimensat(dir, name, &TimeSpec::UTIME_OMIT, &time(words)?, UtimensatFlags::NoFollowSymlink)
+    let accessed = TimeSpec::new(stat.st_atime, stat.st_atime_nsec);
+    utimensat(dir, name, &accessed, &time(words)?, UtimensatFlags::NoFollowSymlink)
         .context("cannot set its time")
 }
 

@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, RenameFlags, renameat, renameat2};
+use nix::fcntl::{AtFlags, renameat};
 use nix::sys::stat::{FileStat, fstatat};
 use nix::unistd::linkat;
 
@@ -144,9 +144,9 @@ impl Merge {
         let name = OsStr::from_bytes(name);
         let Some(from) = self.incoming.dir(dir)? else { return Ok(false) };
         let into = ensure_dir(&self.partial, dir)?;
-        match renameat2(from, name, &into, name, RenameFlags::RENAME_NOREPLACE) {
+        match common::rename::noreplace(from, name, &into, name) {
             Ok(()) => Ok(true),
-            Err(Errno::EEXIST | Errno::ENOENT | Errno::EINVAL) => Ok(false),
+            Err(Errno::EEXIST | Errno::ENOENT) => Ok(false),
             Err(e) => Err(e.into()),
         }
     }

@@ -43,7 +43,8 @@ use common::fault::Fault;
 use common::mounts;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{Mode, fstat, futimens, mkdirat};
+use nix::sys::time::TimeSpec;
 
 use meta::SnapshotMeta;
 
@@ -211,6 +212,13 @@ pub fn ensure_dir(root: &File, path: &[u8]) -> Result<File> {
         }
     }
     open_dir(root, path).with_context(|| format!("cannot open the folder {}", crate::walk::show(path)))
+}
+
+/// Sets the modification time of an open file or folder. The other one is set to what it is: on FUSE, libfuse 2 passes
+/// over a call that sets one alone, and says nothing.
+pub fn set_modified(file: &File, modified: &TimeSpec) -> nix::Result<()> {
+    let stat = fstat(file)?;
+    futimens(file, &TimeSpec::new(stat.st_atime, stat.st_atime_nsec), modified)
 }
 
 /// A path's directory and its name.

@@ -12,7 +12,7 @@ use common::fault::Fault;
 use common::lock::Lock;
 use common::record::random_id;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, RenameFlags, renameat, renameat2};
+use nix::fcntl::{AtFlags, renameat};
 use nix::sys::stat::{FileStat, fstatat};
 use serde_json::{Value, json};
 
@@ -332,8 +332,7 @@ impl Writable {
     /// Renames `name` away first, so that a half-removed tree never has a meaning, then removes it.
     pub fn discard(&self, name: &str) -> Result<()> {
         clear(&self.dir, TRASH)?;
-        match renameat2(&self.dir, OsStr::from_bytes(name.as_bytes()), &self.dir, TRASH, RenameFlags::empty())
-        {
+        match renameat(&self.dir, name, &self.dir, TRASH) {
             Ok(()) => clear(&self.dir, TRASH),
             Err(Errno::ENOENT) => Ok(()),
             Err(e) => Err(e).with_context(|| format!("cannot move {name} away")),

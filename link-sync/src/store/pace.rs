@@ -64,8 +64,8 @@ impl Pace {
     /// Says, after it is true, up to when all is flushed. The mark itself becomes durable with the next flush: it may be
     /// behind, never ahead.
     fn mark(&self, time: &TimeSpec) -> Result<()> {
-        let keep = TimeSpec::UTIME_OMIT;
-        let set = || utimensat(&self.dir, MARK, &keep, time, UtimensatFlags::NoFollowSymlink);
+        // Both times, as some file systems pass over a call for one of them.
+        let set = || utimensat(&self.dir, MARK, time, time, UtimensatFlags::NoFollowSymlink);
         if set().is_err() {
             use nix::fcntl::{OFlag, openat};
             let flags = OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

@@ -13,7 +13,6 @@ use common::fault::{Fault, Kind, kind_of};
 use common::lock::Lock;
 use jiff::{SignedDuration, Timestamp};
 use nix::errno::Errno;
-use nix::fcntl::{RenameFlags, renameat2};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -131,7 +130,7 @@ fn rename_away(dir: &File, away: &File, pruned: &mut Pruned) -> Result<()> {
             }
             Err(e) => return Err(e),
         };
-        renameat2(dir, date.as_str(), away, date.as_str(), RenameFlags::RENAME_NOREPLACE)
+        common::rename::noreplace(dir, date.as_str(), away, date.as_str())
             .with_context(|| format!("cannot move {date} away"))?;
         drop(lock);
         pruned.removed.push(date);

@@ -8,8 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use common::fault::Fault;
 use common::record::random_id;
 use nix::errno::Errno;
-use nix::fcntl::{RenameFlags, readlinkat, renameat, renameat2};
-use nix::sys::stat::futimens;
+use nix::fcntl::{readlinkat, renameat};
 use nix::sys::time::TimeSpec;
 use serde_json::{Value, json};
 
@@ -89,7 +88,7 @@ pub fn publish(
     writable.store.check().context("the store changed while the snapshot was made")?;
     // One call for the whole file system: it returns when all of it is on the disk, or says why not.
     nix::unistd::syncfs(&writable.dir).context("cannot make the snapshot durable")?;
-    renameat2(&writable.dir, PARTIAL, &writable.dir, date.as_str(), RenameFlags::RENAME_NOREPLACE)
+    common::rename::noreplace(&writable.dir, PARTIAL, &writable.dir, date.as_str())
         .context("cannot publish the snapshot")?;
     writable.dir.sync_all().context("cannot make the new snapshot's name durable")?;
     // It is published now, whatever else happens; the next run puts `latest` right.
@@ -150,7 +149,7 @@ fn set_times(dir: &File, base: Option<&File>, times: &DirTimes) -> Result<()> {
             (None, None | Some(Err(Errno::ENOENT))) => continue,
             (None, Some(Err(e))) => return Err(e).with_context(what),
         };
-        futimens(&open, &TimeSpec::UTIME_OMIT, &TimeSpec::new(sec, nsec)).with_context(what)?;
+        super::set_modified(&open, &TimeSpec::new(sec, nsec)).with_context(what)?;
     }
     Ok(())
 }

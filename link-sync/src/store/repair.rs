@@ -14,8 +14,8 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, RenameFlags, renameat, renameat2};
-use nix::sys::stat::{fstat, futimens};
+use nix::fcntl::{AtFlags, renameat};
+use nix::sys::stat::fstat;
 use nix::sys::time::TimeSpec;
 use nix::unistd::linkat;
 use serde_json::Value;
@@ -288,7 +288,7 @@ impl Work<'_> {
             other => other,
         }
         .context("cannot put it in its place")?;
-        futimens(&folder, &TimeSpec::UTIME_OMIT, &TimeSpec::new(before.st_mtime, before.st_mtime_nsec))?;
+        super::set_modified(&folder, &TimeSpec::new(before.st_mtime, before.st_mtime_nsec))?;
         folder.sync_all().context("cannot make it durable")
     }
 
@@ -296,7 +296,7 @@ impl Work<'_> {
         let aside = ensure_dir(self.dir, ASIDE.as_bytes())?;
         for n in 0..1000 {
             let place = format!("{date}.{n}");
-            match renameat2(folder, name, &aside, place.as_str(), RenameFlags::RENAME_NOREPLACE) {
+            match common::rename::noreplace(folder, name, &aside, place.as_str()) {
                 Err(Errno::EEXIST) => {}
                 other => return other.context("cannot move what is in the way"),
             }

@@ -17,6 +17,7 @@ mod locks;
 mod picture;
 mod prune;
 mod repair;
+mod restore_places;
 mod restores;
 mod sources;
 mod steps;
