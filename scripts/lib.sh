@@ -1,17 +1,46 @@
 # shellcheck shell=sh disable=SC2034,SC2154
 # What the scripts that compose the tools share. Sourced; wants $here, the folder of the script.
+#
+# Nothing that only tells may change what happens: a message that nobody can read, a full disk, a status object that
+# nobody takes. And the other way round: however a script ends, `ended` undoes what must be undone, and tells it.
 
 VERSION=0.1.0
 umask 077
+# What of the caller's could change the meaning of a command below.
+unset CDPATH ENV BASH_ENV POSIXLY_CORRECT GREP_OPTIONS
+LC_ALL=C.UTF-8
+export LC_ALL
+# Closed ones would be what the next file that is opened gets.
+{ true <&0; } 2>/dev/null || exec </dev/null
+{ true >&1; } 2>/dev/null || exec >/dev/null
+{ true >&2; } 2>/dev/null || exec 2>/dev/null
 
-say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
+# Names and foreign messages reach root's terminal: nothing in them is a command to it.
+show() { LC_ALL=C tr '\000-\037\177' '?' | LC_ALL=C sed 's/\xc2[\x80-\x9f]/?/g'; }
+say() { printf '%s: %s\n' "${0##*/}" "$(printf %s "$*" | show)" >&2 2>/dev/null || true; }
 fail() { code=$1; shift; say "$*"; exit "$code"; }
-# refuse CODE MESSAGE: fail with a status object, as everything does that is not wrong options. Needs no jq: the
-# message loses its quotes and backslashes.
+# bare CODE CHANGED MESSAGE: a status object made without jq: the message keeps its plain characters.
+bare() {
+    told=$(printf %s "$3" | LC_ALL=C tr -cd '\040\041\043-\133\135-\176')
+    case $1 in
+        0 | 3) warned="{\"kind\":\"not-told\",\"message\":\"$told\"}" error=null ;;
+        *) warned='' error="{\"kind\":\"$(kind "$1")\",\"message\":\"$told\",\"causes\":[],\"hint\":null,\"command\":null}" ;;
+    esac
+    printf '{"schema":1,"tool":"%s","version":"%s","action":"run","profile":null,"status":"%s","exit_code":%s,"changed":%s,"started_at":"%s","duration_ms":0,"data":{},"warnings":[%s],"error":%s,"left_behind":[]}\n' \
+        "${0##*/}" "$VERSION" "$(word "$1")" "$1" "$2" "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$warned" "$error"
+}
+word() {
+    case $1 in
+        0) echo ok ;; 2) echo usage ;; 3) echo partial ;; 4) echo dirty ;; 69) echo unavailable ;; 75) echo busy ;;
+        77) echo denied ;; 78) echo config ;; *) if [ "$1" -gt 128 ]; then echo interrupted; else echo failed; fi ;;
+    esac
+}
+kind() { case $1 in 4) echo failed ;; *) word "$1" ;; esac }
+# refuse CODE MESSAGE: fail with a status object, as everything does that is not wrong options.
 refuse() {
-    case $1 in 69) word=unavailable ;; 77) word=denied ;; *) word=failed ;; esac
-    printf '{"schema":1,"tool":"%s","version":"%s","action":"run","profile":null,"status":"%s","exit_code":%s,"changed":false,"started_at":"%s","duration_ms":0,"data":{},"warnings":[],"error":{"kind":"%s","message":"%s","causes":[],"hint":null,"command":null},"left_behind":[]}\n' \
-        "${0##*/}" "$VERSION" "$word" "$1" "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$word" "$(printf %s "$2" | tr -d '\042\134')"
+    trap - EXIT
+    bare "$1" false "$2" 2>/dev/null || true
+    clear_work
     fail "$1" "$2"
 }
 # The comment at the top of the script, without its marks.
@@ -34,44 +63,179 @@ if [ "$(id -u)" = 0 ]; then
 else
     sudo='sudo -n --'
 fi
+# denied COMMAND…: whether it is sudo that does not let this account run it. (A tool that has run has printed an
+# object; without one, sudo is asked.)
+denied() {
+    [ "$1" = sudo ] || return 1
+    shift 3
+    ! sudo -n -l -- "$@" >/dev/null 2>&1
+}
+no_rule() { printf 'sudo does not let %s run "%s" without a password: it needs a rule with exactly these words (setup prints them)' "$(id -un)" "$*"; }
 
-# For scripts that run tools as steps: $work, the moment of the start, and signals that are passed on. (backup-local
-# has the same of its own, with a lock besides.)
+# For scripts that run tools as steps. The script has a function `conclude`, which is run once, however the script
+# ends: signals are ignored then, $code and $failed say how it went. It undoes, and calls `report`.
 begin_steps() {
+    PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+    export PATH
+    case $profile in
+        -* | *[!a-z0-9-]*) fail 2 "'$profile' is not the name of a profile: a-z, 0-9 and - (see --help)" ;;
+    esac
     command -v jq >/dev/null || refuse 69 "jq is missing: apt-get install jq"
     started_at=$(date -u +%Y-%m-%dT%H:%M:%SZ)
     started=$(date +%s%3N)
-    work=$(mktemp -d) || refuse 1 "cannot make a folder in ${TMPDIR:-/tmp}"
-    trap 'rm -rf "$work"' EXIT
-    signal='' child=''
-    : >"$work/steps"
+    signal='' child='' steps='' name='' code=0 failed='' problem='' finished=''
+    # Where the tools have their locks and sockets.
+    runtime=/run/nc-backup/$profile
+    [ "$(id -u)" = 0 ] || runtime=$(getent passwd "$(id -u)" | cut -d: -f6)/.local/state/nc-backup/$profile/run
+    mkdir -p "$runtime" 2>/dev/null || true
+    trap ended EXIT
+    trap '' PIPE
     trap 'stop 1' HUP
     trap 'stop 2' INT
     trap 'stop 15' TERM
+    begin_work
 }
 # shellcheck disable=SC2317  # called by the traps
 stop() { signal=$1; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || true; }
 
-# await COMMAND…: runs it so that a signal reaches it; its stdin is ours. Sets $rc.
+# The one way out.
+# shellcheck disable=SC2317
+ended() {
+    last=$?
+    trap - EXIT
+    trap '' HUP INT TERM
+    set +eu
+    if [ -z "$finished" ] && [ -z "$failed" ]; then
+        # A command of the script's own failed that never should.
+        failed=${name:-begin} code=1
+        [ -z "$signal" ] || code=$((128 + signal))
+        problem="the script ended unexpectedly at the step $failed (exit code $last)"
+        say "$problem"
+    fi
+    conclude
+    clear_work
+    exit "$code"
+}
+
+# One answer of a tool, in a file: $work/answer. Its room is taken at once, so that no disk that fills up later can
+# take it away. Not in /tmp if it can be helped: everybody fills that.
+RESERVED=262144
+begin_work() {
+    for old in "$runtime"/.run.*; do
+        old_pid=${old##*/.run.}
+        [ ! -d "$old" ] || [ -d "/proc/${old_pid%%.*}" ] || rm -rf "$old"
+    done
+    for place in "$runtime" /run /dev/shm "${TMPDIR:-/tmp}" /var/tmp; do
+        work=$(mktemp -d "$place/.run.$$.XXXXXX" 2>/dev/null) || continue
+        if blank 2>/dev/null; then return 0; fi
+        rm -rf "$work"
+    done
+    work=''
+    say "there is no room for the tools' answers in $runtime, /run, /dev/shm or ${TMPDIR:-/tmp}: only exit codes are known"
+}
+blank() { truncate -s "$RESERVED" "$work/answer" && head -c "$RESERVED" /dev/zero 1<>"$work/answer"; }
+clear_work() { [ -z "${work-}" ] || rm -rf "$work"; }
+
+# lock_profile: whether no backup or restore of this profile's file is at work. The lock lies where only this account
+# gets: whoever can open a file can hold it.
+lock_profile() {
+    [ "$(stat -c '%u %a %F' "$runtime" 2>/dev/null)" = "$(id -u) 700 directory" ] ||
+        refuse 77 "$runtime must be a folder of $(id -un), with mode 0700, for the lock"
+    of=$(readlink -m -- "${config:-/etc/nc-backup/$profile.toml}")
+    lock=$runtime/scripts.lock
+    [ "$of" = "/etc/nc-backup/$profile.toml" ] ||
+        lock=$runtime/scripts-$(printf %s "$of" | sha256sum | cut -c1-16).lock
+    true 2>/dev/null >>"$lock" || refuse 1 "cannot open the lock $lock"
+    exec 9>>"$lock"
+    flock -n 9
+}
+
+# await COMMAND…: runs it so that a signal reaches it; its stdin is our 3. Sets $rc.
 await() {
-    "$@" <&3 &
+    "$@" <&3 3<&- 9>&- &
     child=$!
+    [ -z "$signal" ] || kill -TERM "$child" 2>/dev/null || true
     rc=0
     wait "$child" || rc=$?
     # A signal ends `wait`, not the child.
     while [ -n "$signal" ] && [ "$rc" -gt 128 ] && [ -d "/proc/$child" ]; do
+        kill -TERM "$child" 2>/dev/null || true
         rc=0
         wait "$child" || rc=$?
     done
     child=''
 }
 
-# note_step NAME COMMAND…: runs a tool and notes its status object. Sets $rc.
+# note_step NAME COMMAND…: runs a tool and adds its status object to $steps, a line for each step. Sets $rc, and
+# $answered if there was an object.
 note_step() {
-    name=$1 before=$(date +%s%3N)
+    name=$1 before=$(date +%s%3N) answered='' told='' line=''
     shift
-    await "$@" 3</dev/null >"$work/out"
-    jq -cn --arg step "$name" --argjson code "$rc" --argjson ms $(($(date +%s%3N) - before)) \
-        --rawfile out "$work/out" '{step: $step, exit_code: $code, duration_ms: $ms,
-            output: ($out | split("\n") | map(fromjson? | objects) | last)}' >>"$work/steps"
+    if [ -n "$work" ] && blank 2>/dev/null; then
+        await "$@" 3</dev/null 1<>"$work/answer"
+        line=$(tr -d '\000' <"$work/answer" | jq -cRs --arg step "$name" --argjson code "$rc" \
+            --argjson ms $(($(date +%s%3N) - before)) '{step: $step, exit_code: $code, duration_ms: $ms,
+                output: (split("\n") | map(fromjson? | objects) | last)}') || line=''
+    else
+        await "$@" 3</dev/null >/dev/null
+    fi
+    case $line in '' | *'"output":null}') ;; *) answered=1 ;; esac
+    if [ -z "$answered" ]; then
+        case $rc in
+            1) if denied "$@"; then rc=77; shift 3; told=$(no_rule "$@"); fi ;;
+            126) rc=77 told="$1 cannot be run" ;;
+            127) rc=69 told="$1 is not there" ;;
+        esac
+        [ -z "$told" ] || say "$told"
+        told=$(printf %s "$told" | LC_ALL=C tr -d '\000-\037\042\134\177-\377')
+        line="{\"step\":\"$name\",\"exit_code\":$rc,\"duration_ms\":$(($(date +%s%3N) - before)),\"output\":null,\"told\":${told:+\"}${told:-null}${told:+\"}}"
+    fi
+    steps="$steps$line
+"
+}
+# ask FILTER [jq's arguments]: of the steps, as a list.
+ask() { filter=$1; shift; printf %s "$steps" | jq -rs "$@" "$filter"; }
+
+# report FILTER [jq's arguments]: makes the status object of the run and prints it. The filter gets the list of steps
+# as $steps, and gives {changed, data} and, where the script knows better than what follows, code, status, left,
+# culprit (the step that counts), message (of a failure),
+# warnings (more of them), hush (kinds of warnings that do not count), strict (0 with warnings is 3). Sets $code.
+report() {
+    own=$1
+    shift
+    # shellcheck disable=SC2016  # jq's variables
+    object=$(printf %s "$steps" | jq -cs --arg tool "${0##*/}" --arg version "$VERSION" --arg profile "$profile" \
+        --arg started_at "$started_at" --arg failed "$failed" --arg problem "$problem" --argjson code "$code" \
+        --argjson ms $(($(date +%s%3N) - started)) "$@" '
+    def word: {"0": "ok", "2": "usage", "3": "partial", "4": "dirty", "69": "unavailable", "75": "busy", "77": "denied",
+        "78": "config"}[tostring] // (if . > 128 then "interrupted" else "failed" end);
+    # nc-maint carries the objects of what ran inside.
+    def all: .output | (., .data.command.output[]?) | objects;
+    def of($step): map(select(.step == $step)) | last;
+    . as $steps | ('"$own"') as $own
+    | ($own.left // [$steps[] | all | .left_behind[]?]) as $left
+    | ($own.culprit // ($steps | of($failed)) // {}) as $culprit
+    | ([$steps[] | all | .warnings[]? | select(.kind | IN(($own.hush // [])[]) | not)] + ($own.warnings // [])) as $warnings
+    # Without an object, wrong usage or something left behind are no answers.
+    | (if $left != [] then 4 elif $own.code != null then $own.code
+       elif $code == 4 or ($code == 2 and $culprit.output == null) then 1
+       elif $code == 0 and $own.strict and $warnings != [] then 3 else $code end) as $code
+    | ($own.status // ($code | word)) as $status
+    | {schema: 1, tool: $tool, version: $version, action: "run", profile: $profile, status: $status, exit_code: $code,
+       changed: ($own.changed // false), started_at: $started_at, duration_ms: $ms, data: ($own.data + {steps: $steps}),
+       warnings: $warnings,
+       error: (if $failed == "" and ($code | IN(0, 3)) then null
+               else ([$culprit | all | .error | values] | last)
+                    // {kind: (if $status | IN("ok", "partial", "dirty") then "failed" else $status end),
+                        message: (if $problem != "" then $problem elif $own.message != null then $own.message
+                                  elif $culprit.told != null then $culprit.told
+                                  elif $code > 128 then "stopped by signal \($code - 128) at the step \($failed)"
+                                  else "the step \($culprit.step // $failed) ended with exit code \($culprit.exit_code // $code)" end),
+                        causes: [], hint: null, command: null} end),
+       left_behind: $left}') || object=''
+    case $object in
+        '{'*'}') code=${object#*'"exit_code":'} code=${code%%,*} ;;
+        *) object=$(bare "$code" "${changed:-false}" "${problem:-the steps could not be told (is jq there?)${failed:+: failed at $failed}}") ;;
+    esac
+    printf '%s\n' "$object" 2>/dev/null || true
 }

@@ -83,19 +83,30 @@ fn a_damaged_instance_comes_back_exactly_and_is_closed_until_all_is_there() {
     assert_ne!(differences(&world, "copy"), "");
 
     // when the database cannot be restored, or the restore dies in the middle, it stays closed, and nothing opens it;
+    let mut files_are_back = false;
+    let mark = world.path("state/restore.json");
+    let dies_when_it_replaces = format!(
+        "\"$real\" \"$@\" & p=$!; i=0; until [ -e '{}' ] || [ $i -gt 500 ]; do i=$((i+1)); sleep 0.02; done; \
+         kill -9 $p; exit 137",
+        mark.display()
+    );
     for (tool, pattern, instead) in [
+        ("link-sync", "*'--keep-replaced'*", dies_when_it_replaces.as_str()),
         ("pg-snap", "restore*'--keep-replaced'*", "echo injected >&2; exit 69"),
         ("pg-snap", "restore*'--keep-replaced'*", "kill -9 $$"),
         ("nc-maint", "off*", "echo injected >&2; exit 1"),
-        ("link-sync", "*'--keep-replaced'*", "\"$real\" \"$@\" & sleep 0.05; kill -9 $!; exit 137"),
+        ("nc-maint", "off*", "kill -9 $$"),
     ] {
         world.inject(tool, pattern, instead);
         let ran = run(&mut restore(&world));
         assert_ne!(ran.code, 0, "{:#}", ran.json);
         assert_eq!(ran.json["data"]["closed"], true, "{:#}", ran.json);
+        // What an attempt has done, the next one does not do again: nothing piles up.
+        assert_eq!(step(&ran, "files"), !files_are_back, "{tool}: {:#}", ran.json);
         // Only when all is back is opening tried.
         assert_eq!(step(&ran, "open"), tool == "nc-maint", "{tool}: {:#}", ran.json);
         assert!(closed(&world) && world.in_maintenance(), "{tool}: {:#}", ran.json);
+        files_are_back |= tool != "link-sync";
         world.restore_tools();
         // What is half restored does not become the newest snapshot, whoever else has it in maintenance.
         let saved = world.dates();
@@ -166,12 +177,20 @@ fn nothing_is_changed_before_it_is_known_that_the_dump_comes_back() {
     assert!(unknown.json["error"]["message"].as_str().unwrap().contains("--without"), "{:#}", unknown.json);
     std::fs::write(world.path("home.toml"), profile).unwrap();
     // A backup and a restore keep each other out.
-    let lock = std::fs::File::open(world.path("home.toml")).unwrap();
-    lock.lock().unwrap();
-    let ran = run(&mut restore(&world)).expect(75);
-    assert_eq!(ran.json["changed"], false);
+    world.inject("pg-snap", "verify*", "touch \"${0%/*}/begun\"; sleep 5; exit 1");
+    let first = restore(&world).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    World::until("the rehearsal begins", || world.tools().join("begun").exists());
     run(&mut world.backup()).expect(75);
-    drop(lock);
+    let second = run(&mut restore(&world)).expect(75);
+    assert_eq!(second.json["changed"], false);
+    testkit::judge(first.wait_with_output().unwrap()).expect(1);
+    world.restore_tools();
+    // Nobody else does: whoever can read the profile has no lock of theirs.
+    let foreign = std::fs::File::open(world.path("home.toml")).unwrap();
+    foreign.lock().unwrap();
+    run(restore(&world).args(["--date", "2001-01-01T00-00-00Z"])).expect(78);
+    run(&mut world.backup()).expect(0);
+    drop(foreign);
     assert!(!world.in_maintenance());
     assert_eq!(differences(&world, "copy"), "");
     assert_eq!(rows(&world), before);
