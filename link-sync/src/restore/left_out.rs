@@ -47,11 +47,20 @@ pub struct PutBack<'a> {
     pub asked: bool,
 }
 
+/// What did not go back.
+#[derive(Debug, Default)]
+pub struct NotBack {
+    /// What has no place any more, whose place is taken, or what cannot be looked into: it is kept.
+    pub kept: Vec<Vec<u8>>,
+    /// What cannot be moved at all (immutable, a mount): it waits where it is.
+    pub held: Vec<(Vec<u8>, Errno)>,
+}
+
 impl PutBack<'_> {
-    /// Does it; the times of the folders in the target stay. Returns what has no place there any more, whose place is taken,
-    /// or what cannot be looked into: a disk may be why all of this is done, so that stops nothing.
-    pub fn run(&self, rules: &LeftOut) -> Result<Vec<Vec<u8>>> {
-        let mut stuck = Vec::new();
+    /// Does it; the times of the folders in the target stay. A disk may be why all of this is done, so nothing that
+    /// cannot be looked into stops it.
+    pub fn run(&self, rules: &LeftOut) -> Result<NotBack> {
+        let mut not_back = NotBack::default();
         let mut waiting: Vec<Vec<u8>> = vec![Vec::new()];
         while let Some(path) = waiting.pop() {
             common::signals::check()?;
@@ -60,7 +69,7 @@ impl PutBack<'_> {
             let (names, from) = match listed {
                 Ok(listed) => listed,
                 Err(_) if !path.is_empty() => {
-                    stuck.push(self.keep(&path)?);
+                    not_back.kept.push(self.keep(&path)?);
                     continue;
                 }
                 Err(e) => return Err(e.context("cannot list what was replaced")),
@@ -82,7 +91,10 @@ impl PutBack<'_> {
                 match moved {
                     Ok(()) => {}
                     Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EEXIST) => {
-                        stuck.push(self.keep(&full)?);
+                        not_back.kept.push(self.keep(&full)?);
+                    }
+                    Err(e @ (Errno::EPERM | Errno::EACCES | Errno::EBUSY | Errno::EXDEV)) => {
+                        not_back.held.push((in_source, e));
                     }
                     Err(e) => return Err(e).with_context(|| format!("cannot put {} back", show(&in_source))),
                 }
@@ -91,7 +103,7 @@ impl PutBack<'_> {
                 to.sync_all().with_context(|| format!("cannot make {} durable", show(&path)))?;
             }
         }
-        Ok(stuck)
+        Ok(not_back)
     }
 
     /// Keeps one path. Returns its place in the source.

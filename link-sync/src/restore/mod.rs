@@ -32,13 +32,14 @@ use crate::maintenance;
 use crate::progress::Progress;
 use crate::protocol::{Looked, Request};
 use crate::settings::{DATABASE, Settings};
+use crate::store::clear::clear;
 use crate::store::meta::SnapshotMeta;
 use crate::store::{ensure_dir, open::abilities, open_dir, remove, visit};
 use crate::tree::join;
 use crate::walk::show;
 use fetch::Fetch;
-use left_out::PutBack;
-use partial::{KEPT, Left, NEW, OLD, PREFIX, Partial, State, TEMPORARY};
+use left_out::{NotBack, PutBack};
+use partial::{KEPT, Left, NEW, OLD, PREFIX, Partial, REMOVING, State, TEMPORARY};
 use swap::Swap;
 use target::{Target, real};
 
@@ -103,6 +104,9 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
         items.push(item(args, &settings, &meta, source, path, looked)?);
     }
     tell_plan(&items, &meta, report);
+    for item in &items {
+        item.target.can_be_replaced()?;
+    }
     if args.dry_run {
         let found = items.iter().map(|i| Partial::look(&i.home, &state(i, args, &meta), &meta.date));
         return room(&items, &found.collect::<Result<Vec<_>>>()?);
@@ -130,18 +134,33 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
         report.changed = true;
     }
     progress.begin("putting in place", 0);
-    let mut stuck = Vec::new();
+    let mut not_back = Vec::new();
     for (item, partial) in items.iter().zip(&mut opened) {
-        stuck.push(put_in_place(args, &settings, item, partial)?);
+        not_back.push(put_in_place(args, &settings, item, partial)?);
     }
     let mut own = Vec::new();
     for (at, (item, partial)) in items.iter().zip(opened).enumerate() {
+        if let Some((path, why)) = not_back[at].held.first() {
+            // The same command goes on from here.
+            let what = format!(
+                "{} holds {}, which is in no snapshot and cannot be moved back to its place: {}",
+                partial.shown.display(),
+                show(path),
+                why.desc()
+            );
+            report.left_behind(
+                what,
+                "make it movable (chattr -i -a, or unmount it), then give the same command again",
+            );
+            own.push(partial.shown);
+            continue;
+        }
         let times = fstat(&item.home).context("cannot look at a folder")?;
         let left = partial.finish(args.keep_replaced && item.target.exists)?;
         // That the private folder is gone is no change of the folder it lay in.
         set_times(&item.home, &times)?;
-        tell_left(at, &left, &stuck[at], report);
-        own.extend([left.replaced, left.kept].into_iter().flatten());
+        tell_left(at, &left, &not_back[at].kept, report);
+        own.extend([left.replaced, left.kept, left.stuck.map(|s| s.0)].into_iter().flatten());
     }
     others_left(&items, &meta, &own, report)?;
     report.set("verified", verified);
@@ -166,6 +185,11 @@ fn tell_left(at: usize, left: &Left, stuck: &[Vec<u8>], report: &mut Report) {
         );
         report.set_partial();
     }
+    if let Some((path, why)) = &left.stuck {
+        let what = format!("what was replaced is not all gone: {}: {why}", path.display());
+        let clear = "make it removable (chattr -R -i -a, or unmount what is in it) and remove it; any restore to that place tries again";
+        report.left_behind(what, clear);
+    }
     if let Some(entry) = report.data["items"].get_mut(at) {
         entry["kept_at"] = json!(text(&left.replaced).map(|p| format!("{p}/{OLD}")));
         entry["left_out_at"] = json!(text(&left.kept));
@@ -179,13 +203,29 @@ fn others_left(items: &[Item], meta: &SnapshotMeta, own: &[PathBuf], report: &mu
     let mut told: Vec<PathBuf> = own.to_vec();
     for item in items {
         let home = open_dir(&item.home, b"").context("cannot open a folder again")?;
+        let times = fstat(&home).context("cannot look at a folder")?;
         for (name, is_dir, _) in visit::names(&home)? {
             let path = item.home_shown.join(OsStr::from_bytes(&name));
             let asked_for = name.starts_with(same_date.as_bytes()) && name.ends_with(b".replaced");
             if !is_dir || !name.starts_with(PREFIX.as_bytes()) || asked_for || told.contains(&path) {
                 continue;
             }
-            let how = if name.ends_with(b".partial") {
+            let how = if name.ends_with(format!(".{REMOVING}").as_bytes()) {
+                let Some(stuck) = clear(&home, &name)?.shown() else {
+                    set_times(&home, &times)?;
+                    continue;
+                };
+                report.warn(
+                    "not-removed",
+                    format!(
+                        "what an earlier restore replaced is still not all gone: {}: {stuck}",
+                        path.display()
+                    ),
+                );
+                report.set_partial();
+                told.push(path);
+                continue;
+            } else if name.ends_with(b".partial") {
                 "is of a restore that was not finished, and may hold the only copy of what it had replaced and of what backups leave \
                  out: look at it, or give that restore again"
             } else {
@@ -584,12 +624,12 @@ fn swap<'a>(item: &'a Item, new: &'a File, old: &'a File) -> Swap<'a> {
 
 /// Puts one path in its place, and in it, where that is its own place, what the backup leaves out. Returns what of that
 /// could not go back.
-fn put_in_place(args: &Restore, settings: &Settings, item: &Item, partial: &Partial) -> Result<Vec<Vec<u8>>> {
+fn put_in_place(args: &Restore, settings: &Settings, item: &Item, partial: &Partial) -> Result<NotBack> {
     let (new, old) = (partial.part(NEW)?, partial.part(OLD)?);
     let plan = partial.state.swap.as_ref().context("internal error: nothing has arrived")?;
     swap(item, &new, &old).run(plan)?;
     let Some(source) = settings.sources.iter().find(|s| args.in_place && s.name == item.source) else {
-        return Ok(Vec::new());
+        return Ok(NotBack::default());
     };
     // The parts of SOURCE/PATH that lead to the folder it went into, without the first.
     let parts: Vec<&[u8]> = item.path.split(|b| *b == b'/').filter(|p| !p.is_empty()).collect();

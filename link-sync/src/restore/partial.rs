@@ -13,10 +13,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
+use common::mutant;
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, mkdirat};
 use serde::{Deserialize, Serialize};
 
+use crate::store::clear::clear;
 use crate::store::{ensure_dir, open_dir, open_file, open_file_at, remove, visit};
 
 /// How the names of these folders begin.
@@ -29,6 +31,8 @@ pub const TEMPORARY: &str = ".nc-restore-tmp";
 pub const OLD: &str = "old";
 /// What is in no snapshot and could not go back to its place.
 pub const KEPT: &str = "kept";
+/// How the name of one ends that is being removed.
+pub const REMOVING: &str = "removing";
 const STATE: &str = "state.json";
 
 /// What it is for, and how far it has come.
@@ -61,6 +65,8 @@ pub struct Left {
     pub replaced: Option<PathBuf>,
     /// What is in no snapshot, and has no place any more.
     pub kept: Option<PathBuf>,
+    /// What was replaced and could not be removed, and why not.
+    pub stuck: Option<(PathBuf, String)>,
 }
 
 /// What is put in place.
@@ -129,6 +135,11 @@ impl Partial {
             Fault::busy(format!("another restore is at work in {}", shown.display()))
                 .hint("wait until it has ended")
         })?;
+        if made && !mutant::active("restore-takes-a-strangers-folder") && !visit::names(&dir)?.is_empty() {
+            return Err(Fault::denied(format!("{} is not the folder that was just made", shown.display()))
+                .hint("somebody exchanged it: look at it, remove it, and try again")
+                .into());
+        }
         let known = if made { None } else { load(&dir) };
         if !made && known.is_none() && [OLD, KEPT].iter().any(|part| holds_something(&dir, part)) {
             // One that was killed when all was in place: what it had replaced is not to be mixed with what is replaced now,
@@ -205,16 +216,18 @@ impl Partial {
             false => None,
         };
         if !keep {
-            // The state goes first, then the folder counts as one of nobody.
-            remove(&self.home, std::path::Path::new(&self.name))?;
-            return Ok(Left { replaced: None, kept });
+            // From here on it is rubbish, whatever becomes of it, and no restore takes it for its own.
+            let away = set_aside((&self.home, &self.name), (&self.home, &self.name), &self.shown, REMOVING)?;
+            let name = away.file_name().context("internal error: a folder without a name")?;
+            let stuck = clear(&self.home, name.as_bytes())?.shown();
+            return Ok(Left { replaced: None, kept, stuck: stuck.map(|why| (away.clone(), why)) });
         }
         let replaced =
             set_aside((&self.home, &self.name), (&self.home, &self.name), &self.shown, "replaced")?;
         for part in [STATE, NEW, KEPT] {
             remove(&self.dir, std::path::Path::new(part))?;
         }
-        Ok(Left { replaced: Some(replaced), kept })
+        Ok(Left { replaced: Some(replaced), kept, stuck: None })
     }
 }
 

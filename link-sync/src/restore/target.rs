@@ -12,10 +12,15 @@ use common::{mounts, mutant};
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, mkdirat};
 
-use super::partial::entry;
-use crate::store::open_dir;
+use rustix::fs::StatxAttributes;
+
+use super::partial::{PREFIX, entry};
+use crate::store::{open_dir, visit};
 use crate::tree::join;
 use crate::walk::show;
+
+/// Attributes with which nothing can be renamed (chattr(1)).
+const FIXED: StatxAttributes = StatxAttributes::IMMUTABLE.union(StatxAttributes::APPEND);
 
 /// A path as the file system has it.
 #[derive(Debug)]
@@ -213,6 +218,42 @@ impl Target {
     /// What is replaced, for people.
     pub fn path(&self) -> PathBuf {
         self.only.as_ref().map_or_else(|| self.shown.clone(), |name| self.shown.join(OsStr::from_bytes(name)))
+    }
+
+    /// What is immutable cannot be renamed away, nor anything in a folder that is: better told before the first rename than
+    /// after some.
+    pub fn can_be_replaced(&self) -> Result<()> {
+        let fixed = |name: &[u8]| {
+            let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW | rustix::fs::AtFlags::EMPTY_PATH;
+            let asked = rustix::fs::StatxFlags::empty();
+            let stat = rustix::fs::statx(&self.anchor, OsStr::from_bytes(name), flags, asked);
+            // What cannot be asked for its attributes is tried.
+            stat.is_ok_and(|s| s.stx_attributes.intersects(FIXED))
+        };
+        let mut names = vec![Vec::new()];
+        match &self.only {
+            Some(only) => names.push(only.clone()),
+            None => names.extend(visit::names(&open_dir(&self.anchor, b"")?)?.into_iter().map(|n| n.0)),
+        }
+        let spared = |name: &Vec<u8>| self.spare.contains(name) || name.starts_with(PREFIX.as_bytes());
+        match names
+            .iter()
+            .find(|name| !spared(name) && !mutant::active("restore-begins-with-the-immutable") && fixed(name))
+        {
+            None => Ok(()),
+            Some(name) => {
+                let path = self.shown.join(OsStr::from_bytes(name));
+                Err(Fault::denied(format!(
+                    "{} cannot be replaced: it is immutable or append-only",
+                    path.display()
+                ))
+                .hint(format!(
+                    "nothing was changed; chattr -i -a {}, then the same command again",
+                    path.display()
+                ))
+                .into())
+            }
+        }
     }
 
     /// A mount below what is replaced cannot be renamed away.

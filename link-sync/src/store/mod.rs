@@ -8,6 +8,7 @@
 
 pub mod attributes;
 pub mod changes;
+pub mod clear;
 pub mod clone;
 pub mod damaged;
 pub mod diff;
@@ -162,10 +163,27 @@ impl Store {
     }
 }
 
-/// Opens the directory `path` below `root`, through no symlink, whoever made the tree.
+/// Opens the directory `path` below `root`, through no symlink, whoever made the tree, however deep it is.
 pub fn open_dir(root: &File, path: &[u8]) -> nix::Result<File> {
+    open_folder(root, path, ResolveFlag::empty())
+}
+
+/// The same, and nothing on another mount.
+pub fn open_dir_here(root: &File, path: &[u8]) -> nix::Result<File> {
+    open_folder(root, path, ResolveFlag::RESOLVE_NO_XDEV)
+}
+
+fn open_folder(root: &File, path: &[u8], more: ResolveFlag) -> nix::Result<File> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    open_below(root, path, flags).map(File::from)
+    match open_with(root, path, flags, more) {
+        // More than the kernel takes at once.
+        Err(Errno::ENAMETOOLONG) => {
+            let half = path[..path.len() / 2].iter().rposition(|b| *b == b'/');
+            let half = half.ok_or(Errno::ENAMETOOLONG)?;
+            open_folder(&open_folder(root, &path[..half], more)?, &path[half + 1..], more)
+        }
+        other => other.map(File::from),
+    }
 }
 
 /// Opens the regular file `path` below `root` for reading, through no symlink, and without waiting for anything.
@@ -176,15 +194,28 @@ pub fn open_file(root: &File, path: &str) -> Result<File> {
 /// The same for a path that is bytes.
 pub fn open_file_at(root: &File, path: &[u8]) -> Result<File> {
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let file = File::from(open_below(root, path, flags)?);
+    let file = match open_below(root, path, flags) {
+        Err(Errno::ENAMETOOLONG) if !split(path).0.is_empty() => {
+            let (above, name) = split(path);
+            open_below(&open_dir(root, above)?, name, flags)
+        }
+        other => other,
+    };
+    let file = File::from(file?);
     anyhow::ensure!(file.metadata()?.is_file(), "it is not a regular file");
     Ok(file)
 }
 
 fn open_below(root: &File, path: &[u8], flags: OFlag) -> nix::Result<OwnedFd> {
+    open_with(root, path, flags, ResolveFlag::empty())
+}
+
+fn open_with(root: &File, path: &[u8], flags: OFlag, more: ResolveFlag) -> nix::Result<OwnedFd> {
     let path = if path.is_empty() { OsStr::new(".") } else { OsStr::from_bytes(path) };
-    let resolve =
-        ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    let resolve = ResolveFlag::RESOLVE_BENEATH
+        | ResolveFlag::RESOLVE_NO_SYMLINKS
+        | ResolveFlag::RESOLVE_NO_MAGICLINKS
+        | more;
     loop {
         match openat2(root.as_fd(), path, OpenHow::new().flags(flags).resolve(resolve)) {
             // RESOLVE_BENEATH may have to be tried again when something is renamed meanwhile (openat2(2)).
@@ -231,28 +262,8 @@ pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
 
 /// Removes `name` in `dir` and all below it, whatever it is; fine if it is not there.
 pub fn remove(dir: &File, name: &Path) -> Result<()> {
-    let what = || format!("cannot remove {}", name.display());
-    match nix::unistd::unlinkat(dir, name, nix::unistd::UnlinkatFlags::NoRemoveDir) {
-        Ok(()) | Err(Errno::ENOENT) => return Ok(()),
-        Err(Errno::EISDIR | Errno::EPERM) => {}
-        Err(e) => return Err(e).with_context(what),
+    match clear::clear(dir, name.as_os_str().as_bytes())?.shown() {
+        None => Ok(()),
+        Some(stuck) => Err(Fault::failed(format!("cannot remove {stuck}")).into()),
     }
-    let top = open_dir(dir, name.as_os_str().as_bytes()).with_context(what)?;
-    let mut dirs = Vec::new();
-    visit::each(&top, |found| {
-        if found.is_dir {
-            dirs.push(found.path());
-            return Ok(());
-        }
-        nix::unistd::unlinkat(found.parent, found.name, nix::unistd::UnlinkatFlags::NoRemoveDir)
-            .with_context(|| format!("cannot remove {}", crate::walk::show(&found.path())))
-    })?;
-    // A folder comes after the one it lies in, so backwards each is empty when its turn comes.
-    for path in dirs.iter().rev() {
-        let (parent, name) = split(path);
-        let parent = open_dir(&top, parent).with_context(what)?;
-        nix::unistd::unlinkat(&parent, OsStr::from_bytes(name), nix::unistd::UnlinkatFlags::RemoveDir)
-            .with_context(|| format!("cannot remove the folder {}", crate::walk::show(path)))?;
-    }
-    nix::unistd::unlinkat(dir, name, nix::unistd::UnlinkatFlags::RemoveDir).with_context(what)
 }

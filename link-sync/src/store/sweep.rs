@@ -53,7 +53,7 @@ pub fn sweep(dir: &File, name: &str, removed: &(impl Fn(u64) -> Result<()> + Syn
 /// Removes the names in `folder` that are no folders; those are `more` work.
 fn empty(dir: &File, folder: &Arc<Folder>, more: &mut Vec<Arc<Folder>>) -> Result<u64> {
     let what = || format!("cannot read the folder {}", crate::walk::show(&folder.path));
-    let open = open_deep(dir, &folder.path).with_context(what)?;
+    let open = open_closed(dir, &folder.path).with_context(what)?;
     let names = visit::names(&open).with_context(what)?;
     let count = names.len() as u64;
     let below = more.len();
@@ -75,7 +75,7 @@ fn gone(dir: &File, folder: &Arc<Folder>) -> Result<()> {
     while folder.left.fetch_sub(1, Ordering::AcqRel) == 1 {
         let (parent, name) = split(&folder.path);
         let what = || format!("cannot remove the folder {}", crate::walk::show(&folder.path));
-        let open = open_deep(dir, parent).with_context(what)?;
+        let open = open_closed(dir, parent).with_context(what)?;
         remove_one(&open, name, UnlinkatFlags::RemoveDir).with_context(what)?;
         match &folder.parent {
             Some(parent) => folder = parent,
@@ -97,17 +97,12 @@ fn remove_one(dir: &File, name: &[u8], flag: UnlinkatFlags) -> nix::Result<()> {
     }
 }
 
-/// Like [`open_dir`], also where the path, in the store, is longer than the kernel takes, or the folder closed.
-fn open_deep(dir: &File, path: &[u8]) -> nix::Result<File> {
+/// Like [`open_dir`], also where the folder is closed.
+fn open_closed(dir: &File, path: &[u8]) -> nix::Result<File> {
     match open_dir(dir, path) {
-        Err(Errno::ENAMETOOLONG) => {
-            let half = path[..path.len() / 2].iter().rposition(|b| *b == b'/');
-            let half = half.ok_or(Errno::ENAMETOOLONG)?;
-            open_deep(&open_deep(dir, &path[..half])?, &path[half + 1..])
-        }
         Err(Errno::EACCES) => {
             let (parent, name) = split(path);
-            let parent = open_deep(dir, parent)?;
+            let parent = open_closed(dir, parent)?;
             fchmodat(&parent, OsStr::from_bytes(name), Mode::S_IRWXU, FchmodatFlags::FollowSymlink)?;
             open_dir(&parent, name)
         }

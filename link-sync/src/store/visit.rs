@@ -5,6 +5,7 @@ use std::fs::File;
 use std::os::unix::ffi::OsStrExt as _;
 
 use anyhow::{Context as _, Result};
+use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::fstatat;
 use rustix::fs::{FileType, RawDir};
@@ -34,14 +35,22 @@ impl Found<'_> {
     }
 }
 
+/// A name, whether it is a directory, and its inode number.
+pub type Name = (Vec<u8>, bool, u64);
+
 /// The names in `dir` (freshly opened), sorted, with what is a directory and the inode number, without `.` and
 /// `..`. Straight from getdents64(2): libc's directory streams cost five more system calls a folder.
-pub fn names(dir: &File) -> Result<Vec<(Vec<u8>, bool, u64)>> {
+pub fn names(dir: &File) -> Result<Vec<Name>> {
+    raw_names(dir).context("cannot list a folder")
+}
+
+/// [`names`], with the bare error.
+pub fn raw_names(dir: &File) -> nix::Result<Vec<Name>> {
     let mut buffer = Vec::with_capacity(BUFFER);
     let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
     let mut list = Vec::new();
     while let Some(entry) = entries.next() {
-        let entry = entry.context("cannot list a folder")?;
+        let entry = entry.map_err(|e| Errno::from_raw(e.raw_os_error()))?;
         let name = entry.file_name();
         if matches!(name.to_bytes(), b"." | b"..") {
             continue;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::picture::picture;
-use crate::world::{Mounted, World, ok, told};
+use crate::world::{Disk, Mounted, World, ok, told, warnings};
 
 /// A snapshot of a folder with a file, a subfolder and a link.
 fn world() -> World {
@@ -151,4 +151,96 @@ fn a_store_without_renames_that_keep_publishes_prunes_and_repairs() {
     assert_eq!(text(&second.join("docs/a")), "2");
     assert!(std::fs::metadata(real.join(".set-aside")).unwrap().is_dir());
     assert_eq!(std::fs::metadata(&real).unwrap().uid(), 0);
+}
+
+/// Makes `path` immutable (or what else the word says) until this is dropped.
+struct Fixed(String, &'static str);
+
+impl Fixed {
+    fn new(path: &Path, how: &'static str) -> Fixed {
+        ok("chattr", &[&format!("+{how}"), path.to_str().unwrap()]);
+        Fixed(path.file_name().unwrap().to_str().unwrap().to_owned(), how)
+    }
+
+    /// Wherever below `top` it is by now.
+    fn free(&self, top: &Path) {
+        let path = ok("find", &[top.to_str().unwrap(), "-name", &self.0]);
+        path.lines().for_each(|path| drop(ok("chattr", &[&format!("-{}", self.1), path])));
+    }
+}
+
+fn leftovers(world: &World) -> Vec<String> {
+    let names =
+        std::fs::read_dir(&world.source).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    names.filter(|n| n.starts_with(".nc-restore-")).collect()
+}
+
+#[test]
+fn what_was_replaced_and_cannot_be_removed_is_told_and_removed_later() {
+    for how in ["i", "a"] {
+        // Given a file that cannot be removed, in a folder that is replaced,
+        let world = world();
+        world.file("sub/fixed", "fixed");
+        let fixed = Fixed::new(&world.source.join("sub/fixed"), how);
+        world.file("sub/newer", "newer");
+        // when the folder is restored,
+        let all = ["--source", "docs", "--path", "sub", "--in-place", "--yes"];
+        let ran = world.act("restore", &all).expect(4);
+        // then that is done, and what is left is named, now and by the next run of any restore there.
+        assert!(!world.source.join("sub/newer").exists() && ran.json["changed"] == true);
+        let left = ran.json["left_behind"][0]["what"].as_str().unwrap();
+        assert!(left.contains(".removing: old/sub/fixed") || left.contains("sub/fixed"), "{left}");
+        assert_eq!(ran.json["error"], serde_json::Value::Null);
+        let name = leftovers(&world);
+        assert_eq!(name.len(), 1, "{name:?}");
+        let other = ["--source", "docs", "--path", "letter.txt", "--in-place", "--yes"];
+        let ran = world.act("restore", &other).expect(3);
+        assert_eq!(warnings(&ran), ["not-removed"]);
+        assert_eq!(leftovers(&world), name);
+        // When it can be removed, the next one does.
+        fixed.free(&world.source);
+        world.act("restore", &other).expect(0);
+        assert_eq!(leftovers(&world), [""; 0]);
+    }
+}
+
+#[test]
+fn what_cannot_be_renamed_is_told_before_anything_is() {
+    let world = world();
+    world.file("letter.txt", "v2");
+    world.file("sub/more.txt", "changed");
+    let fixed = Fixed::new(&world.source.join("letter.txt"), "i");
+    for options in [&["--dry-run"][..], &["--yes"], &["--yes", "--path", "letter.txt"]] {
+        let all: Vec<_> = ["--source", "docs", "--in-place"].iter().chain(options).copied().collect();
+        let ran = world.act("restore", &all).expect(77);
+        assert!(told(&ran).contains("letter.txt") && told(&ran).contains("chattr"), "{ran:?}");
+        assert_eq!(text(&world.source.join("sub/more.txt")), "changed");
+        assert_eq!(leftovers(&world), [""; 0]);
+    }
+    fixed.free(&world.source);
+}
+
+#[test]
+fn a_disk_that_is_mounted_in_what_was_replaced_is_not_emptied() {
+    // Given a kept folder of an earlier restore that was being removed, in which a disk is mounted by now,
+    let world = world();
+    let disk = Disk::new(16);
+    std::fs::write(disk.path.join("only-copy"), "precious").unwrap();
+    let rubbish = world.source.join(".nc-restore-2001-01-01T00-00-00Z-00000000.removing");
+    let place = rubbish.join("old/disk");
+    std::fs::create_dir_all(&place).unwrap();
+    std::fs::write(rubbish.join("old/file"), "x").unwrap();
+    ok("mount", &["--bind", disk.path.to_str().unwrap(), place.to_str().unwrap()]);
+    let mounted = Mounted(place.clone());
+    // when a restore tries to remove that once more,
+    let one = ["--source", "docs", "--path", "letter.txt", "--in-place", "--yes"];
+    let ran = world.act("restore", &one).expect(3);
+    // then all but the disk goes, and nothing on the disk.
+    assert_eq!(warnings(&ran), ["not-removed"]);
+    assert_eq!(text(&disk.path.join("only-copy")), "precious");
+    assert!(!rubbish.join("old/file").exists());
+    drop(mounted);
+    world.act("restore", &one).expect(0);
+    assert!(!rubbish.exists());
+    assert_eq!(text(&disk.path.join("only-copy")), "precious");
 }
