@@ -1,6 +1,7 @@
 //! The mount table, from `/proc/self/mountinfo`. Whole fields are compared, never substrings.
 
 use std::ffi::OsString;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
@@ -9,8 +10,12 @@ use anyhow::{Context as _, Result};
 /// One mounted file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
+    /// The kernel's number for it.
+    pub id: u64,
     /// `major:minor`.
     pub device: (u32, u32),
+    /// The folder in the file system that is mounted: `/`, unless it is a bind mount or a subvolume.
+    pub root: PathBuf,
     /// Where it is mounted.
     pub target: PathBuf,
     /// `ext4`, `fuse.sshfs`, …
@@ -48,7 +53,9 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let mut options = words(fields.get(5)?);
     options.extend(fields.get(dash + 3).map(|f| words(f)).unwrap_or_default());
     Some(Mount {
+        id: std::str::from_utf8(fields.first()?).ok()?.parse().ok()?,
         device: (major.parse().ok()?, minor.parse().ok()?),
+        root: PathBuf::from(unescape(fields.get(3)?)),
         target: PathBuf::from(unescape(fields.get(4)?)),
         fs_type: String::from_utf8_lossy(fields.get(dash + 1)?).into_owned(),
         source: unescape(fields.get(dash + 2)?),
@@ -90,6 +97,33 @@ pub fn of_path(path: &Path) -> Result<Mount> {
         .with_context(|| format!("no mount holds {}", path.display()))
 }
 
+/// What is mounted below `top` (which must exist), on folders and on files, as far as it can be seen: not what lies
+/// under another mount. A bind mount of the same file system is one, too, though device numbers do not tell.
+pub fn below(top: &Path) -> Result<Vec<Mount>> {
+    let top = top.canonicalize().with_context(|| format!("cannot find {}", top.display()))?;
+    let mut found = table()?;
+    found.retain(|m| m.target != top && m.target.starts_with(&top) && is_on_top(m));
+    Ok(found)
+}
+
+/// Whether its target leads to this mount. Nothing is opened for reading, so a dead network file system keeps nobody
+/// waiting.
+fn is_on_top(mount: &Mount) -> bool {
+    use nix::fcntl::{OFlag, open};
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let Ok(fd) = open(&mount.target, flags, nix::sys::stat::Mode::empty()) else { return false };
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
+    let id = info.lines().find_map(|l| l.strip_prefix("mnt_id:")?.trim().parse::<u64>().ok());
+    id == Some(mount.id)
+}
+
+/// Where `path` (which must exist) lies in its file system, whatever that is mounted on.
+pub fn place_in_file_system(path: &Path) -> Result<PathBuf> {
+    let mount = of_path(path)?;
+    let real = path.canonicalize().with_context(|| format!("cannot find {}", path.display()))?;
+    Ok(mount.root.join(real.strip_prefix(&mount.target).unwrap_or(Path::new(""))))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +135,7 @@ mod tests {
     fn real_lines_with_and_without_optional_fields() {
         let mounts = parse(REAL).unwrap();
         assert_eq!(mounts[0].device, (254, 0));
+        assert_eq!((mounts[1].id, mounts[1].root.as_path()), (40, Path::new("/")));
         assert_eq!(mounts[0].options, ["rw", "relatime", "rw", "discard"]);
         assert_eq!(mounts[1].target, Path::new("/mnt/with space"));
         assert_eq!(mounts[1].source, "s3:/srv/a\\b");
@@ -118,5 +153,8 @@ mod tests {
         assert!(is_mount_point(Path::new("/proc")).unwrap());
         assert!(!is_mount_point(Path::new("/proc/self")).unwrap());
         assert_eq!(of_path(Path::new("/proc/self/fd")).unwrap().fs_type, "proc");
+        assert!(below(Path::new("/")).unwrap().iter().any(|m| m.target == Path::new("/proc")));
+        assert!(below(Path::new("/proc/self/fd")).unwrap().is_empty());
+        assert_eq!(place_in_file_system(Path::new("/proc/1/fd")).unwrap(), Path::new("/1/fd"));
     }
 }

@@ -67,10 +67,15 @@ fn names(dir: &Path) -> Vec<PathBuf> {
 }
 
 fn note(path: PathBuf, inside: &[PathBuf], found: &mut Vec<Link>) {
-    let Some(target) = leads_to(&path) else { return };
-    if !inside.iter().any(|source| target.starts_with(source)) && !found.iter().any(|l| l.path == path) {
-        found.push(Link { path, target });
+    if found.iter().any(|l| l.path == path) {
+        return;
     }
+    found.extend(leads_out(&path, inside).map(|target| Link { path, target }));
+}
+
+/// Where the link `path` leads, if that is in none of the folders `inside`, whose own paths lead through no links.
+pub fn leads_out(path: &Path, inside: &[PathBuf]) -> Option<PathBuf> {
+    leads_to(path).filter(|target| !inside.iter().any(|source| target.starts_with(source)))
 }
 
 /// Where `path` leads; where that is not there (in a container it may be), what it says.

@@ -211,7 +211,7 @@ mod tests {
             dirs: [(b"".to_vec(), Dir::new(list))].into(),
             submounts: vec![b"m".to_vec()],
             walked_at: Stamp { sec: 3, nsec: 4 },
-            root_changed: false,
+            ..Tree::default()
         };
         let dir = tempfile::tempdir().unwrap();
         let file = path(dir.path(), "data");

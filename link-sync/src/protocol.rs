@@ -13,8 +13,10 @@ use common::fault::Fault;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::tree::Census;
+
 /// Raised with every incompatible change; the two ends must agree.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The first thing the far end prints.
 pub const GREETING: &[u8] = b"\nlink-sync serve: ready\n";
@@ -79,8 +81,15 @@ pub enum Request {
         /// Name of the source.
         source: String,
     },
-    /// Clone `source` of the base into the partial snapshot, without the paths in the list that follows.
+    /// Clone `source` of the base into the partial snapshot, without the paths in the list that follows. Answer:
+    /// [`Cloned`].
     Clone {
+        /// Name of the source.
+        source: String,
+    },
+    /// Compare the clone with what it should hold: for each folder, sorted, a [`Record`] of kind 0 and one for everything
+    /// that is expected in it. Answer: [`crate::store::clone::Lacking`].
+    Compare {
         /// Name of the source.
         source: String,
     },
@@ -223,6 +232,17 @@ pub struct Opened {
     pub damaged: crate::store::damaged::Damaged,
     /// What a person should know.
     pub warnings: Vec<Value>,
+}
+
+/// Answer to [`Request::Clone`].
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Cloned {
+    /// Files and links that were linked.
+    pub linked: u64,
+    /// What is there now.
+    pub census: Census,
+    /// Modification times count in that.
+    pub times: bool,
 }
 
 /// Answer to [`Request::Merge`].

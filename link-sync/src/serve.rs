@@ -21,7 +21,9 @@ use nix::unistd::Pid;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::protocol::{self, GREETING, Hello, Kind, MAX_FRAME, Opened, Received, Record, Reply, Request};
+use crate::protocol::{
+    self, Cloned, GREETING, Hello, Kind, MAX_FRAME, Opened, Received, Record, Reply, Request,
+};
 use crate::reading::{self, Reading};
 use crate::store::damaged::Damaged;
 use crate::store::merge::Merge;
@@ -30,6 +32,7 @@ use crate::store::publish::{AllDone, Done, publish};
 use crate::store::{
     INCOMING, PARTIAL, Store, clone, diff, manifest, open_dir, pace, remove, verified, verify,
 };
+use crate::tree::Stamp;
 
 /// How often the source is told how far a clone has come.
 const TELL: Duration = Duration::from_millis(200);
@@ -136,6 +139,7 @@ impl Serving {
                 self.fresh(&source).map(|_| Value::Null)
             }
             Request::Clone { source } => self.clone_base(&source, input, output),
+            Request::Compare { source } => self.compare(&source, input),
             Request::Drop { source } => self.drop_paths(&source, input),
             Request::Receive { .. } => self.receive(&request, input, output),
             Request::Merge { source, times, again } => self.merge(source, times, again, input),
@@ -197,8 +201,8 @@ impl Serving {
             },
             base: writable.base.clone(),
             resumed: writable.resumed,
-            xattrs: writable.xattrs,
-            acls: writable.acls,
+            xattrs: writable.keeps.xattrs,
+            acls: writable.keeps.acls,
             warnings: writable.warnings.clone(),
         };
         self.writable = Some(writable);
@@ -250,9 +254,30 @@ impl Serving {
             }
             Ok(())
         };
-        let linked = clone::clone(&base, &self.fresh(source)?, &left_out, &wrote)?;
+        let times = writable.keeps.times();
+        let census = clone::clone(&base, &self.fresh(source)?, &left_out, times, &wrote)?;
         self.done.insert(source.to_owned(), done);
-        Ok(json!({"linked": linked}))
+        value(Cloned { linked: census.files, census, times })
+    }
+
+    fn compare(&mut self, source: &str, input: &mut impl Read) -> Result<Value> {
+        let ready = check_name(source).map_err(|m| Fault::denied(m).into()).and_then(|()| {
+            let writable = self.writable()?;
+            Ok(clone::Compare::new(writable.source_dir(PARTIAL, source)?, writable.keeps.times()))
+        });
+        let mut compare = or_skip_list(ready, input)?;
+        protocol::read_list(input, |item| {
+            let Record { kind, size, mtime, path } = Record::decode(item)?;
+            if !path.is_empty() {
+                protocol::check_path(&path)?;
+            }
+            if kind == 0 {
+                return compare.folder(&path);
+            }
+            let mtime = Stamp { sec: mtime.0, nsec: mtime.1 };
+            compare.entry(crate::store::split(&path).1, kind == libc::S_IFDIR, size, mtime)
+        })?;
+        value(compare.finish()?)
     }
 
     /// The folder of `source` in the partial snapshot, made anew.
@@ -349,8 +374,8 @@ impl Serving {
             ("t", *times),
             ("c", *checksum),
             ("W", !*delta),
-            ("A", writable.acls),
-            ("X", writable.xattrs && !acls_only),
+            ("A", writable.keeps.acls),
+            ("X", writable.keeps.xattrs && !acls_only),
             ("X", *all_xattrs),
         ] {
             if wanted {

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 use common::fault::{Fault, Kind, kind_of};
 use common::record::RunRecord;
 use common::status::Report;
-use common::{durable, restoring, signals};
+use common::{durable, mutant, outward, restoring, signals};
 use serde_json::{Value, json};
 
 use crate::acls;
@@ -23,13 +23,14 @@ use crate::index;
 use crate::maintenance;
 use crate::moved::distrust_moved;
 use crate::progress::Progress;
-use crate::protocol::{Merged, Opened, Published, Request};
+use crate::protocol::{Cloned, Merged, Opened, Published, Request};
 use crate::rsync::Transfer;
-use crate::settings::{DATABASE, Place, Settings};
+use crate::settings::{self, DATABASE, Settings};
 use crate::source::{Checked, Source};
+use crate::store::clone::{Lacking, NAMED};
 use crate::store::meta::{Consistency, SourceMeta};
 use crate::timing::{Laps, Phase, Timing, ms};
-use crate::tree::{Changes, Stamp, Tree};
+use crate::tree::{Census, Changes, Stamp, Tree, join};
 use crate::walk::{self, walk};
 
 /// Passes that settle may take until nothing moves any more.
@@ -58,12 +59,23 @@ pub struct Allow {
 #[derive(Debug)]
 struct Taken {
     source: Source,
-    fs_id: Option<String>,
+    place: Place,
     trusted: bool,
+    /// What patterns left out, and how many paths.
+    excluded: Vec<(String, u64)>,
     tree: Tree,
     /// The dump's own run, for the database.
     dump_run: Option<String>,
     counts: Counts,
+}
+
+/// Where a source lies: what must be the same the next time.
+#[derive(Clone, Debug, Default)]
+struct Place {
+    fs_id: Option<String>,
+    fs_path: Option<String>,
+    inode: Option<u64>,
+    submounts: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -74,6 +86,7 @@ struct Counts {
     merged: Merged,
     sent_bytes: u64,
     cloned: u64,
+    lacking: u64,
     /// Of all passes of the last step that took this source.
     timing: Timing,
     last: Last,
@@ -106,6 +119,10 @@ impl Session {
         store_apart(&settings)?;
         // A restore sets its mark under the lock that is ours by now.
         restoring::none(&settings.state, &settings.profile.name, crate::restore::html(&settings))?;
+        // Before gigabytes of one are sent, not after: is each of them what it should be?
+        for source in settings.sources.iter().filter(|s| s.name != DATABASE) {
+            drop(source.check(&settings.sources)?);
+        }
         let mut far = Far::connect(&settings)?;
         let opened: Opened = far.ask(&Request::Open { copy: false, base: None })?;
         for warning in &opened.warnings {
@@ -371,7 +388,9 @@ impl Session {
         nix::unistd::syncfs(&checked.dir)
             .with_context(|| format!("cannot write back {}", source.path.display()))?;
         laps.lap(Phase::Sync);
-        let mut tree = walk(&checked.dir, &source.path, &checked.excludes, budget)?;
+        let mut tree = walk(&checked.dir, &source.path, &checked.excludes, &checked.mounts, budget)?;
+        source.holds_its_marks(&tree)?;
+        let place = Place::of(&checked, &tree);
         laps.lap(Phase::Walk);
         let before = self.taken.iter().position(|t| t.source.name == source.name);
         // A newer dump lies in another folder: it is begun anew.
@@ -379,14 +398,7 @@ impl Session {
         let first = again.is_none();
         let mut plan = match &mut again {
             Some(before) => {
-                same_file_system(
-                    &source,
-                    &checked,
-                    before.fs_id.as_deref(),
-                    &before.submounts(),
-                    &tree,
-                    allow,
-                )?;
+                place.same_as(&before.place, &source, allow)?;
                 let known = before.tree.len();
                 let plan = Plan::again(before, &mut tree, checked.distrust.is_some());
                 if source.name != DATABASE {
@@ -394,11 +406,14 @@ impl Session {
                 }
                 plan
             }
-            None => self.first(&source, &checked, &mut tree, allow, report)?,
+            None => {
+                self.tell_of_links(&source, &tree, report);
+                self.first(&source, &checked, &place, &mut tree, allow, report)?
+            }
         };
         laps.lap(Phase::Compare);
         let now = Now { source: &source, checked: &checked, first, budget };
-        let moved = match self.bring_up(&now, &mut tree, &mut plan, &mut laps, progress) {
+        let moved = match self.bring_up(&now, &mut tree, &mut plan, &mut laps, progress, report) {
             Ok(moved) => moved,
             Err(error) => {
                 if let Some(mut before) = again.filter(|_| is_over(&error)) {
@@ -414,8 +429,9 @@ impl Session {
         plan.counts.last = Last { changed: plan.changes.marked, bytes: plan.bytes, timing };
         self.rate.saw(plan.bytes, timing.of(Phase::Send) + timing.of(Phase::Merge));
         self.taken.push(Taken {
-            fs_id: checked.fs_id,
+            place,
             trusted: checked.distrust.is_none(),
+            excluded: checked.excludes.counts(),
             tree,
             dump_run,
             counts: plan.counts,
@@ -434,9 +450,9 @@ impl Session {
         plan: &mut Plan,
         laps: &mut Laps,
         progress: &Progress,
+        report: &mut Report,
     ) -> Result<u64> {
-        let files = marked_in(tree, &plan.changes.dirs).filter(|(_, e)| e.meta.is_file());
-        plan.bytes = files.map(|(_, e)| e.allocated.min(e.meta.size)).sum();
+        plan.bytes = marked_bytes(tree, &plan.changes);
         now.budget.check_for(self.rate.expects(plan.bytes), || {
             format!(
                 "sending {} of changed files of source {}",
@@ -444,7 +460,7 @@ impl Session {
                 now.source.name
             )
         })?;
-        self.prepare(now.source, tree, plan, now.first)?;
+        self.prepare(now.source, tree, plan, now.first, report)?;
         laps.lap(Phase::Prepare);
         self.transfer(now, tree, plan, laps, progress)
     }
@@ -454,6 +470,7 @@ impl Session {
         &mut self,
         source: &Source,
         checked: &Checked,
+        place: &Place,
         tree: &mut Tree,
         allow: Allow,
         report: &mut Report,
@@ -466,7 +483,7 @@ impl Session {
         if source.name == DATABASE {
             return Ok(Plan::full(tree, "full"));
         }
-        same_file_system(source, checked, held.fs_id.as_deref(), &held.submounts, tree, allow)?;
+        place.same_as(&Place::held(&held), source, allow)?;
         let base_id = base.map(|b| b.id.clone()).unwrap_or_default();
         match self.usable_index(source, checked, &base_id) {
             Ok(old) => {
@@ -474,15 +491,17 @@ impl Session {
                 let mut changes = tree.mark_changes(&old);
                 not_shrunk(source, known, changes.vanished, allow)?;
                 self.mark_damaged(source, tree, &mut changes, report);
-                Ok(Plan {
-                    changes,
-                    all: false,
-                    clone: true,
-                    checksum: true,
-                    counts: Counts { way: "index", ..Counts::default() },
-                    bytes: 0,
-                    gone: Vec::new(),
-                })
+                if !tree.untrusted.is_empty() {
+                    let list =
+                        tree.untrusted.iter().map(|(path, kind)| format!("{} ({kind})", walk::show(path)));
+                    report.warn(
+                        "full-way",
+                        format!("source {}: what lies on other file systems than ext4, xfs, btrfs or zfs is compared \
+                             byte by byte: {}", source.name, some(list)),
+                    );
+                }
+                let counts = Counts { way: "index", ..Counts::default() };
+                Ok(Plan { changes, clone: Some(old), counts, ..Plan::default() })
             }
             Err(why) => {
                 not_shrunk(source, held.paths, held.paths.saturating_sub(tree.len()), allow)?;
@@ -497,6 +516,25 @@ impl Session {
                 Ok(Plan { checksum, ..Plan::full(tree, "full") })
             }
         }
+    }
+
+    /// Says which links lead out of all sources: what is behind them is in no snapshot.
+    fn tell_of_links(&self, source: &Source, tree: &Tree, report: &mut Report) {
+        let out = source.leading_out(tree, &self.settings.sources);
+        if out.is_empty() || source.name == DATABASE {
+            return;
+        }
+        let list = out.iter().map(|(path, to)| format!("{} -> {}", walk::show(path), to.display()));
+        report.warn(
+            outward::KIND,
+            format!(
+                "source {}: {} symbolic links lead out of all sources, and what is behind them is in no snapshot: {}. Add a \
+                 [[snapshot.source]] for it, or name the link in exclude",
+                source.name,
+                out.len(),
+                some(list)
+            ),
+        );
     }
 
     /// Marks what was verified and found damaged in the base, although it has not changed here.
@@ -554,20 +592,28 @@ impl Session {
     }
 
     /// Is there room? Then: clone the base, or remove what must not stay.
-    fn prepare(&mut self, source: &Source, tree: &Tree, plan: &mut Plan, first: bool) -> Result<()> {
+    fn prepare(
+        &mut self,
+        source: &Source,
+        tree: &mut Tree,
+        plan: &mut Plan,
+        first: bool,
+        report: &mut Report,
+    ) -> Result<()> {
         if first {
             let (bytes, inodes) = self.estimate(source, tree, plan);
             let () = self.far.ask(&Request::Room { source: Some(source.name.clone()), bytes, inodes })?;
         }
         let name = source.name.clone();
-        if first && !plan.clone {
-            let () = self.far.ask(&Request::Fresh { source: name })?;
-        } else if plan.clone {
+        if let Some(old) = plan.clone.take() {
             let left_out = plan.changes.dropped.iter().chain(&plan.changes.replaced);
-            let reply: Value = self.far.ask_with_list(&Request::Clone { source: name }, |list| {
+            let cloned: Cloned = self.far.ask_with_list(&Request::Clone { source: name }, |list| {
                 left_out.into_iter().try_for_each(|path| list.path(path))
             })?;
-            plan.counts.cloned = reply["linked"].as_u64().unwrap_or(0);
+            plan.counts.cloned = cloned.linked;
+            self.fill_holes(source, tree, plan, &old, &cloned, report)?;
+        } else if first {
+            let () = self.far.ask(&Request::Fresh { source: name })?;
         } else if !first && !plan.changes.dropped.is_empty() {
             let _dropped: Value = self.far.ask_with_list(&Request::Drop { source: name }, |list| {
                 plan.changes.dropped.iter().try_for_each(|path| list.path(path))
@@ -575,6 +621,98 @@ impl Session {
             plan.gone = std::mem::take(&mut plan.changes.dropped);
         }
         Ok(())
+    }
+
+    /// Counts what was cloned against what the index promises. What the base lacks, or holds otherwise, is marked, so that it
+    /// is sent; what nobody has stored there is taken out of the clone.
+    fn fill_holes(
+        &mut self,
+        source: &Source,
+        tree: &mut Tree,
+        plan: &mut Plan,
+        old: &Tree,
+        cloned: &Cloned,
+        report: &mut Report,
+    ) -> Result<()> {
+        let mut expected = Census::default();
+        expected.add(b"", b"", true, 0, if cloned.times { old.root.mtime } else { Stamp::default() });
+        tree.cloned(old, |dir, entry| -> Result<()> {
+            if let Some((name, meta)) = entry {
+                let mtime = if cloned.times { meta.mtime } else { Stamp::default() };
+                expected.add(dir, name, meta.is_dir(), meta.size, mtime);
+            }
+            Ok(())
+        })?;
+        if expected == cloned.census || mutant::active("what-is-cloned-is-counted") {
+            return Ok(());
+        }
+        let mut folders: Vec<Vec<u8>> = Vec::new();
+        let request = Request::Compare { source: source.name.clone() };
+        let lacking: Lacking = self.far.ask_with_list(&request, |list| {
+            tree.cloned(old, |dir, entry| match entry {
+                None => {
+                    folders.push(dir.to_vec());
+                    list.record(0, 0, (0, 0), dir)
+                }
+                Some((name, meta)) => {
+                    let mtime = (meta.mtime.sec, meta.mtime.nsec);
+                    list.record(meta.kind(), meta.size, mtime, &join(dir, name))
+                }
+            })
+        })?;
+        let (mut lost, mut touched, mut number) = (Vec::new(), Vec::new(), 0u64);
+        let (mut paths, mut times) = (lacking.paths.iter().peekable(), lacking.times.iter().peekable());
+        tree.cloned(old, |dir, entry| -> Result<()> {
+            let Some((name, _)) = entry else { return Ok(()) };
+            for (ranges, list) in [(&mut paths, &mut lost), (&mut times, &mut touched)] {
+                while ranges.next_if(|(_, to)| *to <= number).is_some() {}
+                if ranges.peek().is_some_and(|(from, _)| *from <= number) {
+                    list.push(join(dir, name));
+                }
+            }
+            number += 1;
+            Ok(())
+        })?;
+        // The time of a folder in which something was done by hand is not what it was.
+        let of_folders = lacking.folders.iter().flat_map(|(from, to)| *from..*to);
+        let of_folders = of_folders.filter_map(|at| folders.get(usize::try_from(at).ok()?)).cloned();
+        tree.root_changed = true;
+        for path in lost.iter().cloned().chain(touched).chain(of_folders).filter(|path| !path.is_empty()) {
+            tree.mark(&path, &mut plan.changes);
+        }
+        plan.changes.dirs.sort_unstable();
+        plan.changes.dirs.dedup();
+        plan.counts.lacking = lost.len() as u64;
+        plan.without_base = lacking.no_folder;
+        let date = self.opened.base.as_ref().map_or("", |b| b.date.as_str());
+        if !lost.is_empty() {
+            report.warn(
+                "base-lacks",
+                format!(
+                    "source {}: {} paths are missing in the newest snapshot {date}, or are not what was stored there, and are \
+                     taken from here again: {}. Who changed it? `link-sync verify` on the store's machine looks through all \
+                     of them",
+                    source.name,
+                    lost.len(),
+                    some(lost.iter().map(|path| walk::show(path)))
+                ),
+            );
+        }
+        if lacking.removed > 0 {
+            report.warn(
+                "base-has-more",
+                format!(
+                    "source {}: {} paths that nobody has stored are in the newest snapshot {date}, and are left out of this \
+                     one: {}",
+                    source.name,
+                    lacking.removed,
+                    lacking.removed_names.join(", ")
+                ),
+            );
+        }
+        plan.bytes = marked_bytes(tree, &plan.changes);
+        let (bytes, inodes) = self.estimate(source, tree, plan);
+        self.far.ask(&Request::Room { source: Some(source.name.clone()), bytes, inodes })
     }
 
     /// Bytes and inodes the first pass over a source will take at most.
@@ -589,7 +727,9 @@ impl Session {
         }
         let marked = tree.dirs.values().flat_map(|d| d.entries()).filter(|(_, e)| e.changed);
         let size = |e: &crate::tree::Entry| e.allocated.min(e.meta.size.next_multiple_of(4096));
-        marked.fold((dirs * 4096, dirs), |(bytes, inodes), (_, e)| (bytes + size(e), inodes + 1))
+        let (bytes, inodes) =
+            marked.fold((dirs * 4096, dirs), |(bytes, inodes), (_, e)| (bytes + size(e), inodes + 1));
+        (bytes.saturating_sub(plan.changes.alike_bytes), inodes)
     }
 
     /// Sends what is marked, has it put in its place, and distrusts what moved meanwhile.
@@ -607,6 +747,7 @@ impl Session {
         plan.counts.changed += marked;
         let name = &source.name;
         let times = name != DATABASE;
+        let again = !first || plan.without_base;
         let dirs = &plan.changes.dirs;
         let transfer = |list: File, only_itself: bool, acls_only: bool| Transfer {
             rsync: &self.settings.rsync,
@@ -622,7 +763,7 @@ impl Session {
                 plan.checksum && (!first || self.opened.base.is_some() || self.opened.resumed)
             },
             times,
-            again: !first,
+            again,
             all_xattrs: false,
             account: None,
             xattrs: self.opened.xattrs,
@@ -631,7 +772,7 @@ impl Session {
             budget,
         };
         let acls_apart = self.opened.acls && self.opened.xattrs && !self.far.hello.root;
-        let request = Request::Merge { source: name.clone(), times, again: !first };
+        let request = Request::Merge { source: name.clone(), times, again };
         if tree.root_changed {
             progress.begin(format!("{name}: the folder itself"), 0);
             let list = list_file(&self.settings.state, [&b"."[..]].into_iter())?;
@@ -696,7 +837,8 @@ impl Session {
         for taken in &self.taken {
             let file = index::path(&self.settings.state, &taken.source.name);
             if taken.source.name != DATABASE && taken.trusted {
-                index::save(&file, &taken.source.path, taken.fs_id.as_deref(), &published.id, &taken.tree)?;
+                let fs_id = taken.place.fs_id.as_deref();
+                index::save(&file, &taken.source.path, fs_id, &published.id, &taken.tree)?;
             }
         }
         let store = json!({"store_id": self.opened.store_id, "date": published.date, "id": published.id});
@@ -711,16 +853,14 @@ impl Session {
 }
 
 impl Taken {
-    fn submounts(&self) -> Vec<String> {
-        self.tree.submounts.iter().map(|m| walk::show(m)).collect()
-    }
-
     fn meta(&self) -> SourceMeta {
         SourceMeta {
             name: self.source.name.clone(),
             path: index::encode_path(&self.source.path),
-            fs_id: self.fs_id.clone(),
-            submounts: self.submounts(),
+            fs_id: self.place.fs_id.clone(),
+            fs_path: self.place.fs_path.clone(),
+            inode: self.place.inode,
+            submounts: self.place.submounts.clone(),
             paths: self.tree.len(),
             bytes: self.tree.bytes(),
         }
@@ -734,6 +874,9 @@ impl Taken {
             "changed_paths": c.changed, "sent_bytes": c.sent_bytes,
             "received_files": c.merged.received, "received_bytes": c.merged.received_bytes,
             "linked_paths": c.cloned + c.merged.linked, "resumed_files": c.merged.resumed,
+            "lacking_paths": c.lacking,
+            "excluded": self.excluded.iter().map(|(pattern, paths)| json!({"pattern": pattern, "paths": paths}))
+                .collect::<Vec<_>>(),
             "timing": c.timing.tell(),
             "last_pass": {
                 "changed_paths": c.last.changed, "changed_bytes": c.last.bytes,
@@ -749,13 +892,16 @@ struct Plan {
     changes: Changes,
     /// Everything is marked, whether it changed or not.
     all: bool,
-    clone: bool,
+    /// The base is cloned, which holds this.
+    clone: Option<Tree>,
     checksum: bool,
     counts: Counts,
     /// Bytes of the marked files.
     bytes: u64,
     /// What the far end has removed from the partial snapshot.
     gone: Vec<Vec<u8>>,
+    /// What the base holds is no good to compare with: what is marked is sent whole.
+    without_base: bool,
 }
 
 /// What one pass is about.
@@ -767,11 +913,26 @@ struct Now<'a> {
     budget: &'a Budget,
 }
 
+impl Default for Plan {
+    fn default() -> Plan {
+        Plan {
+            changes: Changes::default(),
+            all: false,
+            clone: None,
+            checksum: true,
+            counts: Counts::default(),
+            bytes: 0,
+            gone: Vec::new(),
+            without_base: false,
+        }
+    }
+}
+
 impl Plan {
     fn full(tree: &mut Tree, way: &'static str) -> Plan {
         let counts = Counts { way, ..Counts::default() };
         let changes = tree.mark_all();
-        Plan { changes, all: true, clone: false, checksum: true, counts, bytes: 0, gone: Vec::new() }
+        Plan { changes, all: true, counts, ..Plan::default() }
     }
 
     /// A later pass: what differs from the walk before; everything where that cannot be relied on.
@@ -782,7 +943,7 @@ impl Plan {
             changes = Changes { dropped, vanished, ..tree.mark_all() };
         }
         let counts = std::mem::take(&mut before.counts);
-        Plan { changes, all: distrust, clone: false, checksum: true, counts, bytes: 0, gone: Vec::new() }
+        Plan { changes, all: distrust, counts, ..Plan::default() }
     }
 }
 
@@ -803,39 +964,86 @@ fn write_back(path: &Path) -> Result<()> {
     nix::unistd::syncfs(File::open(path).with_context(what)?).with_context(what)
 }
 
-/// A source on another file system than last time, or without a mount it had, is not what it was.
-fn same_file_system(
-    source: &Source,
-    checked: &Checked,
-    fs_id: Option<&str>,
-    submounts: &[String],
-    tree: &Tree,
-    allow: Allow,
-) -> Result<()> {
-    if allow.new_filesystem {
-        return Ok(());
+impl Place {
+    fn of(checked: &Checked, tree: &Tree) -> Place {
+        Place {
+            fs_id: checked.fs_id.clone(),
+            fs_path: checked.fs_path.clone(),
+            inode: Some(checked.inode),
+            submounts: tree.submounts.iter().map(|m| walk::show(m)).collect(),
+        }
     }
-    let shown = source.path.display();
-    let hint = "if it was moved on purpose, run once with --allow-new-filesystem";
-    if fs_id.is_some() && fs_id != checked.fs_id.as_deref() {
-        let id = |id: Option<&str>| id.unwrap_or("unknown").to_owned();
-        return Err(Fault::config(format!(
-            "source {}: {shown} is on file system {} now, and was on {} at the last snapshot: is its disk mounted?",
-            source.name, id(checked.fs_id.as_deref()), id(fs_id)
-        ))
-        .hint(hint)
-        .into());
+
+    fn held(held: &SourceMeta) -> Place {
+        Place {
+            fs_id: held.fs_id.clone(),
+            fs_path: held.fs_path.clone(),
+            inode: held.inode,
+            submounts: held.submounts.clone(),
+        }
     }
-    let now: Vec<_> = tree.submounts.iter().map(|m| walk::show(m)).collect();
-    if let Some(gone) = submounts.iter().find(|m| !now.contains(m)) {
-        return Err(Fault::config(format!(
-            "source {}: {shown}/{gone} was a mount point at the last snapshot and is none now",
-            source.name
-        ))
-        .hint(format!("is its disk mounted? {hint}"))
-        .into());
+
+    /// A source on another file system than `before`, in another folder of it, or without a mount it had, is not what it
+    /// was.
+    fn same_as(&self, before: &Place, source: &Source, allow: Allow) -> Result<()> {
+        if allow.new_filesystem {
+            return Ok(());
+        }
+        let shown = source.path.display();
+        let hint = "if it was moved on purpose, run once with --allow-new-filesystem";
+        let refuse = |message: String, hint: String| Err(Fault::config(message).hint(hint).into());
+        if before.fs_id.is_some() && before.fs_id != self.fs_id {
+            let id = |id: &Option<String>| id.clone().unwrap_or_else(|| "unknown".to_owned());
+            return refuse(
+                format!(
+                    "source {}: {shown} is on file system {} now, and was on {} at the last snapshot: is its disk mounted?",
+                    source.name,
+                    id(&self.fs_id),
+                    id(&before.fs_id)
+                ),
+                hint.to_owned(),
+            );
+        }
+        // A folder that was renamed or put there anew differs in one of the two alone.
+        if let (Some(path), Some(inode)) = (&before.fs_path, before.inode)
+            && self.fs_path.as_ref().is_some_and(|now| now != path)
+            && self.inode.is_some_and(|now| now != inode)
+            && !mutant::active("bind-mount-of-the-source")
+        {
+            return refuse(
+                format!(
+                    "source {}: {shown} is the folder {} of its file system now, and was {path} at the last snapshot: is what is \
+                     mounted there (a bind mount?) missing?",
+                    source.name,
+                    self.fs_path.as_deref().unwrap_or("?")
+                ),
+                hint.to_owned(),
+            );
+        }
+        if let Some(gone) = before.submounts.iter().find(|m| !self.submounts.contains(m)) {
+            return refuse(
+                format!(
+                    "source {}: {shown}/{gone} was a mount point at the last snapshot and is none now",
+                    source.name
+                ),
+                format!("is its disk mounted? {hint}"),
+            );
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+/// The first of a list, for people.
+fn some(list: impl ExactSizeIterator<Item = String>) -> String {
+    let more = list.len().saturating_sub(NAMED);
+    let named = list.take(NAMED).collect::<Vec<_>>().join(", ");
+    if more > 0 { format!("{named}, and {more} more") } else { named }
+}
+
+/// Bytes of the files that are marked.
+fn marked_bytes(tree: &Tree, changes: &Changes) -> u64 {
+    let files = marked_in(tree, &changes.dirs).filter(|(_, e)| e.meta.is_file());
+    files.map(|(_, e)| e.allocated.min(e.meta.size)).sum()
 }
 
 /// When the connection breaks, or a signal comes, between the request to publish and its answer, the far end may
@@ -852,7 +1060,7 @@ fn perhaps_published(error: anyhow::Error) -> anyhow::Error {
 
 /// A store inside a source would be copied into itself.
 fn store_apart(settings: &Settings) -> Result<()> {
-    let Place::Local(store) = &settings.store else { return Ok(()) };
+    let settings::Place::Local(store) = &settings.store else { return Ok(()) };
     let Ok(store) = store.canonicalize() else { return Ok(()) };
     for source in &settings.sources {
         if source.path.canonicalize().is_ok_and(|path| store.starts_with(path)) {

@@ -1,16 +1,21 @@
 //! A source, checked before it is believed: an unmounted disk must not become an empty snapshot.
 
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use common::exclude::{self, Excludes};
 use common::fault::Fault;
-use common::mounts;
+use common::outward::leads_out;
+use common::{mounts, mutant};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
-use nix::sys::statfs::{FsType, fstatfs};
+use nix::sys::statfs::fstatfs;
+
+use crate::tree::Tree;
+use crate::walk::{Mounts, show};
 
 /// What a source is, from the profile or the command line.
 #[derive(Clone, Debug)]
@@ -32,6 +37,12 @@ pub struct Checked {
     pub dir: File,
     /// What identifies its file system over reboots, if anything does.
     pub fs_id: Option<String>,
+    /// Where it lies in that file system, escaped for people.
+    pub fs_path: Option<String>,
+    /// The inode number of its folder.
+    pub inode: u64,
+    /// What is mounted below it.
+    pub mounts: Mounts,
     /// Why its inode numbers and change times cannot be relied on, if so.
     pub distrust: Option<String>,
     /// Patterns, compiled.
@@ -76,33 +87,119 @@ impl Source {
                     .hint(format!("is its disk mounted on {shown}? (see must_contain in the profile)"))
                     .into());
             }
+            self.not_elsewhere(group, others)?;
         }
-        let stat = fstatfs(&dir).with_context(|| format!("cannot look at the file system of {shown}"))?;
         let real = self.path.canonicalize().with_context(|| format!("cannot resolve {shown}"))?;
-        let inside = others.iter().filter(|o| o.name != self.name).filter_map(|o| o.path.canonicalize().ok());
-        let inside = inside.filter(|o| *o != real).filter_map(|o| {
-            use std::os::unix::ffi::OsStrExt as _;
-            o.strip_prefix(&real).ok().map(|p| p.as_os_str().as_bytes().to_vec())
+        let mounts = mounts::below(&real)?.into_iter().filter_map(|m| {
+            let below = m.target.strip_prefix(&real).ok()?.as_os_str().as_bytes().to_vec();
+            Some((below, m.fs_type))
         });
+        let inside = others.iter().filter(|o| o.name != self.name).filter_map(|o| o.path.canonicalize().ok());
+        let inside = inside
+            .filter(|o| *o != real)
+            .filter_map(|o| o.strip_prefix(&real).ok().map(|p| p.as_os_str().as_bytes().to_vec()));
         Ok(Checked {
             fs_id: fs_id(&dir)?,
-            distrust: distrust(stat.filesystem_type(), &self.path),
+            fs_path: mounts::place_in_file_system(&real).ok().map(|p| show(p.as_os_str().as_bytes())),
+            inode: dir.metadata().with_context(|| format!("cannot look at {shown}"))?.ino(),
+            mounts: mounts.filter(|_| !mutant::active("bind-mounts-are-known")).collect(),
+            distrust: distrust(&dir, || mounts::of_path(&self.path).ok().map(|m| m.fs_type))?
+                .map(|kind| format!("{shown} lies on {kind}, not on ext4, xfs, btrfs or zfs")),
             excludes: Excludes::new(&self.exclude, inside.collect())?,
             dir,
         })
     }
 }
 
-/// File systems whose inode numbers are stable and whose ctime moves with every change.
-fn distrust(kind: FsType, path: &Path) -> Option<String> {
+impl Source {
+    /// Refuses when what it must contain is behind a symbolic link that leads out of all sources: the snapshot would
+    /// hold the link alone.
+    fn not_elsewhere(&self, group: &[PathBuf], others: &[Source]) -> Result<()> {
+        let sources = real_paths([self].into_iter().chain(others));
+        for mark in group.iter().filter(|p| self.path.join(p).symlink_metadata().is_ok()) {
+            // The link may be the mark itself, or a folder on the way to it.
+            let links =
+                mark.ancestors().map(|p| self.path.join(p)).filter(|p| p.is_symlink() && *p != self.path);
+            let out = links.filter_map(|link| Some((leads_out(&link, &sources)?, link))).last();
+            if let Some((to, link)) = out.filter(|_| !mutant::active("landmark-is-a-real-file")) {
+                return Err(Fault::config(format!(
+                    "source {}: {} is a symbolic link to {}, which is in no source: {} would be in no snapshot",
+                    self.name,
+                    link.display(),
+                    to.display(),
+                    mark.display()
+                ))
+                .hint(format!(
+                    "put the real file in its place, or add a [[snapshot.source]] with path = \"{}\"",
+                    if to.is_dir() { to.display() } else { to.parent().unwrap_or(Path::new("/")).display() }
+                ))
+                .into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses when what it must contain was left out: then it would be in no snapshot either.
+    pub fn holds_its_marks(&self, tree: &Tree) -> Result<()> {
+        for group in &self.must_contain {
+            // Behind a link it lies in another source.
+            let there =
+                |p: &PathBuf| {
+                    tree.find(p.as_os_str().as_bytes()).is_some()
+                        || self.path.join(p).canonicalize().is_ok_and(|real| {
+                            self.path.canonicalize().is_ok_and(|top| !real.starts_with(top))
+                        })
+                };
+            if !group.iter().any(there) && !mutant::active("landmark-is-not-left-out") {
+                let wanted: Vec<_> = group.iter().map(|p| p.display().to_string()).collect();
+                return Err(Fault::config(format!(
+                    "source {}: {} is not among what is taken, so it would be in no snapshot",
+                    self.name,
+                    wanted.join(" or ")
+                ))
+                .hint("look at exclude in the profile and --exclude; must_contain = [] in the profile says that it is not needed")
+                .into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Symbolic links at its top, or in a folder there (the home of a user), that lead out of all sources, and where to.
+    pub fn leading_out(&self, tree: &Tree, others: &[Source]) -> Vec<(Vec<u8>, PathBuf)> {
+        let sources = real_paths([self].into_iter().chain(others));
+        let links = |dir: &[u8]| -> Vec<Vec<u8>> {
+            let entries = tree.dirs.get(dir).into_iter().flat_map(|d| d.entries());
+            let links = entries.filter(|(_, e)| e.meta.kind() == libc::S_IFLNK);
+            links.map(|(name, _)| crate::tree::join(dir, name)).collect()
+        };
+        let homes = tree.dirs.get(&b""[..]).into_iter().flat_map(|d| d.entries());
+        let homes = homes.filter(|(_, e)| e.meta.is_dir()).flat_map(|(name, _)| links(name));
+        let all = links(b"").into_iter().chain(homes);
+        let out = all.filter_map(|path| {
+            let to = leads_out(&self.path.join(std::ffi::OsStr::from_bytes(&path)), &sources)?;
+            Some((path, to))
+        });
+        out.collect()
+    }
+}
+
+fn real_paths<'a>(sources: impl Iterator<Item = &'a Source>) -> Vec<PathBuf> {
+    sources.filter_map(|s| s.path.canonicalize().ok()).collect()
+}
+
+/// The type of the file system of the open folder `dir`, unless it is one whose inode numbers are stable and whose ctime
+/// moves with every change; `name` is what the mount table calls it.
+pub fn distrust(dir: &File, name: impl FnOnce() -> Option<String>) -> Result<Option<String>> {
     const XFS: i64 = 0x5846_5342;
     const ZFS: i64 = 0x2fc1_2fc1;
     let trusted = [nix::sys::statfs::EXT4_SUPER_MAGIC.0, nix::sys::statfs::BTRFS_SUPER_MAGIC.0, XFS, ZFS];
-    if trusted.contains(&kind.0) {
-        return None;
-    }
-    let name = mounts::of_path(path).map_or_else(|_| format!("type {:x}", kind.0), |m| m.fs_type);
-    Some(format!("{} lies on {name}, not on ext4, xfs, btrfs or zfs", path.display()))
+    let kind = fstatfs(dir).context("cannot look at the file system of a folder")?.filesystem_type().0;
+    Ok((!trusted.contains(&kind)).then(|| name().unwrap_or_else(|| format!("type {kind:x}"))))
+}
+
+/// The same by the name in the mount table.
+pub fn is_trusted_name(kind: &str) -> bool {
+    ["ext2", "ext3", "ext4", "xfs", "btrfs", "zfs"].contains(&kind)
 }
 
 /// The file system's UUID where the kernel tells it (Linux 6.9), else where udev links it, else the

@@ -26,6 +26,9 @@ impl Stamp {
     }
 }
 
+/// A change time that no walk is ever later than: what has it counts as changed.
+pub const NEVER: Stamp = Stamp { sec: i64::MAX, nsec: 0 };
+
 /// What is compared to decide whether a path changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Meta {
@@ -53,6 +56,15 @@ impl Meta {
     /// A regular file.
     pub fn is_file(&self) -> bool {
         self.kind() == libc::S_IFREG
+    }
+    /// The same without what says nothing on a file system that does not keep inode numbers, or moves no change time:
+    /// it differs from whatever any walk has seen, as [`NEVER`] is not safely over.
+    pub fn untrusted(self) -> Meta {
+        Meta { ino: 0, ctime: NEVER, ..self }
+    }
+    /// Whether it is such a one.
+    pub fn is_untrusted(&self) -> bool {
+        self.ino == 0 && self.ctime == NEVER
     }
 }
 
@@ -111,12 +123,15 @@ impl Dir {
         self.entries.binary_search_by(|e| self.name(e).cmp(name)).ok().map(|at| &self.entries[at])
     }
 
-    /// Forgets the entry called `name`.
-    fn forget(&mut self, name: &[u8]) {
-        if let Ok(at) = self.entries.binary_search_by(|e| self.name(e).cmp(name)) {
-            let gone = self.entries.remove(at);
-            self.bytes -= if gone.meta.is_file() { gone.meta.size } else { 0 };
-        }
+    /// Forgets the entries called `gone`, in one pass over all of them.
+    fn forget(&mut self, gone: &HashSet<&[u8]>) {
+        let (names, bytes) = (&self.names, &mut self.bytes);
+        self.entries.retain(|entry| {
+            let start = entry.name_at as usize;
+            let stays = !gone.contains(&names[start..start + usize::from(entry.name_len)]);
+            *bytes -= if !stays && entry.meta.is_file() { entry.meta.size } else { 0 };
+            stays
+        });
     }
 
     /// Asks for each marked entry whether it has `moved`; one that has will differ from any later walk.
@@ -126,7 +141,7 @@ impl Dir {
         for entry in self.entries.iter_mut().filter(|e| e.changed) {
             let start = entry.name_at as usize;
             if moved(&self.names[start..start + usize::from(entry.name_len)], &entry.meta)? {
-                entry.meta.ctime = Stamp { sec: i64::MAX, nsec: 0 };
+                entry.meta.ctime = NEVER;
                 count += 1;
             }
         }
@@ -148,10 +163,52 @@ pub struct Tree {
     pub root_changed: bool,
     /// Every directory by its path.
     pub dirs: HashMap<Vec<u8>, Dir>,
-    /// Directories on another file system than their parent.
+    /// What something else is mounted on, and directories on another file system than their parent.
     pub submounts: Vec<Vec<u8>>,
+    /// Of those, the ones whose inode numbers and change times cannot be relied on, and why.
+    pub untrusted: Vec<(Vec<u8>, String)>,
     /// Wall clock when the walk began.
     pub walked_at: Stamp,
+}
+
+/// How many paths, and which, whatever their order: two that are equal hold the same. A hole in a snapshot, or what
+/// somebody put there, makes them differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+pub struct Census {
+    /// Folders, the top not counted.
+    pub folders: u64,
+    /// Everything else.
+    pub files: u64,
+    /// Sum of a hash of each path, with its type, size and modification time.
+    pub sum: u64,
+}
+
+impl Census {
+    /// Counts `name` in the folder `dir`. A folder's size is not one.
+    pub fn add(&mut self, dir: &[u8], name: &[u8], is_dir: bool, size: u64, mtime: Stamp) {
+        self.folders += u64::from(is_dir);
+        self.files += u64::from(!is_dir);
+        self.sum = self.sum.wrapping_add(hash(dir, name, is_dir, if is_dir { 0 } else { size }, mtime));
+    }
+
+    /// Adds all of `other`.
+    pub fn extend(&mut self, other: &Census) {
+        self.folders += other.folders;
+        self.files += other.files;
+        self.sum = self.sum.wrapping_add(other.sum);
+    }
+}
+
+/// FNV-1a with a last mixing (of splitmix64), so that sums of it tell sets apart. Both ends must make the same.
+fn hash(dir: &[u8], name: &[u8], is_dir: bool, size: u64, mtime: Stamp) -> u64 {
+    let numbers = [size.to_le_bytes(), mtime.sec.to_le_bytes(), u64::from(mtime.nsec).to_le_bytes()];
+    let last: &[u8] = if is_dir { b"d" } else { b"f" };
+    let bytes = dir.iter().chain(b"/").chain(name).chain(numbers.iter().flatten()).chain(last);
+    let fnv =
+        bytes.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
+    let mixed = (fnv ^ (fnv >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
 }
 
 /// What [`Tree::mark_changes`] found.
@@ -168,6 +225,8 @@ pub struct Changes {
     pub dirs: Vec<Vec<u8>>,
     /// Entries of the old tree that are gone.
     pub vanished: u64,
+    /// Bytes of files that are marked because they cannot be trusted, but look as they did.
+    pub alike_bytes: u64,
 }
 
 /// `dir/name`, or `name` at the top.
@@ -185,6 +244,18 @@ impl Tree {
     /// Paths in it, the root not counted.
     pub fn len(&self) -> u64 {
         self.dirs.values().map(|d| d.len() as u64).sum()
+    }
+
+    /// Whether `path` is in it, and no folder.
+    pub fn holds_file(&self, path: &[u8]) -> bool {
+        self.find(path).is_some_and(|entry| !entry.meta.is_dir())
+    }
+
+    /// The entry of `path`, if it is in the tree.
+    pub fn find(&self, path: &[u8]) -> Option<&Entry> {
+        let at = path.iter().rposition(|b| *b == b'/');
+        let (dir, name) = at.map_or((&path[..0], path), |at| (&path[..at], &path[at + 1..]));
+        self.dirs.get(dir)?.find(name)
     }
 
     /// Sum of the sizes of its regular files, in bytes.
@@ -232,13 +303,43 @@ impl Tree {
         true
     }
 
+    /// What a clone of `old` holds after this tree's changes to it were marked and left out: all that is the same, and
+    /// every folder with the time it had. `each` hears of every folder, sorted, and then of what is expected in it.
+    pub fn cloned<E>(
+        &self,
+        old: &Tree,
+        mut each: impl FnMut(&[u8], Option<(&[u8], &Meta)>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut folders: Vec<&Vec<u8>> =
+            self.dirs.keys().filter(|path| old.dirs.contains_key(*path)).collect();
+        folders.sort_unstable();
+        for path in folders {
+            let (Some(now), Some(before)) = (self.dirs.get(path), old.dirs.get(path)) else { continue };
+            each(path, None)?;
+            let mut before = before.entries().peekable();
+            for (name, entry) in now.entries() {
+                while before.next_if(|(n, _)| *n < name).is_some() {}
+                let Some((_, known)) = before.next_if(|(n, _)| *n == name) else { continue };
+                let same = !entry.changed || known.meta.is_dir();
+                if same && known.meta.kind() == entry.meta.kind() {
+                    each(path, Some((name, &known.meta)))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Forgets `paths`, with all that is below them: the store does not hold them any more.
     pub fn forget(&mut self, paths: &[Vec<u8>]) {
+        let mut by_folder: HashMap<&[u8], HashSet<&[u8]>> = HashMap::new();
         for path in paths {
             let at = path.iter().rposition(|b| *b == b'/');
             let (dir, name) = at.map_or((&path[..0], &path[..]), |at| (&path[..at], &path[at + 1..]));
+            by_folder.entry(dir).or_default().insert(name);
+        }
+        for (dir, names) in by_folder {
             if let Some(dir) = self.dirs.get_mut(dir) {
-                dir.forget(name);
+                dir.forget(&names);
             }
         }
         let gone: HashSet<&[u8]> = paths.iter().map(|p| &p[..]).collect();
@@ -275,6 +376,11 @@ impl Tree {
                 matched += u64::from(known.is_some());
                 entry.changed = known.is_none_or(|k| differs(k, &entry.meta));
                 marked += u64::from(entry.changed);
+                if entry.meta.is_untrusted()
+                    && known.is_some_and(|k| (k.size, k.mtime) == (entry.meta.size, entry.meta.mtime))
+                {
+                    changes.alike_bytes += entry.allocated.min(entry.meta.size);
+                }
                 match known {
                     Some(k) if k.kind() != entry.meta.kind() => changes.dropped.push(join(path, name)),
                     Some(_) if entry.changed && !entry.meta.is_dir() => {

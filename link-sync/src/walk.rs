@@ -9,25 +9,28 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context as _, Result};
 use common::exclude::Excludes;
 use common::fault::Fault;
+use common::mutant;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 
 use crate::budget::Budget;
 use crate::parallel;
+use crate::source::{distrust, is_trusted_name};
 use crate::store::visit;
 use crate::tree::{Dir, Meta, Stamp, Tree, join};
 
 /// Walks the directory open as `root`; `name` is for messages. What vanishes meanwhile is left out; what
 /// cannot be read is an error. Memory: about 100 bytes a path.
-pub fn walk(root: &File, name: &Path, excludes: &Excludes, budget: &Budget) -> Result<Tree> {
+pub fn walk(root: &File, name: &Path, excludes: &Excludes, mounts: &Mounts, budget: &Budget) -> Result<Tree> {
     let walked_at = Stamp::now();
     let stat = fstat(root).with_context(|| format!("cannot look at {}", name.display()))?;
     let tree = Tree { root: meta(&stat), walked_at, ..Tree::default() };
     let tree = Mutex::new(tree);
-    parallel::each((Vec::new(), stat.st_dev), |(path, dev): (Vec<u8>, u64), more| {
+    // A folder, the device of the one above, and whether what lies there can be trusted.
+    parallel::each((Vec::new(), stat.st_dev, true), |(path, dev, trusted): (Vec<u8>, u64, bool), more| {
         budget.check()?;
-        let found = read_dir(root, excludes, &path)?;
+        let found = read_dir(root, excludes, mounts, &path, (dev, trusted))?;
         let mut tree = tree.lock().unwrap_or_else(PoisonError::into_inner);
         // One that vanished is known to be empty, not unknown: what the store may hold below it must go.
         let Some(found) = found else {
@@ -37,24 +40,43 @@ pub fn walk(root: &File, name: &Path, excludes: &Excludes, budget: &Budget) -> R
         if found.dev != dev {
             tree.submounts.push(path.clone());
         }
-        more.extend(found.subdirs.into_iter().map(|d| (d, found.dev)));
+        tree.untrusted.extend(found.untrusted);
+        more.extend(found.subdirs.into_iter().map(|d| (d, found.dev, found.trusted)));
         tree.dirs.insert(path, found.dir);
         Ok(())
     })
     .with_context(|| format!("cannot read all of {}", name.display()))?;
-    let mut tree = tree.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut tree: Tree = tree.into_inner().unwrap_or_else(PoisonError::into_inner);
+    // Device numbers do not tell of a bind mount, and the mount table not of a subvolume.
+    let there = |path: &&Vec<u8>| tree.dirs.contains_key(*path) || tree.holds_file(path);
+    let seen: Vec<Vec<u8>> = mounts.iter().map(|m| &m.0).filter(there).cloned().collect();
+    tree.submounts.extend(seen);
     tree.submounts.sort();
+    tree.submounts.dedup();
+    tree.untrusted.sort();
     Ok(tree)
 }
+
+/// What is mounted below the source, by path, and the type of its file system.
+pub type Mounts = Vec<(Vec<u8>, String)>;
 
 struct Found {
     dir: Dir,
     subdirs: Vec<Vec<u8>>,
     dev: u64,
+    trusted: bool,
+    /// What begins not to be trusted here, and why.
+    untrusted: Vec<(Vec<u8>, String)>,
 }
 
 /// Reads one directory; `None` if it has vanished or is no directory any more.
-fn read_dir(root: &File, excludes: &Excludes, path: &[u8]) -> Result<Option<Found>> {
+fn read_dir(
+    root: &File,
+    excludes: &Excludes,
+    mounts: &Mounts,
+    path: &[u8],
+    (above, mut trusted): (u64, bool),
+) -> Result<Option<Found>> {
     let what = || format!("cannot read the folder {}", show(path));
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let at = if path.is_empty() { OsStr::new(".") } else { OsStr::from_bytes(path) };
@@ -68,6 +90,12 @@ fn read_dir(root: &File, excludes: &Excludes, path: &[u8]) -> Result<Option<Foun
         Err(e) => return Err(e).with_context(what),
     };
     let dev = fstat(&fd).with_context(what)?.st_dev;
+    let mut untrusted = Vec::new();
+    if dev != above && !mutant::active("mounts-inside-are-distrusted") {
+        let why = distrust(&fd, || type_of(mounts, path)).with_context(what)?;
+        trusted = why.is_none();
+        untrusted.extend(why.map(|why| (path.to_vec(), why)));
+    }
     let mut list = Vec::new();
     let mut subdirs = Vec::new();
     for (name, _, _) in visit::names(&fd).with_context(what)? {
@@ -77,16 +105,28 @@ fn read_dir(root: &File, excludes: &Excludes, path: &[u8]) -> Result<Option<Foun
             Err(Errno::ENOENT) => continue,
             Err(e) => return Err(e).with_context(|| format!("cannot look at {}", show(&full))),
         };
-        let meta = meta(&stat);
-        if excludes.matches(&full, meta.is_dir()) {
+        let mut meta = meta(&stat);
+        if excludes.leaves_out(&fd, OsStr::from_bytes(&name), &full, meta.is_dir()) {
             continue;
         }
+        // A single file can be mounted, too; it has no other way to be asked.
+        let strange = !meta.is_dir() && stat.st_dev != dev;
+        let strange = strange.then(|| type_of(mounts, &full)).flatten().filter(|kind| !is_trusted_name(kind));
+        if !trusted || strange.is_some() {
+            meta = meta.untrusted();
+        }
+        untrusted.extend(strange.map(|kind| (full.clone(), kind)));
         list.push((name, meta, u64::try_from(stat.st_blocks).unwrap_or(0) * 512));
         if meta.is_dir() {
             subdirs.push(full);
         }
     }
-    Ok(Some(Found { dir: Dir::new(list), subdirs, dev }))
+    Ok(Some(Found { dir: Dir::new(list), subdirs, dev, trusted, untrusted }))
+}
+
+/// The type of the file system mounted at `path`.
+fn type_of(mounts: &Mounts, path: &[u8]) -> Option<String> {
+    mounts.iter().find(|m| m.0 == path).map(|m| m.1.clone())
 }
 
 /// The [`Meta`] of a stat.

@@ -201,7 +201,9 @@ mod tests {
     }
     fn mount(source: &str, target: &str) -> Mount {
         Mount {
+            id: 1,
             device: (254, 0),
+            root: "/".into(),
             target: target.into(),
             fs_type: "ext4".into(),
             source: source.into(),

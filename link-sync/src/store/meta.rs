@@ -60,7 +60,13 @@ pub struct SourceMeta {
     pub path: String,
     /// Its file system.
     pub fs_id: Option<String>,
-    /// Mount points in it.
+    /// Where it lies in that file system, whatever that was mounted on: tells a bind mount from the folder under it.
+    #[serde(default)]
+    pub fs_path: Option<String>,
+    /// The inode number of its folder.
+    #[serde(default)]
+    pub inode: Option<u64>,
+    /// What something was mounted on in it, and where other file systems begin.
     pub submounts: Vec<String>,
     /// Paths in it.
     pub paths: u64,

@@ -14,6 +14,7 @@ pub mod damaged;
 pub mod diff;
 pub mod fetch;
 pub mod find;
+pub mod keeps;
 pub mod manifest;
 pub mod merge;
 pub mod meta;

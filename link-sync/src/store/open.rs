@@ -10,12 +10,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::lock::Lock;
+use common::mutant;
 use common::record::random_id;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, renameat};
 use nix::sys::stat::{FileStat, fstatat};
 use serde_json::{Value, json};
 
+use super::keeps::Keeps;
 use super::meta::{DATE_FORMAT, SnapshotMeta};
 use super::pace::Pace;
 use super::sweep::sweep;
@@ -40,10 +42,8 @@ pub struct Writable {
     pub pace: Pace,
     /// Something an interrupted run received is at hand.
     pub resumed: bool,
-    /// Extended attributes can be kept.
-    pub xattrs: bool,
-    /// ACLs can be kept.
-    pub acls: bool,
+    /// What its file system can keep.
+    pub keeps: Keeps,
     /// What a person should know.
     pub warnings: Vec<Value>,
     /// Held; rsync inherits it.
@@ -117,10 +117,10 @@ pub fn open(store: &Store, copy_from: Option<Option<&str>>) -> Result<Writable> 
             )
         })?;
     }
-    let (xattrs, acls) =
-        abilities(&open_dir(&dir, PARTIAL.as_bytes()).context("cannot open the partial snapshot")?)?;
+    let partial = open_dir(&dir, PARTIAL.as_bytes()).context("cannot open the partial snapshot")?;
+    let keeps = Keeps::probe(&partial, &store.path)?;
     let resumed = open_dir(&dir, RESUME.as_bytes()).is_ok();
-    if !xattrs && !nix::unistd::geteuid().is_root() {
+    if !keeps.xattrs && !nix::unistd::geteuid().is_root() {
         return Err(Fault::config(format!(
             "{} cannot hold extended attributes, so owners and modes would be lost without root",
             store.path.display()
@@ -128,25 +128,11 @@ pub fn open(store: &Store, copy_from: Option<Option<&str>>) -> Result<Writable> 
         .hint("use ext4, xfs or btrfs for the store, or run link-sync serve as root")
         .into());
     }
-    if !xattrs || !acls {
-        let what = if xattrs { "ACLs" } else { "extended attributes and ACLs" };
+    if let Some(what) = keeps.lacks().filter(|_| !mutant::active("store-is-probed")) {
         warnings.push(json!({"kind": "attributes-not-kept", "message": format!(
             "the file system of {} cannot hold {what}: they are not part of the snapshot", store.path.display())}));
     }
-    Ok(Writable {
-        store: store.clone(),
-        dir,
-        id,
-        base,
-        newest,
-        copy,
-        pace,
-        resumed,
-        xattrs,
-        acls,
-        warnings,
-        lock,
-    })
+    Ok(Writable { store: store.clone(), dir, id, base, newest, copy, pace, resumed, keeps, warnings, lock })
 }
 
 /// The snapshot whose copy was last begun, by id.

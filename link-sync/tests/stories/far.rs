@@ -122,7 +122,7 @@ impl Hostile {
         child.stdout.as_mut().unwrap().read_exact(&mut greeting).unwrap();
         assert!(greeting.ends_with(b"ready\n"));
         let mut hostile = Hostile { child };
-        assert!(hostile.ask(&json!({"ask": "hello", "protocol": 2})).get("ok").is_some());
+        assert!(hostile.ask(&json!({"ask": "hello", "protocol": 3})).get("ok").is_some());
         hostile
     }
 

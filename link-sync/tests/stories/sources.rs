@@ -233,6 +233,7 @@ fn excludes_defaults_and_a_source_inside_another() {
         "data/anna/cache/no",
         "data/nextcloud.log",
         "data/a.tmp",
+        "themes/x",
         "config/config.php",
         "config/zz-nc-backup-maintenance.config.php",
     ] {
@@ -258,10 +259,130 @@ fn excludes_defaults_and_a_source_inside_another() {
         assert_eq!(held.join(path).exists(), there, "{path}");
     }
     // What is excluded from now on leaves the next snapshot, and stays in the old one.
-    let next = world.snapshot(&["--exclude", "/config/"]).expect(0);
-    assert!(!crate::world::folder(&next).join("html/config").exists());
-    assert!(held.join("html/config").exists());
+    let next = world.snapshot(&["--exclude", "/themes/"]).expect(0);
+    assert!(!crate::world::folder(&next).join("html/themes").exists());
+    assert!(held.join("html/themes").exists());
     world.snapshot(&["--exclude", "/a["]).expect(78);
+    // What makes it Nextcloud is not left out without a word.
+    let refused = world.snapshot(&["--exclude", "/config/"]).expect(78);
+    assert!(told(&refused).contains("config/config.php is not among what is taken"), "{refused:?}");
+}
+
+/// A profile with the sources `data` and `html`, as `setup` writes it.
+fn nextcloud(world: &World) {
+    let source = world.source.display();
+    world.write_profile(&format!(
+        "[snapshot]\nstore = \"{}\"\n[[snapshot.source]]\nname = \"data\"\npath = \"{source}/data\"\n\
+         [[snapshot.source]]\nname = \"html\"\npath = \"{source}/html\"\n[store]\npath = \"{}\"\nreserve_bytes = 0\n",
+        world.store.display(),
+        world.store.display(),
+    ));
+    world.file("data/.ncdata", "x");
+    world.file("html/config/config.php", "<?php");
+}
+
+#[test]
+fn users_named_like_what_is_left_out_are_in_the_snapshot() {
+    let world = World::new();
+    nextcloud(&world);
+    let users = [
+        "updater-bob",
+        "updater-oc0123456789",
+        "audit.logistics",
+        "nextcloud.login",
+        "nextcloud.log",
+        "audit.log.2",
+        "me.ocTransferId1.part",
+        "ldap/cache",
+        "ldap/uploads",
+    ];
+    for user in users {
+        world.file(&format!("data/{user}/files/letter"), user);
+        world.file(&format!("data/{user}/files/.nc-restore-notes/letter"), user);
+    }
+    world.file("data/.nc-restore-notes/letter", "x");
+    let out =
+        ["updater-oc9876543210/old", "nextcloud.log.1", "audit.log", "alice/cache/x", "alice/uploads/y"];
+    for path in out {
+        world.file(&format!("data/{path}"), "x");
+    }
+    let ran = world.snapshot(&[]).expect(0);
+    let held = crate::world::folder(&ran).join("data");
+    for user in users {
+        for path in ["files/letter", "files/.nc-restore-notes/letter"] {
+            assert_eq!(std::fs::read_to_string(held.join(user).join(path)).unwrap(), user, "{user}/{path}");
+        }
+    }
+    assert!(held.join(".nc-restore-notes/letter").exists());
+    for path in out {
+        assert!(!held.join(path).exists(), "{path}");
+    }
+    let told = first(&ran)["excluded"].as_array().unwrap();
+    let count =
+        |pattern: &str| told.iter().find(|e| e["pattern"] == pattern).map(|e| e["paths"].as_u64().unwrap());
+    assert_eq!(count("/updater-oc??????????/"), Some(1), "{ran:?}");
+    assert_eq!((count("/*/cache/"), count("file:/audit.log*")), (Some(1), Some(1)), "{ran:?}");
+}
+
+#[test]
+fn a_configuration_behind_a_link_that_leads_out_is_refused() {
+    let world = World::new();
+    nextcloud(&world);
+    let etc = world.dir.join("elsewhere");
+    for what in ["config", "config/config.php"] {
+        let place = world.source.join("html").join(what);
+        std::fs::rename(&place, &etc).unwrap();
+        std::os::unix::fs::symlink(&etc, &place).unwrap();
+        let refused = world.snapshot(&[]).expect(78);
+        let message = refused.json["error"]["message"].as_str().unwrap();
+        assert!(
+            message.contains("is a symbolic link to") && message.contains(etc.to_str().unwrap()),
+            "{message}"
+        );
+        std::fs::remove_file(&place).unwrap();
+        std::fs::rename(&etc, &place).unwrap();
+    }
+    // Into another source, it is in the snapshot.
+    world.file("data/nc-config/config.php", "<?php");
+    std::fs::remove_dir_all(world.source.join("html/config")).unwrap();
+    std::os::unix::fs::symlink("../data/nc-config", world.source.join("html/config")).unwrap();
+    world.snapshot(&[]).expect(0);
+}
+
+#[test]
+fn links_that_lead_out_of_all_sources_are_told() {
+    let world = World::new();
+    nextcloud(&world);
+    let big = world.dir.join("big");
+    std::fs::create_dir_all(big.join("anna")).unwrap();
+    world.file("data/otto/files/x", "x");
+    std::os::unix::fs::symlink(big.join("anna"), world.source.join("data/anna")).unwrap();
+    std::os::unix::fs::symlink(&big, world.source.join("data/otto/extra")).unwrap();
+    std::os::unix::fs::symlink("files/x", world.source.join("data/otto/inside")).unwrap();
+    std::os::unix::fs::symlink("/mnt/no/such/disk", world.source.join("data/gone")).unwrap();
+    let ran = world.snapshot(&[]).expect(0);
+    assert_eq!(warnings(&ran).iter().filter(|k| **k == "link-leads-out").count(), 1, "{ran:?}");
+    let message = told_by(&ran, "link-leads-out");
+    for link in ["anna -> ", "otto/extra -> ", "gone -> /mnt/no/such/disk"] {
+        assert!(message.contains(link), "{link}: {message}");
+    }
+    assert!(!message.contains("inside"), "{message}");
+}
+
+/// What the warning `kind` of a run says.
+fn told_by(ran: &testkit::Ran, kind: &str) -> String {
+    let all = ran.json["warnings"].as_array().unwrap();
+    all.iter().find(|w| w["kind"] == kind).and_then(|w| w["message"].as_str()).unwrap_or_default().to_owned()
+}
+
+#[test]
+fn a_wrong_nextcloud_folder_is_known_before_anything_is_sent() {
+    let world = World::new();
+    nextcloud(&world);
+    std::fs::rename(world.source.join("html/config"), world.dir.join("away")).unwrap();
+    let refused = world.act("stage", &["--source", "data"]).expect(78);
+    assert!(told(&refused).contains("config/config.php"), "{refused:?}");
+    assert!(!world.store.join(".store-id").exists(), "the store was not even opened");
 }
 
 #[test]

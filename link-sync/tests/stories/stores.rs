@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use testkit::run;
 
 use crate::picture::picture;
-use crate::world::{Disk, World, folder, told, warnings};
+use crate::world::{Disk, World, first, folder, private, told, warnings};
 
 #[test]
 fn a_missing_disk_is_not_filled_below() {
@@ -266,4 +266,58 @@ fn a_store_inside_its_own_source_is_refused() {
         std::fs::read_dir(&inside).unwrap().filter(|e| e.as_ref().unwrap().file_name() == ".partial").count(),
         0
     );
+}
+
+#[test]
+fn a_store_that_keeps_less_says_so_in_one_warning_and_is_still_counted() {
+    let disk = Disk::with(32, &["-I", "128"]);
+    let world = World::new();
+    let store = disk.path.join("store");
+    private(&store);
+    let profile = |world: &World| {
+        world.write_profile(&format!(
+            "[snapshot]\nstore = \"{0}\"\n[[snapshot.source]]\nname = \"docs\"\npath = \"{1}\"\n\
+             [store]\npath = \"{0}\"\nreserve_bytes = 0\n",
+            store.display(),
+            world.source.display()
+        ))
+    };
+    profile(&world);
+    world.file("folder/a", "a");
+    world.file("folder/b", "b");
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    let ran = world.snapshot(&[]).expect(0);
+    assert_eq!(warnings(&ran), ["attributes-not-kept"]);
+    let message = ran.json["warnings"][0]["message"].as_str().unwrap();
+    assert!(message.contains("fractions of seconds") && message.contains("after January 2038"), "{message}");
+    assert!(!message.contains("ACLs"), "{message}");
+    std::fs::remove_file(folder(&ran).join("docs/folder/b")).unwrap();
+    let ran = world.snapshot(&[]).expect(0);
+    assert_eq!(warnings(&ran), ["attributes-not-kept", "base-lacks"]);
+    assert_eq!(std::fs::read_to_string(folder(&ran).join("docs/folder/b")).unwrap(), "b");
+    assert_eq!(first(&ran)["received_files"], 1, "{ran:?}");
+}
+
+#[test]
+fn a_store_that_cannot_hold_a_snapshot_is_refused_before_anything_is_sent() {
+    let world = World::new();
+    world.file("a", "a");
+    // sshfs without ssh, and told not to pass on hard links.
+    let ssh = world.dir.join("no-ssh");
+    testkit::script(&ssh, "#!/bin/sh\nexec /usr/lib/openssh/sftp-server\n");
+    let (disk, place) = (world.dir.join("disk"), world.dir.join("mnt"));
+    private(&disk);
+    private(&place);
+    let options = format!("ssh_command={},disable_hardlink", ssh.display());
+    crate::world::ok("sshfs", &["-o", &options, &format!("x:{}", disk.display()), place.to_str().unwrap()]);
+    let _mounted = crate::world::Mounted(place.clone());
+    world.write_profile(&format!(
+        "[snapshot]\nstore = \"{0}\"\n[[snapshot.source]]\nname = \"docs\"\npath = \"{1}\"\n\
+         [store]\npath = \"{0}\"\nreserve_bytes = 0\n",
+        place.display(),
+        world.source.display()
+    ));
+    let refused = world.act("stage", &[]).expect(78);
+    assert!(told(&refused).contains("has no hard links"), "{refused:?}");
+    assert!(!disk.join(".incoming/docs").exists() && !disk.join(".partial/docs").exists());
 }

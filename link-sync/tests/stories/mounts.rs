@@ -1,0 +1,128 @@
+//! What is mounted inside a source: it must be there, and be trusted no more than it deserves.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use testkit::script;
+
+use crate::world::{Mounted, World, first, ok, told, unmount, warnings};
+
+fn settled() {
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+}
+
+fn bind(from: &Path, to: &Path) -> Mounted {
+    ok("mount", &["--bind", from.to_str().unwrap(), to.to_str().unwrap()]);
+    Mounted(to.to_owned())
+}
+
+/// sshfs without ssh: a file system whose change times are the modification times, so that an edit can hide.
+fn sshfs(world: &World, from: &Path, to: &Path) -> Mounted {
+    let ssh = world.dir.join("no-ssh");
+    script(&ssh, "#!/bin/sh\nexec /usr/lib/openssh/sftp-server\n");
+    let program = format!("ssh_command={},cache=no", ssh.display());
+    ok("sshfs", &["-o", &program, &format!("x:{}", from.display()), to.to_str().unwrap()]);
+    Mounted(to.to_owned())
+}
+
+fn folder(path: PathBuf) -> PathBuf {
+    std::fs::create_dir_all(&path).unwrap();
+    path
+}
+
+/// Other content of the same size, and the time as it was.
+fn sly_edit(path: &Path, text: &str) {
+    let mtime = path.metadata().unwrap().modified().unwrap();
+    std::fs::write(path, text).unwrap();
+    std::fs::File::options().write(true).open(path).unwrap().set_modified(mtime).unwrap();
+}
+
+#[test]
+fn a_bind_mount_that_is_gone_is_no_empty_folder() {
+    let world = World::new();
+    let disk = folder(world.dir.join("disk"));
+    std::fs::write(disk.join("photo"), "a photo").unwrap();
+    world.file("other", "o");
+    let mounted = bind(&disk, &folder(world.source.join("photos")));
+    world.publish();
+    world.newest_is_source();
+    drop(mounted);
+    let refused = world.snapshot(&[]).expect(78);
+    assert!(told(&refused).contains("photos was a mount point"), "{refused:?}");
+    assert_eq!(world.dates().len(), 1);
+    world.snapshot(&["--allow-new-filesystem"]).expect(0);
+    world.snapshot(&[]).expect(0);
+}
+
+#[test]
+fn a_file_that_was_mounted_is_not_the_one_below() {
+    let world = World::new();
+    let real = world.dir.join("config.php");
+    std::fs::write(&real, "the real one").unwrap();
+    world.file("config.php", "");
+    let mounted = bind(&real, &world.source.join("config.php"));
+    world.publish();
+    drop(mounted);
+    assert!(told(&world.snapshot(&[]).expect(78)).contains("config.php was a mount point"));
+}
+
+#[test]
+fn a_source_that_is_a_bind_mount_and_is_gone() {
+    let world = World::new();
+    let disk = folder(world.dir.join("disk"));
+    std::fs::write(disk.join("photo"), "a photo").unwrap();
+    let mounted = bind(&disk, &world.source);
+    world.publish();
+    drop(mounted);
+    let refused = world.snapshot(&[]).expect(78);
+    assert!(told(&refused).contains("a bind mount?"), "{refused:?}");
+    assert_eq!(world.dates().len(), 1);
+    world.snapshot(&["--allow-new-filesystem"]).expect(0);
+}
+
+#[test]
+fn a_source_that_was_renamed_or_made_anew_is_the_same() {
+    let world = World::new();
+    world.file("a", "a");
+    world.publish();
+    let away = world.dir.join("away");
+    std::fs::rename(&world.source, &away).unwrap();
+    ok("cp", &["-a", away.to_str().unwrap(), world.source.to_str().unwrap()]);
+    world.publish();
+    world.newest_is_source();
+}
+
+#[test]
+fn an_edit_that_hides_on_another_file_system_inside_is_found() {
+    let world = World::new();
+    for n in 0..20 {
+        world.file(&format!("f{n}"), "trusted");
+    }
+    let disk = folder(world.dir.join("disk"));
+    std::fs::write(disk.join("photo"), "a photo").unwrap();
+    std::fs::write(disk.join("still"), "as it was").unwrap();
+    let mounted = sshfs(&world, &disk, &folder(world.source.join("photos")));
+    settled();
+    world.publish();
+    sly_edit(&disk.join("photo"), "a photA");
+    let ran = world.snapshot(&[]).expect(0);
+    world.newest_is_source();
+    assert_eq!(warnings(&ran), ["full-way"]);
+    assert!(ran.json["warnings"][0]["message"].as_str().unwrap().contains("photos (fuse.sshfs)"), "{ran:?}");
+    // What is trusted is not looked at, and what was found the same is not stored again.
+    assert_eq!(first(&ran)["way"], "index");
+    assert_eq!(first(&ran)["received_files"], 1, "{ran:?}");
+    assert!(first(&ran)["changed_paths"].as_u64().unwrap() < 10, "{ran:?}");
+
+    world.act("stage", &[]).expect(0);
+    sly_edit(&disk.join("photo"), "a photB");
+    world.act("settle", &[]).expect(0);
+    world.act("publish", &["--crash-consistent"]).expect(0);
+    world.newest_is_source();
+    let place = mounted.0.clone();
+    drop(mounted);
+    let gone = Command::new("mountpoint").arg("-q").arg(&place).stderr(Stdio::null()).status().unwrap();
+    if gone.success() {
+        unmount(&place);
+    }
+}
