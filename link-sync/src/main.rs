@@ -30,6 +30,7 @@ mod tree;
 mod verify;
 mod walk;
 mod watch;
+mod writers;
 
 use std::process::ExitCode;
 

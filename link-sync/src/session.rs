@@ -32,6 +32,7 @@ use crate::store::meta::{Consistency, SourceMeta};
 use crate::timing::{Laps, Phase, Timing, ms};
 use crate::tree::{Census, Changes, Stamp, Tree, join};
 use crate::walk::{self, walk};
+use crate::writers::{self, Writers};
 
 /// Passes that settle may take until nothing moves any more.
 const SETTLE_PASSES: u32 = 5;
@@ -87,6 +88,9 @@ struct Counts {
     sent_bytes: u64,
     cloned: u64,
     lacking: u64,
+    /// Of the last pass: files that somebody had open for writing.
+    writers: u64,
+    writers_named: Vec<String>,
     /// Of all passes of the last step that took this source.
     timing: Timing,
     last: Last,
@@ -110,6 +114,8 @@ pub struct Session {
     seal: Option<RunRecord>,
     rate: Rate,
     started_at: String,
+    /// It was said that not all writers can be seen.
+    told_unknown: bool,
 }
 
 impl Session {
@@ -152,6 +158,7 @@ impl Session {
             seal: None,
             rate: Rate::default(),
             started_at,
+            told_unknown: false,
         })
     }
 
@@ -215,6 +222,18 @@ impl Session {
                 .into());
             }
             report.warn("moving", format!("source {name}: {moved} paths changed while they were taken"));
+        }
+        for taken in self.taken.iter().filter(|t| t.counts.writers > 0 && t.source.name != DATABASE) {
+            report.warn(
+                "open-for-writing",
+                format!(
+                    "source {}: {} files were open for writing while they were taken, so a write may have been under way: {}. \
+                     They are taken again the next time",
+                    taken.source.name,
+                    taken.counts.writers,
+                    taken.counts.writers_named.join(", ")
+                ),
+            );
         }
         let begin = Instant::now();
         let after = maintenance::proof(&settings, maintenance::record(&settings)?)?;
@@ -462,7 +481,7 @@ impl Session {
         })?;
         self.prepare(now.source, tree, plan, now.first, report)?;
         laps.lap(Phase::Prepare);
-        self.transfer(now, tree, plan, laps, progress)
+        self.transfer(now, tree, plan, laps, progress, report)
     }
 
     /// How to begin: with the index of the base, or the full way.
@@ -740,11 +759,13 @@ impl Session {
         plan: &mut Plan,
         laps: &mut Laps,
         progress: &Progress,
+        report: &mut Report,
     ) -> Result<u64> {
         let &Now { source, checked, first, budget } = now;
         let marked = plan.changes.marked;
         plan.counts.passes += 1;
         plan.counts.changed += marked;
+        plan.counts.writers = 0;
         let name = &source.name;
         let times = name != DATABASE;
         let again = !first || plan.without_base;
@@ -791,6 +812,8 @@ impl Session {
         if marked == 0 {
             return Ok(0);
         }
+        let files = marked_in(tree, dirs).filter(|(_, e)| e.meta.is_file() && !e.meta.is_untrusted());
+        let writers = writers::find(&checked.dir, files.map(|(path, _)| path), budget)?;
         let list = list_file(&self.settings.state, marked_in(tree, dirs).map(|(path, _)| uncommented(path)))?;
         progress.begin(format!("{name}: {marked} paths"), plan.bytes);
         let mut sent = transfer(list, false, false).run(&mut self.far, progress)?;
@@ -818,8 +841,13 @@ impl Session {
         counts.merged.received_bytes += merged.received_bytes;
         counts.merged.linked += merged.linked;
         counts.merged.resumed += merged.resumed;
+        counts.writers = writers.open.len() as u64;
+        counts.writers_named = writers.open.iter().take(NAMED).map(|path| walk::show(path)).collect();
         let moved = distrust_moved(&checked.dir, tree, dirs)?;
+        // They have not moved, but whether all of a write was there when they were read is not known.
+        writers.open.iter().for_each(|path| tree.distrust(path));
         laps.lap(Phase::Check);
+        self.tell_of_unknown(source, &writers, report);
         if merged.missing > 0 && moved == 0 && !sent.vanished {
             return Err(Fault::failed(format!(
                 "source {name}: rsync passed over {} paths that are there: {}",
@@ -830,6 +858,20 @@ impl Session {
             .into());
         }
         Ok(moved.max(u64::from(sent.vanished || merged.missing > 0)))
+    }
+
+    /// Says, once, where it cannot be known who is writing.
+    fn tell_of_unknown(&mut self, source: &Source, writers: &Writers, report: &mut Report) {
+        if writers.unknown > 0 && !std::mem::replace(&mut self.told_unknown, true) {
+            report.warn(
+                "writers-unknown",
+                format!(
+                    "source {}: whether files are being written in this moment is known only to root and to their owner: {} \
+                     were taken without that",
+                    source.name, writers.unknown
+                ),
+            );
+        }
     }
 
     /// Commits what the next run starts from.
@@ -874,7 +916,7 @@ impl Taken {
             "changed_paths": c.changed, "sent_bytes": c.sent_bytes,
             "received_files": c.merged.received, "received_bytes": c.merged.received_bytes,
             "linked_paths": c.cloned + c.merged.linked, "resumed_files": c.merged.resumed,
-            "lacking_paths": c.lacking,
+            "lacking_paths": c.lacking, "open_for_writing": c.writers,
             "excluded": self.excluded.iter().map(|(pattern, paths)| json!({"pattern": pattern, "paths": paths}))
                 .collect::<Vec<_>>(),
             "timing": c.timing.tell(),

@@ -246,6 +246,16 @@ impl Tree {
         self.dirs.values().map(|d| d.len() as u64).sum()
     }
 
+    /// Has `path` differ from any later walk.
+    pub fn distrust(&mut self, path: &[u8]) {
+        let at = path.iter().rposition(|b| *b == b'/');
+        let (parent, name) = at.map_or((&path[..0], path), |at| (&path[..at], &path[at + 1..]));
+        let Some(dir) = self.dirs.get_mut(parent) else { return };
+        if let Ok(at) = dir.entries.binary_search_by(|e| dir.name(e).cmp(name)) {
+            dir.entries[at].meta.ctime = NEVER;
+        }
+    }
+
     /// Whether `path` is in it, and no folder.
     pub fn holds_file(&self, path: &[u8]) -> bool {
         self.find(path).is_some_and(|entry| !entry.meta.is_dir())

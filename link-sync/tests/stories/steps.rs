@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use testkit::{Ran, bin, judge, run};
 
-use crate::world::{World, descendants, folder, kill, ok, told, until, warnings};
+use crate::world::{World, descendants, first, folder, kill, ok, told, until, warnings};
 
 /// An instance of the stand-in, with a profile that holds data and html.
 fn instance() -> World {
@@ -330,4 +330,41 @@ fn the_profile_must_be_ours() {
     ok("chmod", &["0600", world.config.to_str().unwrap()]);
     world.profile("stoer = \"x\"", "");
     assert!(told(&world.snapshot(&[]).expect(78)).contains("did you mean 'store'"));
+}
+
+#[test]
+fn what_somebody_has_open_for_writing_is_taken_until_nobody_has() {
+    let world = World::new();
+    for name in ["written", "mapped", "read", "still"] {
+        world.file(name, "content");
+    }
+    std::thread::sleep(Duration::from_millis(2100));
+    let written = std::fs::File::options().append(true).open(world.source.join("written")).unwrap();
+    let reader = std::fs::File::open(world.source.join("read")).unwrap();
+    // Python keeps the file mapped and closes its descriptor.
+    let map = "import mmap, os, sys, time\nfd = os.open(sys.argv[1], os.O_RDWR)\nm = mmap.mmap(fd, 0)\nos.close(fd)\nprint('mapped', flush=True)\nsys.stdin.read()";
+    let mut mapper = std::process::Command::new("python3")
+        .args(["-c", map, world.source.join("mapped").to_str().unwrap()])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 6];
+    std::io::Read::read_exact(mapper.stdout.as_mut().unwrap(), &mut said).unwrap();
+
+    let staged = world.act("stage", &[]).expect(0);
+    assert_eq!(first(&staged)["open_for_writing"], 2, "{staged:?}");
+    // Nothing changes in them; how much of a write that was under way has arrived cannot be told.
+    let settled = world.act("settle", &[]).expect(0);
+    assert_eq!(first(&settled)["last_pass"]["changed_paths"], 2, "{settled:?}");
+    assert!(warnings(&settled).contains(&"open-for-writing"), "{settled:?}");
+    world.act("publish", &["--crash-consistent"]).expect(0);
+    drop((written, reader));
+    drop(mapper.stdin.take());
+    mapper.wait().unwrap();
+
+    let next = world.snapshot(&[]).expect(0);
+    assert_eq!(first(&next)["changed_paths"], 2, "{next:?}");
+    assert_eq!(first(&next)["received_files"], 0, "their content is compared, and the same: {next:?}");
+    assert_eq!(first(&world.snapshot(&[]).expect(0))["changed_paths"], 0);
 }
