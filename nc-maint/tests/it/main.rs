@@ -5,6 +5,7 @@
 mod dropin;
 mod inspect;
 mod killed;
+mod owners;
 mod rights;
 mod run;
 mod sudo;
