@@ -106,6 +106,12 @@ pub(crate) struct Waiting {
 /// May end a wait: an error is why.
 pub(crate) type GoOn<'a> = dyn FnMut() -> Result<()> + 'a;
 
+/// Whether PHP was started, and the configuration did not come to its end: printing, waiting.
+pub(crate) fn is_endless(answer: &Result<Merged>) -> bool {
+    let fault = answer.as_ref().err().and_then(|e| e.downcast_ref::<Fault>());
+    fault.is_some_and(|f| f.hint.as_deref() == Some(PRINTS))
+}
+
 /// Asks now.
 pub(crate) fn ask(settings: &Settings, go_on: &mut GoOn) -> Result<Merged> {
     start(settings, "now")?.answer(go_on)

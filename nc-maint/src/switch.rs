@@ -78,12 +78,14 @@ pub(crate) fn look(
     go_on: &mut GoOn,
 ) -> Result<Merged> {
     if settings.choice.method == Method::DropIn {
-        let answer = waiting.map(|php| php.ask(go_on)).and_then(Result::ok);
-        go_on()?;
-        if let Some(merged) = answer.or_else(|| php::ask(settings, go_on).ok()) {
-            return Ok(merged);
+        // One that was waiting may have been killed meanwhile; a configuration that never ends does not with occ, either.
+        let waited = waiting.map(|php| php.ask(go_on));
+        match waited.filter(|w| w.is_ok() || php::is_endless(w)).unwrap_or_else(|| php::ask(settings, go_on))
+        {
+            Ok(merged) => return Ok(merged),
+            answer if php::is_endless(&answer) => return answer,
+            Err(_) => go_on()?,
         }
-        go_on()?;
     }
     Ok(Merged { on: occ.mode()?, ..Merged::default() })
 }
