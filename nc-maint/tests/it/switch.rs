@@ -368,3 +368,58 @@ fn what_is_reported_as_maintenance_is_what_clients_see() {
         world.is_clean();
     }
 }
+
+/// A web server of one answer, which this writes.
+fn answers(write: fn(&mut std::net::TcpStream) -> std::io::Result<()>) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            // The other end hangs up when it has had enough.
+            std::thread::spawn(move || write(&mut stream).ok());
+        }
+    });
+    url
+}
+
+#[test]
+fn a_web_server_that_never_ends_its_answer_costs_seconds_and_is_not_believed() {
+    use std::io::Write as _;
+    const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n";
+    let endless_body = answers(|s| {
+        s.write_all(&[OK, b"\r\n{\"maintenance\":true}".as_slice()].concat())?;
+        loop {
+            s.write_all(&[b' '; 65536])?;
+        }
+    });
+    let slow_body = answers(|s| {
+        s.write_all(&[OK, b"\r\n".as_slice()].concat())?;
+        loop {
+            s.write_all(b" ")?;
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
+    let endless_headers = answers(|s| {
+        s.write_all(OK)?;
+        loop {
+            s.write_all(b"X-More: 0123456789012345678901234567890123456789\r\n")?;
+        }
+    });
+    let elsewhere = answers(|s| {
+        s.write_all(b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n")
+    });
+    let world = World::new();
+    for (what, url) in [
+        ("endless body", endless_body),
+        ("slow body", slow_body),
+        ("endless headers", endless_headers),
+        ("elsewhere", elsewhere),
+    ] {
+        let begin = Instant::now();
+        let ran = world.ask("on", &["--url", &url, "--url-timeout", "2s"]).expect(69);
+        assert!(begin.elapsed() < Duration::from_secs(8), "{what}: {:?}", begin.elapsed());
+        assert!(ran.json.to_string().len() < 8000 && ran.stderr.len() < 8000, "{what}");
+        world.is_clean();
+    }
+}
