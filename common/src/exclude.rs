@@ -20,10 +20,10 @@ use nix::sys::stat::fstatat;
 /// In front of a pattern that matches no directories.
 const FILE: &str = "file:";
 
-/// The maintenance drop-in, and what it is called before it counts: never part of a snapshot, or a restored
-/// instance would start closed.
+/// The maintenance drop-ins, whatever run they are of, and what they are called before they count: never part of a
+/// snapshot, or a restored instance would start closed.
 const DROP_IN: [&str; 2] =
-    ["/config/zz-nc-backup-maintenance.config.php", "/config/.zz-nc-backup-maintenance.new"];
+    ["/config/zz-nc-backup-maintenance*.config.php", "/config/.zz-nc-backup-maintenance*.new"];
 
 /// What Nextcloud makes again by itself. Anchored, so that no user's folder of such a name is lost.
 /// Without `preview`, previews are remade by `occ files:scan-app-data` after a restore.

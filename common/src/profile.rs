@@ -69,6 +69,8 @@ pub struct Nextcloud {
     pub method: Option<Method>,
     /// Longest time maintenance may last when `run` is not told otherwise. Default 30 minutes.
     pub max: Option<Span>,
+    /// How long the drop-in of a run lasts when everything of ours is killed at once. Default 60 seconds.
+    pub lease: Option<Span>,
     /// How long clients may need to see the switch. Default 30 seconds.
     pub url_timeout: Option<Span>,
     /// How long one call of occ may take before it is ended. Default 60 seconds.

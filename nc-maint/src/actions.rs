@@ -22,7 +22,7 @@ pub(crate) fn status(settings: &Settings, report: &mut Report) -> Result<()> {
     let ledger = Ledger::new(settings);
     let found = ledger.find();
     let active = ledger.run_active()?;
-    let seen = switch::look(settings, None, Occ::new(settings))?;
+    let seen = switch::look(settings, None, Occ::new(settings), &mut signals::check)?;
     let (on, present) = (seen.on, switch::present(settings));
     report.set("maintenance", on);
     settings.tell_method(report);
@@ -70,22 +70,32 @@ pub(crate) fn status(settings: &Settings, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// What is odd about the file under the drop-in's name.
+/// What is odd about the files under names of the drop-in.
 fn about_drop_in(settings: &Settings, present: &Present, active: bool, report: &mut Report) {
-    match present {
-        Present::Foreign(why) => report.warn(
+    for (name, why) in present.foreign() {
+        report.warn(
             "drop-in-foreign",
-            format!("a file under the drop-in's name is not ours and is left alone: {why}"),
-        ),
-        Present::Ours(mark) if mark.profile != settings.name => report.warn(
-            "drop-in-of-another-profile",
-            format!("the drop-in is of profile {}: `nc-maint off` ends it all the same", mark.profile),
-        ),
-        Present::Ours(mark) if mark.expired() && !active => report.warn(
-            "drop-in-left",
-            format!("a drop-in was left behind; its deadline has passed: `nc-maint off {}`", settings.words),
-        ),
-        _ => {}
+            format!(
+                "config/{} has a name of the drop-in's and is not ours: it is left alone, and in no backup: {why}",
+                name.display()
+            ),
+        );
+    }
+    for mark in present.ours() {
+        if mark.profile != settings.name {
+            report.warn(
+                "drop-in-of-another-profile",
+                format!("the drop-in is of profile {}: `nc-maint off` ends it all the same", mark.profile),
+            );
+        } else if mark.expired() && !active {
+            report.warn(
+                "drop-in-left",
+                format!(
+                    "a drop-in was left behind; its deadline has passed: `nc-maint off {}`",
+                    settings.words
+                ),
+            );
+        }
     }
 }
 
@@ -108,7 +118,7 @@ pub(crate) fn on((settings, ends): (Settings, bool), report: &mut Report) -> Res
     if active {
         report.warn("run-active", "a run is at work: maintenance ends when it does");
     }
-    let was_on = switch::state(settings)?;
+    let was_on = switch::state(settings, &mut signals::check)?;
     let own = switch::own(settings, found.run_id());
     let by_run = found.by_run() || own.as_ref().is_some_and(Mark::by_run);
     let leftover = by_run && !found.found_on() && !active;
@@ -123,7 +133,7 @@ pub(crate) fn on((settings, ends): (Settings, bool), report: &mut Report) -> Res
     signals::check()?;
     let run_id = record::random_id()?;
     let since = common::status::now();
-    let mark = Mark::new(settings, &run_id, "on", &Account::invoking()?.name)?;
+    let mark = Mark::lasting(settings, &run_id, &Account::invoking()?.name);
     let claim = Claim {
         run_id: run_id.clone(),
         since,
@@ -132,20 +142,21 @@ pub(crate) fn on((settings, ends): (Settings, bool), report: &mut Report) -> Res
         found_on: false,
         method: settings.choice.method,
     };
-    let mut ready = switch::prepare(settings, &mark)?;
+    let mut ready = switch::prepare(settings, || mark, &mut signals::check)?;
     ledger.stake(&claim)?;
     let begin = Instant::now();
-    let thrown = switch::on(settings, &mut ready, &mut signals::check).and_then(|on| {
+    let thrown = switch::throw(settings, &mut ready, &mut signals::check).and_then(|thrown| {
+        let proof_ms = switch::prove(settings, &mut ready, &mut signals::check)?;
         let took = millis(begin);
         signals::check()?;
         ledger.prove(&claim)?;
-        Ok((on, took))
+        Ok((thrown.changed, proof_ms, took))
     });
     match thrown {
-        Ok((on, took)) => {
-            report.changed = on.changed;
+        Ok((changed, proof_ms, took)) => {
+            report.changed = changed;
             report.set("on_ms", took);
-            report.set("proof_ms", on.proof_ms);
+            report.set("proof_ms", proof_ms);
             report.set("deadline", claim.deadline.as_deref());
             report.set("run_id", run_id);
             report.set("maintenance", true);
@@ -178,7 +189,7 @@ pub(crate) fn off(settings: &Settings, if_ours: bool, report: &mut Report) -> Re
     report.set("off_ms", Value::Null);
     let present = switch::present(settings);
     report.set("drop_in", present.json());
-    if let Present::Foreign(_) = present {
+    if present.foreign().next().is_some() {
         about_drop_in(settings, &present, active, report);
     }
     if if_ours {
@@ -207,8 +218,8 @@ pub(crate) fn off(settings: &Settings, if_ours: bool, report: &mut Report) -> Re
         Ok(off) => {
             report.changed = off.changed;
             report.set("off_ms", millis(begin));
-            if off.persisted {
-                report.warn("persisted", switch::PERSISTED);
+            for (kind, message) in off.warnings() {
+                report.warn(&kind, message);
             }
             report.set("maintenance", false);
             gone?;

@@ -127,6 +127,10 @@ pub(crate) struct Options {
     /// How long one call of occ may take before it is ended [default: 60s]
     #[arg(long, value_name = "TIME")]
     pub(crate) occ_timeout: Option<Span>,
+    /// How long maintenance lasts when a run and its guardian are killed at once (method drop-in)
+    /// [default: 60s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) lease: Option<Span>,
     /// How the switch is thrown: drop-in or occ [default: drop-in where that is possible]
     #[arg(long, value_parser = method)]
     pub(crate) method: Option<Method>,

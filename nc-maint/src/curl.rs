@@ -11,6 +11,7 @@ use common::fault::Fault;
 use common::run::Cmd;
 use serde_json::Value;
 
+use crate::php::GoOn;
 use crate::settings::Settings;
 
 /// Longest time for one answer.
@@ -51,17 +52,19 @@ fn answer(text: &str, url: &str) -> Result<bool> {
     }
 }
 
-/// Asks until clients see `wanted`, at most `url_timeout`; `go_on` may end it earlier. Nothing to do
-/// without a URL.
-pub(crate) fn until(settings: &Settings, wanted: bool, go_on: &mut dyn FnMut() -> Result<()>) -> Result<()> {
-    let Some(url) = &settings.url else { return Ok(()) };
+/// Asks until clients see `wanted`, at most `url_timeout`; `go_on` may end it earlier. Whether the first answer was that.
+/// Nothing to do without a URL.
+pub(crate) fn until(settings: &Settings, wanted: bool, go_on: &mut GoOn) -> Result<bool> {
+    let Some(url) = &settings.url else { return Ok(true) };
     let end = Instant::now() + settings.url_timeout;
+    let mut first = true;
     loop {
         let left = end.saturating_duration_since(Instant::now());
         let seen = ask(url, left);
         if seen.as_ref().is_ok_and(|on| *on == wanted) {
-            return Ok(());
+            return Ok(first);
         }
+        first = false;
         go_on()?;
         if Instant::now() + PAUSE >= end {
             let what = if wanted { "on" } else { "off" };

@@ -2,40 +2,54 @@
 //!
 //! Nextcloud merges every `config/*.config.php` on each request, so the switch is one rename, and `unlink`
 //! throws it back. The file says whose it is, and carries its own deadline, by the wall clock: Nextcloud
-//! comes back even if everything of ours is killed at once.
+//! comes back even if everything of ours is killed at once. A run's lasts a minute and is renewed ([`crate::lease`]).
+//!
+//! Each file has a name that was never used before: PHP's opcache knows files by their names, and may show clients
+//! what an earlier file of the same name said, for as long as `opcache.revalidate_freq` says.
 //!
 //! The folder belongs to the web user. Nothing in it is believed: it is held open, names in it are never
 //! followed, the draft is a file of our making under a name that Nextcloud does not read, and a file
-//! under our name that is not ours is neither replaced nor removed. A request that listed the folder just
-//! before the file goes, and opens it just after, answers 500 instead of 503: that is Nextcloud's.
+//! under a name of ours that is not ours is neither replaced nor removed. A request that listed the folder just
+//! before a file goes, and opens it just after, answers 500 instead of 503: that is Nextcloud's.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat};
 use nix::unistd::{AccessFlags, Gid, Uid, UnlinkatFlags, faccessat, fchown, unlinkat};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::instance;
 use crate::settings::Settings;
 
-/// Sorted late by Nextcloud, and left out of every snapshot by link-sync.
-pub(crate) const NAME: &str = "zz-nc-backup-maintenance.config.php";
-/// What it is called until it is whole: hidden, and not `*.config.php`.
-pub(crate) const DRAFT: &str = ".zz-nc-backup-maintenance.new";
+/// Drop-ins are called so, then `-`, run and number, then [`ENDS`]; by earlier versions, nothing in between. Sorted late
+/// by Nextcloud, and left out of every snapshot by link-sync.
+const BEGINS: &str = "zz-nc-backup-maintenance";
+const ENDS: &str = ".config.php";
+/// What they are called until they are whole: hidden, and not `*.config.php`.
+const DRAFT_BEGINS: &str = ".zz-nc-backup-maintenance";
+const DRAFT_ENDS: &str = ".new";
 /// The line that makes a file ours begins so.
 const OURS: &str = "// nc-backup ";
-/// How much longer than a run may take its file lasts.
-const SPARE: Duration = Duration::from_secs(5);
+/// How much longer than a run may take its file lasts, in seconds.
+const SPARE: i64 = 5;
+/// How far the clock may be set back before a run's file says nothing any more, in seconds: it must not last for hours
+/// more, and a clock that is kept right goes back by less.
+const SET_BACK: i64 = 60;
 /// No file of ours is longer, in bytes.
 const LIMIT: u64 = 8192;
+/// How often a folder in which new ones appear is cleared.
+const ROUNDS: u32 = 20;
 
 /// Whose a drop-in is.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -50,18 +64,31 @@ pub(crate) struct Mark {
     pub(crate) version: String,
     /// RFC 3339 UTC: when it was written, a moment before it counts.
     pub(crate) since: String,
-    /// Seconds since 1970 by the wall clock: from then on it says nothing.
+    /// Seconds since 1970 by the wall clock: before this it says nothing.
+    #[serde(default)]
+    pub(crate) from: i64,
+    /// And from this on.
     pub(crate) until: i64,
 }
 
-/// What is under our name.
-#[derive(Clone, Debug)]
-pub(crate) enum Present {
-    Nothing,
+/// What is under a name of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
     Ours(Mark),
     /// Somebody else's, for this reason.
     Foreign(String),
 }
+
+/// A file under a name of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) name: OsString,
+    pub(crate) content: Content,
+}
+
+/// All of them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Present(Vec<Entry>);
 
 /// Nextcloud's configuration folder, held open.
 #[derive(Debug)]
@@ -74,25 +101,47 @@ pub(crate) struct Folder {
 #[derive(Debug)]
 pub(crate) struct Draft {
     folder: Folder,
+    name: OsString,
+    draft: OsString,
+    mark: Mark,
     placed: bool,
 }
 
+/// A drop-in that counts. It stays: whoever placed it removes it.
+#[derive(Debug)]
+pub(crate) struct Placed {
+    pub(crate) folder: Folder,
+    pub(crate) name: OsString,
+    pub(crate) mark: Mark,
+}
+
 impl Mark {
-    /// For a run (or `on`) that begins now and takes at most `max`. The file lasts a little longer: its own end
-    /// is for when nobody is left to act at `max`.
-    pub(crate) fn new(settings: &Settings, run_id: &str, action: &str, user: &str) -> Result<Mark> {
-        let spare = if action == "run" { SPARE } else { Duration::ZERO };
-        let until = jiff::Timestamp::now().checked_add(settings.max + spare).context("max is too long")?;
-        Ok(Mark {
+    /// For `on`: from now for `max`.
+    pub(crate) fn lasting(settings: &Settings, run_id: &str, user: &str) -> Mark {
+        let until = jiff::Timestamp::now().as_second() + seconds(settings.max);
+        Mark::new(settings, run_id, "on", user, 0, until)
+    }
+
+    /// For a run that ends at `end` (seconds since 1970) at the latest: from now for the time of a lease, and never much longer
+    /// than the run, whose own end comes first.
+    pub(crate) fn leased(settings: &Settings, run_id: &str, user: &str, end: i64) -> Mark {
+        let now = jiff::Timestamp::now().as_second();
+        let until = (now + seconds(settings.lease)).min(end + SPARE);
+        Mark::new(settings, run_id, "run", user, now - SET_BACK, until)
+    }
+
+    fn new(settings: &Settings, run_id: &str, action: &str, user: &str, from: i64, until: i64) -> Mark {
+        Mark {
             run_id: run_id.to_owned(),
             profile: settings.name.clone(),
             action: action.to_owned(),
             user: user.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             since: common::status::now(),
+            from,
             // A part of a second counts as a whole one: never shorter than asked.
-            until: until.as_second() + 1,
-        })
+            until: until + 1,
+        }
     }
 
     /// A run wrote it, not a plain `on`.
@@ -100,9 +149,9 @@ impl Mark {
         self.action == "run"
     }
 
-    /// Its deadline has passed: it holds nothing any more.
+    /// Its deadline has passed (or the clock was set back before its time): it holds nothing any more.
     pub(crate) fn expired(&self) -> bool {
-        jiff::Timestamp::now().as_second() >= self.until
+        !(self.from..self.until).contains(&jiff::Timestamp::now().as_second())
     }
 
     /// The same, RFC 3339 UTC.
@@ -124,14 +173,15 @@ impl Mark {
             user: plain(&self.user),
             version: plain(&self.version),
             since: plain(&self.since),
-            until: self.until,
+            ..self.clone()
         };
         Ok(format!(
             "<?php\n// Maintenance for a backup, by nc-maint: it ends by itself at {}.\n\
              // `nc-maint off` ends it now; without nc-maint, delete this file.\n{OURS}{}\n\
-             if (time() < {}) {{\n    $CONFIG = array('maintenance' => true);\n}}\n",
+             if (time() >= {} && time() < {}) {{\n    $CONFIG = array('maintenance' => true);\n}}\n",
             mark.deadline(),
             serde_json::to_string(&mark)?,
+            mark.from,
             mark.until
         ))
     }
@@ -143,18 +193,59 @@ impl Mark {
 }
 
 impl Present {
-    /// For `status` and the like.
-    pub(crate) fn json(&self) -> Value {
-        match self {
-            Present::Nothing => Value::Null,
-            Present::Foreign(why) => json!({ "file": NAME, "ours": false, "reason": why }),
-            Present::Ours(mark) => json!({
-                "file": NAME, "ours": true, "reason": null, "run_id": mark.run_id, "profile": mark.profile,
-                "action": mark.action, "user": mark.user, "tool_version": mark.version, "since": mark.since,
-                "deadline": mark.deadline(), "expired": mark.expired(),
-            }),
-        }
+    /// Those of ours.
+    pub(crate) fn ours(&self) -> impl Iterator<Item = &Mark> {
+        self.0.iter().filter_map(|e| match &e.content {
+            Content::Ours(mark) => Some(mark),
+            Content::Foreign(_) => None,
+        })
     }
+
+    /// Those of somebody else: the name, and why we think so.
+    pub(crate) fn foreign(&self) -> impl Iterator<Item = (&OsStr, &str)> {
+        self.0.iter().filter_map(|e| match &e.content {
+            Content::Ours(_) => None,
+            Content::Foreign(why) => Some((e.name.as_os_str(), why.as_str())),
+        })
+    }
+
+    /// For `status` and the like: the one that holds longest, else one that is not ours.
+    pub(crate) fn json(&self) -> Value {
+        let ours = self.0.iter().filter_map(|e| match &e.content {
+            Content::Ours(mark) => Some((&e.name, mark)),
+            Content::Foreign(_) => None,
+        });
+        if let Some((name, mark)) = ours.max_by_key(|(_, m)| (!m.expired(), m.until)) {
+            return json!({
+                "file": name.to_string_lossy(), "ours": true, "reason": null, "run_id": mark.run_id,
+                "profile": mark.profile, "action": mark.action, "user": mark.user, "tool_version": mark.version,
+                "since": mark.since, "deadline": mark.deadline(), "expired": mark.expired(),
+            });
+        }
+        self.foreign().next().map_or(
+            Value::Null,
+            |(name, why)| json!({ "file": name.to_string_lossy(), "ours": false, "reason": why }),
+        )
+    }
+}
+
+fn seconds(time: Duration) -> i64 {
+    i64::try_from(time.as_secs()).unwrap_or(i64::MAX / 2)
+}
+
+/// Whether a file of this name is, or could be, a drop-in of a run.
+fn counts(name: &OsStr) -> bool {
+    between(name, BEGINS, ENDS)
+}
+
+/// The same for one that does not count yet.
+fn is_draft(name: &OsStr) -> bool {
+    between(name, DRAFT_BEGINS, DRAFT_ENDS)
+}
+
+fn between(name: &OsStr, begins: &str, ends: &str) -> bool {
+    let rest = name.as_bytes().strip_prefix(begins.as_bytes());
+    rest.is_some_and(|rest| rest.ends_with(ends.as_bytes()))
 }
 
 impl Folder {
@@ -162,7 +253,7 @@ impl Folder {
     pub(crate) fn open(root: &Path) -> Result<Folder> {
         let path = root.join("config");
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        match open(&path, flags, Mode::empty()) {
+        match openat(&instance::open_root(root)?, "config", flags, Mode::empty()) {
             Ok(fd) => Ok(Folder { fd, path }),
             Err(Errno::ELOOP | Errno::ENOTDIR) => {
                 Err(Fault::config(format!("{} is not a folder itself but a link", path.display())).into())
@@ -171,9 +262,9 @@ impl Folder {
         }
     }
 
-    /// Where the file is.
-    pub(crate) fn file(&self) -> PathBuf {
-        self.path.join(NAME)
+    /// The same folder, once more.
+    pub(crate) fn again(&self) -> Result<Folder> {
+        Ok(Folder { fd: self.fd.try_clone().context("cannot keep config/ open")?, path: self.path.clone() })
     }
 
     /// Whether a drop-in can be put here and would be readable as config.php is; the error says why not.
@@ -185,18 +276,11 @@ impl Folder {
                 Fault::denied("only root or the owner of config.php can give a file its owner").into()
             );
         }
-        faccessat(&self.fd, ".", AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS).map_err(
-            |e| {
-                Fault::denied(format!("{} cannot be written: {}", self.path.display(), e.desc()))
-                    .hint("under systemd, ReadWritePaths= lets the unit write there; or use --method occ")
-            },
-        )?;
-        if let Present::Foreign(why) = self.look()? {
-            return Err(Fault::config(format!("{} is not ours: {why}", self.file().display()))
-                .hint("find out who made it, and move it away")
-                .into());
-        }
-        Ok(())
+        faccessat(&self.fd, ".", AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS).map_err(|e| {
+            Fault::denied(format!("{} cannot be written: {}", self.path.display(), e.desc()))
+                .hint("under systemd, ReadWritePaths= lets the unit write there; or use --method occ")
+                .into()
+        })
     }
 
     /// config.php, for its owner, group, mode and access list.
@@ -218,45 +302,75 @@ impl Folder {
         Ok((file, stat))
     }
 
-    /// What is under our name; never follows, never waits, never reads much.
+    /// What is under names of ours; never follows, never waits, never reads much.
     pub(crate) fn look(&self) -> Result<Present> {
+        let names =
+            instance::list(&self.fd).with_context(|| format!("cannot list {}", self.path.display()))?;
+        let mut found = Vec::new();
+        for name in names.into_iter().filter(|n| counts(n)) {
+            if let Some(content) = self.content(&name)? {
+                found.push(Entry { name, content });
+            }
+        }
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Present(found))
+    }
+
+    /// Whose the file `name` is; `None` if it is gone.
+    fn content(&self, name: &OsStr) -> Result<Option<Content>> {
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let foreign = |why: &str| Ok(Present::Foreign(why.to_owned()));
-        let file = match openat(&self.fd, NAME, flags, Mode::empty()) {
+        let foreign = |why: &str| Ok(Some(Content::Foreign(why.to_owned())));
+        let what = || format!("cannot read {}", self.path.join(name).display());
+        let file = match openat(&self.fd, name, flags, Mode::empty()) {
             Ok(fd) => File::from(fd),
-            Err(Errno::ENOENT) => return Ok(Present::Nothing),
+            Err(Errno::ENOENT) => return Ok(None),
             Err(Errno::ELOOP) => return foreign("it is a symbolic link"),
             Err(Errno::ENXIO) => return foreign("it is not a file"),
-            Err(e) => return Err(e).with_context(|| format!("cannot read {}", self.file().display())),
+            Err(e) => return Err(e).with_context(what),
         };
         if !is_file(&fstat(&file)?) {
             return foreign("it is not a file");
         }
         let mut bytes = Vec::new();
-        file.take(LIMIT + 1)
-            .read_to_end(&mut bytes)
-            .with_context(|| format!("cannot read {}", self.file().display()))?;
+        file.take(LIMIT + 1).read_to_end(&mut bytes).with_context(what)?;
         if bytes.len() as u64 > LIMIT {
             return foreign("it is too long for one of ours");
         }
         match Mark::parse(&String::from_utf8_lossy(&bytes)) {
-            Some(mark) => Ok(Present::Ours(mark)),
+            Some(mark) => Ok(Some(Content::Ours(mark))),
             None => foreign("it does not say that nc-maint wrote it"),
         }
     }
 
-    /// Writes the drop-in under a name that does not count, with config.php's owner, group, mode and access list.
-    pub(crate) fn draft(self, mark: &Mark) -> Result<Draft> {
+    /// The mark of the drop-in `name`, if it is there and ours.
+    pub(crate) fn mark(&self, name: &OsStr) -> Result<Option<Mark>> {
+        Ok(match self.content(name)? {
+            Some(Content::Ours(mark)) => Some(mark),
+            _ => None,
+        })
+    }
+
+    /// Writes the drop-in under a name that does not count, with config.php's owner, group, mode and access list. With the
+    /// run and `number` its own name is one that no file had before.
+    pub(crate) fn draft(self, mark: Mark, number: u32) -> Result<Draft> {
         self.usable()?;
         let (model, config) = self.config()?;
         let what = || format!("cannot write a file in {}", self.path.display());
-        self.forget(DRAFT).with_context(what)?;
+        let word = match common::mutant::active("one-drop-in-name") {
+            true => String::new(),
+            false => format!("-{}-{number}", mark.run_id),
+        };
+        let name = OsString::from(format!("{BEGINS}{word}{ENDS}"));
+        let draft = OsString::from(format!("{DRAFT_BEGINS}{word}{DRAFT_ENDS}"));
+        self.forget(&draft).with_context(what)?;
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fd = openat(&self.fd, DRAFT, flags, Mode::from_bits_truncate(0o600)).with_context(what)?;
-        let (mut file, draft) = (File::from(fd), Draft { folder: self, placed: false });
+        let fd =
+            openat(&self.fd, draft.as_os_str(), flags, Mode::from_bits_truncate(0o600)).with_context(what)?;
+        let text = mark.php()?;
+        let (mut file, draft) = (File::from(fd), Draft { folder: self, name, draft, mark, placed: false });
         let path = draft.folder.path.clone();
         let what = || format!("cannot write a file in {}", path.display());
-        file.write_all(mark.php()?.as_bytes()).with_context(what)?;
+        file.write_all(text.as_bytes()).with_context(what)?;
         fchown(&file, Some(Uid::from_raw(config.st_uid)), Some(Gid::from_raw(config.st_gid)))
             .with_context(what)?;
         fchmod(&file, Mode::from_bits_truncate(config.st_mode & 0o666)).with_context(what)?;
@@ -265,17 +379,44 @@ impl Folder {
         Ok(draft)
     }
 
-    /// Removes the file if it is ours, and tells what was there.
+    /// Removes what is ours, whoever's run it names, and drafts; and tells what was there. A run that renews its file in
+    /// this moment does not get ahead of it: it looks for the one before, which is gone.
     pub(crate) fn remove(&self) -> Result<Present> {
-        self.forget(DRAFT).ok();
-        let found = self.look()?;
-        if let Present::Ours(_) = found {
-            self.forget(NAME).with_context(|| format!("cannot remove {}", self.file().display()))?;
+        let mut all: Vec<Entry> = Vec::new();
+        for _ in 0..ROUNDS {
+            let Present(found) = self.look()?;
+            let new: Vec<Entry> = found.into_iter().filter(|e| !all.contains(e)).collect();
+            let done = !new.iter().any(|e| matches!(e.content, Content::Ours(_)));
+            for entry in new {
+                if let Content::Ours(_) = entry.content {
+                    let what = || format!("cannot remove {}", self.path.join(&entry.name).display());
+                    self.forget(&entry.name).with_context(what)?;
+                }
+                all.push(entry);
+            }
+            if done {
+                break;
+            }
         }
-        Ok(found)
+        for name in instance::list(&self.fd).into_iter().flatten().filter(|n| is_draft(n)) {
+            self.forget(&name).ok();
+        }
+        Ok(Present(all))
     }
 
-    fn forget(&self, name: &str) -> nix::Result<()> {
+    /// Removes drop-ins of ours other than `name`: those whose place it takes.
+    pub(crate) fn remove_others(&self, name: &OsStr) -> Result<()> {
+        let Present(found) = self.look()?;
+        for entry in found {
+            if entry.name != name && matches!(entry.content, Content::Ours(_)) {
+                self.forget(&entry.name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the file `name`; fine if it is gone.
+    pub(crate) fn forget(&self, name: &OsStr) -> nix::Result<()> {
         match unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
             Err(e) => Err(e),
@@ -290,30 +431,46 @@ impl Folder {
 }
 
 impl Draft {
-    /// The switch: from here on the file counts. One of ours is replaced, no other.
-    pub(crate) fn place(&mut self) -> Result<()> {
+    /// The switch: from here on the file counts. Nothing is replaced.
+    pub(crate) fn place(mut self) -> Result<Placed> {
         let folder = &self.folder;
-        let ours = matches!(folder.look()?, Present::Ours(_));
-        let moved = match ours {
-            true => renameat(&folder.fd, DRAFT, &folder.fd, NAME),
-            false => common::rename::noreplace(&folder.fd, DRAFT, &folder.fd, NAME),
+        let (draft, name) = (self.draft.as_os_str(), self.name.as_os_str());
+        let moved = match common::mutant::active("one-drop-in-name") {
+            true => renameat(&folder.fd, draft, &folder.fd, name),
+            false => common::rename::noreplace(&folder.fd, draft, &folder.fd, name),
         };
-        moved.with_context(|| format!("cannot put {} in place", folder.file().display()))?;
+        moved.with_context(|| format!("cannot put {} in place", folder.path.join(name).display()))?;
         self.placed = true;
-        Ok(())
+        Ok(Placed { folder: self.folder.again()?, name: self.name.clone(), mark: self.mark.clone() })
     }
 }
 
 impl Drop for Draft {
     fn drop(&mut self) {
         if !self.placed {
-            self.folder.forget(DRAFT).ok();
+            self.folder.forget(&self.draft).ok();
         }
     }
 }
 
+/// Removes drop-ins and drafts of any run from a folder `config`: whoever closes a copy needs none.
+pub(crate) fn clear(config: &OwnedFd) -> Result<bool> {
+    let mut changed = false;
+    for name in instance::list(config).context("cannot list config/")? {
+        if !counts(&name) && !is_draft(&name) {
+            continue;
+        }
+        match unlinkat(config, name.as_os_str(), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) => changed = true,
+            Err(Errno::ENOENT) => {}
+            Err(e) => return Err(e).with_context(|| format!("cannot remove {}", name.display())),
+        }
+    }
+    Ok(changed)
+}
+
 /// The web server may read config.php only by its access list: one that cannot read the drop-in answers 500.
-fn copy_access_list(from: &File, to: &File) -> std::io::Result<()> {
+pub(crate) fn copy_access_list(from: &File, to: &File) -> std::io::Result<()> {
     let name = "system.posix_acl_access";
     let mut list = vec![0; 65536];
     match rustix::fs::fgetxattr(from, name, &mut list) {
@@ -341,6 +498,7 @@ mod tests {
             user: text(user),
             version: text("0.1.0"),
             since: text("2026-01-01T00:00:00Z"),
+            from: 0,
             until: 32_503_680_000,
         }
     }
@@ -362,18 +520,36 @@ mod tests {
         assert_eq!(Mark::parse("<?php $CONFIG = array('maintenance' => true);"), None);
     }
 
+    const NAME: &str = "zz-nc-backup-maintenance-0123456789abcdef-0.config.php";
+    const DRAFT: &str = ".zz-nc-backup-maintenance-0123456789abcdef-0.new";
+
+    #[test]
+    fn it_holds_between_two_moments_so_that_a_clock_set_back_does_not_prolong_it_for_hours() {
+        let text = mark("root").php().unwrap();
+        assert!(text.contains("if (time() >= 0 && time() < 32503680000)"), "{text}");
+        assert!(!mark("root").expired());
+        let now = jiff::Timestamp::now().as_second();
+        assert!(Mark { from: now + 2, ..mark("root") }.expired(), "the clock was set back");
+        assert!(Mark { until: now, ..mark("root") }.expired());
+        // A file of an earlier version has one moment only.
+        let old = text.replace("\"from\":0,", "");
+        assert_eq!(Mark::parse(&old).unwrap(), mark("root"));
+    }
+
     #[test]
     fn it_is_placed_with_the_mode_of_config_php_and_removed() {
         let (dir, config) = instance();
-        let mut draft = Folder::open(dir.path()).unwrap().draft(&mark("root")).unwrap();
-        assert!(!config.join(NAME).exists());
+        let draft = Folder::open(dir.path()).unwrap().draft(mark("root"), 0).unwrap();
+        assert!(!config.join(NAME).exists() && config.join(DRAFT).exists());
         draft.place().unwrap();
-        drop(draft);
         let mode = std::fs::metadata(config.join(NAME)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o640);
         let folder = Folder::open(dir.path()).unwrap();
-        assert!(matches!(folder.remove().unwrap(), Present::Ours(m) if m == mark("root")));
-        assert!(matches!(folder.remove().unwrap(), Present::Nothing));
+        // An earlier version's name is ours, too, and so are drafts.
+        std::fs::copy(config.join(NAME), config.join("zz-nc-backup-maintenance.config.php")).unwrap();
+        std::fs::write(config.join(".zz-nc-backup-maintenance.new"), "<?php").unwrap();
+        assert_eq!(folder.remove().unwrap().ours().collect::<Vec<_>>(), [&mark("root"), &mark("root")]);
+        assert_eq!(folder.remove().unwrap().ours().count(), 0);
         assert_eq!(std::fs::read_dir(config).unwrap().count(), 1);
     }
 
@@ -392,8 +568,7 @@ mod tests {
         let name = "system.posix_acl_access";
         let file = File::open(config.join("config.php")).unwrap();
         rustix::fs::fsetxattr(&file, name, &list, rustix::fs::XattrFlags::empty()).unwrap();
-        let mut draft = Folder::open(dir.path()).unwrap().draft(&mark("root")).unwrap();
-        draft.place().unwrap();
+        Folder::open(dir.path()).unwrap().draft(mark("root"), 0).unwrap().place().unwrap();
         let mut seen = vec![0; 256];
         let length = rustix::fs::getxattr(config.join(NAME), name, &mut seen).unwrap();
         assert_eq!(seen[..length], list);
@@ -402,7 +577,7 @@ mod tests {
     #[test]
     fn a_draft_that_was_not_placed_leaves_nothing() {
         let (dir, config) = instance();
-        drop(Folder::open(dir.path()).unwrap().draft(&mark("root")).unwrap());
+        drop(Folder::open(dir.path()).unwrap().draft(mark("root"), 0).unwrap());
         assert_eq!(std::fs::read_dir(config).unwrap().count(), 1);
     }
 
@@ -415,21 +590,20 @@ mod tests {
 
         // Under the draft's name: it is replaced, not written through.
         link(DRAFT);
-        let mut draft = Folder::open(dir.path()).unwrap().draft(&mark("other")).unwrap();
+        let draft = Folder::open(dir.path()).unwrap().draft(mark("other"), 0).unwrap();
         assert!(std::fs::read_to_string(&victim).unwrap().contains("root"));
         // Under ours, between the look and the switch: refused, and left alone.
         link(NAME);
         assert!(draft.place().is_err());
-        drop(draft);
+        assert!(!config.join(DRAFT).exists());
         let folder = Folder::open(dir.path()).unwrap();
-        assert!(matches!(folder.remove().unwrap(), Present::Foreign(_)));
+        assert_eq!(folder.remove().unwrap().foreign().count(), 1);
         assert!(config.join(NAME).symlink_metadata().unwrap().is_symlink() && victim.exists());
-        assert!(folder.usable().is_err());
 
         // A pipe does not hang us, and a linked folder is not entered.
         std::fs::remove_file(config.join(NAME)).unwrap();
         nix::unistd::mkfifo(&config.join(NAME), Mode::from_bits_truncate(0o600)).unwrap();
-        assert!(matches!(folder.look().unwrap(), Present::Foreign(_)));
+        assert_eq!(folder.look().unwrap().foreign().count(), 1);
         let other = dir.path().join("other");
         std::fs::create_dir(&other).unwrap();
         std::os::unix::fs::symlink(&config, other.join("config")).unwrap();

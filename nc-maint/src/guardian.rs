@@ -23,8 +23,9 @@ use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use crate::claim::{Claim, Ledger};
 use crate::dropin::Mark;
+use crate::lease::Lease;
 use crate::run::survivor;
-use crate::switch::{Ready, millis};
+use crate::switch::{Ready, between, millis};
 use crate::wire::{Ended, Event, Forward, Job, Line, Outcome};
 use crate::{curl, switch, tree};
 
@@ -49,6 +50,8 @@ enum Stop {
     Signal(i32),
     FrontGone,
     Overtime,
+    /// Maintenance ended, or may have.
+    Lost,
 }
 
 #[derive(Debug)]
@@ -57,6 +60,9 @@ struct Guardian {
     /// Where the command's stdout and stderr go, until it has them.
     streams: Option<(OwnedFd, OwnedFd)>,
     deadline: Option<Instant>,
+    lease: Option<Lease>,
+    /// Why it was lost.
+    lost: Option<String>,
 }
 
 impl Guardian {
@@ -74,7 +80,9 @@ impl Guardian {
         let mut line = Line::new(UnixStream::from(socket));
         while !line.closed && signals::caught().is_none() {
             if let Some(job) = line.receive()? {
-                return Ok(Some((Guardian { line, streams: Some(streams), deadline: None }, job)));
+                let streams = Some(streams);
+                let guardian = Guardian { line, streams, deadline: None, lease: None, lost: None };
+                return Ok(Some((guardian, job)));
             }
             rest(&[line.stream().as_fd()], None);
         }
@@ -103,7 +111,7 @@ impl Guardian {
     fn locked(&mut self, job: &Job, ledger: &Ledger, outcome: &mut Outcome) -> Result<()> {
         let settings = &job.settings;
         let before = ledger.find();
-        let was_on = switch::state(settings)?;
+        let was_on = switch::state(settings, &mut || self.go_on(job))?;
         // With the lock in our hands, a run that is written down is dead, and its maintenance is ours.
         let own = switch::own(settings, before.run_id());
         let by_run = own.as_ref().is_some_and(Mark::by_run) || (before.by_run() && !before.found_on());
@@ -117,7 +125,7 @@ impl Guardian {
         }
         outcome.found_on = was_on && !leftover;
         switch::rehearse(settings)?;
-        self.go_on()?;
+        self.go_on(job)?;
 
         let (now, max) = (jiff::Timestamp::now(), settings.max);
         let end = now.checked_add(max).context("max is too long")?.as_second();
@@ -131,13 +139,15 @@ impl Guardian {
         };
         let mut ready = Ready::default();
         if !claim.found_on {
-            let mark = Mark::new(settings, &job.run_id, "run", &job.account.name)?;
-            ready = switch::prepare(settings, &mark)?;
+            let mark = || Mark::leased(settings, &job.run_id, &job.account.name, end);
+            ready = switch::prepare(settings, mark, &mut || self.go_on(job))?;
         }
         ledger.stake(&claim)?;
         let begin = Instant::now();
         self.deadline = Some(begin + max);
-        let result = self.switch_on(job, ledger, &mut claim, was_on, &mut ready).and_then(|proof_ms| {
+        let mut refused = None;
+        let thrown = self.switch_on(job, ledger, &mut claim, was_on, &mut ready, &mut refused);
+        let result = thrown.and_then(|proof_ms| {
             (outcome.on_ms, outcome.proof_ms) = (Some(millis(begin)), proof_ms);
             self.command(job, outcome)
         });
@@ -152,7 +162,7 @@ impl Guardian {
         if claim.found_on {
             // Whoever had it on may have ended it while the command ran.
             if outcome.error.is_none() {
-                match switch::state(settings) {
+                match switch::state(settings, &mut switch::steadily) {
                     Ok(true) => {}
                     Ok(false) => outcome.fail(&ended_early().into()),
                     Err(e) => outcome.fail(&e),
@@ -169,15 +179,19 @@ impl Guardian {
         };
         match result {
             Ok(ended) => {
+                let mut served = Instant::now();
                 if let Some(off) = ended {
-                    outcome.persisted(&off);
+                    outcome.warnings.extend(off.warnings());
                     if !off.held {
                         outcome.fail(&ended_early().into());
                     }
+                    served = off.at;
                 }
                 outcome.switched = proven_on;
                 outcome.off_ms = Some(millis(off));
-                outcome.maintenance_ms = Some(millis(begin));
+                // What clients saw: neither the time that occ takes before it throws the switch nor that of the proofs.
+                let from = refused.unwrap_or(begin);
+                outcome.maintenance_ms = Some(between(from, served));
                 ledger.clear()
             }
             Err(e) => {
@@ -187,7 +201,8 @@ impl Guardian {
         }
     }
 
-    /// Throws the switch, proves it, and writes that down. How long the proof took, if it was thrown.
+    /// Throws the switch, proves it, and writes that down. How long the proof took, if it was thrown. From the moment
+    /// `refused` on clients were.
     fn switch_on(
         &mut self,
         job: &Job,
@@ -195,21 +210,25 @@ impl Guardian {
         claim: &mut Claim,
         was_on: bool,
         ready: &mut Ready,
+        refused: &mut Option<Instant>,
     ) -> Result<Option<u64>> {
         let settings = &job.settings;
         let mut proof_ms = None;
         if claim.found_on {
-            curl::until(settings, true, &mut || self.go_on())?;
+            curl::until(settings, true, &mut || self.go_on(job))?;
         } else {
-            let on = switch::on(settings, ready, &mut || self.go_on())?;
-            proof_ms = Some(on.proof_ms);
-            if !on.changed && !was_on {
+            let thrown = switch::throw(settings, ready, &mut || self.go_on(job))?;
+            *refused = Some(thrown.at);
+            let end = jiff::Timestamp::now().as_second() + i64::try_from(settings.max.as_secs())?;
+            self.lease = thrown.placed.map(|placed| Lease::new(settings, placed, end));
+            proof_ms = Some(switch::prove(settings, ready, &mut || self.go_on(job))?);
+            if !thrown.changed && !was_on {
                 // Somebody else was faster by a moment: then it is theirs.
                 claim.found_on = true;
                 ledger.stake(claim)?;
             }
         }
-        self.go_on()?;
+        self.go_on(job)?;
         ledger.prove(claim)?;
         Ok(proof_ms)
     }
@@ -223,7 +242,7 @@ impl Guardian {
         self.line.send(&Event::Started).ok();
         let begin = Instant::now();
         let mut child = cmd.start_streams(Stdio::null(), out.into(), err.into())?;
-        let stop = self.supervise(&mut child)?;
+        let stop = self.supervise(job, &mut child)?;
         let killed = child.try_wait()?.is_some_and(|status| status.signal().is_some());
         if stop.is_some() || killed {
             let signal = match stop {
@@ -233,7 +252,7 @@ impl Guardian {
             outcome.left_behind.extend(tree::end(signal).iter().map(survivor));
         }
         if let Some(stop) = stop {
-            outcome.fail(&stopped(stop, job.settings.max));
+            outcome.fail(&self.stopped(stop, job.settings.max));
         }
         let status = child.try_wait()?.map(ExitStatusExt::into_raw);
         outcome.command = Some(Ended { status, duration_ms: millis(begin) });
@@ -246,21 +265,22 @@ impl Guardian {
     }
 
     /// Waits for the command's end or a reason to end it; the reason, if there is one.
-    fn supervise(&mut self, child: &mut Child) -> Result<Option<Stop>> {
+    fn supervise(&mut self, job: &Job, child: &mut Child) -> Result<Option<Stop>> {
         loop {
             let ended = child.try_wait()?.is_some();
             // Asked in this order, a signal that was sent to all of us is not mistaken for its own end.
-            let stop = self.stop()?;
+            let stop = self.stop(job)?;
             if ended || stop.is_some() {
                 return Ok(stop);
             }
             let pidfd = common::run::pidfd(child.id())?;
-            rest(&[pidfd.as_fd(), self.line.stream().as_fd()], self.deadline);
+            let next = self.lease.as_ref().map(Lease::due).into_iter().chain(self.deadline).min();
+            rest(&[pidfd.as_fd(), self.line.stream().as_fd()], next);
         }
     }
 
-    /// A reason to stop, if there is one; does not wait.
-    fn stop(&mut self) -> Result<Option<Stop>> {
+    /// A reason to stop, if there is one; does not wait. Keeps the lease, too: whoever may go on does so in maintenance.
+    fn stop(&mut self, job: &Job) -> Result<Option<Stop>> {
         if let Some(signal) = signals::caught() {
             return Ok(Some(Stop::Signal(signal)));
         }
@@ -272,21 +292,36 @@ impl Guardian {
         if self.line.closed {
             return Ok(Some(Stop::FrontGone));
         }
+        if let Some(Err(why)) = self.lease.as_mut().map(|lease| lease.keep(&job.settings)) {
+            self.lease = None;
+            self.lost = Some(why);
+        }
+        if self.lost.is_some() {
+            return Ok(Some(Stop::Lost));
+        }
         Ok(self.deadline.filter(|d| Instant::now() >= *d).map(|_| Stop::Overtime))
     }
 
     /// An error if there is a reason to stop; `max` counts once it is set.
-    fn go_on(&mut self) -> Result<()> {
-        match self.stop()? {
-            Some(stop) => Err(stopped(stop, Duration::ZERO)),
+    fn go_on(&mut self, job: &Job) -> Result<()> {
+        match self.stop(job)? {
+            Some(stop) => Err(self.stopped(stop, Duration::ZERO)),
             None => Ok(()),
         }
+    }
+
+    /// The error that says why the run was stopped.
+    fn stopped(&self, stop: Stop, max: Duration) -> anyhow::Error {
+        let lost = self.lost.as_deref();
+        let Some(why) = lost.filter(|_| stop == Stop::Lost) else { return stopped(stop, max) };
+        anyhow::Error::from(ended_early()).context(format!("the command was stopped: {why}"))
     }
 }
 
 /// The error that says why the run was stopped.
 fn stopped(stop: Stop, max: Duration) -> anyhow::Error {
     match stop {
+        Stop::Lost => ended_early().into(),
         Stop::Signal(signal) => status::interrupted(signal).into(),
         Stop::FrontGone => Fault::failed("nc-maint run was killed").into(),
         Stop::Overtime if max.is_zero() => {

@@ -28,7 +28,7 @@ pub(crate) fn inspect(settings: &Settings, secrets_to: Option<&Path>, report: &m
     settings.tell_method(report);
     let occ = Occ::new(settings);
     let config = occ.system_config()?;
-    let text = |key: &str| config.get(key).and_then(Value::as_str).filter(|t| !t.is_empty());
+    let text = |key: &str| config.get(key).and_then(scalar).filter(|t| !t.is_empty());
     let on = |key: &str| config.get(key).is_some_and(|v| *v == true || *v == 1 || *v == "1" || *v == "true");
 
     let data = text("datadirectory").map_or_else(|| root.join("data"), |d| root.join(d));
@@ -48,15 +48,15 @@ pub(crate) fn inspect(settings: &Settings, secrets_to: Option<&Path>, report: &m
         json!({
             "type": text("dbtype"),
             // Exactly as it stands there: host, host:port, /socket/dir, … for the one who connects.
-            "host": text("dbhost").unwrap_or(""),
+            "host": text("dbhost").unwrap_or_default(),
             "name": text("dbname"),
             "user": text("dbuser"),
-            "password": password.map(|_| "***"),
-            "table_prefix": config.get("dbtableprefix").and_then(Value::as_str).unwrap_or("oc_"),
+            "password": password.as_ref().map(|_| "***"),
+            "table_prefix": config.get("dbtableprefix").and_then(scalar).unwrap_or_else(|| "oc_".into()),
             "persistent": on("dbpersistent"),
         }),
     );
-    postgres_only(text("dbtype"))?;
+    postgres_only(text("dbtype").as_deref())?;
     warn_about_places(&config, root, &data, report);
     warn_about_links(settings, &data, report);
     if on("dbpersistent") {
@@ -74,8 +74,21 @@ pub(crate) fn inspect(settings: &Settings, secrets_to: Option<&Path>, report: &m
         report.set_text("secrets_to", path.as_os_str());
         report.changed = true;
     }
-    common::say!(TOOL, "Nextcloud {} in {}", text("version").unwrap_or("?"), root.display());
+    common::say!(TOOL, "Nextcloud {} in {}", text("version").as_deref().unwrap_or("?"), root.display());
     Ok(())
+}
+
+/// A value as the text that PHP makes of it: a password of digits may stand there without quotes.
+fn scalar(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        // json_encode keeps the `.0` of a whole float, PHP's text of it does not.
+        Value::Number(number) => {
+            let text = number.to_string();
+            Some(text.strip_suffix(".0").map_or(text.clone(), str::to_owned))
+        }
+        _ => None,
+    }
 }
 
 /// SQLite's file cannot be dumped by pg_dump, nor can MariaDB: said now, not at night.

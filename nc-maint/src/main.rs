@@ -8,15 +8,19 @@ mod actions;
 mod claim;
 mod cli;
 mod close;
+mod config_file;
 mod curl;
 mod dropin;
 mod guardian;
 mod inspect;
+mod instance;
+mod lease;
 mod method;
 mod occ;
 mod php;
 mod relay;
 mod run;
+mod said;
 mod settings;
 mod switch;
 mod tree;
@@ -51,7 +55,7 @@ fn main() -> ExitCode {
             Action::On { max, .. } => actions::on(settings.lasting(*max)?, report),
             Action::Off { if_ours, data_fingerprint, .. } => {
                 if *data_fingerprint {
-                    occ::Occ::steady(&settings).renew_data_fingerprint()?;
+                    switch::renew_data_fingerprint(&settings)?;
                     report.changed = true;
                 }
                 actions::off(&settings, *if_ours, report)

@@ -46,7 +46,8 @@ impl Php {
     }
 }
 
-fn is_php(program: &OsStr) -> bool {
+/// Whether this is a PHP by its name.
+pub(crate) fn is_php(program: &OsStr) -> bool {
     Path::new(program).file_name().is_some_and(|n| n.as_bytes().starts_with(b"php"))
 }
 

@@ -13,6 +13,7 @@ use common::lock::Lock;
 use common::run::{Cmd, Output};
 use serde_json::{Map, Value};
 
+use crate::said;
 use crate::settings::Settings;
 
 /// occ of one instance.
@@ -42,10 +43,10 @@ impl<'a> Occ<'a> {
     /// Whether maintenance is on.
     pub(crate) fn mode(&self) -> Result<bool> {
         let cmd = self.command(&["maintenance:mode"])?;
-        let output = cmd.output().context("cannot ask occ for the maintenance mode")?;
+        let output = output(&cmd).context("cannot ask occ for the maintenance mode")?;
         match mode_answer(&output.text()) {
             Some(on) if output.status.success() => Ok(on),
-            _ => Err(refusal(&cmd, output)),
+            _ => Err(refusal(&cmd, &output)),
         }
     }
 
@@ -55,10 +56,10 @@ impl<'a> Occ<'a> {
         let turn = self.turn();
         let cmd = self.command(&["maintenance:mode", word])?.uninterruptible().outlives_us();
         let cmd = turn.iter().fold(cmd, |cmd, lock| cmd.inherit(lock.fd()));
-        let output = cmd.output().context("cannot run occ")?;
+        let output = output(&cmd).context("cannot run occ")?;
         match switch_answer(&output.text(), on) {
             Some(changed) if output.status.success() => Ok(changed),
-            _ => Err(refusal(&cmd, output)),
+            _ => Err(refusal(&cmd, &output)),
         }
     }
 
@@ -80,38 +81,34 @@ impl<'a> Occ<'a> {
     /// Tells the clients that the server went back in time. Without it they take what is newer at their side for deleted.
     pub(crate) fn renew_data_fingerprint(&self) -> Result<()> {
         let cmd = self.command(&["maintenance:data-fingerprint"])?;
-        let output = cmd.output().context("cannot run occ")?;
+        let output = output(&cmd).context("cannot run occ")?;
         // It says the new one.
         match output.text().contains("Updated data-fingerprint to ") {
             true if output.status.success() => Ok(()),
-            _ => Err(refusal(&cmd, output)),
+            _ => Err(refusal(&cmd, &output)),
         }
     }
 
     /// The system configuration, secrets included, with all `config/*.config.php` merged in.
     pub(crate) fn system_config(&self) -> Result<Map<String, Value>> {
         let cmd = self.command(&["config:list", "system", "--private", "--output=json"])?;
-        let mut output = cmd.output().context("cannot ask occ for the configuration")?;
+        let output = output(&cmd).context("cannot ask occ for the configuration")?;
         if output.status.success()
             && let Some(Value::Object(mut all)) = json_answer(&output.stdout)
             && let Some(Value::Object(system)) = all.remove("system")
         {
             return Ok(system);
         }
-        // Half of the configuration may be in it, and with it the password: not for an error message.
-        if output.stdout.contains(&b'{') {
-            output.stdout = b"an answer that is not JSON".to_vec();
-        }
-        Err(refusal(&cmd, output))
+        Err(refusal(&cmd, &output))
     }
 
     /// The mounts of the external storage app; an error where it is not enabled.
     pub(crate) fn external_storages(&self) -> Result<Vec<Value>> {
         let cmd = self.command(&["files_external:list", "--all", "--output=json"])?;
-        let output = cmd.output().context("cannot ask occ for external storages")?;
+        let output = output(&cmd).context("cannot ask occ for external storages")?;
         match json_answer(&output.stdout) {
             Some(Value::Array(list)) if output.status.success() => Ok(list),
-            _ => Err(refusal(&cmd, output)),
+            _ => Err(refusal(&cmd, &output)),
         }
     }
 }
@@ -144,8 +141,13 @@ fn json_answer(stdout: &[u8]) -> Option<Value> {
         .or_else(|| serde_json::from_str(text.trim()).ok())
 }
 
+/// Runs it; if it does not end by itself, what it said meanwhile is no more for everybody than otherwise.
+fn output(cmd: &Cmd) -> Result<Output> {
+    cmd.output().map_err(said::clean)
+}
+
 /// What a call that was not answered as it should amounts to.
-fn refusal(cmd: &Cmd, mut output: Output) -> anyhow::Error {
+fn refusal(cmd: &Cmd, output: &Output) -> anyhow::Error {
     let said = format!("{}\n{}", output.text(), String::from_utf8_lossy(&output.stderr));
     if said.contains("Cannot write into \"config\" directory") {
         return Fault::denied("occ cannot write config.php and did nothing, though it exits with 0")
@@ -163,15 +165,13 @@ fn refusal(cmd: &Cmd, mut output: Output) -> anyhow::Error {
             .into();
     }
     if output.status.success() {
-        let line = said.lines().find(|l| !l.trim().is_empty()).unwrap_or("nothing at all").trim().to_owned();
+        let shown = said::shown(&said);
+        let line = shown.lines().next().unwrap_or("nothing at all");
         return Fault::failed(format!("occ exits with 0 but does not say what was asked; it says: {line}"))
             .into();
     }
     // occ prints most of its errors on stdout.
-    if output.stderr.trim_ascii().is_empty() {
-        output.stderr = std::mem::take(&mut output.stdout);
-    }
-    cmd.failure(&output).into()
+    said::failure(cmd.failure(output), output)
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 //! config.php, then every `*.config.php` beside it in natural order, each under a shared flock (the files are
 //! rewritten in place), as config.php's owner. No database and no occ: 15 ms instead of half a second.
 //! Where even that is downtime, a PHP is started before the switch and waits for the word.
+//!
+//! A configuration is code, and may print, wait or never end: what it says is bounded in length and time, and read once.
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
@@ -12,10 +14,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::run::{Child, Cmd};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Deserialize;
 
+use crate::said;
 use crate::settings::Settings;
+
+/// How much a configuration may print by the way, in bytes.
+const MOST: usize = 4 << 20;
+/// How often it is asked whether to go on.
+const TICK: Duration = Duration::from_millis(100);
+const PRINTS: &str = "a configuration sets $CONFIG and does nothing else: find out which file in config/ prints, waits or \
+    calls something";
 
 /// Arguments: the folder; `wait` or `now`. As Nextcloud's own `Config::readData`. Some configurations name
 /// `OC::$SERVERROOT`.
@@ -36,28 +47,43 @@ $extra = glob("$dir/*.config.php") ?: [];
 natsort($extra);
 $on = $main = false;
 $by = null;
+$all = [];
 foreach (["$dir/config.php", ...$extra] as $file) {
     $handle = fopen($file, "r");
     if ($handle === false || !flock($handle, LOCK_SH)) { exit(4); }
     $config = $read($file);
     flock($handle, LOCK_UN);
+    $all = array_merge($all, $config);
     if (array_key_exists("maintenance", $config)) {
         $on = (bool)$config["maintenance"];
         $by = basename($file);
         $main = $file === "$dir/config.php" ? $on : $main;
     }
 }
-echo "\n", json_encode(["nc_backup" => ["on" => $on, "main" => $main, "by" => $by]]), "\n";
+$apps = is_array($all["apps_paths"] ?? null) ? array_column($all["apps_paths"], "path") : [];
+$mark = $all["data-fingerprint"] ?? "";
+echo "\n", json_encode(["nc_backup" => ["on" => $on, "main" => $main, "by" => $by,
+    "read_only" => (bool)($all["config_is_read_only"] ?? false), "fingerprint" => is_string($mark) ? $mark : "",
+    "apps" => array_values(array_filter($apps, "is_string"))]]), "\n";
 "#;
 
 /// What the merged configuration says of maintenance.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 pub(crate) struct Merged {
     pub(crate) on: bool,
     /// What config.php alone says.
     pub(crate) main: bool,
     /// The file that has the last word, if any says something.
     pub(crate) by: Option<String>,
+    /// occ may not write it.
+    #[serde(default)]
+    pub(crate) read_only: bool,
+    /// What tells clients that the server went back in time.
+    #[serde(default)]
+    pub(crate) fingerprint: String,
+    /// The folders of apps that are set.
+    #[serde(default)]
+    pub(crate) apps: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -71,13 +97,24 @@ pub(crate) struct Waiting {
     child: Child,
     word: ChildStdin,
     out: ChildStdout,
-    said: Vec<u8>,
+    /// The line that it is saying.
+    line: Vec<u8>,
+    said: usize,
     limit: Duration,
 }
 
+/// May end a wait: an error is why.
+pub(crate) type GoOn<'a> = dyn FnMut() -> Result<()> + 'a;
+
+/// Whether PHP was started, and the configuration did not come to its end: printing, waiting.
+pub(crate) fn is_endless(answer: &Result<Merged>) -> bool {
+    let fault = answer.as_ref().err().and_then(|e| e.downcast_ref::<Fault>());
+    fault.is_some_and(|f| f.hint.as_deref() == Some(PRINTS))
+}
+
 /// Asks now.
-pub(crate) fn ask(settings: &Settings) -> Result<Merged> {
-    start(settings, "now")?.answer()
+pub(crate) fn ask(settings: &Settings, go_on: &mut GoOn) -> Result<Merged> {
+    start(settings, "now")?.answer(go_on)
 }
 
 impl Waiting {
@@ -87,42 +124,68 @@ impl Waiting {
     }
 
     /// Waits until it is ready.
-    pub(crate) fn settle(&mut self) -> Result<()> {
-        self.until(|said| said.starts_with(b"ready\n").then_some(()))
+    pub(crate) fn settle(&mut self, go_on: &mut GoOn) -> Result<()> {
+        self.until(|line| (line == b"ready").then_some(()), go_on)
     }
 
     /// The state as of now.
-    pub(crate) fn ask(&mut self) -> Result<Merged> {
+    pub(crate) fn ask(&mut self, go_on: &mut GoOn) -> Result<Merged> {
         self.word.write_all(b"go\n").context("the waiting PHP is gone")?;
-        self.answer()
+        self.answer(go_on)
     }
 
-    fn answer(&mut self) -> Result<Merged> {
-        self.until(parse)
+    fn answer(&mut self, go_on: &mut GoOn) -> Result<Merged> {
+        self.until(parse, go_on)
     }
 
-    /// Reads until `wanted` is found in what it said.
-    fn until<T>(&mut self, wanted: impl Fn(&[u8]) -> Option<T>) -> Result<T> {
+    /// Reads until a line is what is `wanted`. Each byte is looked at once.
+    fn until<T>(&mut self, wanted: impl Fn(&[u8]) -> Option<T>, go_on: &mut GoOn) -> Result<T> {
         let end = Instant::now() + self.limit;
+        let mut chunk = vec![0; 65536];
         loop {
-            if let Some(found) = wanted(&self.said) {
-                return Ok(found);
-            }
+            go_on()?;
             let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let message = format!("PHP has not evaluated config/config.php within {:?}", self.limit);
+                return Err(Fault::failed(message).hint(PRINTS).into());
+            }
             let mut fds = [PollFd::new(self.out.as_fd(), PollFlags::POLLIN)];
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            let mut chunk = [0; 8192];
+            let timeout = PollTimeout::try_from(left.min(TICK)).unwrap_or(PollTimeout::MAX);
             let got = match poll(&mut fds, timeout) {
-                Err(nix::errno::Errno::EINTR) => continue,
                 Ok(1..) => self.out.read(&mut chunk).context("cannot read from PHP")?,
-                _ => 0,
+                Ok(_) | Err(Errno::EINTR) => continue,
+                Err(e) => return Err(e).context("cannot wait for PHP"),
             };
             if got == 0 {
-                let status = self.child.wait(Some(end.saturating_duration_since(Instant::now())), false)?;
-                let failure = self.child.failure_for(status)?;
-                return Err(anyhow::Error::from(failure).context("PHP cannot evaluate config/config.php"));
+                return Err(self.failure(left));
             }
-            self.said.extend_from_slice(&chunk[..got]);
+            self.said += got;
+            if self.said > MOST {
+                let message =
+                    format!("config/config.php, or a file beside it, prints more than {MOST} bytes");
+                return Err(Fault::failed(message).hint(PRINTS).into());
+            }
+            let mut found = None;
+            for part in chunk[..got].split_inclusive(|b| *b == b'\n') {
+                self.line.extend_from_slice(part);
+                if let Some(line) = self.line.strip_suffix(b"\n") {
+                    // The last one counts: a configuration may print things of its own.
+                    found = wanted(line).or(found);
+                    self.line.clear();
+                }
+            }
+            if let Some(found) = found {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Why it ended without the answer.
+    fn failure(&mut self, left: Duration) -> anyhow::Error {
+        let failure = self.child.wait(Some(left), false).and_then(|status| self.child.failure_for(status));
+        match failure {
+            Ok(failure) => said::diagnostics_only(failure).context("PHP cannot evaluate config/config.php"),
+            Err(e) => said::clean(e),
         }
     }
 }
@@ -137,13 +200,12 @@ fn start(settings: &Settings, when: &str) -> Result<Waiting> {
     let mut child = cmd.start(Stdio::piped(), Stdio::piped())?;
     let pipes = child.take_stdin().zip(child.take_stdout());
     let (word, out) = pipes.context("cannot talk to PHP")?;
-    Ok(Waiting { child, word, out, said: Vec::new(), limit: settings.occ_timeout })
+    Ok(Waiting { child, word, out, line: Vec::new(), said: 0, limit: settings.occ_timeout })
 }
 
-/// The last word counts: a configuration may print things of its own.
-fn parse(said: &[u8]) -> Option<Merged> {
-    let text = String::from_utf8_lossy(said.strip_suffix(b"\n")?);
-    let answer: Answer = serde_json::from_str(text.lines().last()?).ok()?;
+/// The answer, if `line` is one.
+fn parse(line: &[u8]) -> Option<Merged> {
+    let answer: Answer = serde_json::from_slice(line).ok()?;
     Some(answer.nc_backup)
 }
 
@@ -152,13 +214,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_answer_is_the_last_whole_line() {
-        let line =
-            "ready\nWarning: odd\n\n{\"nc_backup\":{\"on\":true,\"main\":false,\"by\":\"zz.config.php\"}}";
-        assert_eq!(parse(line.as_bytes()), None, "not whole yet");
-        let merged = parse(format!("{line}\n").as_bytes()).unwrap();
-        assert!(merged.on && !merged.main);
+    fn an_answer_is_a_line_of_its_own() {
+        let merged = parse(b"{\"nc_backup\":{\"on\":true,\"main\":false,\"by\":\"zz.config.php\"}}").unwrap();
+        assert!(merged.on && !merged.main && merged.apps.is_empty());
         assert_eq!(merged.by.as_deref(), Some("zz.config.php"));
-        assert_eq!(parse(b"{\"on\":true}\n"), None);
+        assert_eq!(parse(b"{\"on\":true}"), None);
+        assert_eq!(parse(b"Warning: odd"), None);
     }
 }

@@ -52,7 +52,7 @@ pub(crate) fn run(settings: &Settings, command: &[OsString], report: &mut Report
     let mut relay = Relay::new(out, err);
     // If it is dead already, the loop finds out.
     line.send(&job).ok();
-    let (outcome, stage) = follow(&mut line, &mut relay)?;
+    let (outcome, stage) = follow(&mut line, &mut relay, &guardian)?;
     let outcome = match outcome {
         Some(outcome) => *outcome,
         None => take_over(&job, stage, &mut guardian, &mut relay),
@@ -69,14 +69,18 @@ enum Stage {
 }
 
 /// Relays until the guardian is done (its outcome) or gone (none).
-fn follow(line: &mut Line, relay: &mut Relay) -> Result<(Option<Box<Outcome>>, Stage)> {
+fn follow(line: &mut Line, relay: &mut Relay, guardian: &Child) -> Result<(Option<Box<Outcome>>, Stage)> {
     let (mut stage, mut forwarded) = (Stage::Switching, false);
     loop {
         wait(line, relay, !forwarded)?;
         if let (Some(signal), false) = (signals::caught(), forwarded) {
             forwarded = true;
-            // If it is gone, the next lines find out.
+            // If it is gone, the next lines find out. It reads this where it waits for the command; what it waits for before
+            // that (an occ that does not answer) heeds the signal itself.
             line.send(&Forward { signal }).ok();
+            if let Ok(signal) = Signal::try_from(signal) {
+                guardian.signal(signal);
+            }
         }
         relay.pump(false);
         while let Some(event) = line.receive::<Event>()? {
@@ -128,7 +132,7 @@ fn take_over(job: &Job, stage: Stage, guardian: &mut Child, relay: &mut Relay) -
     let ended = ledger.unprove().and_then(|()| {
         if !outcome.found_on {
             let off = switch::off(&job.settings, None)?;
-            outcome.persisted(&off);
+            outcome.warnings.extend(off.warnings());
             outcome.switched = true;
         }
         Ok(())

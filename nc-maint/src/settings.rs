@@ -10,14 +10,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use common::account::Account;
 use common::fault::Fault;
-use common::places;
 use common::profile::{Method, Profile, Span};
 use common::status::Report;
-use nix::unistd::geteuid;
+use common::{places, signals};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::Options;
 use crate::method::{self, Choice, Php};
+use crate::{instance, php};
 
 /// What is known before anything is asked. Paths are `OsString`s as they may be any bytes.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -41,6 +41,8 @@ pub(crate) struct Settings {
     pub(crate) url_timeout: Duration,
     /// Longest time for a run.
     pub(crate) max: Duration,
+    /// How long a run's drop-in lasts when nobody is left to renew it.
+    pub(crate) lease: Duration,
     /// The folders that are backed up, as far as the profile says.
     sources: Vec<OsString>,
     state: OsString,
@@ -70,8 +72,14 @@ impl Settings {
         let mut occ = if options.occ.is_empty() { configured } else { options.occ.clone() };
         let mut occ_account = None;
         if let (Some(root), true) = (&root, occ.is_empty()) {
-            occ_account = owner_of_config(root)?;
+            occ_account = instance::account(root)?;
             occ = vec!["php".into(), root.join("occ").into_os_string()];
+        } else if let Some(folder) = instance::runs_here(&occ) {
+            let folder = folder.or_else(|| root.clone()).ok_or_else(|| {
+                Fault::config(format!("occ {occ:?} names no path to occ: whose it is cannot be told"))
+                    .hint("give the path of occ in it, or --root")
+            })?;
+            occ_account = instance::account(&folder)?;
         }
         let php = Php::behind(&occ);
         let wanted = options.method.or_else(|| table?.method);
@@ -88,7 +96,7 @@ impl Settings {
         let span = |option: Option<Span>, set: Option<Span>, default: u64| {
             option.or(set).map_or(Duration::from_secs(default), |s| s.0)
         };
-        Ok(Settings {
+        let settings = Settings {
             words: words(&profile, options, root.as_deref()),
             occ,
             occ_account,
@@ -98,12 +106,20 @@ impl Settings {
             url,
             url_timeout: span(options.url_timeout, table.and_then(|t| t.url_timeout), 30),
             max: span(None, table.and_then(|t| t.max), 30 * 60),
+            lease: lease(span(options.lease, table.and_then(|t| t.lease), 60))?,
             sources: profile.snapshot.source.iter().filter_map(|s| s.path.clone().map(Into::into)).collect(),
             state: places::state(&profile)?.into_os_string(),
             runtime: places::runtime(&profile)?.into_os_string(),
             name: profile.name,
             root: root.map(PathBuf::into_os_string),
-        })
+        };
+        if settings.occ_account.as_ref().is_some_and(|a| a.uid().is_root()) {
+            // Its configuration is root's alone, so it may be asked where the apps are.
+            for folder in php::ask(&settings, &mut signals::check)?.apps {
+                instance::only_roots_apps(Path::new(&folder))?;
+            }
+        }
+        Ok(settings)
     }
 
     /// The same with another `max`, if one is given; it must make sense for a run.
@@ -171,32 +187,17 @@ impl Settings {
     }
 }
 
-fn absolute(path: &Path) -> Result<PathBuf> {
-    std::path::absolute(path).with_context(|| format!("cannot find {}", path.display()))
+fn lease(time: Duration) -> Result<Duration> {
+    if (Duration::from_secs(3)..=Duration::from_secs(600)).contains(&time) {
+        return Ok(time);
+    }
+    Err(Fault::config(format!("lease is {time:?}: it must be between 3 seconds and 10 minutes"))
+        .hint("60s is the default: how long Nextcloud stays closed if everything is killed at once")
+        .into())
 }
 
-/// occ insists on the owner of config.php; as root we become that (root itself only if nobody else can change what is
-/// run), else we are it or occ will say so.
-fn owner_of_config(root: &Path) -> Result<Option<Account>> {
-    let config = root.join("config/config.php");
-    std::fs::metadata(&config).map_err(|e| {
-        let path = config.display();
-        if e.kind() == std::io::ErrorKind::PermissionDenied {
-            return Fault::denied(format!("cannot look at {path}"))
-                .hint("run this as root or as the web user");
-        }
-        Fault::config(format!("there is no Nextcloud in {}: cannot find {path}: {e}", root.display()))
-            .hint("root is the folder that holds occ and config/; with a container, give occ's argv too")
-    })?;
-    let occ = root.join("occ");
-    if !occ.exists() {
-        return Err(Fault::unavailable(format!("there is no {}", occ.display()))
-            .hint("give the command that runs occ with --occ, or `occ = [\"docker\", …]` in the profile")
-            .into());
-    }
-    // Whoever can write there can put anything in their place: the owner must fit all three.
-    let config_dir = root.join("config");
-    geteuid().is_root().then(|| Account::of_files(&[&config, &config_dir, &occ])).transpose()
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("cannot find {}", path.display()))
 }
 
 /// `home`, or `--config FILE`, or the options that stand for a profile.

@@ -9,19 +9,21 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::profile::Method;
+use common::record;
 
+use crate::config_file::{ConfigFile, Key};
 use crate::curl;
-use crate::dropin::{Draft, Folder, Mark, Present};
+use crate::dropin::{Draft, Folder, Mark, Placed, Present};
 use crate::occ::Occ;
-use crate::php::{self, Merged, Waiting};
+use crate::php::{self, GoOn, Merged, Waiting};
 use crate::settings::Settings;
 
 /// How often switching off is tried.
 const TRIES: u32 = 3;
 
-/// Said when off needed occ, too.
-pub(crate) const PERSISTED: &str = "Nextcloud's configuration was written during maintenance, which put the \
-    drop-in's word into config.php; it was switched off there through occ";
+/// Said when off needed more than the drop-in's end.
+const PERSISTED: &str = "Nextcloud's configuration was written during maintenance, which put the \
+    drop-in's word into config.php; it was switched off there, too";
 
 /// What was made ready while Nextcloud was still up.
 #[derive(Debug, Default)]
@@ -32,16 +34,19 @@ pub(crate) struct Ready {
     off: Option<Waiting>,
 }
 
-/// How switching on went.
-#[derive(Debug, Default)]
-pub(crate) struct On {
+/// How the switch was thrown, which is not proven yet.
+#[derive(Debug)]
+pub(crate) struct Thrown {
     /// It was ours to switch; false if somebody else was faster.
     pub(crate) changed: bool,
-    pub(crate) proof_ms: u64,
+    /// From this moment on clients were refused.
+    pub(crate) at: Instant,
+    /// The drop-in, if that is how.
+    pub(crate) placed: Option<Placed>,
 }
 
 /// How switching off went.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Off {
     /// Something was changed.
     pub(crate) changed: bool,
@@ -49,36 +54,53 @@ pub(crate) struct Off {
     pub(crate) held: bool,
     /// The drop-in's word had become config.php's own.
     pub(crate) persisted: bool,
+    /// Why config.php was written without occ, if it was.
+    pub(crate) by_hand: Option<String>,
+    /// From this moment on clients were served: when the switch was thrown back, or, with a URL, when that was first seen.
+    pub(crate) at: Instant,
+}
+
+/// Nothing stops it.
+pub(crate) fn steadily() -> Result<()> {
+    Ok(())
 }
 
 /// Whether maintenance is on, in the way the method asks.
-pub(crate) fn state(settings: &Settings) -> Result<bool> {
-    Ok(look(settings, None, Occ::steady(settings))?.on)
+pub(crate) fn state(settings: &Settings, go_on: &mut GoOn) -> Result<bool> {
+    Ok(look(settings, None, Occ::new(settings), go_on)?.on)
 }
 
 /// The state, from a PHP that waits for it, a new one, or occ: whichever can tell. occ knows no files.
-pub(crate) fn look(settings: &Settings, waiting: Option<&mut Waiting>, occ: Occ) -> Result<Merged> {
+pub(crate) fn look(
+    settings: &Settings,
+    waiting: Option<&mut Waiting>,
+    occ: Occ,
+    go_on: &mut GoOn,
+) -> Result<Merged> {
     if settings.choice.method == Method::DropIn {
-        let answer = waiting.map(Waiting::ask).and_then(Result::ok);
-        if let Some(merged) = answer.or_else(|| php::ask(settings).ok()) {
-            return Ok(merged);
+        // One that was waiting may have been killed meanwhile; a configuration that never ends does not with occ, either.
+        let waited = waiting.map(|php| php.ask(go_on));
+        match waited.filter(|w| w.is_ok() || php::is_endless(w)).unwrap_or_else(|| php::ask(settings, go_on))
+        {
+            Ok(merged) => return Ok(merged),
+            answer if php::is_endless(&answer) => return answer,
+            Err(_) => go_on()?,
         }
     }
-    Ok(Merged { on: occ.mode()?, main: false, by: None })
+    Ok(Merged { on: occ.mode()?, ..Merged::default() })
 }
 
-/// What is under the drop-in's name; nothing where that cannot be seen.
+/// What is under names of the drop-in; nothing where that cannot be seen.
 pub(crate) fn present(settings: &Settings) -> Present {
     let folder = settings.root().and_then(Folder::open);
-    folder.and_then(|f| f.look()).unwrap_or(Present::Nothing)
+    folder.and_then(|f| f.look()).unwrap_or_default()
 }
 
-/// The drop-in of this profile, or of the run with this id.
+/// The drop-in of this profile, or of the run with this id; of several, the one that lasts longest.
 pub(crate) fn own(settings: &Settings, run_id: Option<&str>) -> Option<Mark> {
-    match present(settings) {
-        Present::Ours(mark) if mark.profile == settings.name || run_id == Some(&mark.run_id) => Some(mark),
-        _ => None,
-    }
+    let present = present(settings);
+    let own = present.ours().filter(|m| m.profile == settings.name || run_id == Some(&m.run_id));
+    own.max_by_key(|m| m.until).cloned()
 }
 
 /// Before the switch is thrown: fails, with nothing changed, if the proof could not be had.
@@ -90,17 +112,38 @@ pub(crate) fn rehearse(settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-/// Before the switch is thrown: does all that can be done while Nextcloud is up.
-pub(crate) fn prepare(settings: &Settings, mark: &Mark) -> Result<Ready> {
+/// Before the switch is thrown: does all that can be done while Nextcloud is up. The drop-in comes last: its time runs.
+pub(crate) fn prepare(settings: &Settings, mark: impl FnOnce() -> Mark, go_on: &mut GoOn) -> Result<Ready> {
     if settings.choice.method != Method::DropIn {
         return Ok(Ready::default());
     }
-    let draft = settings.root().and_then(Folder::open).and_then(|folder| folder.draft(mark));
+    let folder = settings.root().and_then(Folder::open);
+    folder.and_then(|f| f.usable()).context("the method drop-in is not possible")?;
+    let mut started = [(); 3].map(|()| Waiting::start(settings).ok());
+    for php in &mut started {
+        // One that does not come is replaced by a new one when it is needed.
+        if php.as_mut().is_some_and(|php| php.settle(go_on).is_err()) {
+            *php = None;
+        }
+        go_on()?;
+    }
+    let [before, on, off] = started;
+    let draft = settings.root().and_then(Folder::open).and_then(|folder| folder.draft(mark(), 0));
     let draft = Some(draft.context("the method drop-in is not possible")?);
-    let started = [(); 3].map(|()| Waiting::start(settings));
-    // One that does not come is replaced by a new one when it is needed.
-    let [before, on, off] = started.map(|w| w.and_then(|mut w| w.settle().map(|()| w)).ok());
     Ok(Ready { draft, before, on, off })
+}
+
+impl Off {
+    /// What a person should know about it, as (kind, message).
+    pub(crate) fn warnings(&self) -> impl Iterator<Item = (String, String)> {
+        let persisted = self.persisted.then(|| ("persisted".to_owned(), PERSISTED.to_owned()));
+        let by_hand = self.by_hand.as_ref().map(|why| {
+            let message =
+                format!("occ could not switch maintenance off, so config.php was written without it: {why}");
+            ("occ-failed".to_owned(), message)
+        });
+        persisted.into_iter().chain(by_hand)
+    }
 }
 
 impl Ready {
@@ -110,40 +153,39 @@ impl Ready {
     }
 }
 
-/// Switches on and proves it. After an error the state is unknown: call [`back`].
-/// `go_on` may end the wait for clients.
-pub(crate) fn on(
-    settings: &Settings,
-    ready: &mut Ready,
-    go_on: &mut dyn FnMut() -> Result<()>,
-) -> Result<On> {
-    let occ = Occ::steady(settings);
-    let mut changed = true;
-    let proof;
-    if let Some(mut draft) = ready.draft.take() {
-        // The last look before: afterwards, config.php may say on because Nextcloud wrote down our own word.
-        let theirs = ready.before.as_mut().and_then(|php| php.ask().ok()).is_some_and(|merged| merged.main);
-        if theirs {
-            changed = false;
-        } else {
-            draft.place()?;
-        }
-        proof = Instant::now();
-        let merged = look(settings, ready.on.as_mut(), occ)?;
-        if !merged.on {
-            return Err(not_honoured(&merged));
-        }
-    } else {
-        changed = occ.switch(true)?;
-        proof = Instant::now();
-        if !occ.mode()? {
-            return Err(
-                Fault::failed("occ said that maintenance mode is enabled, and then that it is not").into()
-            );
+/// Switches on. After an error the state is unknown: call [`back`].
+pub(crate) fn throw(settings: &Settings, ready: &mut Ready, go_on: &mut GoOn) -> Result<Thrown> {
+    let Some(draft) = ready.draft.take() else {
+        let changed = Occ::steady(settings).switch(true)?;
+        return Ok(Thrown { changed, at: Instant::now(), placed: None });
+    };
+    // The last look before: afterwards, config.php may say on because Nextcloud wrote down our own word.
+    let merged = ready.before.as_mut().and_then(|php| php.ask(go_on).ok());
+    go_on()?;
+    if merged.is_some_and(|merged| merged.main) {
+        return Ok(Thrown { changed: false, at: Instant::now(), placed: None });
+    }
+    let placed = draft.place()?;
+    let at = Instant::now();
+    placed.folder.remove_others(&placed.name).context("cannot remove a drop-in that was left")?;
+    Ok(Thrown { changed: true, at, placed: Some(placed) })
+}
+
+/// Proves that it is on; how long that took, without what clients need. `go_on` may end it.
+pub(crate) fn prove(settings: &Settings, ready: &mut Ready, go_on: &mut GoOn) -> Result<u64> {
+    let begin = Instant::now();
+    let merged = look(settings, ready.on.as_mut(), Occ::steady(settings), go_on)?;
+    match (merged.on, settings.choice.method) {
+        (true, _) => {}
+        (false, Method::DropIn) => return Err(not_honoured(&merged)),
+        (false, Method::Occ) => {
+            let message = "occ said that maintenance mode is enabled, and then that it is not";
+            return Err(Fault::failed(message).into());
         }
     }
+    let took = millis(begin);
     curl::until(settings, true, go_on)?;
-    Ok(On { changed, proof_ms: millis(proof) })
+    Ok(took)
 }
 
 fn not_honoured(merged: &Merged) -> anyhow::Error {
@@ -156,78 +198,155 @@ fn not_honoured(merged: &Merged) -> anyhow::Error {
 /// Switches off and proves it. Not interrupted, and bounded.
 pub(crate) fn off(settings: &Settings, waiting: Option<&mut Waiting>) -> Result<Off> {
     let removed = remove(settings);
-    let mark = match &removed {
-        Ok(Present::Ours(mark)) => Some(mark),
-        _ => None,
-    };
-    let held = mark.is_some_and(|m| !m.expired());
-    let mut off = Off { changed: mark.is_some(), held, persisted: false };
+    let mut off = Off { changed: false, held: false, persisted: false, by_hand: None, at: Instant::now() };
+    if let Ok(present) = &removed {
+        off.changed = present.ours().next().is_some();
+        off.held = present.ours().any(|m| !m.expired());
+    }
     let drop_in = settings.choice.method == Method::DropIn;
-    if !drop_in || look(settings, waiting, Occ::steady(settings)).map_or(true, |m| m.on) {
+    let seen = drop_in.then(|| look(settings, waiting, Occ::steady(settings), &mut steadily));
+    let mut served = false;
+    if !matches!(&seen, Some(Ok(merged)) if !merged.on) {
+        let read_only = matches!(&seen, Some(Ok(merged)) if merged.read_only);
         let mut changed = false;
-        if let Err(e) = through_occ(settings, &mut changed) {
-            return Err(removed.err().unwrap_or(e));
+        match in_config(settings, read_only, &mut changed) {
+            Ok(done) => (off.at, served, off.by_hand) = (done.at, done.served, done.instead_of),
+            Err(e) => return Err(removed.err().unwrap_or(e)),
         }
         off.persisted = off.changed && changed;
         off.changed |= changed;
         off.held |= changed;
     }
-    curl::until(settings, false, &mut || Ok(()))?;
+    let at_once = curl::until(settings, false, &mut steadily)?;
+    if !served && !at_once {
+        off.at = Instant::now();
+    }
     if let Ok(folder) = settings.root().and_then(Folder::open) {
         folder.sync();
     }
     Ok(off)
 }
 
-/// Removes a drop-in of nc-maint's, whoever's run it names. A foreign file stays.
+/// Removes drop-ins of nc-maint's, whoever's run they name. Foreign files stay.
 fn remove(settings: &Settings) -> Result<Present> {
     match settings.root().and_then(Folder::open) {
         Ok(folder) => folder.remove(),
         // No folder here that could hold one of ours.
-        Err(_) => Ok(Present::Nothing),
+        Err(_) => Ok(Present::default()),
     }
 }
 
-/// [`TRIES`] tries, none begun after twice the limit of one call.
-fn through_occ(settings: &Settings, changed: &mut bool) -> Result<()> {
+/// How config.php was brought to say off.
+#[derive(Debug)]
+struct Done {
+    at: Instant,
+    /// Clients were served at once.
+    served: bool,
+    /// What occ said, if it could not.
+    instead_of: Option<String>,
+}
+
+impl Done {
+    fn now(settings: &Settings) -> Done {
+        let at = Instant::now();
+        let served =
+            settings.url.as_ref().is_none_or(|url| matches!(curl::ask(url, settings.url_timeout), Ok(false)));
+        Done { at, served, instead_of: None }
+    }
+}
+
+/// Through occ, with [`TRIES`] tries, none begun after twice the limit of one call; and where occ cannot, as the configuration is
+/// read-only for it or the database is down, by our own hand.
+fn in_config(settings: &Settings, read_only: bool, changed: &mut bool) -> Result<Done> {
+    if read_only {
+        return by_hand(settings, changed);
+    }
     let begin = Instant::now();
-    for attempt in 1.. {
+    let mut attempt = 1;
+    loop {
         match off_once(settings, changed) {
-            Ok(()) => break,
-            Err(e) if attempt >= TRIES || begin.elapsed() > 2 * settings.occ_timeout => return Err(e),
+            Ok(done) => return Ok(done),
+            Err(e) if attempt >= TRIES || begin.elapsed() > 2 * settings.occ_timeout => {
+                let done = by_hand(settings, changed);
+                return done.map(|d| Done { instead_of: Some(format!("{e:#}")), ..d }).map_err(|_| e);
+            }
             Err(_) => {
                 // It may have been thrown all the same, by an occ that then hung.
                 *changed = true;
+                attempt += 1;
                 std::thread::sleep(Duration::from_millis(300));
             }
         }
     }
-    Ok(())
 }
 
-fn off_once(settings: &Settings, changed: &mut bool) -> Result<()> {
+fn off_once(settings: &Settings, changed: &mut bool) -> Result<Done> {
     let occ = Occ::steady(settings);
     *changed |= occ.switch(false)?;
+    let done = Done::now(settings);
     if occ.mode()? {
-        let by = php::ask(settings).ok().and_then(|merged| merged.by);
-        let hint = match by.filter(|file| file != "config.php") {
-            Some(file) => {
-                format!("config/{file} says `'maintenance' => true` and overrides occ; it is not ours")
-            }
-            None => {
-                "look for `'maintenance' => true` in config/*.config.php: such a file overrides occ".into()
-            }
-        };
-        let message = "occ said that maintenance mode is disabled, and then that it is not";
-        return Err(Fault::failed(message).hint(hint).into());
+        let by = php::ask(settings, &mut steadily).ok().and_then(|merged| merged.by);
+        return Err(overridden("occ said that maintenance mode is disabled, and then that it is not", by));
     }
-    Ok(())
+    Ok(done)
 }
 
-/// After a failed [`on`]: off, without throwing the switch if it never moved.
+/// Takes out of config.php what holds maintenance on. Proven by merging all of the configuration as Nextcloud does.
+fn by_hand(settings: &Settings, changed: &mut bool) -> Result<Done> {
+    let ask = || php::ask(settings, &mut steadily);
+    let merged = ask()?;
+    if merged.on {
+        if merged.by.as_deref() != Some("config.php") {
+            return Err(overridden("maintenance is on", merged.by));
+        }
+        let file = ConfigFile::open(settings.root()?)?;
+        // As it was saved, unless it was saved closed.
+        *changed |= file.set(Key::Maintenance, None)?;
+        if ask()?.on {
+            *changed |= file.set(Key::Maintenance, Some("false"))?;
+        }
+        let done = Done::now(settings);
+        let merged = ask()?;
+        if merged.on {
+            return Err(overridden("config.php says that maintenance is off", merged.by));
+        }
+        return Ok(done);
+    }
+    Ok(Done::now(settings))
+}
+
+fn overridden(message: &str, by: Option<String>) -> anyhow::Error {
+    let hint = match by.filter(|file| file != "config.php") {
+        Some(file) => {
+            format!("config/{file} says `'maintenance' => true` and overrides config.php; it is not ours")
+        }
+        None => "look for `'maintenance' => true` in config/*.config.php: such a file overrides occ".into(),
+    };
+    Fault::failed(message).hint(hint).into()
+}
+
+/// Tells clients that the server went back in time: through occ, or where the configuration is read-only, in config.php.
+pub(crate) fn renew_data_fingerprint(settings: &Settings) -> Result<()> {
+    let Err(refused) = Occ::steady(settings).renew_data_fingerprint() else { return Ok(()) };
+    let ask = || php::ask(settings, &mut steadily);
+    if !ask().is_ok_and(|merged| merged.read_only) {
+        return Err(refused);
+    }
+    let id = record::random_id()?;
+    ConfigFile::open(settings.root()?)?.set(Key::DataFingerprint, Some(&format!("'{id}'")))?;
+    if ask()?.fingerprint == id {
+        return Ok(());
+    }
+    Err(Fault::failed("config.php has a new data-fingerprint, and Nextcloud's configuration another")
+        .hint("another file in config/ sets data-fingerprint and overrides config.php: take it out there")
+        .into())
+}
+
+/// After a failed [`throw`] or [`prove`]: off, without throwing the switch if it never moved.
 pub(crate) fn back(settings: &Settings) -> Result<()> {
-    if settings.choice.method == Method::Occ && matches!(state(settings), Ok(false)) {
-        return curl::until(settings, false, &mut || Ok(()));
+    let now = || look(settings, None, Occ::steady(settings), &mut steadily);
+    if settings.choice.method == Method::Occ && now().is_ok_and(|merged| !merged.on) {
+        return curl::until(settings, false, &mut steadily).map(drop);
     }
     off(settings, None).map(drop)
 }
@@ -243,5 +362,10 @@ pub(crate) fn stuck(settings: &Settings, error: &anyhow::Error) -> (String, Stri
 
 /// Whole milliseconds since then.
 pub(crate) fn millis(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+    between(since, Instant::now())
+}
+
+/// Whole milliseconds from one moment to another.
+pub(crate) fn between(from: Instant, to: Instant) -> u64 {
+    u64::try_from(to.saturating_duration_since(from).as_millis()).unwrap_or(u64::MAX)
 }

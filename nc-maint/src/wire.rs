@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::settings::Settings;
-use crate::switch;
 
 /// Front to guardian, first: all it needs.
 #[derive(Debug, Deserialize, Serialize)]
@@ -74,13 +73,6 @@ pub(crate) struct Ended {
 }
 
 impl Outcome {
-    /// Says so if off needed occ, too.
-    pub(crate) fn persisted(&mut self, off: &switch::Off) {
-        if off.persisted {
-            self.warnings.push(("persisted".into(), switch::PERSISTED.into()));
-        }
-    }
-
     /// Keeps the first error: a later one must not hide it.
     pub(crate) fn fail(&mut self, error: &anyhow::Error) {
         if self.error.is_none() {

@@ -236,6 +236,9 @@ fn excludes_defaults_and_a_source_inside_another() {
         "themes/x",
         "config/config.php",
         "config/zz-nc-backup-maintenance.config.php",
+        "config/zz-nc-backup-maintenance-0f-12.config.php",
+        "config/.zz-nc-backup-maintenance-0f-13.new",
+        "config/zz-mine.config.php",
     ] {
         world.file(path, "x");
     }
@@ -254,6 +257,9 @@ fn excludes_defaults_and_a_source_inside_another() {
         ("data/a.tmp", false),
         ("html/config/config.php", true),
         ("html/config/zz-nc-backup-maintenance.config.php", false),
+        ("html/config/zz-nc-backup-maintenance-0f-12.config.php", false),
+        ("html/config/.zz-nc-backup-maintenance-0f-13.new", false),
+        ("html/config/zz-mine.config.php", true),
         ("html/data", false),
     ] {
         assert_eq!(held.join(path).exists(), there, "{path}");

@@ -31,7 +31,7 @@ fn killed(world: &World, max: &str) {
     child.wait().unwrap();
     eventually("all is dead", || !alive(guardian) && !alive(world.pid("command")));
     std::fs::remove_file(world.path().join("ready")).unwrap();
-    assert!(world.drop_in().exists());
+    assert_eq!(world.drop_ins().len(), 1);
 }
 
 fn warned(json: &serde_json::Value, kind: &str) -> bool {
@@ -44,10 +44,10 @@ fn it_is_chosen_proven_recorded_and_gone_and_config_php_is_never_written() {
     let before = std::fs::read(world.config()).unwrap();
     let config = std::fs::metadata(world.config()).unwrap();
     let see = format!(
-        "stat -c '{{\"uid\":%u,\"gid\":%g,\"mode\":\"%a\"}}' {}; cat {}; echo; ls -A {}/config >&2",
-        world.drop_in().display(),
+        "stat -c '{{\"uid\":%u,\"gid\":%g,\"mode\":\"%a\",\"name\":\"%n\"}}' {root}/config/zz-nc-*.config.php; cat {}; echo; \
+         ls -A {root}/config >&2",
         world.record().display(),
-        world.root().display()
+        root = world.root().display()
     );
     let ran = world.run(&["--max", "60s"], &see).expect(0);
     let data = &ran.json["data"];
@@ -57,6 +57,11 @@ fn it_is_chosen_proven_recorded_and_gone_and_config_php_is_never_written() {
     assert_eq!((&file["uid"], &file["gid"]), (&config.uid().into(), &config.gid().into()));
     assert_eq!(file["mode"], "640", "as config.php, whatever our umask is");
     assert_eq!((&record["method"], &record["run_id"]), (&"drop-in".into(), &data["run_id"]));
+    let run_id = data["run_id"].as_str().unwrap();
+    assert!(
+        file["name"].as_str().unwrap().contains(&format!("zz-nc-backup-maintenance-{run_id}-0.config.php")),
+        "{file}"
+    );
     assert!(!ran.stderr.contains(".new"), "the draft is gone once the file is there: {}", ran.stderr);
     for part in ["on_ms", "proof_ms", "off_ms"] {
         assert!(data[part].as_u64().unwrap() < 1000, "{part} {}", data[part]);
@@ -212,22 +217,21 @@ fn a_file_of_somebody_else_under_its_name_is_left_alone_and_told() {
     let theirs = "<?php $CONFIG = array('loglevel' => 2);";
     let victim = world.path().join("victim");
     std::fs::write(&victim, theirs).unwrap();
+    let old = world.old_drop_in();
+    let like_ours = old.with_file_name("zz-nc-backup-maintenance-of-mine.config.php");
     for planted in ["file", "link"] {
-        match planted {
-            "file" => std::fs::write(world.drop_in(), theirs).unwrap(),
-            _ => std::os::unix::fs::symlink(&victim, world.drop_in()).unwrap(),
+        for name in [&old, &like_ours] {
+            match planted {
+                "file" => std::fs::write(name, theirs).unwrap(),
+                _ => std::os::unix::fs::symlink(&victim, name).unwrap(),
+            }
+            assert!(warned(&world.ask("status", &[]).expect(0).json, "drop-in-foreign"));
+            // It is in nobody's way: a run's file has a name of its own.
+            assert_eq!(world.run(&[], "true").expect(0).json["data"]["method"], "drop-in");
+            assert!(warned(&world.ask("off", &[]).expect(0).json, "drop-in-foreign"));
+            assert_eq!(std::fs::read_to_string(name).unwrap(), theirs, "{planted}");
+            std::fs::remove_file(name).unwrap();
         }
-        assert!(warned(&world.ask("status", &[]).expect(0).json, "drop-in-foreign"));
-        let ran = world.run(&[], "true").expect(0);
-        assert_eq!(ran.json["data"]["method"], "occ");
-        assert!(ran.json["data"]["method_reason"].as_str().unwrap().contains("is not ours"));
-        let ran = world.run(&["--method", "drop-in"], "true").expect(78);
-        assert!(ran.json["error"]["causes"].to_string().contains("is not ours"), "{:#}", ran.json);
-        // What was asked for in vain does not stand in the way of `off`.
-        world.ask("off", &["--method", "drop-in"]).expect(0);
-        assert!(warned(&world.ask("off", &[]).expect(0).json, "drop-in-foreign"));
-        assert_eq!(std::fs::read_to_string(world.drop_in()).unwrap(), theirs, "{planted}");
-        std::fs::remove_file(world.drop_in()).unwrap();
     }
     world.is_clean();
 }
@@ -243,7 +247,7 @@ fn a_merge_that_does_not_honour_it_means_no_command_and_names_the_file() {
     world.is_clean();
     // One that ends it while the command runs is found out afterwards.
     std::fs::remove_file(last).unwrap();
-    let ran = world.run(&[], &format!("rm {}", world.drop_in().display())).expect(1);
+    let ran = world.run(&[], &format!("rm {}/config/zz-nc-*", world.root().display())).expect(1);
     assert!(ran.json["error"]["message"].as_str().unwrap().contains("something else ended maintenance"));
     world.is_clean();
 }
@@ -264,12 +268,130 @@ fn in_a_container_its_own_php_is_asked() {
     let run = |more: &[&str]| {
         let mut options: Vec<&str> = occ.iter().map(String::as_str).collect();
         options.extend(more);
-        world.run(&options, &format!("test -e {}", world.drop_in().display()))
+        world.run(&options, &format!("ls {}/config/zz-nc-*", world.root().display()))
     };
-    let ran = run(&[]).expect(1);
+    let ran = run(&[]).expect(2);
     assert_eq!(ran.json["data"]["method"], "occ", "what the container sees is not known");
     let ran = run(&["--method", "drop-in"]).expect(0);
     assert_eq!(ran.json["data"]["method"], "drop-in");
     assert!(std::fs::metadata(world.path().join("asked")).unwrap().len() > 3);
+    world.is_clean();
+}
+
+/// The names of drop-ins, once a tenth of a second for this time.
+fn watch(world: &World, time: Duration) -> Vec<Vec<std::path::PathBuf>> {
+    let end = Instant::now() + time;
+    let mut seen = Vec::new();
+    while Instant::now() < end {
+        seen.push(world.drop_ins());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    seen
+}
+
+#[test]
+fn killed_all_at_once_nextcloud_is_back_when_the_lease_ends_however_long_the_run_might_have_taken() {
+    let world = World::auto();
+    let mut command = ["--max", "30m", "--lease", "3s"].to_vec();
+    command.extend(["--", "sh", "-c", "echo $$ > command; touch ready; exec sleep 300"]);
+    let mut child = world.nc_maint("run").args(command).current_dir(world.path()).spawn().unwrap();
+    eventually("the command is ready", || world.path().join("ready").exists());
+    // Longer than a lease: it is renewed.
+    std::thread::sleep(Duration::from_secs(5));
+    assert!(world.maintenance());
+    let guardian = guardian(child.id());
+    for pid in [child.id(), guardian, world.pid("command")] {
+        signal(pid.into(), "STOP");
+    }
+    for pid in [world.pid("command"), guardian, child.id()] {
+        signal(pid.into(), "KILL");
+    }
+    child.wait().unwrap();
+    let begin = Instant::now();
+    eventually("Nextcloud is back", || !world.maintenance());
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    let status = world.ask("status", &[]).expect(0).json;
+    assert_eq!(
+        (&status["data"]["maintenance"], &status["data"]["drop_in"]["expired"]),
+        (&false.into(), &true.into())
+    );
+    assert!(warned(&status, "drop-in-left"), "{status:#}");
+    world.ask("off", &["--if-ours"]).expect(0);
+    world.is_clean();
+}
+
+#[test]
+fn a_lease_is_renewed_under_new_names_with_never_a_moment_without_and_nobody_sees_it_end() {
+    let world = World::auto();
+    let mut child = world.start(&["--lease", "3s"], "touch ready; sleep 7", "ready");
+    let seen = watch(&world, Duration::from_secs(6));
+    assert!(child.wait().unwrap().success());
+    assert!(seen.iter().all(|names| !names.is_empty()), "a moment without");
+    let counting =
+        |names: &&Vec<std::path::PathBuf>| names.iter().filter(|n| n.extension().unwrap() == "php").count();
+    assert!(seen.iter().all(|names| counting(&names) <= 3), "the ones before go");
+    let mut all: Vec<_> = seen.into_iter().flatten().filter(|n| n.extension().unwrap() == "php").collect();
+    all.sort();
+    all.dedup();
+    assert!(all.len() >= 4, "each renewal has a name of its own: {all:?}");
+    world.is_clean();
+}
+
+#[test]
+fn a_guardian_that_was_stopped_for_longer_than_the_lease_does_not_pretend_that_nothing_happened() {
+    let world = World::auto();
+    let mut child = world.start(&["--lease", "3s"], "touch ready; exec sleep 300", "ready");
+    let guardian = guardian(child.id());
+    signal(guardian.into(), "STOP");
+    eventually("the lease has ended", || !world.maintenance());
+    signal(guardian.into(), "CONT");
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut said).unwrap();
+    assert!(said.contains("something else ended maintenance"), "{said}");
+    world.is_clean();
+    // The same when somebody removes the file: it does not come back.
+    std::fs::remove_file(world.path().join("ready")).unwrap();
+    let mut child = world.start(&["--lease", "3s"], "touch ready; exec sleep 300", "ready");
+    world.ask("off", &[]).expect(0);
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    world.is_clean();
+}
+
+#[test]
+fn no_client_is_shown_the_deadline_of_an_earlier_run_by_an_opcache_that_looks_once_a_minute() {
+    let mut world = World::auto();
+    let url = world.serve_with(&[
+        "opcache.enable=1",
+        "opcache.restrict_api=/nowhere",
+        "opcache.revalidate_freq=60",
+    ]);
+    let told = format!("sleep 2.5; curl -s {url}status.php; echo; curl -s {url}status.php");
+    for _ in 0..2 {
+        let ran = world.run(&["--max", "3s"], &told).expect(0);
+        let output = &ran.json["data"]["command"]["output"];
+        assert_eq!((&output[0]["maintenance"], &output[1]["maintenance"]), (&true.into(), &true.into()));
+        world.is_clean();
+        // Its own deadline has passed, which is what a cached file would say.
+        std::thread::sleep(Duration::from_secs(8));
+    }
+}
+
+#[test]
+fn what_an_earlier_version_left_is_known_and_removed() {
+    let world = World::auto();
+    let mark = |until: i64| {
+        format!(
+            "<?php\n// nc-backup {{\"run_id\":\"0f\",\"profile\":\"manual\",\"action\":\"run\",\"user\":\"root\",\"version\":\"0.1.0\",\
+             \"since\":\"2026-01-01T00:00:00Z\",\"until\":{until}}}\nif (time() < {until}) {{ $CONFIG = array('maintenance' => true); }}\n"
+        )
+    };
+    std::fs::write(world.old_drop_in(), mark(32_503_680_000)).unwrap();
+    let status = world.ask("status", &[]).expect(0).json;
+    assert_eq!((&status["data"]["maintenance"], &status["data"]["ours"]), (&true.into(), &true.into()));
+    world.ask("off", &["--if-ours"]).expect(0);
+    world.is_clean();
+    std::fs::write(world.old_drop_in(), mark(1)).unwrap();
+    world.run(&[], "true").expect(0);
     world.is_clean();
 }

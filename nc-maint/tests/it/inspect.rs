@@ -144,3 +144,60 @@ fn a_link_that_leads_out_of_all_sources_is_told() {
     assert_eq!(links[0], json!({"path": world.data().join("bob"), "target": elsewhere.join("bob")}));
     assert_eq!(links.as_array().unwrap().len(), 2, "{links}");
 }
+
+#[test]
+fn of_a_broken_configuration_nothing_is_quoted() {
+    let secret = "s3cr3t";
+    let broken = [
+        // Syntax errors of several kinds.
+        "'dbpassword' => 's3cr3t' 's3cr3t',",
+        "'dbpassword' => pa's3cr3t',",
+        "'dbpassword' => 's3cr3t,\n'secret' => 'x',",
+        "'dbpassword' => \"s3cr3t\" \"s3cr3t, s3cr3t\",",
+        "'a' => s3cr3t s3cr3t(,",
+        "'dbpassword' => <<<S\ns3cr3t\n",
+        // Constants that are none, warnings, deprecations.
+        "'dbpassword' => s3cr3t,",
+        "'dbpassword' => $s3cr3t . file_get_contents('/s3cr3t') . trigger_error('s3cr3t', E_USER_WARNING),",
+        // Exceptions, with arguments and in lines.
+        "'dbpassword' => (function ($s3cr3t) { throw new Exception(\"a\\ns3cr3t\"); })('s3cr3t'),",
+        "'dbpassword' => new PDO('pgsql:s3cr3t', 's3cr3t', 's3cr3t'),",
+        "'dbpassword' => trigger_error('s3cr3t in /s3cr3t.php on line 3', E_USER_ERROR),",
+        // Whatever else is printed.
+        "'dbpassword' => [var_dump(['dbpassword' => 's3cr3t']), print_r(['s3cr3t'], false), exit(3)],",
+        "'dbpassword' => [fwrite(STDERR, \"s3cr3t\\n\"), error_log('s3cr3t'), exit(0)],",
+    ];
+    for (method, actions) in [("drop-in", ["inspect", "status"]), ("occ", ["on", "off"])] {
+        for line in broken {
+            let world = World::new();
+            world.configure(&format!("'passwordsalt' => '{secret}', {line}"));
+            for action in actions {
+                let ran = world.ask_plainly(action, &["--method", method]);
+                let all = format!("{}\n{}", ran.json, ran.stderr);
+                assert!(!all.contains(secret), "{action} {line}:\n{all}");
+            }
+        }
+    }
+    // What helps is there: kind, file and line.
+    let world = World::new();
+    world.configure("'dbpassword' => 's3cr3t' 's3cr3t',");
+    let ran = world.ask("inspect", &[]);
+    let place = format!("Parse error in {} on line 6", world.config().display());
+    assert!(ran.json["error"]["message"].as_str().unwrap().contains(&place), "{:#}", ran.json);
+}
+
+#[test]
+fn a_password_that_is_a_number_is_one() {
+    for (written, meant) in [("12345", "12345"), ("'012'", "012"), ("1.5", "1.5"), ("12.0", "12")] {
+        let world = World::new();
+        world.configure(&format!("'dbpassword' => {written}, 'dbuser' => 7,"));
+        let secrets = world.path().join("secrets.json");
+        let ran = world.ask("inspect", &["--secrets-to", secrets.to_str().unwrap()]).expect(0);
+        let told: Value = serde_json::from_slice(&std::fs::read(&secrets).unwrap()).unwrap();
+        assert_eq!(told["database_password"], meant);
+        assert_eq!(
+            (&ran.json["data"]["database"]["password"], &ran.json["data"]["database"]["user"]),
+            (&json!("***"), &json!("7"))
+        );
+    }
+}

@@ -244,3 +244,57 @@ fn maintenance_that_was_on_before_a_killed_run_is_not_ended() {
     assert!(world.maintenance());
     assert!(!world.state().join("switch.json").exists());
 }
+
+/// A configuration whose evaluation does this.
+fn spoiled(world: &World, code: &str) {
+    world.configure(&format!("'x' => (function () {{ {code} }})(),"));
+}
+
+#[test]
+fn a_configuration_that_prints_without_end_ends_the_run_in_time_and_sigterm_counts() {
+    let endless = "ob_implicit_flush(); while (true) { echo str_repeat(\"noise\\n\", 2000); }";
+    for (method, code) in [("drop-in", endless), ("drop-in", "sleep(3600);"), ("occ", "sleep(3600);")] {
+        let world = World::auto();
+        spoiled(&world, code);
+        let limits = ["--method", method, "--max", "5s", "--occ-timeout", "3s"];
+        let begin = Instant::now();
+        let ran = world.run(&limits, "touch ran");
+        assert_ne!(ran.code, 0, "{method} {code}");
+        assert!(begin.elapsed() < Duration::from_secs(15), "{method} {code}: {:?}", begin.elapsed());
+        assert!(!world.path().join("ran").exists());
+        // Asked to stop, it stops.
+        for action in ["status", "run"] {
+            let begin = Instant::now();
+            let mut command = world.nc_maint(action);
+            command.args(["--method", method, "--occ-timeout", "60s"]);
+            if action == "run" {
+                command.args(["--", "true"]);
+            }
+            let quiet = || std::process::Stdio::null();
+            let mut child = command.stdout(quiet()).stderr(quiet()).spawn().unwrap();
+            std::thread::sleep(Duration::from_millis(700));
+            if child.try_wait().unwrap().is_none() {
+                signal(child.id().into(), "TERM");
+            }
+            child.wait().unwrap();
+            assert!(
+                begin.elapsed() < Duration::from_secs(12),
+                "{action} {method} {code}: {:?}",
+                begin.elapsed()
+            );
+        }
+        world.configure("");
+        world.is_clean();
+    }
+}
+
+#[test]
+fn what_a_configuration_prints_by_the_way_costs_no_time() {
+    let world = World::auto();
+    spoiled(&world, "echo str_repeat(\"a line\\n\", 500000);");
+    let begin = Instant::now();
+    world.run(&[], "true").expect(0);
+    assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
+    world.configure("");
+    world.is_clean();
+}

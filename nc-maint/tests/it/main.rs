@@ -2,9 +2,11 @@
 #![expect(clippy::disallowed_methods, reason = "tests start the tools as their users do")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod boot;
 mod dropin;
 mod inspect;
 mod killed;
+mod owners;
 mod rights;
 mod run;
 mod sudo;

@@ -85,16 +85,26 @@ impl World {
         std::fs::write(self.root().join("config/standin.ini"), ini).unwrap();
     }
 
-    pub(crate) fn drop_in(&self) -> PathBuf {
+    /// All drop-ins of any run.
+    pub(crate) fn drop_ins(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.root().join("config")).unwrap().map(|e| e.unwrap().path());
+        let ours =
+            |p: &PathBuf| p.file_name().unwrap().to_str().unwrap().contains("zz-nc-backup-maintenance");
+        let mut found: Vec<PathBuf> = entries.filter(ours).collect();
+        found.sort();
+        found
+    }
+
+    /// Where earlier versions put it, always.
+    pub(crate) fn old_drop_in(&self) -> PathBuf {
         self.root().join("config/zz-nc-backup-maintenance.config.php")
     }
 
     /// What config.php and the drop-in say, whatever occ is ordered to say.
     pub(crate) fn maintenance(&self) -> bool {
-        let code = "$CONFIG = []; include $argv[1]; @include $argv[2]; \
+        let code = "$CONFIG = []; include $argv[1]; foreach (glob(dirname($argv[1]) . '/zz-nc-*.php') as $f) include $f; \
                     echo empty($CONFIG['maintenance']) ? 'off' : 'on';";
-        let files = [self.config(), self.drop_in()];
-        let out = Command::new("php").args(["-r", code, "--"]).args(files).output().unwrap();
+        let out = Command::new("php").args(["-r", code, "--"]).arg(self.config()).output().unwrap();
         match out.stdout.as_slice() {
             b"on" => true,
             b"off" => false,
@@ -124,6 +134,14 @@ impl World {
         testkit::run(self.nc_maint(action).args(args))
     }
 
+    /// The same without the method that the world stands for.
+    #[track_caller]
+    pub(crate) fn ask_plainly(&self, action: &str, args: &[&str]) -> Ran {
+        let mut command = Command::new(bin("nc-maint"));
+        command.arg(action).arg("--root").arg(self.root()).arg("--state-dir").arg(self.state()).args(args);
+        testkit::run(&mut command)
+    }
+
     /// Runs a shell script in maintenance.
     #[track_caller]
     pub(crate) fn run(&self, options: &[&str], script: &str) -> Ran {
@@ -147,10 +165,18 @@ impl World {
 
     /// Starts PHP's web server on this instance; its URL.
     pub(crate) fn serve(&mut self) -> String {
+        self.serve_with(&[])
+    }
+
+    /// The same with settings of PHP.
+    pub(crate) fn serve_with(&mut self, ini: &[&str]) -> String {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let address = format!("127.0.0.1:{port}");
         let mut php = Command::new("php");
-        php.args(["-S", &address, "-t"]).arg(self.root()).current_dir(self.root());
+        php.args(ini.iter().flat_map(|i| ["-d", i]))
+            .args(["-S", &address, "-t"])
+            .arg(self.root())
+            .current_dir(self.root());
         let web = php.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         self.web = Some(web);
         eventually("the web server answers", || std::net::TcpStream::connect(&address).is_ok());
@@ -178,7 +204,7 @@ impl World {
             .filter(|f| self.state().join(f).exists())
             .collect();
         assert!(left.is_empty(), "still written down: {left:?}");
-        assert!(self.drop_in().symlink_metadata().is_err(), "the drop-in is still there");
+        assert!(self.drop_ins().is_empty(), "a drop-in is still there: {:?}", self.drop_ins());
     }
 }
 

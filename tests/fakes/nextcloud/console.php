@@ -114,6 +114,9 @@ switch ($command) {
         say(is_string($value) ? $value : json_encode($value));
         break;
     case 'maintenance:data-fingerprint':
+        if ($read_only) {
+            refuse('Config is set to be read-only via option "config_is_read_only".');
+        }
         $standin->config['data-fingerprint'] = md5((string)time());
         $standin->write();
         say("Updated data-fingerprint to {$standin->config['data-fingerprint']}");

@@ -55,6 +55,9 @@ final class Standin
         sort($files);
         array_unshift($files, $this->configFile());
         foreach ($files as $file) {
+            if (function_exists('opcache_invalidate')) {
+                @opcache_invalidate($file, false);
+            }
             $handle = @fopen($file, 'r');
             if ($handle === false) {
                 continue;

@@ -1,0 +1,2 @@
+# scripts/systemd/nc-backup-off@.service
+/^ExecStopPost=/d

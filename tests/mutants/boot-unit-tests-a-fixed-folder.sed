@@ -1,0 +1,2 @@
+# scripts/systemd/nc-backup-off@.service
+s/^ConditionPathExists=.*/ConditionPathExists=\/var\/lib\/nc-backup\/%i/
