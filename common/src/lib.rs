@@ -19,5 +19,6 @@ pub mod rename;
 pub mod restoring;
 pub mod retention;
 pub mod run;
+pub mod show;
 pub mod signals;
 pub mod status;

@@ -15,6 +15,7 @@ use base64::Engine as _;
 use serde_json::{Map, Value, json};
 
 use crate::fault::{self, Fault, Kind};
+use crate::show;
 
 /// Version of the object's schema (`docs/status.schema.json`). Keys are only ever added.
 pub const SCHEMA: u32 = 1;
@@ -120,9 +121,9 @@ macro_rules! say {
     };
 }
 
-/// A line on stderr. Unlike `eprintln!` it does not panic when nobody reads: the work goes on.
+/// A line on stderr, with everything foreign in it escaped ([`crate::show`]).
 pub fn tell(line: std::fmt::Arguments) {
-    writeln!(std::io::stderr().lock(), "{line}").ok();
+    show::line(line);
 }
 
 /// Runs `work` as `tool action [profile]` and reports. The returned code goes back from `main`.
@@ -157,7 +158,8 @@ pub fn run(
         "left_behind": report.left_behind,
     });
     let mut out = std::io::stdout().lock();
-    if let Err(e) = writeln!(out, "{object}").and_then(|()| out.flush()) {
+    let text = show::escaped_json(object.to_string());
+    if let Err(e) = writeln!(out, "{text}").and_then(|()| out.flush()) {
         tell(format_args!("{tool}: the status object could not be written: {e}"));
     }
     ExitCode::from(code)

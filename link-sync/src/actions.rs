@@ -105,7 +105,7 @@ pub fn find(find: &cli::Find, report: &mut Report) -> Result<()> {
     let mut far = Far::connect(&find.profile.options().settings()?)?;
     let answer: Value = far.ask(&Request::Find(wanted))?;
     for path in answer["paths"].as_array().into_iter().flatten() {
-        status::tell(format_args!("{}", path["path"].as_str().unwrap_or("?").escape_debug()));
+        status::tell(format_args!("{}", path["path"].as_str().unwrap_or("?")));
         for event in path["events"].as_array().into_iter().flatten() {
             let text = |key: &str| event[key].as_str().unwrap_or("").to_owned();
             let size = event["size_bytes"].as_u64().map(|n| indicatif::BinaryBytes(n).to_string());

@@ -84,9 +84,9 @@ fn main() -> ExitCode {
 /// For the actions whose stdout is not for a status object.
 fn silent(result: Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
-    eprintln!("{TOOL}: {error:#}");
+    common::say!(TOOL, "{error:#}");
     if let Some(hint) = status::describe(&error)["hint"].as_str() {
-        eprintln!("{TOOL}: hint: {hint}");
+        common::say!(TOOL, "hint: {hint}");
     }
     ExitCode::from(common::fault::kind_of(&error).exit_code())
 }

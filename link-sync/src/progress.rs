@@ -106,7 +106,7 @@ pub fn show(bar: &indicatif::ProgressBar, step: &Step) {
         bar.set_style(style);
         bar.reset_eta();
     }
-    bar.set_message(step.doing.clone());
+    bar.set_message(common::show::escaped(&step.doing).into_owned());
     bar.set_length(step.total.max(step.done));
     bar.set_position(step.done);
 }

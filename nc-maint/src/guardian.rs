@@ -67,6 +67,7 @@ struct Guardian {
 
 impl Guardian {
     /// Takes over the descriptors it was started with, lets go of them as 0, 1 and 2, and reads its job.
+    #[expect(clippy::disallowed_methods, reason = "takes the descriptor over, and says nothing there")]
     fn start() -> Result<Option<(Guardian, Job)>> {
         signals::install()?;
         let own = |fd: BorrowedFd| fd.try_clone_to_owned().context("cannot keep a descriptor");

@@ -1,8 +1,9 @@
 //! The command's two output streams: objects are kept for the report, the rest goes to people.
 
-use std::io::{PipeReader, Read as _, Write as _};
+use std::io::{PipeReader, Read as _};
 use std::os::fd::AsFd as _;
 
+use common::show;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 
@@ -10,6 +11,8 @@ use serde_json::Value;
 const TAIL: usize = 2048;
 /// How many bytes of objects are kept, and how long one line may be.
 const LIMIT: usize = 4 * 1024 * 1024;
+/// How long a line of stderr may be before its end is no longer waited for.
+const LINE: usize = 64 * 1024;
 
 /// What came out of the command so far.
 #[derive(Debug)]
@@ -17,6 +20,8 @@ pub(crate) struct Relay {
     stdout: Option<PipeReader>,
     stderr: Option<PipeReader>,
     line: Vec<u8>,
+    /// A line of stderr that has no end yet.
+    said: Vec<u8>,
     kept: usize,
     /// The JSON objects, in order.
     pub(crate) objects: Vec<Value>,
@@ -29,7 +34,16 @@ pub(crate) struct Relay {
 impl Relay {
     pub(crate) fn new(stdout: PipeReader, stderr: PipeReader) -> Relay {
         let (stdout, stderr) = (Some(stdout), Some(stderr));
-        Relay { stdout, stderr, line: Vec::new(), kept: 0, objects: Vec::new(), tail: Vec::new(), dropped: 0 }
+        Relay {
+            stdout,
+            stderr,
+            line: Vec::new(),
+            said: Vec::new(),
+            kept: 0,
+            objects: Vec::new(),
+            tail: Vec::new(),
+            dropped: 0,
+        }
     }
 
     /// The streams that are still open, for poll.
@@ -46,7 +60,11 @@ impl Relay {
             self.tail.extend_from_slice(&bytes);
             let surplus = self.tail.len().saturating_sub(TAIL);
             self.tail.drain(..surplus);
-            tell(&bytes);
+            self.said.extend_from_slice(&bytes);
+        }
+        self.tell_lines();
+        if last {
+            show::passage(&std::mem::take(&mut self.said));
         }
         if last && !self.line.is_empty() {
             let line = std::mem::take(&mut self.line);
@@ -71,8 +89,16 @@ impl Relay {
                 self.objects.push(object);
             }
             Ok(Value::Object(_)) => self.dropped += 1,
-            _ => tell(line),
+            _ => show::passage(line),
         }
+    }
+
+    /// Whole lines to people, so that no character is cut in two; what has no line's end waits for it, within limits.
+    fn tell_lines(&mut self) {
+        let end = self.said.iter().rposition(|b| *b == b'\n').map_or(0, |last| last + 1);
+        let end = if self.said.len() - end > LINE { self.said.len() } else { end };
+        show::passage(&self.said[..end]);
+        self.said.drain(..end);
     }
 }
 
@@ -97,15 +123,10 @@ fn ready(stream: &mut Option<PipeReader>) -> Option<Vec<u8>> {
     }
 }
 
-/// To our stderr; if nobody reads it, the work goes on all the same.
-fn tell(bytes: &[u8]) {
-    let mut stderr = std::io::stderr().lock();
-    stderr.write_all(bytes).and_then(|()| stderr.flush()).ok();
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write as _;
 
     #[test]
     fn objects_are_kept_in_order_and_a_last_line_needs_no_end() {

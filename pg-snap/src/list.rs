@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use common::signals;
-use common::status::Report;
+use common::status::{Report, tell};
 use serde_json::{Value, json};
 
 use crate::folder::Folder;
@@ -79,18 +79,18 @@ fn table(rows: &[Value]) {
         common::say!("pg-snap", "no dumps");
         return;
     }
-    eprintln!("{:<22}{:<12}{:>14}{:>8}  DATABASE", "DATE", "STATE", "BYTES", "TABLES");
+    tell(format_args!("{:<22}{:<12}{:>14}{:>8}  DATABASE", "DATE", "STATE", "BYTES", "TABLES"));
     for row in rows {
         let number = |key: &str| row[key].as_u64().map_or("-".into(), |n| n.to_string());
         let text = |key: &str| row[key].as_str().unwrap_or("-").to_owned();
-        eprintln!(
+        tell(format_args!(
             "{:<22}{:<12}{:>14}{:>8}  {}",
             text("date"),
             text("state"),
             number("size_bytes"),
             number("tables"),
             if row["problem"].is_null() { text("database") } else { text("problem") }
-        );
+        ));
     }
 }
 

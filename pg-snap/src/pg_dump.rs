@@ -3,7 +3,6 @@
 //! Level 1 of gzip: on a table like oc_filecache 6 % larger than the default level 6, in half the time;
 //! `--compress=1` means this in every version of pg_dump. An unchanged table gives the same bytes again.
 
-use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -107,7 +106,7 @@ fn explain(failure: &mut Failure, said: &str) {
 
 /// Shows on a terminal how far it has come, while `work` runs.
 fn with_progress<T>(dir: &Path, tables: usize, work: impl FnOnce() -> T) -> T {
-    if !std::io::stderr().is_terminal() {
+    if !common::show::watched() {
         return work();
     }
     let (done, wait) = mpsc::channel::<()>();
@@ -116,14 +115,11 @@ fn with_progress<T>(dir: &Path, tables: usize, work: impl FnOnce() -> T) -> T {
             while wait.recv_timeout(Duration::from_millis(300)) == Err(mpsc::RecvTimeoutError::Timeout) {
                 let (files, bytes) = measure(dir);
                 let megabytes = bytes / 1_000_000;
-                // A terminal that is gone is no reason to stop.
-                write!(
-                    std::io::stderr(),
-                    "\rpg-snap: {files} of {tables} tables begun, {megabytes} MB\x1b[K"
-                )
-                .ok();
+                common::show::moving(format_args!(
+                    "pg-snap: {files} of {tables} tables begun, {megabytes} MB"
+                ));
             }
-            write!(std::io::stderr(), "\r\x1b[K").ok();
+            common::show::moving(format_args!(""));
         });
         let result = work();
         drop(done);

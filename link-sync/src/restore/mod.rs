@@ -474,10 +474,10 @@ fn confirm(args: &Restore, items: &[Item]) -> Result<()> {
     }
     let refused =
         || Fault::usage("something would be replaced").hint("give --yes, or restore elsewhere with --to DIR");
-    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+    if !std::io::stdin().is_terminal() || !common::show::watched() {
         return Err(refused().into());
     }
-    write!(std::io::stderr(), "Replace it? What is there is removed when all has been restored. [y/N] ").ok();
+    common::show::question("Replace it? What is there is removed when all has been restored. [y/N] ");
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).context("cannot read the answer")?;
     match matches!(line.trim(), "y" | "Y" | "yes") {

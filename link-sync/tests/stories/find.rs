@@ -51,3 +51,15 @@ fn a_name_is_found_in_every_date_that_holds_it_and_its_changes_are_told() {
     world.act("find", &["--name", "a[b"]).expect(78);
     world.act("find", &["--name", "x", "--user", "../bob"]).expect(2);
 }
+
+#[test]
+fn a_name_that_is_found_does_nothing_to_a_terminal() {
+    let world = World::new();
+    world.file("bob/a\u{1b}]0;owned\u{7}\nlink-sync: all is well\u{202e}", "x");
+    night(&world);
+    let found = world.act("find", &["--name", "a*"]).expect(0);
+    let shown = "docs/bob/a\\u{1b}]0;owned\\u{7}\\nlink-sync: all is well\\u{202e}\n";
+    assert!(found.stderr.contains(shown), "{:?}", found.stderr);
+    let exact = "docs/bob/a\u{1b}]0;owned\u{7}\nlink-sync: all is well\u{202e}";
+    assert_eq!(found.json["data"]["paths"][0]["path"], exact);
+}
