@@ -172,3 +172,30 @@ fn the_keys_and_the_steps_for_s2_that_setup_prints_work_and_end() {
         assert!(answer.contains("link-sync serve: ready"), "{line}: {answer}");
     }
 }
+
+#[test]
+fn an_ordinary_user_is_told_how_to_list() {
+    let dir = scratch();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (store, profile, binary) =
+        (dir.path().join("store"), dir.path().join("home.toml"), dir.path().join("link-sync"));
+    std::fs::create_dir(&store).unwrap();
+    std::fs::set_permissions(&store, std::fs::Permissions::from_mode(0o700)).unwrap();
+    std::fs::write(&profile, format!("[snapshot]\nstore = \"{}\"\n", store.display())).unwrap();
+    // A build's own folder may be private.
+    std::fs::copy(bin("link-sync"), &binary).unwrap();
+    for mode in [0o600, 0o644] {
+        // First the profile is root's alone, as setup makes it; then only the store is.
+        std::fs::set_permissions(&profile, std::fs::Permissions::from_mode(mode)).unwrap();
+        let mut list = Command::new("setpriv");
+        list.args(["--reuid", "postgres", "--regid", "postgres", "--init-groups"]).arg(&binary);
+        list.args(["list", "listed", "--config"])
+            .arg(&profile)
+            .arg("--state-dir")
+            .arg("/tmp/nc-backup-listed");
+        let ran = testkit::run(&mut list);
+        drop(std::fs::remove_dir_all("/tmp/nc-backup-listed"));
+        let hint = ran.expect(77).json["error"]["hint"].to_string();
+        assert!(hint.contains("sudo"), "{hint}");
+    }
+}

@@ -124,6 +124,8 @@ fn a_damaged_instance_comes_back_exactly_and_is_closed_until_all_is_there() {
     // and the same command goes on, and ends with everything as it was, open, and clients told.
     let ran = run(&mut restore(&world)).expect(0);
     assert_eq!(ran.json["data"]["database"], "back");
+    // That it was not finished before is no news of a restore that is.
+    assert_eq!(ran.json["warnings"], serde_json::json!([]));
     assert!(world.root().join("data/nextcloud.log").exists(), "what backups leave out has gone");
     // Of all attempts.
     let kept = "SELECT count(*) FROM pg_database WHERE datname LIKE 'back%pgsnap%'";
