@@ -72,6 +72,35 @@ denied() {
 }
 no_rule() { printf 'sudo does not let %s run "%s" without a password: it needs a rule with exactly these words (setup prints them)' "$(id -un)" "$*"; }
 
+# Parts of a profile, for setup and for a restore that begins with nothing.
+toml() { jq -cn --arg v "$1" '$v'; }
+# store_tables STORE IDENTITY RESTORE_IDENTITY PORT KNOWN_HOSTS
+store_tables() {
+    printf '[snapshot]\nstore = %s\n' "$(toml "$1")"
+    case $1 in
+        /*)
+            # A store on a disk of its own: that disk has to be there, or a backup would fill the one below.
+            above=$1
+            while [ ! -d "$above" ]; do above=$(dirname "$above"); done
+            mount=$(df --output=target "$above" | tail -n 1)
+            printf '\n[store]\npath = %s\n' "$(toml "$1")"
+            [ "$mount" = / ] || printf 'mount = %s\n' "$(toml "$mount")"
+            ;;
+        *)
+            [ -z "$2$3$4$5" ] || printf '\n[snapshot.ssh]\n'
+            [ -z "$2" ] || printf 'identity = %s\n' "$(toml "$2")"
+            [ -z "$3" ] || printf 'restore_identity = %s\n' "$(toml "$3")"
+            [ -z "$4" ] || printf 'port = %s\n' "$4"
+            [ -z "$5" ] || printf 'known_hosts = %s\n' "$(toml "$5")"
+            ;;
+    esac
+}
+# source_table NAME [PATH]
+source_table() {
+    printf '\n[[snapshot.source]]\nname = %s\n' "$(toml "$1")"
+    [ -z "${2-}" ] || printf 'path = %s\n' "$(toml "$2")"
+}
+
 # For scripts that run tools as steps. The script has a function `conclude`, which is run once, however the script
 # ends: signals are ignored then, $code and $failed say how it went. It undoes, and calls `report`.
 begin_steps() {
@@ -83,7 +112,7 @@ begin_steps() {
     command -v jq >/dev/null || refuse 69 "jq is missing: apt-get install jq"
     started_at=$(date -u +%Y-%m-%dT%H:%M:%SZ)
     started=$(date +%s%3N)
-    signal='' child='' steps='' name='' code=0 failed='' problem='' finished=''
+    signal='' child='' steps='' name='' answered='' code=0 failed='' problem='' finished=''
     # Where the tools have their locks and sockets.
     runtime=/run/nc-backup/$profile
     [ "$(id -u)" = 0 ] || runtime=$(getent passwd "$(id -u)" | cut -d: -f6)/.local/state/nc-backup/$profile/run

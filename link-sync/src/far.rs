@@ -154,11 +154,7 @@ impl Far {
                     "compare the key's fingerprint on {host} (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then add it here: ssh-keyscan HOST >> known_hosts"
                 )
             }
-            () if said.contains("Permission denied (") => {
-                format!(
-                    "put this machine's public key into ~/.ssh/authorized_keys of {host} (README, setting up S2)"
-                )
-            }
+            () if said.contains("Permission denied (") => which_key(&failure.args, host),
             () if matches!(code, 126 | 127)
                 || said.contains("not found")
                 || said.contains("No such file") =>
@@ -326,6 +322,25 @@ fn ssh(settings: &Settings, host: &str, path: &str, read_only: bool) -> Result<C
         words.push("--read-only".to_owned());
     }
     Ok(cmd.arg("--").arg(host).arg(words.join(" ")))
+}
+
+/// What the other machine lacks: one key backs up, another one restores.
+fn which_key(args: &[String], host: &str) -> String {
+    let (what, line) = match args.last().is_some_and(|words| words.ends_with("--read-only")) {
+        true => ("for restoring", "the line whose command ends in `--read-only`"),
+        false => ("for backups", "a line of its own"),
+    };
+    let Some(key) = args.iter().skip_while(|a| *a != "-i").nth(1) else {
+        return format!(
+            "put this machine's public key {what} into ~/.ssh/authorized_keys of {host} (README, setting up S2)"
+        );
+    };
+    if !Path::new(key).exists() {
+        return format!("there is no key {key} here, the one {what}: bring it back, or let setup make one");
+    }
+    format!(
+        "the key {what} is not let in: put {key}.pub into ~/.ssh/authorized_keys of {host}, as {line} (README, preparing S2)"
+    )
 }
 
 /// Quotes a word for the far account's shell.

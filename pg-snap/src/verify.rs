@@ -267,7 +267,7 @@ fn store(profile: &Profile, report: &mut Report) -> Result<PathBuf> {
         (Some(store), _) => {
             report.set("remote_store", true);
             Err(Fault::config(format!("the store {store} is on another machine"))
-                .hint("rehearse there, or use `drill`, which fetches the snapshot first")
+                .hint("rehearse there; `drill` fetches the snapshot first, and goes on here")
                 .into())
         }
         (None, Some(store)) => Ok(store.path.clone()),

@@ -5,9 +5,10 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use testkit::postgres::Cluster;
+use testkit::sshd::Sshd;
 use testkit::{bin, scratch, scripts, tool};
 
 fn script(name: &str, cluster: &Cluster) -> Command {
@@ -80,7 +81,7 @@ fn setup_writes_a_private_profile_once() {
     // The sudo rules are rules.
     let rules = dir.path().join("sudoers");
     let lines: Vec<&str> = said.lines().filter(|l| l.starts_with("nc-backup ALL=(root)")).collect();
-    assert_eq!(lines.len(), 13, "{said}");
+    assert_eq!(lines.len(), 14, "{said}");
     std::fs::write(&rules, lines.join("\n") + "\n").unwrap();
     ok(Command::new("visudo").arg("-cf").arg(&rules));
 
@@ -89,4 +90,112 @@ fn setup_writes_a_private_profile_once() {
     let again = setup.output().unwrap();
     assert_eq!(again.status.code(), Some(1));
     assert_eq!(std::fs::read(&profile).unwrap(), before);
+}
+
+/// What the command prints; it has 20 seconds, and a terminal's stdin, which does not end.
+fn ends(command: &mut Command) -> String {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let open = child.stdin.take();
+    let begun = std::time::Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if begun.elapsed() > std::time::Duration::from_secs(20) {
+            child.kill().unwrap();
+            panic!("it hangs: {command:?}");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    drop(open);
+    let output = child.wait_with_output().unwrap();
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+}
+
+#[test]
+fn the_keys_and_the_steps_for_s2_that_setup_prints_work_and_end() {
+    // Given an S2 that has no key yet, and what setup prints for it,
+    let (dir, cluster) = (scratch(), Cluster::shared());
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (sample, profile, store) =
+        (dir.path().join("sample"), dir.path().join("home.toml"), dir.path().join("store"));
+    ok(script("sample-instance", &cluster).arg(&sample).args(["--files", "30", "--no-database"]));
+    std::fs::create_dir(&store).unwrap();
+    std::fs::write(dir.path().join("s2.toml"), format!("[store]\npath = \"{}\"\n", store.display())).unwrap();
+    let sshd = Sshd::start("root");
+    std::fs::write(&sshd.authorized_keys, "").unwrap();
+    let mut setup = script("setup", &cluster);
+    setup.args(["--yes", "--url", "", "--port", &sshd.port.to_string(), "--store"]);
+    setup
+        .arg(format!("root@127.0.0.1:{}", store.display()))
+        .arg("--bin")
+        .arg(bin("nc-maint").parent().unwrap());
+    setup.arg("--root").arg(sample.join("nextcloud")).arg("--output").arg(&profile);
+    let said = String::from_utf8(ok(setup.arg("--identity").arg(dir.path().join("key"))).stdout).unwrap();
+    let text = std::fs::read_to_string(&profile).unwrap();
+    let known = format!("known_hosts = \"{}\"\nport =", sshd.known_hosts.display());
+    let own = format!("state_dir = \"{0}/state\"\nruntime_dir = \"{0}/run\"\n", dir.path().display());
+    std::fs::write(&profile, own + &text.replace("port =", &known)).unwrap();
+    let words = |tool: &str, args: &[&str]| {
+        let config = ["--config", profile.to_str().unwrap()];
+        testkit::run(Command::new(bin(tool)).args(args).args(config))
+    };
+
+    // when S2 has neither, or one of the two keys, then it is said which it lacks, and what is missing;
+    let lines: Vec<&str> = said.lines().filter(|l| l.trim_start().starts_with("command=")).collect();
+    assert_eq!(lines.len(), 2, "{said}");
+    let serve =
+        format!("{} serve home --config {}/s2.toml", bin("link-sync").display(), dir.path().display());
+    let real = |line: &str| line.trim().replace("/usr/sbin/link-sync serve home", &serve) + "\n";
+    let hint = |ran: testkit::Ran| ran.json["error"]["hint"].as_str().unwrap_or_default().to_owned();
+    let backup_key = format!("{}/key.pub", dir.path().display());
+    let restore_key = format!("{}/key-restore.pub", dir.path().display());
+    let told = hint(words("link-sync", &["list"]));
+    assert!(told.contains(&backup_key), "{told}");
+    std::fs::write(&sshd.authorized_keys, real(lines[0])).unwrap();
+    words("link-sync", &["list"]).expect(0);
+    let told = hint(words("link-sync", &["restore", "--to", dir.path().join("back").to_str().unwrap()]));
+    assert!(told.contains(&restore_key) && told.contains("--read-only"), "{told}");
+
+    // and with both, the two commands that make the host key known are answered, and end.
+    std::fs::write(&sshd.authorized_keys, real(lines[0]) + &real(lines[1])).unwrap();
+    let readme = std::fs::read_to_string(testkit::repo().join("README.md")).unwrap();
+    let printed: Vec<&str> = said.lines().filter(|l| l.starts_with("  ssh ")).collect();
+    let documented: Vec<&str> = readme.lines().filter(|l| l.starts_with("ssh -n -o Identities")).collect();
+    assert_eq!((printed.len(), documented.len()), (2, 2), "{said}");
+    let hosts = format!("ssh -o UserKnownHostsFile={}", sshd.known_hosts.display());
+    for line in printed.iter().chain(&documented) {
+        let mut line = line
+            .trim()
+            .replacen("ssh", &hosts, 1)
+            .replace("/root/.ssh/nc-backup", &format!("{}/key", dir.path().display()));
+        line = line.replace("nc-backup@s2", &format!("-p {} root@127.0.0.1", sshd.port));
+        let answer = ends(Command::new("sh").args(["-c", &line]));
+        assert!(answer.contains("link-sync serve: ready"), "{line}: {answer}");
+    }
+}
+
+#[test]
+fn an_ordinary_user_is_told_how_to_list() {
+    let dir = scratch();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (store, profile, binary) =
+        (dir.path().join("store"), dir.path().join("home.toml"), dir.path().join("link-sync"));
+    std::fs::create_dir(&store).unwrap();
+    std::fs::set_permissions(&store, std::fs::Permissions::from_mode(0o700)).unwrap();
+    std::fs::write(&profile, format!("[snapshot]\nstore = \"{}\"\n", store.display())).unwrap();
+    // A build's own folder may be private.
+    std::fs::copy(bin("link-sync"), &binary).unwrap();
+    for mode in [0o600, 0o644] {
+        // First the profile is root's alone, as setup makes it; then only the store is.
+        std::fs::set_permissions(&profile, std::fs::Permissions::from_mode(mode)).unwrap();
+        let mut list = Command::new("setpriv");
+        list.args(["--reuid", "postgres", "--regid", "postgres", "--init-groups"]).arg(&binary);
+        list.args(["list", "listed", "--config"])
+            .arg(&profile)
+            .arg("--state-dir")
+            .arg("/tmp/nc-backup-listed");
+        let ran = testkit::run(&mut list);
+        drop(std::fs::remove_dir_all("/tmp/nc-backup-listed"));
+        let hint = ran.expect(77).json["error"]["hint"].to_string();
+        assert!(hint.contains("sudo"), "{hint}");
+    }
 }

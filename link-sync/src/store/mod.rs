@@ -97,9 +97,10 @@ impl Store {
         let dir = File::open(&self.path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Fault::config(format!("there is no store {shown}"))
                 .hint(format!("make it: install -d -m 0700 {shown}")),
-            std::io::ErrorKind::PermissionDenied => {
-                Fault::denied(format!("the store {shown} cannot be opened: {e}"))
-            }
+            std::io::ErrorKind::PermissionDenied => Fault::denied(format!(
+                "the store {shown} cannot be opened: {e}"
+            ))
+            .hint("run it as root (`sudo` before the command), or as the account that the store belongs to"),
             _ => Fault::config(format!("the store {shown} cannot be opened: {e}")),
         })?;
         let stat = dir.metadata().with_context(|| format!("cannot look at the store {shown}"))?;

@@ -4,4 +4,5 @@
 mod night;
 mod pairs;
 mod restore;
+mod telling;
 mod world;

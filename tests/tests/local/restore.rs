@@ -124,6 +124,8 @@ fn a_damaged_instance_comes_back_exactly_and_is_closed_until_all_is_there() {
     // and the same command goes on, and ends with everything as it was, open, and clients told.
     let ran = run(&mut restore(&world)).expect(0);
     assert_eq!(ran.json["data"]["database"], "back");
+    // That it was not finished before is no news of a restore that is.
+    assert_eq!(ran.json["warnings"], serde_json::json!([]));
     assert!(world.root().join("data/nextcloud.log").exists(), "what backups leave out has gone");
     // Of all attempts.
     let kept = "SELECT count(*) FROM pg_database WHERE datname LIKE 'back%pgsnap%'";
@@ -164,6 +166,14 @@ fn nothing_is_changed_before_it_is_known_that_the_dump_comes_back() {
     let mut unasked = Command::new(scripts().join("restore"));
     unasked.arg("home").arg("--config").arg(world.path("home.toml")).stdin(Stdio::null());
     run(&mut unasked).expect(2);
+    // "Stays closed" is said only if it is.
+    let open = run(restore(&world).args(["--date", "2001-01-01T00-00-00Z"])).expect(78);
+    assert_eq!(open.json["data"]["closed"], false, "{:#}", open.json);
+    assert!(
+        open.stderr.contains("nothing was changed") && !open.stderr.contains("stays closed"),
+        "{}",
+        open.stderr
+    );
     let missing = run(restore(&world).arg("--config").arg(world.path("none.toml"))).expect(78);
     assert_eq!(missing.json["data"]["failed_step"], "profile");
     assert!(missing.json["error"]["message"].as_str().unwrap().contains("none.toml"));
@@ -194,4 +204,88 @@ fn nothing_is_changed_before_it_is_known_that_the_dump_comes_back() {
     assert!(!world.in_maintenance());
     assert_eq!(differences(&world, "copy"), "");
     assert_eq!(rows(&world), before);
+}
+
+/// The state that a profile without `state_dir` has; gone afterwards.
+struct StateOf(&'static str);
+
+impl Drop for StateOf {
+    fn drop(&mut self) {
+        for folder in ["/var/lib/nc-backup", "/run/nc-backup"] {
+            drop(std::fs::remove_dir_all(std::path::Path::new(folder).join(self.0)));
+        }
+    }
+}
+
+#[test]
+fn a_new_machine_needs_a_store_and_nothing_else() {
+    // Given a snapshot, and a machine that has neither profile nor code, data, database or role,
+    let world = World::on("fresh", std::sync::Arc::new(testkit::postgres::Cluster::start()));
+    let _state = StateOf("newbox");
+    run(&mut world.backup()).expect(0);
+    assert!(
+        Command::new("cp").arg("-a").arg(world.root()).arg(world.path("copy")).status().unwrap().success()
+    );
+    let before = rows(&world);
+    let password = "grep dbpassword \"$1/config/config.php\" | cut -d\"'\" -f4";
+    let password = Command::new("sh").args(["-c", password, "sh"]).arg(world.root()).output().unwrap();
+    let password = String::from_utf8(password.stdout).unwrap().trim().to_owned();
+    let cluster = world.cluster.socket.parent().unwrap().to_owned();
+    world.cluster.stop();
+    std::fs::remove_dir_all(cluster.join("data")).unwrap();
+    let mut again = Command::new(testkit::repo().join("scripts/lab/postgres"));
+    again.arg("start").arg(&cluster).arg(world.cluster.port.to_string());
+    assert!(again.output().unwrap().status.success());
+    std::fs::remove_dir_all(world.root()).unwrap();
+    assert_eq!(
+        world.cluster.psql("postgres", "SELECT count(*) FROM pg_roles WHERE rolname = 'oc_fresh'"),
+        "0"
+    );
+
+    let profile = world.path("etc/newbox.toml");
+    let begin = || {
+        let mut command = Command::new(scripts().join("restore"));
+        command.args(["newbox", "--yes", "--from"]).arg(world.store());
+        command.args(["--admin-user", "postgres", "--admin-host"]);
+        command.arg(format!("{}:{}", world.cluster.socket.display(), world.cluster.port));
+        command.arg("--config").arg(&profile).arg("--bin").arg(world.tools());
+        command
+    };
+    // a date that is not there, or a store that is not, leaves nothing at all;
+    let none = run(begin().args(["--date", "2001-01-01T00-00-00Z"])).expect(78);
+    assert_eq!(none.json["data"]["failed_step"], "snapshots", "{:#}", none.json);
+    assert!(!profile.exists() && !world.root().exists());
+    // one that dies when the files are back has written the profile, and
+    world.inject("pg-snap", "restore*'--keep-replaced'*", "kill -9 $$");
+    let died = run(&mut begin());
+    assert_ne!(died.code, 0);
+    assert_eq!(died.json["data"]["closed"], true, "{:#}", died.json);
+    world.restore_tools();
+    // the same command goes on from there: the files are not restored once more, and all is as it was.
+    let ran = run(&mut begin());
+    assert!([0, 3].contains(&ran.code), "{ran:?}");
+    assert!(!step(&ran, "files") && step(&ran, "database"), "{:#}", ran.json);
+    assert!(!world.in_maintenance());
+    assert_eq!(differences(&world, "copy"), "");
+    assert_eq!(rows(&world), before);
+    let left = Command::new("find").arg(world.dir.path()).args(["-name", ".nc-restore-*"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "");
+    // Nextcloud's role can log in, with the password that config.php has.
+    let mut login = Command::new("psql");
+    login.env("PGPASSWORD", &password).args(["-X", "-w", "-At", "-h", "127.0.0.1", "-p"]);
+    login.arg(world.cluster.port.to_string()).args(["-U", "oc_fresh", "-d", "fresh", "-c", "SELECT 1"]);
+    let told = login.output().unwrap();
+    let passwordless = ran.json["warnings"].to_string().contains("no-password");
+    assert_ne!(String::from_utf8_lossy(&told.stdout).trim() == "1", passwordless, "{told:?}");
+    // The profile is one, and the next night uses it.
+    let text = std::fs::read_to_string(&profile).unwrap();
+    assert!(text.contains(&format!("root = \"{}\"", world.root().display())), "{text}");
+    if passwordless {
+        return;
+    }
+    let mut night = Command::new(scripts().join("backup-local"));
+    night.arg("newbox").arg("--config").arg(&profile).arg("--bin").arg(world.tools());
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    run(&mut night).expect(0);
+    assert_eq!(world.dates().len(), 2);
 }

@@ -21,10 +21,15 @@ pub struct World {
 
 impl World {
     pub fn new(database: &str) -> World {
+        World::on(database, Cluster::shared())
+    }
+
+    /// With a server of its own.
+    pub fn on(database: &str, cluster: Arc<Cluster>) -> World {
         let dir = scratch();
         // The web user must reach the instance in it.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        let world = World { dir, database: database.into(), cluster: Cluster::shared() };
+        let world = World { dir, database: database.into(), cluster };
         let mut sample = world.sample_script("sample-instance");
         assert!(sample.args(["--files", "150"]).status().unwrap().success());
         std::fs::create_dir(world.tools()).unwrap();

@@ -1,0 +1,2 @@
+# scripts/restore
+s/^is_done() .*/is_done() { false; }/

@@ -1,0 +1,2 @@
+# scripts/restore
+s/\["restore-unfinished"\]/[]/

@@ -1,0 +1,2 @@
+# scripts/lib.sh
+/^    trap '' PIPE/d

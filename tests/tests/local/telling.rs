@@ -1,0 +1,144 @@
+//! What only tells changes nothing about what happens; and however a script ends, it undoes and tells.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use testkit::{judge, run, scripts};
+
+use crate::world::World;
+
+/// The night as words for a shell.
+fn words(world: &World) -> String {
+    let mut words = format!("'{}'", world.backup().get_program().display());
+    for arg in world.backup().get_args() {
+        words += &format!(" '{}'", arg.display());
+    }
+    words
+}
+
+fn shell(script: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", script]);
+    command
+}
+
+/// In mounts of its own, which go with it.
+fn apart(script: &str) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script]);
+    command
+}
+
+#[test]
+fn nobody_who_reads_and_no_room_to_write_fails_no_night() {
+    let world = World::new("telling");
+    let night = words(&world);
+    let little = |dir: &str| format!("mount -t tmpfs -o size=4k,mode=0700 none '{dir}' && ");
+    let tmp = world.path("tmp").display().to_string();
+    std::fs::create_dir(world.path("tmp")).unwrap();
+    std::fs::create_dir_all("/run/nc-backup/home").unwrap();
+    let full = [little(&tmp), little("/run/nc-backup/home"), little("/dev/shm")].concat();
+    let mut published = 0;
+    for (what, mut command) in [
+        ("all closed", shell(&format!("{night} <&- >&- 2>&-"))),
+        ("all full", shell(&format!("{night} >/dev/full 2>/dev/full"))),
+        (
+            "readers have gone",
+            shell(&format!(
+                "{{ {{ sleep 1; {night}; echo $? >'{tmp}/rc'; }} 2>&1 | true; }} 2>&1; exit $(cat '{tmp}/rc')"
+            )),
+        ),
+        ("full disks", apart(&format!("{full} TMPDIR='{tmp}' {night}"))),
+        (
+            "odd variables",
+            shell(&format!(
+                "cd /; CDPATH=/usr POSIXLY_CORRECT=1 LC_ALL=tr_TR.UTF-8 IFS=-/ ENV=/nonexistent SHELLOPTS=noglob {}",
+                night.replacen("'/", "'../../", 1)
+            )),
+        ),
+    ] {
+        std::thread::sleep(Duration::from_millis(1100));
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{what}: {said}");
+        published += 1;
+        assert_eq!(world.dates().len(), published, "{what}: {said}");
+        if ["full disks", "odd variables"].contains(&what) {
+            let ran = judge(output);
+            assert!(ran.json["data"]["date"].is_string(), "{what}: {:#}", ran.json);
+        }
+    }
+}
+
+#[test]
+fn without_jq_in_the_middle_of_the_night_it_is_published_and_said() {
+    let world = World::new("nojq");
+    world.inject("pg-snap", "hold*", "mount --bind /bin/false /usr/bin/jq");
+    let ran = run(&mut apart(&words(&world))).expect(0);
+    assert_eq!(world.dates().len(), 1);
+    assert!(ran.json["warnings"].to_string().contains("not-told"), "{:#}", ran.json);
+    assert!(!world.in_maintenance());
+    assert_eq!(run(&mut world.pg_snap("release")).expect(0).json["changed"], false);
+}
+
+#[test]
+fn a_script_that_dies_of_itself_undoes_what_it_did_and_says_so() {
+    let world = World::new("dies");
+    let copy = world.path("scripts");
+    let copied = Command::new("cp").arg("-a").arg(scripts()).arg(&copy).status().unwrap();
+    assert!(copied.success());
+    // Something fails that never should, while the database is held.
+    let script = copy.join("backup-local");
+    let text = std::fs::read_to_string(&script).unwrap();
+    assert!(text.contains("\nstep dump pg-snap dump --held\n"));
+    std::fs::write(&script, text.replace("\nstep dump pg-snap dump --held\n", "\nno-such-command\n"))
+        .unwrap();
+    let mut night = Command::new(&script);
+    let ran = run(night.args(world.backup().get_args())).expect(1);
+    assert_eq!(ran.json["data"]["failed_step"], "maintenance", "{:#}", ran.json);
+    assert!(ran.json["error"]["message"].to_string().contains("unexpectedly"), "{:#}", ran.json);
+    assert!(world.dates().is_empty() && !world.in_maintenance());
+    assert_eq!(run(&mut world.pg_snap("release")).expect(0).json["changed"], false, "it was held");
+    let left = Command::new("find").args(["/run/nc-backup/home", "-name", ".run.*"]).output().unwrap();
+    for line in String::from_utf8_lossy(&left.stdout).lines() {
+        // Only of those that run beside this test.
+        let pid = line.rsplit(".run.").next().unwrap().split('.').next().unwrap();
+        assert!(std::path::Path::new("/proc").join(pid).exists(), "{line}");
+    }
+}
+
+#[test]
+fn sudo_that_refuses_is_told_with_the_words_of_the_rule() {
+    // An account with a home and without any rule.
+    let state = std::path::Path::new("/var/lib/postgresql/.local/state/nc-backup/refused");
+    let mut night = Command::new("setpriv");
+    night.args(["--reuid", "postgres", "--regid", "postgres", "--init-groups"]);
+    night.arg(scripts().join("backup-local")).args(["refused", "--bin", "/usr/bin"]);
+    let tool = world_readable_tools();
+    night.args(["--bin"]).arg(tool.path());
+    let ran = run(&mut night);
+    drop(std::fs::remove_dir_all(state));
+    let ran = ran.expect(77);
+    let told = ran.json["error"]["message"].to_string();
+    assert!(told.contains("link-sync stage refused") && told.contains("postgres"), "{told}");
+    assert_eq!(ran.json["status"], "denied");
+}
+
+/// A folder of tools that an ordinary account may start.
+fn world_readable_tools() -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = testkit::scratch();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    for tool in ["nc-maint", "pg-snap", "link-sync"] {
+        testkit::script(&dir.path().join(tool), "#!/bin/sh\nexit 1\n");
+    }
+    dir
+}
+
+#[test]
+fn what_others_named_is_no_command_to_the_terminal() {
+    let mut night = Command::new(scripts().join("backup-local"));
+    let ran = run(night.arg("--ho\u{1b}[31mme\u{9b}2J\r\nx")).expect(2);
+    assert!(ran.stderr.contains("--ho?[31mme?2J??x"), "{:?}", ran.stderr);
+    assert!(!ran.stderr.contains('\u{1b}') && !ran.stderr.contains('\u{9b}'));
+}
