@@ -24,7 +24,7 @@ packages() {
 
 # What the tools need to run, and what the lab needs besides.
 RUN_PACKAGES='rsync openssh-client curl jq php-cli postgresql-client sshfs cryptsetup-bin e2fsprogs'
-LAB_PACKAGES="$RUN_PACKAGES php-pgsql openssh-server postgresql iproute2 util-linux gcc libc6-dev"
+LAB_PACKAGES="$RUN_PACKAGES php-pgsql openssh-server postgresql iproute2 util-linux kmod procps gcc libc6-dev"
 
 # Finds cargo, new enough for this workspace.
 find_cargo() {

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use testkit::{Ran, judge};
 
 use crate::picture::picture;
-use crate::world::{Account, Disk, World, dates, kill, ok, private, told, until, warnings};
+use crate::world::{Account, Disk, World, dates, give_back, kill, ok, private, told, until, warnings};
 
 /// A folder for copies beside the world's store.
 fn folder(world: &World) -> PathBuf {
@@ -232,19 +232,7 @@ fn an_accounts_store_is_read_with_its_rights_and_owners_arrive() {
     same(&world, &to, &world.dates()[0]);
     let back = world.dir.join("back");
     private(&back);
-    let from = format!("{}/", to.join(&world.dates()[0]).join("docs").display());
-    ok(
-        "rsync",
-        &[
-            "-aAX",
-            "--modify-window=-1",
-            "--numeric-ids",
-            "--fake-super",
-            "-M--super",
-            &from,
-            &format!("{}/", back.display()),
-        ],
-    );
+    give_back("rsync", &to.join(&world.dates()[0]).join("docs"), &back);
     picture(&world.source).same_as(&picture(&back));
 
     // The account puts something in the place of what root reads: it is no snapshot then, and nothing is waited for.

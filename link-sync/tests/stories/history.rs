@@ -16,7 +16,7 @@ use testkit::Ran;
 
 use crate::changes::{self, Change, KINDS};
 use crate::picture::{Picture, picture};
-use crate::world::{Account, Disk, World, first, ok, private};
+use crate::world::{Account, Disk, Rsyncs, World, first, give_back, ok, private, rsyncs};
 
 /// Snapshots that were compared with their source.
 static COMPARED: AtomicU32 = AtomicU32::new(0);
@@ -87,12 +87,9 @@ fn lose_index(world: &World) -> bool {
 }
 
 /// What the newest snapshot of a store under an ordinary account gives back.
-fn restored(snapshot: &Path, to: &Path) -> Picture {
+fn restored(rsync: &str, snapshot: &Path, to: &Path) -> Picture {
     private(to);
-    let (from, to_dir) = (format!("{}/", snapshot.display()), format!("{}/", to.display()));
-    // Without the window, rsync leaves a new folder's time as it is if it is of the same second.
-    let window = "--modify-window=-1";
-    ok("rsync", &["-aAX", window, "--numeric-ids", "--fake-super", "-M--super", &from, &to_dir]);
+    give_back(rsync, snapshot, to);
     picture(to)
 }
 
@@ -111,9 +108,15 @@ fn in_steps(world: &World, hurried: &[(u64, Vec<Change>)], last: &[Change]) -> (
     (before, world.act("publish", &["--crash-consistent"]).expect(0))
 }
 
-/// With `restore`, the store keeps owners in attributes, and what is compared is what comes back. `program` is
+/// With `restore`, an rsync, the store keeps owners in attributes, and what is compared is what comes back. `program` is
 /// link-sync where the store's account can run it.
-fn story(disk: &RefCell<Disk>, steps: &[Step], make: impl Fn(&Disk) -> World, restore: bool, program: &Path) {
+fn story(
+    disk: &RefCell<Disk>,
+    steps: &[Step],
+    make: impl Fn(&Disk) -> World,
+    restore: Option<&str>,
+    program: &Path,
+) {
     let disk = disk.borrow();
     let world = make(&disk);
     changes::begin(&world.source);
@@ -134,8 +137,8 @@ fn story(disk: &RefCell<Disk>, steps: &[Step], make: impl Fn(&Disk) -> World, re
         let date = ran.json["data"]["date"].as_str().unwrap().to_owned();
         let newest = world.store.join(&date);
         let held = match restore {
-            true => restored(&newest.join("docs"), &world.dir.join(format!("restored-{n}"))),
-            false => picture(&newest.join("docs")),
+            Some(rsync) => restored(rsync, &newest.join("docs"), &world.dir.join(format!("restored-{n}"))),
+            None => picture(&newest.join("docs")),
         };
         let wrong = before.differences(&held);
         assert!(
@@ -178,13 +181,19 @@ fn fresh(disk: &Disk) -> World {
 #[test]
 fn a_snapshot_is_what_the_source_is_and_history_stays_what_it_was() {
     // Several at a time: each waits more than it works, as dates are whole seconds.
-    let seed = seed();
+    let (seed, pairs) = (seed(), rsyncs());
     std::thread::scope(|scope| {
         for n in 0..threads() {
+            let Rsyncs { near, far } = pairs[n as usize % pairs.len()].clone();
             scope.spawn(move || {
                 let disk = RefCell::new(Disk::new(600));
+                let make = |disk: &Disk| {
+                    let world = fresh(disk);
+                    world.profile(&format!("rsync = [\"{near}\"]"), &format!("rsync = [\"{far}\"]"));
+                    world
+                };
                 try_many(seed.wrapping_add(n), cases(24).div_ceil(threads()), 4, |steps| {
-                    story(&disk, steps, fresh, false, &testkit::bin("link-sync"))
+                    story(&disk, steps, make, None, &testkit::bin("link-sync"))
                 });
             });
         }
@@ -192,34 +201,47 @@ fn a_snapshot_is_what_the_source_is_and_history_stays_what_it_was() {
 }
 
 #[test]
-fn also_under_an_ordinary_account_behind_ssh() {
+fn also_under_an_ordinary_account_behind_ssh_with_every_rsync_at_either_end() {
     let account = Account::new();
     let sshd = testkit::sshd::Sshd::start(&account.name);
     let program = account.home.join("link-sync");
     std::fs::copy(testkit::bin("link-sync"), &program).unwrap();
     let disk = RefCell::new(Disk::new(3000));
-    let make = |disk: &Disk| {
-        let mut world = fresh(disk);
-        // On the same disk, in a folder the account can reach.
-        let home = disk.path.join("s2");
-        for (dir, mode) in [(&home, "0711"), (&home.join("store"), "0700")] {
-            ok("install", &["-d", "-m", mode, "-o", &account.name, dir.to_str().unwrap()]);
-        }
-        ok("chmod", &["0711", disk.path.to_str().unwrap(), disk.path.parent().unwrap().to_str().unwrap()]);
-        world.store = home.join("store");
-        world.write_profile(&format!(
-            "[snapshot]\nstore = \"{}@127.0.0.1:{}\"\n\
-             [snapshot.ssh]\nport = {}\nidentity = \"{}\"\nknown_hosts = \"{}\"\nremote_program = \"{}\"\n\
-             [[snapshot.source]]\nname = \"docs\"\npath = \"{}\"\n",
-            account.name,
-            world.store.display(),
-            sshd.port,
-            sshd.identity.display(),
-            sshd.known_hosts.display(),
-            program.display(),
-            world.source.display(),
-        ));
-        world
-    };
-    try_many(seed(), cases(24).div_ceil(4), 3, |steps| story(&disk, steps, make, true, &program));
+    let pairs = rsyncs();
+    for (n, Rsyncs { near, far }) in pairs.iter().enumerate() {
+        // The far end's, where the account can run it.
+        let rsync = account.home.join(format!("rsync-{n}"));
+        ok("sh", &["-c", "cp \"$(command -v \"$1\")\" \"$2\"", "sh", far, rsync.to_str().unwrap()]);
+        let serve = account.home.join(format!("serve-{n}"));
+        let words = format!("exec '{}' \"$@\" --rsync '{}'", program.display(), rsync.display());
+        testkit::script(&serve, &format!("#!/bin/sh\n{words}\n"));
+        let make = |disk: &Disk| {
+            let mut world = fresh(disk);
+            // On the same disk, in a folder the account can reach.
+            let home = disk.path.join("s2");
+            for (dir, mode) in [(&home, "0711"), (&home.join("store"), "0700")] {
+                ok("install", &["-d", "-m", mode, "-o", &account.name, dir.to_str().unwrap()]);
+            }
+            ok(
+                "chmod",
+                &["0711", disk.path.to_str().unwrap(), disk.path.parent().unwrap().to_str().unwrap()],
+            );
+            world.store = home.join("store");
+            world.write_profile(&format!(
+                "[snapshot]\nstore = \"{}@127.0.0.1:{}\"\nrsync = [\"{near}\"]\n\
+                 [snapshot.ssh]\nport = {}\nidentity = \"{}\"\nknown_hosts = \"{}\"\nremote_program = \"{}\"\n\
+                 [[snapshot.source]]\nname = \"docs\"\npath = \"{}\"\n",
+                account.name,
+                world.store.display(),
+                sshd.port,
+                sshd.identity.display(),
+                sshd.known_hosts.display(),
+                serve.display(),
+                world.source.display(),
+            ));
+            world
+        };
+        let cases = cases(24).div_ceil(4).div_ceil(u32::try_from(pairs.len()).unwrap());
+        try_many(seed(), cases, 3, |steps| story(&disk, steps, make, Some(near), &program));
+    }
 }

@@ -161,6 +161,44 @@ pub fn ok(program: &str, args: &[&str]) -> String {
     String::from_utf8_lossy(&out.stdout).trim().to_owned()
 }
 
+/// The rsync of the source's machine and that of the store's.
+#[derive(Clone, Debug)]
+pub struct Rsyncs {
+    pub near: String,
+    pub far: String,
+}
+
+/// Each version of rsync that this machine's archives have, with each; those that cannot be had are named.
+pub fn rsyncs() -> Vec<Rsyncs> {
+    let place = bin("link-sync").parent().unwrap().with_file_name("rsyncs");
+    let out = Command::new(testkit::scripts().join("lab/rsyncs")).arg(&place).output().unwrap();
+    let told = String::from_utf8_lossy(&out.stderr);
+    let mut programs: Vec<String> = String::from_utf8_lossy(&out.stdout)
+        .lines()
+        .map(|line| line.split_once(' ').expect("VERSION PROGRAM").1.to_owned())
+        .collect();
+    if programs.len() < 2 || !out.status.success() {
+        eprintln!("NOT TRIED with other versions of rsync than this machine's own: {}", told.trim());
+        programs = vec!["rsync".into()];
+    }
+    eprintln!("rsync at either end: {}", programs.join(", "));
+    let pairs = programs.iter().flat_map(|n| programs.iter().map(move |f| (n.clone(), f.clone())));
+    pairs.map(|(near, far)| Rsyncs { near, far }).collect()
+}
+
+/// What a store under an ordinary account holds in `from`, given back to `to`, as rsync alone can do it.
+#[track_caller]
+pub fn give_back(rsync: &str, from: &Path, to: &Path) {
+    // Told of only one side of a local copy, rsync 3.2.7 writes into a folder with a name of random bytes. So it shall
+    // think that it reads from another machine. Without the window, it leaves a new folder's time as it is if it
+    // is of the same second.
+    let shell = "sh -c 'shift; eval \"$*\"' sh";
+    let path = format!("--rsync-path={rsync}");
+    let (from, to) = (format!("here:{}/", from.display()), format!("{}/", to.display()));
+    let options = ["-aAX", "--modify-window=-1", "--numeric-ids", "-M--fake-super"];
+    ok(rsync, &[&options[..], &["-e", shell, &path, &from, &to]].concat());
+}
+
 /// A small disk of its own, mounted; gone when dropped.
 pub struct Disk {
     pub path: PathBuf,
