@@ -268,7 +268,9 @@ impl<'h> Holder<'h> {
                 Ok(Value::Null)
             }
             Ask::Fallback => Ok(json!({"fallback": self.fallback, "warnings": self.warnings})),
-            Ask::Rehearse if self.held.is_some() => Ok(Value::Null),
+            Ask::Rehearse if self.held.is_some() || mutant::active("rights-before-the-switch") => {
+                Ok(Value::Null)
+            }
             Ask::Rehearse => hold::rehearse(&mut self.keep).map(|()| Value::Null),
             Ask::InTheWay(which) => {
                 let clients = self.clients(which)?;
