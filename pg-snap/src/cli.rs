@@ -13,7 +13,7 @@ use common::status::Report;
 
 use crate::connect::Given;
 use crate::folder::is_date;
-use crate::{ask, drain, dump, holder, list, restore, verify};
+use crate::{ask, confirm, drain, dump, holder, list, restore, verify};
 
 /// Dated, complete, private dumps of a PostgreSQL database.
 ///
@@ -462,7 +462,7 @@ impl Cli {
             Action::Confirm { named, timeout } => {
                 let profile = named.load()?;
                 let timeout = timeout.or(profile.database.drain_timeout).map_or(drain::TIMEOUT, |s| s.0);
-                drain::confirm(&profile, timeout, report)
+                confirm::confirm(&profile, timeout, report)
             }
             Action::Release { named } => drain::release(&named.load()?, report),
             Action::Status { named } => drain::status(&named.load()?, report),

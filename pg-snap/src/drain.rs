@@ -1,4 +1,4 @@
-//! `pg-snap drain`, `hold`, `confirm`, `release` and `status`: what is asked of the holder, and in which order.
+//! `pg-snap drain`, `hold`, `release` and `status`: what is asked of the holder, and in which order.
 //!
 //! A request of Nextcloud reads the configuration first, opens its session later, and writes while that is open. How much
 //! later has no bound. So nothing rests on a time: `drain` waits for every session that is there, `confirm` for every one that
@@ -46,21 +46,21 @@ pub(crate) const SETTLE: Duration = Duration::from_secs(15);
 pub(crate) const MAX: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Debug, Default, Deserialize)]
-struct InTheWay {
+pub(crate) struct InTheWay {
     clients: Vec<Client>,
     jobs: Vec<Job>,
 }
 
 /// A moment of the database.
 #[derive(Debug, Deserialize)]
-struct Present {
-    horizon: Horizon,
-    clients: Vec<Client>,
+pub(crate) struct Present {
+    pub(crate) horizon: Horizon,
+    pub(crate) clients: Vec<Client>,
     lost: u32,
 }
 
 impl InTheWay {
-    fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.clients.is_empty() && self.jobs.is_empty()
     }
 
@@ -72,7 +72,7 @@ impl InTheWay {
         format!("{}{more}", all[..all.len().min(3)].join("; "))
     }
 
-    fn tell(&self, report: &mut Report) -> Result<()> {
+    pub(crate) fn tell(&self, report: &mut Report) -> Result<()> {
         report.set("sessions", serde_json::to_value(&self.clients)?);
         report.set("jobs", serde_json::to_value(&self.jobs)?);
         Ok(())
@@ -80,7 +80,7 @@ impl InTheWay {
 }
 
 /// Why sessions cannot be told apart, if so; said as a warning.
-fn fallback(profile: &Profile, report: &mut Report) -> Result<bool> {
+pub(crate) fn fallback(profile: &Profile, report: &mut Report) -> Result<bool> {
     let answer: Value = ask(profile, &Ask::Fallback)?;
     for warning in answer["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         report.warn("database-not-compared", warning);
@@ -99,9 +99,6 @@ pub(crate) fn look(profile: &Profile, argv: &[OsString], wait: Duration, report:
     report.changed = !running(profile)?;
     start(profile, argv)?;
     let clock = Instant::now();
-    if let Some(pid) = caller() {
-        let () = ask(profile, &Ask::Serve { pid })?;
-    }
     let looked = wait_while_up(profile, clock, wait, report);
     report.set("waited_ms", millis(clock.elapsed()));
     if looked.is_err() {
@@ -113,9 +110,13 @@ pub(crate) fn look(profile: &Profile, argv: &[OsString], wait: Duration, report:
 }
 
 fn wait_while_up(profile: &Profile, clock: Instant, wait: Duration, report: &mut Report) -> Result<()> {
+    if let Some(pid) = caller() {
+        let () = ask(profile, &Ask::Serve { pid })?;
+    }
     let unseen = fallback(profile, report)?;
     report.set("settle_fallback", unseen);
     let () = ask(profile, &Ask::Pause)?;
+    let mut told = false;
     loop {
         let mut found: InTheWay = ask(profile, &Ask::InTheWay(Which::Older(LONG_MS)))?;
         if unseen {
@@ -146,7 +147,8 @@ fn wait_while_up(profile: &Profile, clock: Instant, wait: Duration, report: &mut
             .hint("a permanent worker needs [database] pause and resume; a program that only reads belongs into readers; else wait longer ([database] wait)")
             .into());
         }
-        if clock.elapsed() < SLOW_TICK {
+        if !told {
+            told = true;
             let what = locked.map_or_else(|e| e.to_string(), |()| found.show());
             common::say!("pg-snap", "waiting for {what}");
         }
@@ -218,7 +220,7 @@ pub(crate) fn drain(
 }
 
 /// Waits until these are gone, until `end` at most; who is left.
-fn wait_for(profile: &Profile, clients: &[Client], end: Instant) -> Result<InTheWay> {
+pub(crate) fn wait_for(profile: &Profile, clients: &[Client], end: Instant) -> Result<InTheWay> {
     let ids: Vec<Id> = clients.iter().map(Client::id).collect();
     let mut left = InTheWay::default();
     while !ids.is_empty() && !mutant::active("sessions-of-the-window") {
@@ -231,7 +233,7 @@ fn wait_for(profile: &Profile, clients: &[Client], end: Instant) -> Result<InThe
     Ok(left)
 }
 
-fn not_ended(left: &InTheWay, timeout: Duration) -> Fault {
+pub(crate) fn not_ended(left: &InTheWay, timeout: Duration) -> Fault {
     if let Some(fault) = activity::all_hidden(&left.clients) {
         return fault;
     }
@@ -242,76 +244,6 @@ fn not_ended(left: &InTheWay, timeout: Duration) -> Fault {
     }
     Fault::busy(format!("requests have not ended within {secs} s: {}", left.show()))
         .hint("try again later; a program that only reads belongs into [database] readers")
-}
-
-/// In maintenance, when the files have been taken: shows that nothing was written since `drain` began, so that what is held
-/// and the files are of one state. Otherwise gives back what is held.
-pub(crate) fn confirm(profile: &Profile, timeout: Duration, report: &mut Report) -> Result<()> {
-    let clock = Instant::now();
-    let record = run_of(profile, "confirm")?;
-    if !running(profile)? {
-        return Err(nothing().into());
-    }
-    let held: Option<Held> = ask(profile, &Ask::Held)?;
-    let held = held.ok_or_else(nothing)?;
-    if held.run_id != record.run_id {
-        return Err(Fault::failed("what is held is of another run: Nextcloud was up in between")
-            .hint("`pg-snap release`, and the whole run once more")
-            .into());
-    }
-    let unseen = fallback(profile, report)?;
-    report.set("settle_fallback", unseen);
-    report.set("run_id", record.run_id.as_str());
-    report.set("moved", false);
-    let shown =
-        if unseen { Ok(()) } else { nothing_written(profile, &held, clock + timeout, timeout, report) };
-    report.set("waited_ms", millis(clock.elapsed()));
-    if let Err(error) = shown {
-        // Tables shall not be locked while all of it is tried again.
-        let () = ask(profile, &Ask::GiveBack)?;
-        return Err(error);
-    }
-    let held: Option<Held> = ask(profile, &Ask::Confirm)?;
-    report.changed = held.is_some_and(|h| h.confirmed);
-    if report.changed { Ok(()) } else { Err(nothing().into()) }
-}
-
-/// Everybody who is there now may have written files meanwhile, and rows later: they are waited for, too.
-fn nothing_written(
-    profile: &Profile,
-    held: &Held,
-    end: Instant,
-    timeout: Duration,
-    report: &mut Report,
-) -> Result<()> {
-    let Some(drained) = &held.horizon else {
-        return Err(Fault::failed(
-            "what is held was not drained for this run: requests may have been at work",
-        )
-        .hint("nc-maint run PROFILE -- sh -c 'pg-snap drain PROFILE && pg-snap hold PROFILE && …'")
-        .into());
-    };
-    let moved = |horizon: &Horizon, report: &mut Report| {
-        let moved = horizon.moved_since(drained);
-        report.set("moved", moved);
-        if !moved {
-            return Ok(());
-        }
-        Err(Fault::busy(
-            "a request that had begun before the switch wrote to the database while the files were taken",
-        )
-        .hint("drain, hold and settle once more: it has ended, or is waited for then"))
-    };
-    let present: Present = ask(profile, &Ask::Present)?;
-    report.set("seen_sessions", present.clients.len());
-    moved(&present.horizon, report)?;
-    let left = wait_for(profile, &present.clients, end)?;
-    left.tell(report)?;
-    if !left.is_empty() {
-        return Err(not_ended(&left, timeout).into());
-    }
-    moved(&ask(profile, &Ask::Horizon)?, report)?;
-    Ok(())
 }
 
 /// Holds the database's state of now.
@@ -375,7 +307,7 @@ pub(crate) fn still_held(profile: &Profile, held: &Held) -> Result<()> {
     Err(Fault::failed("the held state was given back while it was dumped: the dump is void").into())
 }
 
-fn nothing() -> Fault {
+pub(crate) fn nothing() -> Fault {
     Fault::failed("the database's state is not held")
         .hint("`pg-snap hold` holds it, in maintenance; its session may have died since")
 }
@@ -426,7 +358,7 @@ pub(crate) fn status(profile: &Profile, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn run_of(profile: &Profile, action: &str) -> Result<RunRecord> {
+pub(crate) fn run_of(profile: &Profile, action: &str) -> Result<RunRecord> {
     RunRecord::load(profile)?.ok_or_else(|| {
         Fault::failed("Nextcloud is not in maintenance by nc-maint: what is written now would not stop")
             .hint(format!("nc-maint run PROFILE -- pg-snap {action} PROFILE"))
@@ -446,6 +378,6 @@ fn pause(time: Duration) -> Result<()> {
     }
 }
 
-fn millis(time: Duration) -> u64 {
+pub(crate) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -9,6 +9,7 @@ mod against;
 mod ask;
 mod catalog;
 mod cli;
+mod confirm;
 mod connect;
 mod dbhost;
 mod drain;
