@@ -2,6 +2,7 @@
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
@@ -15,6 +16,8 @@ use crate::session::Session;
 pub(crate) struct Client {
     /// Its process on the server.
     pub(crate) pid: i32,
+    /// When it was opened, by the database's clock; null if the server does not tell us.
+    since: Option<String>,
     role: Option<String>,
     application_name: Option<String>,
     /// Address; null over a local socket.
@@ -23,8 +26,15 @@ pub(crate) struct Client {
     state: Option<String>,
     /// Since it was opened.
     pub(crate) age_ms: Option<i64>,
-    /// The server does not tell us about it.
-    hidden: bool,
+    /// The server tells us no more than that it is there, and whose it is.
+    pub(crate) hidden: bool,
+}
+
+/// One session and no other, also when its number is used again.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Id {
+    pid: i32,
+    since: Option<String>,
 }
 
 /// A process of Nextcloud's own beside the web server.
@@ -39,6 +49,9 @@ impl Client {
     pub(crate) fn show(&self) -> String {
         let word =
             |text: &Option<String>| text.clone().filter(|t| !t.is_empty()).unwrap_or_else(|| "?".into());
+        if self.hidden {
+            return format!("session {} of {} (more is not shown to our role)", self.pid, word(&self.role));
+        }
         let from = self.address.clone().unwrap_or_else(|| "a local socket".into());
         let age = self.age_ms.unwrap_or(0) / 1000;
         format!(
@@ -51,7 +64,14 @@ impl Client {
     }
 
     fn allowed(&self, readers: &[String]) -> bool {
-        [&self.application_name, &self.address].into_iter().flatten().any(|name| readers.contains(name))
+        // Of a hidden one only the role is known, which is never our own.
+        let role = if self.hidden { &self.role } else { &None };
+        [&self.application_name, &self.address, role].into_iter().flatten().any(|name| readers.contains(name))
+    }
+
+    /// Which one it is.
+    pub(crate) fn id(&self) -> Id {
+        Id { pid: self.pid, since: self.since.clone() }
     }
 }
 
@@ -62,34 +82,41 @@ impl Job {
     }
 }
 
-/// The clients whose sessions began before `before` (a time of the database's clock, as [`clock`] gives it), or that are
-/// older than `age_ms`; without `ours` and the `readers`. An error if the server hides any: to count those as none would be to
-/// call a busy database quiet.
+/// Those of the clients that are meant, without `ours` and the `readers`. One that the server hides from us is always among
+/// them, whatever its age: to leave it out would be to call a busy database quiet.
 pub(crate) fn clients(
     session: &mut Session,
     ours: &[i32],
     readers: &[String],
-    before: &Before,
+    which: &Which,
 ) -> Result<Vec<Client>> {
-    let since = match before {
-        Before::Clock(time) => format!("backend_start < {}::timestamptz", literal(time)),
-        Before::Age(ms) => format!("backend_start < clock_timestamp() - interval '{ms} milliseconds'"),
+    let which = match which {
+        Which::All => "true".to_owned(),
+        Which::Older(ms) => {
+            format!(
+                "(backend_start IS NULL OR backend_start < clock_timestamp() - interval '{ms} milliseconds')"
+            )
+        }
+        Which::These(ids) if ids.is_empty() => return Ok(Vec::new()),
+        Which::These(ids) => {
+            let one = |id: &Id| format!("({}, {})", id.pid, literal(id.since.as_deref().unwrap_or_default()));
+            let ids = ids.iter().map(one).collect::<Vec<_>>().join(", ");
+            format!("(pid, coalesce(backend_start::text, '')) IN (VALUES {ids})")
+        }
     };
     let ours = ours.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     // The server's own processes at work in the database (autovacuum) have no role, and are hidden from ordinary ones;
     // every client has one, and whose it is is never hidden.
     let sql = format!(
-        "SELECT coalesce(json_agg(json_build_object('pid', pid, 'role', usename, 'application_name', application_name, \
-         'address', host(client_addr), 'state', state, 'age_ms', (extract(epoch FROM clock_timestamp() - backend_start) * 1000)::int8, \
-         'hidden', backend_type IS NULL OR (backend_type = 'client backend' AND backend_start IS NULL)) ORDER BY pid), '[]') \
+        "SELECT coalesce(json_agg(json_build_object('pid', pid, 'since', backend_start::text, 'role', usename, \
+         'application_name', application_name, 'address', host(client_addr), 'state', state, \
+         'age_ms', (extract(epoch FROM clock_timestamp() - backend_start) * 1000)::int8, \
+         'hidden', backend_type IS NULL OR backend_start IS NULL) ORDER BY pid), '[]') \
          FROM pg_stat_activity WHERE datname = current_database() AND pid NOT IN ({ours}) AND usesysid IS NOT NULL \
-         AND (backend_type IS NULL OR (backend_type = 'client backend' AND (backend_start IS NULL OR {since})))"
+         AND (backend_type IS NULL OR backend_type = 'client backend') AND {which}"
     );
     let all: Vec<Client> =
         serde_json::from_str(&session.ask(&sql)?).context("psql answered something odd")?;
-    if let Some(hidden) = all.iter().find(|c| c.hidden) {
-        return Err(no_rights(hidden.role.as_deref().unwrap_or("?")).into());
-    }
     Ok(all.into_iter().filter(|c| !c.allowed(readers)).collect())
 }
 
@@ -104,6 +131,17 @@ pub(crate) fn check_rights(session: &mut Session) -> Result<()> {
     if hidden.is_empty() { Ok(()) } else { Err(no_rights(&hidden).into()) }
 }
 
+/// The error for `clients` that were waited for in vain, if nothing is known of any of them.
+pub(crate) fn all_hidden(clients: &[Client]) -> Option<Fault> {
+    let all = clients.iter().all(|c| c.hidden);
+    clients.first().filter(|_| all).map(|c| {
+        let mut fault = no_rights(c.role.as_deref().unwrap_or("?"));
+        fault.hint =
+            fault.hint.map(|h| format!("{h}; or, if that role only reads, name it in [database] readers"));
+        fault
+    })
+}
+
 fn no_rights(role: &str) -> Fault {
     Fault::denied(format!(
         "the database role may not see the sessions of others (such as those of {role}): whether they have ended cannot be known"
@@ -114,9 +152,10 @@ fn no_rights(role: &str) -> Fault {
 /// Waits, not for long, until the server has ended the session `pid`.
 pub(crate) fn wait_for_end(session: &mut Session, pid: i32) {
     for _ in 0..200 {
+        let sql = format!("SELECT 1 FROM pg_stat_activity WHERE pid = {pid}");
         // A server that does not answer has other worries.
-        if session.ask(&format!("SELECT 1 FROM pg_stat_activity WHERE pid = {pid}")).is_ok_and(|a| a == "1") {
-            std::thread::sleep(std::time::Duration::from_millis(5));
+        if session.ask_within(&sql, Duration::from_secs(1)).is_ok_and(|a| a == "1") {
+            std::thread::sleep(Duration::from_millis(5));
         } else {
             return;
         }
@@ -126,16 +165,13 @@ pub(crate) fn wait_for_end(session: &mut Session, pid: i32) {
 /// Which sessions count.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Before {
-    /// Begun before this moment of the database's clock.
-    Clock(String),
+pub(crate) enum Which {
+    /// All that are there.
+    All,
     /// Open for longer than this, in milliseconds.
-    Age(u64),
-}
-
-/// Now, by the database's clock.
-pub(crate) fn clock(session: &mut Session) -> Result<String> {
-    session.ask("SELECT clock_timestamp()")
+    Older(u64),
+    /// Those of these that are still there.
+    These(Vec<Id>),
 }
 
 /// cron.php and occ, as far as this machine shows them. Those of another instance on this machine do not count.
@@ -190,10 +226,13 @@ mod tests {
     #[test]
     fn readers_are_known_by_name_or_address() {
         let client: Client = serde_json::from_str(
-            r#"{"pid":1,"role":"oc","application_name":"notify_push","address":"10.0.0.7","state":"idle","age_ms":1,"hidden":false}"#,
+            r#"{"pid":1,"since":"x","role":"oc","application_name":"notify_push","address":"10.0.0.7","state":"idle","age_ms":1,"hidden":false}"#,
         )
         .unwrap();
         assert!(client.allowed(&["notify_push".into()]) && client.allowed(&["10.0.0.7".into()]));
         assert!(!client.allowed(&["push".into()]));
+        assert!(!client.allowed(&["oc".into()]), "Nextcloud's own role is no reader");
+        let hidden = Client { hidden: true, ..client };
+        assert!(hidden.allowed(&["oc".into()]), "of others no more than the role is known");
     }
 }

@@ -1,18 +1,22 @@
 //! The other end of the holder's socket: finding it, starting it, asking it.
 
-use std::ffi::OsString;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::ffi::{OsStr, OsString};
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use common::fault::Fault;
 use common::lock::Lock;
-use common::places;
 use common::profile::Profile;
-use common::run::Cmd;
+use common::run::{Cmd, pidfd, pidfd_signal};
+use common::{durable, places, signals};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 
 use crate::holder::{Answer, Ask};
@@ -69,22 +73,96 @@ pub(crate) fn start(profile: &Profile, argv: &[OsString]) -> Result<()> {
         .dir(std::env::current_dir().context("cannot find the current folder")?)
         .start(Stdio::null(), Stdio::null())
         .context("cannot start the background process")?;
+    // For who has to end it: the lock file names whoever started it.
+    let noted = durable::write_soon(&path.with_extension("pid"), child.id().to_string().as_bytes(), 0o600);
     child.detach();
-    Ok(())
+    noted?;
+    // From here on it is the one that listens.
+    drop((listener, lock));
+    ask(profile, &Ask::Ready)
 }
 
-/// Asks; [`common::fault::Kind::Failed`] if there is nobody.
+/// Asks; [`common::fault::Kind::Failed`] if there is nobody, and [`common::fault::Kind::Unavailable`] if it says nothing.
 pub(crate) fn ask<T: DeserializeOwned>(profile: &Profile, question: &Ask) -> Result<T> {
     let lost = || Fault::failed("the background process that holds the database is gone");
     let stream = connect(&socket(profile)?).map_err(|e| anyhow::Error::from(e).context(lost()))?;
     writeln!(&stream, "{}", serde_json::to_string(question)?)
         .map_err(|e| anyhow::Error::from(e).context(lost()))?;
-    let mut line = String::new();
-    BufReader::new(&stream).read_line(&mut line).map_err(|e| anyhow::Error::from(e).context(lost()))?;
-    match serde_json::from_str(&line).map_err(|e| anyhow::Error::from(e).context(lost()))? {
+    let line = answer(&stream, question, question.patience(profile))?;
+    match serde_json::from_slice(&line).map_err(|e| anyhow::Error::from(e).context(lost()))? {
         Answer::Ok(value) => {
             serde_json::from_value(value).context("the background process said something odd")
         }
         Answer::Err(code, described) => Err(Fault::relay(code, described).into()),
     }
+}
+
+/// Reads up to the end, which comes with the answer: not for ever, and not when we are asked to stop, unless it is to clean up.
+fn answer(mut stream: &UnixStream, question: &Ask, patience: Duration) -> Result<Vec<u8>> {
+    let deadline = Instant::now() + patience;
+    let heed = signals::caught().is_none() && !matches!(question, Ask::Release);
+    let mut line = Vec::new();
+    loop {
+        if heed {
+            signals::check()?;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut fds = vec![PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+        fds.extend(signals::fd().filter(|_| heed).map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO)) {
+            Ok(0) => {
+                let secs = patience.as_secs();
+                return Err(Fault::unavailable(format!(
+                    "the background process that holds the database has not answered for {secs} s"
+                ))
+                .hint("`pg-snap release` ends it")
+                .into());
+            }
+            Ok(_) if !fds[0].any().unwrap_or(true) => continue,
+            Ok(_) => {}
+            Err(nix::errno::Errno::EINTR) => continue,
+            Err(e) => return Err(e).context("cannot wait for the background process"),
+        }
+        let mut buffer = [0; 16384];
+        match stream.read(&mut buffer).context("cannot read from the background process")? {
+            0 => return Ok(line),
+            n => line.extend_from_slice(&buffer[..n]),
+        }
+    }
+}
+
+/// Ends a holder that does not answer. Its sessions end with it.
+pub(crate) fn end_by_force(profile: &Profile) -> Result<()> {
+    let path = socket(profile)?;
+    let text = std::fs::read_to_string(path.with_extension("pid")).context("its number is not known")?;
+    let pid: u32 = text.trim().parse().context("its number is not known")?;
+    // First held, then looked at: a number may have become that of another process.
+    let process = pidfd(pid)?;
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).context("it is gone")?;
+    let mut words = line.split(|b| *b == 0);
+    let program = words.next().map(|w| PathBuf::from(OsStr::from_bytes(w)));
+    let ours = program == std::env::current_exe().ok() && words.next() == Some(b"holder");
+    ensure!(ours, "process {pid} is another one");
+    pidfd_signal(&process, Signal::SIGKILL);
+    let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+    let gone = poll(&mut fds, PollTimeout::from(5_000u16)).context("cannot wait for its end")?;
+    ensure!(gone > 0, "process {pid} is stuck in the kernel");
+    common::say!("pg-snap", "the background process did not answer, and was ended");
+    std::fs::remove_file(&path).ok();
+    Ok(())
+}
+
+/// Who started us, beyond sudo: the run that this is a part of. None if it is gone.
+pub(crate) fn caller() -> Option<u32> {
+    let mut pid = u32::try_from(nix::unistd::getppid().as_raw()).ok()?;
+    // sudo has a process of its own for the terminal, too.
+    for _ in 0..4 {
+        if std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end() != "sudo" {
+            break;
+        }
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name in parentheses may hold anything.
+        pid = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+    }
+    (pid > 1).then_some(pid)
 }

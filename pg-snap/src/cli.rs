@@ -13,7 +13,7 @@ use common::status::Report;
 
 use crate::connect::Given;
 use crate::folder::is_date;
-use crate::{ask, drain, dump, holder, list, restore, verify};
+use crate::{ask, confirm, drain, dump, holder, list, restore, verify};
 
 /// Dated, complete, private dumps of a PostgreSQL database.
 ///
@@ -34,7 +34,8 @@ Examples:
   pg-snap dump home                    the database of profile 'home'
   pg-snap list home
   pg-snap prune home --keep 3
-  nc-maint run home -- sh -c 'pg-snap drain home && pg-snap hold home'
+  nc-maint run home -- sh -c 'pg-snap drain home && pg-snap hold home &&
+      pg-snap confirm home'             with the files taken before confirm
   pg-snap dump home --held && pg-snap release home
   pg-snap restore home --database nextcloud --yes --admin-user postgres \\
       --admin-host /run/postgresql
@@ -142,9 +143,11 @@ enum Action {
     /// a request from before the switch. Not in time: exit code 75, and data says
     /// who; end maintenance then. With --look, before the switch: find what would
     /// not end (cron, workers, long uploads), wait for it while Nextcloud is up,
-    /// pause the workers ([database] pause), and leave sessions open in a background
-    /// process, so that the rest takes milliseconds. data: waited_ms, drain_ms
-    /// (beyond the 250 ms in which a request may still connect), sessions, jobs,
+    /// try whether the state could be held, pause the workers ([database] pause),
+    /// and leave sessions open in a background process, so that the rest takes
+    /// milliseconds; it ends with the one who looked. A standby is refused, and a
+    /// database that is not the one Nextcloud uses. data: waited_ms, drain_ms
+    /// (beyond a moment for those that are about to connect), sessions, jobs,
     /// seen_sessions, settle_fallback, run_id.
     Drain {
         #[command(flatten)]
@@ -180,6 +183,21 @@ enum Action {
         /// How long at most, like 6h. Default 24h.
         #[arg(long, value_name = "TIME")]
         max: Option<Span>,
+    },
+    /// Show that what is held and the files are of one state, in maintenance.
+    ///
+    /// After the files were taken: nothing may have been written to the database
+    /// since `drain` began, and whoever came since must have ended. A request that
+    /// began before the switch and connected late is found by that: exit code 75,
+    /// what is held is given back, and drain, hold and the files come once more.
+    /// Only what is confirmed is dumped. data: moved (something was written),
+    /// waited_ms, seen_sessions, sessions, jobs, settle_fallback, run_id.
+    Confirm {
+        #[command(flatten)]
+        named: Named,
+        /// How long others may take to end. Default 30s ([database] drain_timeout).
+        #[arg(long, value_name = "TIME")]
+        timeout: Option<Span>,
     },
     /// Give back what is held, close the sessions, resume the workers. Never busy.
     Release {
@@ -401,6 +419,7 @@ impl Cli {
             Action::Dump { place, .. } => ("dump", &place.named),
             Action::Drain { named, .. } => ("drain", named),
             Action::Hold { named, .. } => ("hold", named),
+            Action::Confirm { named, .. } => ("confirm", named),
             Action::Release { named } => ("release", named),
             Action::Status { named } => ("status", named),
             Action::List { place } => ("list", &place.named),
@@ -439,6 +458,11 @@ impl Cli {
             Action::Hold { named, connection, name, max } => {
                 let argv = connection.argv(&named, name.as_deref());
                 drain::hold(&named.load()?, &argv, max.map_or(drain::MAX, |s| s.0), report)
+            }
+            Action::Confirm { named, timeout } => {
+                let profile = named.load()?;
+                let timeout = timeout.or(profile.database.drain_timeout).map_or(drain::TIMEOUT, |s| s.0);
+                confirm::confirm(&profile, timeout, report)
             }
             Action::Release { named } => drain::release(&named.load()?, report),
             Action::Status { named } => drain::status(&named.load()?, report),

@@ -1,13 +1,16 @@
 //! `pg-snap drain`, `hold`, `release` and `status`: what is asked of the holder, and in which order.
 //!
-//! A request of Nextcloud reads the configuration first and opens its session later. So the sessions that must end are all that began
-//! until [`GAP`] after the switch was proven, by the database's own clock.
+//! A request of Nextcloud reads the configuration first, opens its session later, and writes while that is open. How much
+//! later has no bound. So nothing rests on a time: `drain` waits for every session that is there, `confirm` for every one that
+//! came since, and then nothing may have been written in between (docs/consistency.md has the argument).
 
 use std::ffi::OsString;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use common::fault::Fault;
+use common::fault::{Fault, Kind, kind_of};
+use common::mutant;
 use common::profile::Profile;
 use common::record::RunRecord;
 use common::signals;
@@ -15,14 +18,21 @@ use common::status::Report;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::activity::{Before, Client, Job};
-use crate::ask::{ask, running, start};
+use crate::activity::{self, Client, Id, Job, Which};
+use crate::ask::{ask, caller, end_by_force, running, start};
 use crate::hold::Held;
 use crate::holder::Ask;
+use crate::horizon::Horizon;
 use crate::pause::Pause;
 
-/// Between reading the configuration and opening the connection up to 76 ms were seen on an idle machine.
-const GAP: Duration = Duration::from_millis(250);
+/// Between the proven switch and the drain: most requests that had read the configuration have connected by then. Only a
+/// courtesy, as what comes later costs a second try; with each lost one the next waits twice as long.
+const GAP: Duration = Duration::from_millis(50);
+const LONGEST_GAP: Duration = Duration::from_millis(1600);
+/// The same where nothing else can be had: between reading the configuration and connecting, 217 ms have been seen.
+const BLIND_GAP: Duration = Duration::from_millis(250);
+/// How often a dump says that it is there.
+const HEARTBEAT: Duration = Duration::from_secs(60);
 /// How often it is looked again, in maintenance and before it.
 const TICK: Duration = Duration::from_millis(10);
 const SLOW_TICK: Duration = Duration::from_millis(500);
@@ -36,13 +46,21 @@ pub(crate) const SETTLE: Duration = Duration::from_secs(15);
 pub(crate) const MAX: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Debug, Default, Deserialize)]
-struct InTheWay {
+pub(crate) struct InTheWay {
     clients: Vec<Client>,
     jobs: Vec<Job>,
 }
 
+/// A moment of the database.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Present {
+    pub(crate) horizon: Horizon,
+    pub(crate) clients: Vec<Client>,
+    lost: u32,
+}
+
 impl InTheWay {
-    fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.clients.is_empty() && self.jobs.is_empty()
     }
 
@@ -54,7 +72,7 @@ impl InTheWay {
         format!("{}{more}", all[..all.len().min(3)].join("; "))
     }
 
-    fn tell(&self, report: &mut Report) -> Result<()> {
+    pub(crate) fn tell(&self, report: &mut Report) -> Result<()> {
         report.set("sessions", serde_json::to_value(&self.clients)?);
         report.set("jobs", serde_json::to_value(&self.jobs)?);
         Ok(())
@@ -62,8 +80,11 @@ impl InTheWay {
 }
 
 /// Why sessions cannot be told apart, if so; said as a warning.
-fn fallback(profile: &Profile, report: &mut Report) -> Result<bool> {
+pub(crate) fn fallback(profile: &Profile, report: &mut Report) -> Result<bool> {
     let answer: Value = ask(profile, &Ask::Fallback)?;
+    for warning in answer["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        report.warn("database-not-compared", warning);
+    }
     let Some(why) = answer["fallback"].as_str() else { return Ok(false) };
     report.warn(
         "no-drain-proof",
@@ -72,7 +93,8 @@ fn fallback(profile: &Profile, report: &mut Report) -> Result<bool> {
     Ok(true)
 }
 
-/// Before the switch: waits, for `wait` at most, for what would not drain, and leaves the sessions open for what comes.
+/// Before the switch: waits, for `wait` at most, for what would not drain, and leaves the sessions open for what comes: for as
+/// long as the one lives who asks.
 pub(crate) fn look(profile: &Profile, argv: &[OsString], wait: Duration, report: &mut Report) -> Result<()> {
     report.changed = !running(profile)?;
     start(profile, argv)?;
@@ -88,19 +110,35 @@ pub(crate) fn look(profile: &Profile, argv: &[OsString], wait: Duration, report:
 }
 
 fn wait_while_up(profile: &Profile, clock: Instant, wait: Duration, report: &mut Report) -> Result<()> {
+    if let Some(pid) = caller() {
+        let () = ask(profile, &Ask::Serve { pid })?;
+    }
     let unseen = fallback(profile, report)?;
     report.set("settle_fallback", unseen);
     let () = ask(profile, &Ask::Pause)?;
+    let mut told = false;
     loop {
-        let mut found: InTheWay = ask(profile, &Ask::InTheWay(Before::Age(LONG_MS)))?;
+        let mut found: InTheWay = ask(profile, &Ask::InTheWay(Which::Older(LONG_MS)))?;
         if unseen {
             found.clients.clear();
         }
+        // What would end the night in maintenance ends it here; a table that is locked may be free in a moment.
+        let locked: Result<()> = ask(profile, &Ask::Rehearse);
         found.tell(report)?;
-        if found.is_empty() {
-            return Ok(());
+        match &locked {
+            Ok(()) if !found.is_empty() => {}
+            Err(e) if kind_of(e) == Kind::Busy => {}
+            _ => return locked,
         }
         if clock.elapsed() >= wait {
+            if found.is_empty() {
+                return locked;
+            }
+            if found.jobs.is_empty()
+                && let Some(fault) = activity::all_hidden(&found.clients)
+            {
+                return Err(fault.into());
+            }
             return Err(Fault::busy(format!(
                 "still at work after {} s, so Nextcloud was not switched off for it: {}",
                 wait.as_secs(),
@@ -109,8 +147,10 @@ fn wait_while_up(profile: &Profile, clock: Instant, wait: Duration, report: &mut
             .hint("a permanent worker needs [database] pause and resume; a program that only reads belongs into readers; else wait longer ([database] wait)")
             .into());
         }
-        if clock.elapsed() < SLOW_TICK {
-            common::say!("pg-snap", "waiting for {}", found.show());
+        if !told {
+            told = true;
+            let what = locked.map_or_else(|e| e.to_string(), |()| found.show());
+            common::say!("pg-snap", "waiting for {what}");
         }
         pause(SLOW_TICK)?;
     }
@@ -132,10 +172,13 @@ pub(crate) fn drain(
     let () = ask(profile, &Ask::Pause)?;
     let unseen = fallback(profile, report)?;
     report.set("settle_fallback", unseen);
+    let lost = if unseen { 0 } else { ask::<Present>(profile, &Ask::Present)?.lost };
     // A clock that was set back in between must not shorten the gap.
     let since: jiff::Timestamp = record.since.parse()?;
     let passed = Duration::try_from(jiff::Timestamp::now().duration_since(since)).unwrap_or(Duration::ZERO);
-    pause(GAP.saturating_sub(passed))?;
+    let courtesy =
+        if lost == 0 { GAP.saturating_sub(passed) } else { LONGEST_GAP.min(GAP * 2u32.pow(lost.min(9))) };
+    pause(if unseen { BLIND_GAP.saturating_sub(passed) } else { courtesy })?;
     let gap = clock.elapsed();
     if unseen {
         pause(settle)?;
@@ -143,30 +186,64 @@ pub(crate) fn drain(
         report.set("drain_ms", millis(clock.elapsed() - gap));
         return Ok(());
     }
-    let before = Before::Clock(ask(profile, &Ask::Clock)?);
-    let mut most = 0;
-    loop {
-        let found: InTheWay = ask(profile, &Ask::InTheWay(before.clone()))?;
-        most = most.max(found.clients.len());
-        if found.is_empty() || clock.elapsed() >= timeout {
-            found.tell(report)?;
-            report.set("seen_sessions", most);
-            report.set("waited_ms", millis(clock.elapsed()));
-            report.set("drain_ms", millis(clock.elapsed() - gap));
-            return if found.is_empty() {
-                Ok(())
-            } else {
-                Err(Fault::busy(format!(
-                    "requests have not ended within {} s: {}",
-                    timeout.as_secs_f32(),
-                    found.show()
-                ))
-                .hint("try again later; a program that only reads belongs into [database] readers")
-                .into())
-            };
+    let end = clock + timeout;
+    let mut seen = 0;
+    let drained = loop {
+        let present: Present = ask(profile, &Ask::Present)?;
+        seen = seen.max(present.clients.len());
+        let left = wait_for(profile, &present.clients, end)?;
+        if !left.clients.is_empty() {
+            break Err(left);
+        }
+        let now: Horizon = ask(profile, &Ask::Horizon)?;
+        if !now.moved_since(&present.horizon) {
+            break Ok(present.horizon);
+        }
+        // Those that ended have written: begin anew, where nothing is written any more.
+        if Instant::now() >= end {
+            break Err(left);
+        }
+    };
+    report.set("seen_sessions", seen);
+    report.set("waited_ms", millis(clock.elapsed()));
+    report.set("drain_ms", millis(clock.elapsed() - gap));
+    match drained {
+        Ok(horizon) => {
+            InTheWay::default().tell(report)?;
+            ask(profile, &Ask::Drained { run_id: record.run_id, horizon })
+        }
+        Err(left) => {
+            left.tell(report)?;
+            Err(not_ended(&left, timeout).into())
+        }
+    }
+}
+
+/// Waits until these are gone, until `end` at most; who is left.
+pub(crate) fn wait_for(profile: &Profile, clients: &[Client], end: Instant) -> Result<InTheWay> {
+    let ids: Vec<Id> = clients.iter().map(Client::id).collect();
+    let mut left = InTheWay::default();
+    while !ids.is_empty() && !mutant::active("sessions-of-the-window") {
+        left = ask(profile, &Ask::InTheWay(Which::These(ids.clone())))?;
+        if left.is_empty() || Instant::now() >= end {
+            break;
         }
         pause(TICK)?;
     }
+    Ok(left)
+}
+
+pub(crate) fn not_ended(left: &InTheWay, timeout: Duration) -> Fault {
+    if let Some(fault) = activity::all_hidden(&left.clients) {
+        return fault;
+    }
+    let secs = timeout.as_secs_f32();
+    if left.is_empty() {
+        return Fault::busy(format!("something has gone on writing to the database for {secs} s"))
+            .hint("not a request: a job on the server, or (before PostgreSQL 15, which cannot tell) another database of it");
+    }
+    Fault::busy(format!("requests have not ended within {secs} s: {}", left.show()))
+        .hint("try again later; a program that only reads belongs into [database] readers")
 }
 
 /// Holds the database's state of now.
@@ -187,6 +264,22 @@ fn tell(held: &Held, report: &mut Report) {
     report.set("hold_ms", held.hold_ms);
 }
 
+/// Keeps the holder from believing that nobody is there any more, while `work` takes its time.
+pub(crate) fn in_use<T>(profile: &Profile, work: impl FnOnce() -> T) -> T {
+    let (done, wait) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            while wait.recv_timeout(HEARTBEAT) == Err(mpsc::RecvTimeoutError::Timeout) {
+                // Whether it is still held is looked at in the end.
+                ask::<Value>(profile, &Ask::Held).ok();
+            }
+        });
+        let result = work();
+        drop(done);
+        result
+    })
+}
+
 /// What is held, for a dump; an error if nothing is, or no longer. Paused workers go on: maintenance is over.
 pub(crate) fn held(profile: &Profile) -> Result<Held> {
     if !running(profile)? {
@@ -194,7 +287,15 @@ pub(crate) fn held(profile: &Profile) -> Result<Held> {
     }
     let _resumed: bool = ask(profile, &Ask::Resume)?;
     let held: Option<Held> = ask(profile, &Ask::Held)?;
-    held.ok_or_else(|| nothing().into())
+    let held = held.ok_or_else(nothing)?;
+    if !held.confirmed && !mutant::active("dump-only-confirmed") {
+        return Err(Fault::failed(
+            "it is not shown that nothing was written while the database's state was held",
+        )
+        .hint("`pg-snap confirm` shows it, in maintenance, when the files have been taken")
+        .into());
+    }
+    Ok(held)
 }
 
 /// Still the same: what was dumped of it since is of one state.
@@ -206,7 +307,7 @@ pub(crate) fn still_held(profile: &Profile, held: &Held) -> Result<()> {
     Err(Fault::failed("the held state was given back while it was dumped: the dump is void").into())
 }
 
-fn nothing() -> Fault {
+pub(crate) fn nothing() -> Fault {
     Fault::failed("the database's state is not held")
         .hint("`pg-snap hold` holds it, in maintenance; its session may have died since")
 }
@@ -215,11 +316,11 @@ fn nothing() -> Fault {
 pub(crate) fn release(profile: &Profile, report: &mut Report) -> Result<()> {
     if running(profile)? {
         let told: Result<Value> = ask(profile, &Ask::Release);
-        // One that ended by itself in this moment has done the same.
+        // One that ended by itself in this moment has done the same; one that hangs is ended.
         if let Err(e) = told
             && running(profile)?
         {
-            return Err(e);
+            end_by_force(profile).map_err(|_| e)?;
         }
         report.changed = true;
     }
@@ -249,7 +350,7 @@ pub(crate) fn status(profile: &Profile, report: &mut Report) -> Result<()> {
             None => common::say!("pg-snap", "connected, nothing is held"),
         }
         report.set("held", held);
-        let found: InTheWay = ask(profile, &Ask::InTheWay(Before::Age(LONG_MS)))?;
+        let found: InTheWay = ask(profile, &Ask::InTheWay(Which::Older(LONG_MS)))?;
         found.tell(report)?;
     } else {
         common::say!("pg-snap", "nothing is held");
@@ -257,7 +358,7 @@ pub(crate) fn status(profile: &Profile, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn run_of(profile: &Profile, action: &str) -> Result<RunRecord> {
+pub(crate) fn run_of(profile: &Profile, action: &str) -> Result<RunRecord> {
     RunRecord::load(profile)?.ok_or_else(|| {
         Fault::failed("Nextcloud is not in maintenance by nc-maint: what is written now would not stop")
             .hint(format!("nc-maint run PROFILE -- pg-snap {action} PROFILE"))
@@ -277,6 +378,6 @@ fn pause(time: Duration) -> Result<()> {
     }
 }
 
-fn millis(time: Duration) -> u64 {
+pub(crate) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -149,9 +149,11 @@ impl<'w> Work<'w> {
             snapshot: self.held.as_ref().map(|h| h.snapshot.as_str()),
             tables: self.catalog.tables.len(),
         };
-        pg_dump::run(&job, self.lock, report)?;
         if let Some(held) = &self.held {
+            drain::in_use(self.profile, || pg_dump::run(&job, self.lock, report))?;
             drain::still_held(self.profile, held)?;
+        } else {
+            pg_dump::run(&job, self.lock, report)?;
         }
         let duration_ms = u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX);
         let run_id = self.confirm_run(run_id, report)?;

@@ -9,6 +9,7 @@ use anyhow::Result;
 use common::fault::{Fault, Kind};
 use serde::{Deserialize, Serialize};
 
+use crate::horizon::Horizon;
 use crate::psql::identifier;
 use crate::session::{self, Session};
 
@@ -31,6 +32,10 @@ pub(crate) struct Held {
     pub(crate) tables: usize,
     /// What it took.
     pub(crate) hold_ms: u64,
+    /// When the drain before it began: nothing may have been written since. None: not drained, or it cannot be known.
+    pub(crate) horizon: Option<Horizon>,
+    /// It is shown that nothing was written from the drain until the files were taken.
+    pub(crate) confirmed: bool,
 }
 
 /// What pg_dump reads and locks.
@@ -39,7 +44,7 @@ const TABLES: &str = "SELECT coalesce(json_agg(json_build_array(n.nspname, c.rel
      AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
 
 /// Holds the state of now.
-pub(crate) fn take(session: &mut Session, run_id: &str) -> Result<Held> {
+pub(crate) fn take(session: &mut Session, run_id: &str, horizon: Option<Horizon>) -> Result<Held> {
     let clock = Instant::now();
     let mut last = anyhow::anyhow!("a table was made in between, {TRIES} times");
     for _ in 0..TRIES {
@@ -51,6 +56,8 @@ pub(crate) fn take(session: &mut Session, run_id: &str) -> Result<Held> {
                     since: common::status::now(),
                     tables,
                     hold_ms: u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX),
+                    horizon,
+                    confirmed: false,
                 });
             }
             Ok(None) => {}
@@ -99,7 +106,25 @@ pub(crate) fn alive(session: &mut Session) -> Result<()> {
     }
 }
 
-fn give_back(session: &mut Session) {
+/// Holds for a moment, while Nextcloud is up, and looks at what a dump needs besides: what the role may not do is found before
+/// Nextcloud is switched off for it.
+pub(crate) fn rehearse(session: &mut Session) -> Result<()> {
+    take(session, "", None)?;
+    let unreadable = session.ask(
+        "SELECT coalesce(min(format('%I.%I', n.nspname, c.relname)), '') FROM pg_class c \
+         JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relpersistence <> 't' \
+         AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
+         AND CASE WHEN c.relkind = 'S' THEN NOT has_sequence_privilege(c.oid, 'SELECT') END",
+    );
+    give_back(session);
+    match unreadable?.as_str() {
+        "" => Ok(()),
+        name => Err(may_not_read(&format!("the role may not read every sequence (not {name})")).into()),
+    }
+}
+
+/// Gives back what is held.
+pub(crate) fn give_back(session: &mut Session) {
     // A session that died has given back all.
     session.ask("ROLLBACK").ok();
 }
@@ -120,10 +145,11 @@ fn explain(error: anyhow::Error, who: &str) -> anyhow::Error {
             Fault::busy(format!("tables are locked against readers: {who}"))
                 .hint("an upgrade, a repair or VACUUM FULL is at work: wait until it has ended"),
         ),
-        Kind::Denied => error.context(
-            Fault::denied("the role may not read every table")
-                .hint("GRANT pg_read_all_data TO role, or connect as the owner"),
-        ),
+        Kind::Denied => error.context(may_not_read("the role may not read every table")),
         _ => error,
     }
+}
+
+fn may_not_read(what: &str) -> Fault {
+    Fault::denied(what).hint("GRANT pg_read_all_data TO role, or connect as the owner")
 }

@@ -1,17 +1,19 @@
 //! The background process that keeps the database's sessions open, so that in maintenance nothing has to be started.
 //!
 //! It holds no descriptor of its caller, runs in a session of its own, and answers on a socket in the runtime folder, one
-//! question a connection. It ends by itself: when released, when its time is over, on a signal, and when a session of it
-//! dies; then the background workers are resumed and the sessions closed. Killed, its psql die with it.
+//! question a connection. It ends by itself: when released, when the run that it serves is gone, when nobody has asked it
+//! anything for [`IDLE`], when its time is over, on a signal, and when a session of it dies; then the background workers are
+//! resumed and the sessions closed. Killed, its psql die with it.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use common::fault::{Fault, kind_of};
+use common::mutant;
 use common::profile::Profile;
 use common::signals;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -19,27 +21,42 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::activity::{self, Before};
+use crate::activity::{self, Client, Which};
 use crate::connect::{self, Given};
 use crate::hold::{self, Held};
+use crate::horizon::Horizon;
 use crate::pause::Pause;
 use crate::programs::Program;
 use crate::psql::Psql;
+use crate::same;
 use crate::session::Session;
 
 /// How often it is looked whether the sessions are still there.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 
+/// Without a question for so long, nobody is there any more. (A dump asks all the time.)
+const IDLE: Duration = Duration::from_secs(3600);
+
 /// What is asked.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Ask {
-    /// Whether sessions can be told apart: `{"fallback": reason or null}`.
+    /// Whether its sessions are open.
+    Ready,
+    /// From now on it serves the run of this process, and ends with it.
+    Serve { pid: u32 },
+    /// Whether sessions can be told apart, and what else is to be said: `{"fallback": reason or null, "warnings": []}`.
     Fallback,
+    /// Whether a state could be held.
+    Rehearse,
     /// Who is at work: `{"clients": [], "jobs": []}`.
-    InTheWay(Before),
-    /// The database's clock.
-    Clock,
+    InTheWay(Which),
+    /// Where the database is, and then who is there: `{"horizon", "clients": [], "lost": times a state was given back}`.
+    Present,
+    /// Where the database is.
+    Horizon,
+    /// Drained for a run: what was there at this horizon has ended.
+    Drained { run_id: String, horizon: Horizon },
     /// Pauses the background workers.
     Pause,
     /// Resumes them.
@@ -48,8 +65,27 @@ pub(crate) enum Ask {
     Hold { run_id: String, max_ms: u64 },
     /// What is held, or null; an error if it was lost.
     Held,
+    /// Nothing was written until now: what is held may be dumped.
+    Confirm,
+    /// Something was: gives back what is held, and stays.
+    GiveBack,
     /// The end.
     Release,
+}
+
+impl Ask {
+    /// The longest that an answer may take, with the session's own patience in it.
+    pub(crate) fn patience(&self, profile: &Profile) -> Duration {
+        let commands = !profile.database.resume.is_empty();
+        Duration::from_secs(match self {
+            // Nextcloud is asked, and connections are made.
+            Ask::Ready => 240,
+            // Commands of the profile run.
+            Ask::Pause | Ask::Resume | Ask::Release if commands => 300,
+            Ask::Release => 20,
+            _ => 40,
+        })
+    }
 }
 
 /// The answer: a value, or an exit code and the error as the status object has it.
@@ -68,7 +104,14 @@ struct Holder<'h> {
     /// For the held state.
     keep: Session,
     held: Option<Held>,
+    /// The run that was drained for, and since when nothing may have been written.
+    drained: Option<(String, Horizon)>,
+    lost: u32,
     fallback: Option<String>,
+    warnings: Vec<String>,
+    /// The run that it serves.
+    serves: Option<OwnedFd>,
+    asked: Instant,
     end: Instant,
 }
 
@@ -121,16 +164,31 @@ impl<'h> Holder<'h> {
         let database = database.context("a database is named")?;
         let psql = Psql::new(Program::find("psql", &profile.database.psql, None), &server)?;
         let mut watch = Session::open(&psql, &database)?;
+        same::refuse_standby(&mut watch)?;
         activity::check_rights(&mut watch)?;
+        let compared = same::compare(profile, given, &server, &database, &mut watch)?;
         let keep = Session::open(&psql, &database)?;
         let fallback = if watch.pooled || keep.pooled {
             Some("a connection pooler stands before the database".to_owned())
-        } else if server.persistent {
+        } else if server.persistent || compared.persistent {
             Some("Nextcloud keeps its database sessions (dbpersistent)".to_owned())
         } else {
             None
         };
-        Ok(Holder { profile, pause, watch, keep, held: None, fallback, end: Instant::now() + max })
+        Ok(Holder {
+            profile,
+            pause,
+            watch,
+            keep,
+            held: None,
+            drained: None,
+            lost: 0,
+            fallback,
+            warnings: compared.unknown.iter().map(|why| same::warning(why)).collect(),
+            serves: None,
+            asked: Instant::now(),
+            end: Instant::now() + max,
+        })
     }
 
     fn work(mut self, listener: &UnixListener, closing: impl FnOnce()) -> Result<()> {
@@ -152,6 +210,7 @@ impl<'h> Holder<'h> {
     fn serve(&mut self, listener: &UnixListener) -> Result<Option<UnixStream>> {
         while let Some(stream) = self.next(listener)? {
             let Ok(ask) = question(&stream) else { continue };
+            self.asked = Instant::now();
             if matches!(ask, Ask::Release) {
                 return Ok(Some(stream));
             }
@@ -164,13 +223,17 @@ impl<'h> Holder<'h> {
     /// The next one who asks; `None` when it is time to end.
     fn next(&mut self, listener: &UnixListener) -> Result<Option<UnixStream>> {
         loop {
-            let left = self.end.saturating_duration_since(Instant::now());
+            let end = self.end.min(self.asked + IDLE);
+            let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() || signals::caught().is_some() {
                 return Ok(None);
             }
             let sessions = [borrow(self.watch.ended()), borrow(self.keep.ended())];
             let mut fds: Vec<BorrowedFd> = vec![listener.as_fd()];
             fds.extend(sessions);
+            fds.extend(
+                self.serves.as_ref().filter(|_| !mutant::active("ends-with-its-run")).map(AsFd::as_fd),
+            );
             fds.extend(signals::fd());
             let mut fds: Vec<PollFd> = fds.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
             match poll(&mut fds, PollTimeout::try_from(left.min(HEARTBEAT)).unwrap_or(PollTimeout::MAX)) {
@@ -185,8 +248,8 @@ impl<'h> Holder<'h> {
                 Err(e) => return Err(e).context("cannot wait"),
             }
             let ready = |n: usize| fds.get(n).is_some_and(|f| f.any().unwrap_or(false));
-            if ready(1) || ready(2) || ready(3) {
-                // A session that died takes what it held with it.
+            if (1..=4).any(ready) {
+                // A session that died takes what it held with it; a run that died needs nothing any more.
                 return Ok(None);
             }
             if ready(0) {
@@ -197,21 +260,39 @@ impl<'h> Holder<'h> {
 
     fn answer(&mut self, ask: &Ask) -> Result<Value> {
         match ask {
-            Ask::Fallback => Ok(json!({"fallback": self.fallback})),
-            Ask::InTheWay(before) => {
-                let ours = [self.watch.backend, self.keep.backend];
-                let clients =
-                    activity::clients(&mut self.watch, &ours, &self.profile.database.readers, before)?;
-                let jobs = match before {
-                    Before::Age(_) => {
+            Ask::Ready => Ok(Value::Null),
+            Ask::Serve { pid } => {
+                // One that has ended meanwhile would be taken for another later.
+                self.serves = Some(common::run::pidfd(*pid)?);
+                self.lost = 0;
+                Ok(Value::Null)
+            }
+            Ask::Fallback => Ok(json!({"fallback": self.fallback, "warnings": self.warnings})),
+            Ask::Rehearse if self.held.is_some() || mutant::active("rights-before-the-switch") => {
+                Ok(Value::Null)
+            }
+            Ask::Rehearse => hold::rehearse(&mut self.keep).map(|()| Value::Null),
+            Ask::InTheWay(which) => {
+                let clients = self.clients(which)?;
+                let jobs = match which {
+                    Which::Older(_) => {
                         activity::jobs(self.profile.nextcloud.as_ref().map(|n| n.root.as_path()))
                     }
                     // Their sessions tell.
-                    Before::Clock(_) => Vec::new(),
+                    Which::All | Which::These(_) => Vec::new(),
                 };
                 Ok(json!({"clients": clients, "jobs": jobs}))
             }
-            Ask::Clock => Ok(activity::clock(&mut self.watch)?.into()),
+            Ask::Present => {
+                // In this order: what is not among the clients has written nothing until the horizon.
+                let horizon = Horizon::now(&mut self.watch)?;
+                Ok(json!({"horizon": horizon, "clients": self.clients(&Which::All)?, "lost": self.lost}))
+            }
+            Ask::Horizon => Ok(serde_json::to_value(Horizon::now(&mut self.watch)?)?),
+            Ask::Drained { run_id, horizon } => {
+                self.drained = Some((run_id.clone(), horizon.clone()));
+                Ok(Value::Null)
+            }
             Ask::Pause => self.pause.pause().map(|()| Value::Null),
             Ask::Resume => self.pause.resume().map(Value::from),
             Ask::Hold { run_id, max_ms } => {
@@ -223,7 +304,9 @@ impl<'h> Holder<'h> {
                     .hint("`pg-snap release` gives it back")
                     .into());
                 }
-                let held = hold::take(&mut self.keep, run_id)?;
+                let horizon =
+                    self.drained.take().filter(|(run, _)| run == run_id).map(|(_, horizon)| horizon);
+                let held = hold::take(&mut self.keep, run_id, horizon)?;
                 self.end = Instant::now() + Duration::from_millis(*max_ms);
                 let told = serde_json::to_value(&held)?;
                 self.held = Some(held);
@@ -235,8 +318,26 @@ impl<'h> Holder<'h> {
                 }
                 Ok(serde_json::to_value(&self.held)?)
             }
+            Ask::Confirm => {
+                if let Some(held) = &mut self.held {
+                    hold::alive(&mut self.keep)?;
+                    held.confirmed = true;
+                }
+                Ok(serde_json::to_value(&self.held)?)
+            }
+            Ask::GiveBack => {
+                self.held = None;
+                self.lost += 1;
+                hold::give_back(&mut self.keep);
+                Ok(Value::Null)
+            }
             Ask::Release => Ok(Value::Null),
         }
+    }
+
+    fn clients(&mut self, which: &Which) -> Result<Vec<Client>> {
+        let ours = [self.watch.backend, self.keep.backend];
+        activity::clients(&mut self.watch, &ours, &self.profile.database.readers, which)
     }
 }
 

@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use common::fault::{Fault, Kind};
 use common::run::Child;
+use common::signals;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use crate::psql::{self, Psql};
 
-/// The longest an answer may take; a server that is silent for so long counts as gone.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest an answer may take; a server that is silent for so long counts as gone. (libpq gives up a connection that
+/// does not come about after 10 seconds.)
+const PATIENCE: Duration = Duration::from_secs(15);
 /// What stands before the line that ends an answer.
 const MARK: &str = "@pg-snap-answered";
 
@@ -29,6 +31,8 @@ pub(crate) struct Session {
     read: Vec<u8>,
     /// Its process on the server.
     pub(crate) backend: i32,
+    /// The server's version, as 150018.
+    pub(crate) version: i32,
     /// The server had this session before we asked for one: something between us and it hands sessions on.
     pub(crate) pooled: bool,
 }
@@ -60,25 +64,39 @@ impl Session {
         let mut child = psql.stay(database)?;
         let input = child.take_stdin().context("psql has no stdin")?;
         let output = child.take_stdout().context("psql has no stdout")?;
-        let mut session =
-            Session { child, input, output, asked: 0, read: Vec::new(), backend: 0, pooled: false };
+        let mut session = Session {
+            child,
+            input,
+            output,
+            asked: 0,
+            read: Vec::new(),
+            backend: 0,
+            version: 0,
+            pooled: false,
+        };
         let opened = Instant::now();
         for statement in psql::prologue(true) {
             session.ask(statement)?;
         }
         let first = session.ask(
-            "SELECT pg_backend_pid() || ' ' || extract(epoch FROM clock_timestamp() - backend_start)::int \
-             FROM pg_stat_activity WHERE pid = pg_backend_pid()",
+            "SELECT json_build_array(pg_backend_pid(), current_setting('server_version_num')::int, \
+             extract(epoch FROM clock_timestamp() - backend_start)::int8) FROM pg_stat_activity WHERE pid = pg_backend_pid()",
         )?;
-        let (pid, age) = first.split_once(' ').context("psql answered something odd")?;
-        session.backend = pid.parse().context("psql answered something odd")?;
-        let age: u64 = age.parse().unwrap_or(0);
+        let age: i64;
+        (session.backend, session.version, age) =
+            serde_json::from_str(&first).context("psql answered something odd")?;
+        let age = u64::try_from(age).unwrap_or(0);
         session.pooled = psql.through_pooler() || age > opened.elapsed().as_secs() + 2;
         Ok(session)
     }
 
     /// Runs one statement; what it printed. [`Refused`] if the server refused it.
     pub(crate) fn ask(&mut self, statement: &str) -> Result<String> {
+        self.ask_within(statement, PATIENCE)
+    }
+
+    /// The same, for somebody who waits less long.
+    pub(crate) fn ask_within(&mut self, statement: &str, patience: Duration) -> Result<String> {
         self.asked += 1;
         let mark = format!("{MARK}-{}", self.asked);
         let text = format!("{statement};\n\\echo {mark} :SQLSTATE :LAST_ERROR_MESSAGE\n\\echo {mark}-end\n");
@@ -86,7 +104,7 @@ impl Session {
         if sent.is_err() {
             return Err(self.died());
         }
-        let text = self.until(&format!("{mark}-end\n"))?;
+        let text = self.until(&format!("{mark}-end\n"), patience)?;
         // At a line's start: what others named so is in the middle of a JSON text.
         let at =
             if text.starts_with(&mark) { Some(0) } else { text.find(&format!("\n{mark} ")).map(|n| n + 1) };
@@ -100,25 +118,32 @@ impl Session {
     }
 
     /// Reads up to `end`: what came before.
-    fn until(&mut self, end: &str) -> Result<String> {
-        let deadline = Instant::now() + PATIENCE;
+    fn until(&mut self, end: &str, patience: Duration) -> Result<String> {
+        let deadline = Instant::now() + patience;
+        // One signal has been seen when it asks us to clean up.
+        let heed = signals::caught().is_none();
         loop {
             if self.read.ends_with(end.as_bytes()) {
                 let text = String::from_utf8_lossy(&std::mem::take(&mut self.read)).into_owned();
                 return Ok(text.strip_suffix(end).unwrap_or_default().to_owned());
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            let mut fds = [PollFd::new(self.output.as_fd(), PollFlags::POLLIN)];
+            if heed {
+                signals::check()?;
+            }
+            let mut fds = vec![PollFd::new(self.output.as_fd(), PollFlags::POLLIN)];
+            fds.extend(signals::fd().filter(|_| heed).map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
             match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO)) {
                 Ok(0) => {
                     // Its answer would come when another one is waited for.
                     self.child.signal(Signal::SIGKILL);
                     return Err(Fault::unavailable(format!(
                         "the database did not answer within {} seconds",
-                        PATIENCE.as_secs()
+                        patience.as_secs()
                     ))
                     .into());
                 }
+                Ok(_) if !fds[0].any().unwrap_or(true) => continue,
                 Ok(_) => {}
                 Err(nix::errno::Errno::EINTR) => continue,
                 Err(e) => return Err(e).context("cannot wait for psql"),

@@ -68,6 +68,21 @@ impl Cluster {
         self.socket = PathBuf::from(value(&text, "PGSOCKET"));
     }
 
+    /// Makes it a standby, which has no primary: it can only be read.
+    pub fn make_standby(&mut self) {
+        let data = self.dir.join("data");
+        let settings = data.join("postgresql.conf");
+        let text = std::fs::read_to_string(&settings).expect("the settings");
+        std::fs::write(&settings, format!("{text}wal_level = replica\nmax_wal_senders = 2\n"))
+            .expect("written");
+        // Once as a primary, so that what it wrote last is of this level.
+        self.stop();
+        self.restart();
+        self.stop();
+        std::fs::write(data.join("standby.signal"), "").expect("written");
+        self.restart();
+    }
+
     /// `psql` as the superuser in `database`, ready for SQL on its stdin.
     pub fn superuser(&self, database: &str) -> Command {
         let mut command = Command::new("psql");

@@ -5,13 +5,14 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use testkit::{Ran, run, scripts};
+use testkit::{Ran, bin, run, scripts};
 
 use crate::world::World;
 
 /// The steps of a night in which all goes well.
-const STEPS: [&str; 10] = [
+const STEPS: [&str; 11] = [
     "look-nextcloud",
+    "release-earlier",
     "stage",
     "look",
     "stage-again",
@@ -186,6 +187,16 @@ fn what_does_not_fit_once_is_tried_once_more_and_not_all_night() {
     let again = [&STEPS[..5], &["release"], &STEPS[2..]].concat();
     assert_eq!(steps(&ran), again);
     assert_eq!(world.dates().len(), 1);
+    // What a moment more does not cure costs one maintenance, not two.
+    for (tool, pattern, code) in
+        [("pg-snap", "'hold home'*", 77), ("link-sync", "settle*", 78), ("pg-snap", "drain*toml", 69)]
+    {
+        world.restore_tools();
+        world.inject(tool, pattern, &format!("exit {code}"));
+        let ran = run(&mut world.backup()).expect(code);
+        assert_eq!(steps(&ran).iter().filter(|s| **s == "maintenance").count(), 1, "{:#}", ran.json);
+    }
+    world.restore_tools();
     // Settle takes longer than Nextcloud may be down: it comes back in time, twice, and the run says so.
     world.inject("link-sync", "settle*", "sleep 20");
     let begun = Instant::now();
@@ -194,6 +205,26 @@ fn what_does_not_fit_once_is_tried_once_more_and_not_all_night() {
     assert!(begun.elapsed() < Duration::from_secs(30));
     assert!(!world.in_maintenance());
     assert_eq!(world.dates().len(), 1);
+}
+
+#[test]
+fn what_a_killed_run_still_holds_is_given_back_before_anything_else() {
+    let world = World::new("orphan");
+    // A state that is held, by somebody who still lives: this test.
+    let hold = "\"$0\" drain home --look --config \"$1\" && \"$2\" run home --config \"$1\" -- sh -c '\"$0\" drain home --config \"$1\" && \
+                \"$0\" hold home --config \"$1\"' \"$0\" \"$1\"; exec sleep 60";
+    let mut orphan = Command::new("sh");
+    orphan.args(["-c", hold]).arg(bin("pg-snap")).arg(world.path("home.toml")).arg(bin("nc-maint"));
+    let mut orphan = orphan.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    World::until("a state is held", || {
+        run(&mut world.pg_snap("status")).json["data"]["held"]["run_id"].is_string()
+    });
+    World::until("maintenance is over", || !world.in_maintenance());
+    let ran = run(&mut world.backup()).expect(0);
+    assert_eq!(steps(&ran), STEPS, "one maintenance is enough");
+    assert_eq!(ran.json["data"]["steps"][0]["output"]["changed"], true, "{:#}", ran.json);
+    orphan.kill().unwrap();
+    orphan.wait().unwrap();
 }
 
 #[test]
