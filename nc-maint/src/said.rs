@@ -23,7 +23,7 @@ const DIAGNOSTICS: [&str; 9] = [
 ];
 
 /// What occ says of itself, and names nothing that could be secret.
-const SENTENCES: [&str; 16] = [
+const SENTENCES: [&str; 15] = [
     "Cannot write into \"config\" directory!",
     "Console has to be executed with the user that owns the file config/config.php",
     "Config is set to be read-only via option \"config_is_read_only\".",
@@ -33,7 +33,6 @@ const SENTENCES: [&str; 16] = [
     "Nextcloud or one of the apps require upgrade",
     "Nextcloud is not installed",
     "There are no commands defined in the",
-    "An unhandled exception has been thrown:",
     "Could not open input file",
     "Maintenance mode enabled",
     "Maintenance mode disabled",
@@ -117,6 +116,13 @@ fn diagnostic(line: &str) -> Option<String> {
         return place(&format!(" in {rest}"));
     }
     let line = line.strip_prefix("PHP ").unwrap_or(line);
+    // An exception as it shows itself: `ParseError: syntax error, unexpected … in FILE:LINE`.
+    if let Some((class, rest)) = line.split_once(": ")
+        && (class.ends_with("Error") || class.ends_with("Exception"))
+        && class.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '\\')
+    {
+        return place(rest).map(|place| format!("{class} {place}"));
+    }
     let kind =
         DIAGNOSTICS.iter().find(|k| line.strip_prefix(**k).is_some_and(|rest| rest.starts_with(':')))?;
     Some(place(line).map_or_else(|| (*kind).to_owned(), |place| format!("{kind} {place}")))
@@ -170,6 +176,11 @@ mod tests {
             ),
             ("Parse error: unexpected 's in /s3cret' on line 5", "Parse error"),
             ("Notice: s3cret", "Notice"),
+            (
+                "An unhandled exception has been thrown:\nParseError: unexpected \"s3cret\" in /nc/config/config.php:7\n#0 …",
+                "ParseError in /nc/config/config.php on line 7",
+            ),
+            ("OCP\\HintException: s3cret in /nc/x.php:3", "OCP\\HintException in /nc/x.php on line 3"),
         ] {
             assert_eq!(shown(said), seen);
         }
@@ -181,7 +192,8 @@ mod tests {
             "string(6) \"s3cret\"",
             "  'dbpassword' => 's3cret',",
             "#0 /nc/lib/x.php(3): PDO->__construct('pgsql:…', 'nextcloud', 's3cret')",
-            "Exception: s3cret in /nc/x.php:3",
+            "Exception: s3cret",
+            "s3cret Exception: s3cret in /nc/x.php:3",
             "Warningly s3cret",
         ] {
             assert_eq!(shown(said), HIDDEN, "{said}");

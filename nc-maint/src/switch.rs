@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use common::fault::Fault;
+use common::fault::{Fault, Kind, kind_of};
 use common::profile::Method;
 use common::record;
 
@@ -266,7 +266,12 @@ fn in_config(settings: &Settings, read_only: bool, changed: &mut bool) -> Result
     loop {
         match off_once(settings, changed) {
             Ok(done) => return Ok(done),
-            Err(e) if attempt >= TRIES || begin.elapsed() > 2 * settings.occ_timeout => {
+            // Read-only is read-only the next time, too.
+            Err(e)
+                if attempt >= TRIES
+                    || kind_of(&e) == Kind::Config
+                    || begin.elapsed() > 2 * settings.occ_timeout =>
+            {
                 let done = by_hand(settings, changed);
                 return done.map(|d| Done { instead_of: Some(format!("{e:#}")), ..d }).map_err(|_| e);
             }

@@ -72,6 +72,29 @@ fn settled_in_maintenance_it_is_sealed_and_published() {
 }
 
 #[test]
+fn a_drop_in_that_is_renewed_meanwhile_breaks_no_seal_and_costs_no_pass() {
+    let world = instance();
+    world.act("stage", &[]).expect(0);
+    world.file("data/anna/files/late.txt", "written after stage");
+    let mut command = Command::new(bin("nc-maint"));
+    // Each settle meets a renewal, or what one left: config/ changes every second.
+    let script =
+        "for i in 1 2 3 4 5 6; do sleep 0.4; \"$0\" settle --config \"$1\"; done; ls \"$2\"/config >&2";
+    command.args(["run", "--config"]).arg(&world.config).args(["--lease", "3s", "--", "sh", "-c", script]);
+    let ran = run(command.arg(bin("link-sync")).arg(&world.config).arg(&world.source)).expect(0);
+    assert!(!ran.stderr.contains("-0.config.php"), "it was renewed: {}", ran.stderr);
+    let settled = ran.json["data"]["command"]["output"].as_array().unwrap();
+    assert_eq!(settled.len(), 6);
+    for one in settled {
+        assert_eq!(one["data"]["sealed"], true, "{one:#}");
+    }
+    let published = world.act("publish", &[]).expect(0);
+    assert_eq!(published.json["data"]["consistency"], "sealed");
+    let config = std::fs::read_dir(folder(&published).join("html/config")).unwrap();
+    assert_eq!(config.count(), 1, "config.php alone");
+}
+
+#[test]
 fn what_is_not_sealed_is_not_published() {
     let world = instance();
     world.act("settle", &[]).expect(1);

@@ -109,7 +109,7 @@ fn a_config_php_of_roots_in_a_folder_of_the_web_users_makes_nobody_root() {
 #[test]
 fn what_occ_and_the_command_say_does_nothing_to_a_terminal() {
     let world = World::new();
-    let hostile = "<?php fwrite(STDERR, \"oops \\e]0;owned\\x07\\u{9b}2J\\u{202e}gnp\\n\"); exit(1);";
+    let hostile = "<?php fwrite(STDERR, \"sudo: oops \\e]0;owned\\x07\\u{9b}2J\\u{202e}gnp\\n\"); exit(1);";
     std::fs::write(world.root().join("occ"), hostile).unwrap();
     let output = world.nc_maint("status").stdin(Stdio::null()).output().unwrap();
     let acts = |text: &str| text.chars().any(|c| c.is_control() && c != '\n' || c == '\u{202e}');
@@ -119,7 +119,7 @@ fn what_occ_and_the_command_say_does_nothing_to_a_terminal() {
     assert!(!acts(&stdout), "{stdout:?}");
     let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     let tail = json["error"]["command"]["stderr_tail"].as_str().unwrap();
-    assert_eq!(tail, "oops \u{1b}]0;owned\u{7}\u{9b}2J\u{202e}gnp", "JSON says exactly what was said");
+    assert_eq!(tail, "sudo: oops \u{1b}]0;owned\u{7}\u{9b}2J\u{202e}gnp", "JSON says exactly what was said");
 
     let world = World::new();
     let ran = world.run(&[], "printf 'a\\033[2Jb\\n'; printf 'c\\033[2J\\td\\n' >&2").expect(0);
