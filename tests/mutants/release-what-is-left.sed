@@ -1,0 +1,2 @@
+# scripts/backup-local
+/release-earlier/d

@@ -1,0 +1,2 @@
+# scripts/backup-local
+s/ \&\& curable; then$/; then/
