@@ -1,6 +1,7 @@
 //! What the tools share. Flat modules, one job each; no command-line parsing, no framework.
 
 pub mod account;
+mod capture;
 pub mod drill;
 pub mod durable;
 pub mod exclude;
