@@ -14,6 +14,7 @@ pub mod mutant;
 pub mod offsite;
 pub mod outward;
 pub mod places;
+pub mod process;
 pub mod profile;
 pub mod record;
 pub mod rename;

@@ -386,6 +386,7 @@ impl Cmd {
                         return Err(std::io::Error::last_os_error());
                     }
                 }
+                crate::process::for_child()?;
                 if own_session {
                     nix::unistd::setsid()?;
                 }
