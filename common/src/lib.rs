@@ -1,6 +1,7 @@
 //! What the tools share. Flat modules, one job each; no command-line parsing, no framework.
 
 pub mod account;
+mod capture;
 pub mod drill;
 pub mod durable;
 pub mod exclude;
@@ -13,6 +14,7 @@ pub mod mutant;
 pub mod offsite;
 pub mod outward;
 pub mod places;
+pub mod process;
 pub mod profile;
 pub mod record;
 pub mod rename;

@@ -2,29 +2,31 @@
 //!
 //! Every child gets: an absolute program, a cleared environment (`LC_ALL=C.UTF-8`, a fixed PATH),
 //! a process group of its own, SIGKILL when the thread that started it dies, and nothing of ours but
-//! stdin, stdout, stderr and descriptors named with [`Cmd::inherit`]. Captured output goes to
-//! memory files, so a child can never block on us and no grandchild can keep us waiting.
-//! A signal to us stops the child's group (TERM, then KILL after five seconds); a child that is stuck in the
-//! kernel even then is left behind after five more.
+//! stdin, stdout, stderr and descriptors named with [`Cmd::inherit`]. What is captured is captured within limits
+//! (`capture.rs`), so a child can neither block on us nor fill the memory, and no grandchild can keep us waiting.
+//! A child ends by itself, or because of a signal to us, its [`Cmd::timeout`], its [`Cmd::quiet_limit`] or too much
+//! output: then its group is ended (TERM, then KILL after five seconds); a child that is stuck in the kernel even then is left
+//! behind after five more. Nothing waits without a limit: without one of its own, [`QUIET`] is a child's.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
 use std::io::{Seek as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
-use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::{Gid, Pid, Uid};
+use nix::sys::signal::Signal;
+use nix::unistd::{Gid, Uid};
 
 use crate::account::Account;
+use crate::capture::{Capture, Group, Limits, TICK};
 use crate::fault::{Fault, Kind};
 use crate::{mutant, signals};
 
@@ -32,7 +34,16 @@ use crate::{mutant, signals};
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// How long a child that was asked to end may take before it is killed.
-const GRACE: Duration = Duration::from_secs(5);
+pub(crate) const GRACE: Duration = Duration::from_secs(5);
+
+/// How long a child may do nothing at all (no output, nothing read or written, no work) where no other limit is set.
+pub const QUIET: Duration = Duration::from_secs(30 * 60);
+
+/// How much of stdout is captured where no other limit is set, in bytes.
+const STDOUT: u64 = 64 * 1024 * 1024;
+
+/// What is kept of stderr: more than anybody reads.
+const STDERR: Limits = Limits { head: 1024 * 1024, tail: 1024 * 1024, flood: 64 * 1024 * 1024 };
 
 /// How much of a child's stderr goes into an error, in bytes.
 const TAIL: usize = 2048;
@@ -54,20 +65,35 @@ pub struct Failure {
     pub stderr_tail: String,
     /// What to do about it.
     pub hint: Option<String>,
-    timed_out: Option<Duration>,
+    ended: Option<Ended>,
+}
+
+/// Why we ended a child.
+#[derive(Clone, Copy, Debug)]
+enum Ended {
+    /// It took longer than this.
+    Late(Duration),
+    /// It did nothing for this long.
+    Quiet(Duration),
+    /// It said more than so many bytes.
+    Flood(&'static str, u64),
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ", self.program)?;
-        match (self.timed_out, self.exit_code, self.signal) {
-            (Some(limit), ..) => write!(f, "did not finish within {limit:?}")?,
+        match (self.ended, self.exit_code, self.signal) {
+            (Some(Ended::Late(limit)), ..) => write!(f, "did not finish within {limit:?}")?,
+            (Some(Ended::Quiet(limit)), ..) => write!(f, "did nothing for {limit:?} and was ended")?,
+            (Some(Ended::Flood(stream, limit)), ..) => {
+                write!(f, "wrote more than {limit} bytes to {stream} and was ended")?;
+            }
             (_, Some(code), _) => write!(f, "failed with exit code {code}")?,
             (_, _, Some(signal)) => write!(f, "was ended by signal {signal}")?,
             _ => write!(f, "failed")?,
         }
-        if let Some(line) = self.stderr_tail.lines().rev().find(|l| !l.trim().is_empty()) {
-            write!(f, ": {}", line.trim())?;
+        if let Some(line) = says(&self.stderr_tail) {
+            write!(f, ": {line}")?;
         }
         Ok(())
     }
@@ -101,6 +127,8 @@ pub struct Cmd {
     stdin: Vec<u8>,
     dir: Option<PathBuf>,
     timeout: Option<Duration>,
+    quiet: Option<Duration>,
+    stdout_limit: u64,
     inherit: Vec<RawFd>,
     heed_signals: bool,
     die_with_parent: bool,
@@ -139,6 +167,8 @@ impl Cmd {
             stdin: Vec::new(),
             dir: None,
             timeout: None,
+            quiet: None,
+            stdout_limit: STDOUT,
             inherit: Vec::new(),
             heed_signals: true,
             die_with_parent: true,
@@ -196,6 +226,21 @@ impl Cmd {
         self
     }
 
+    /// Ended (group and all) when it has done nothing for so long: no output, nothing read or written, no work to speak
+    /// of. For what may take hours as long as it goes on.
+    #[must_use]
+    pub fn quiet_limit(mut self, limit: Duration) -> Cmd {
+        self.quiet = Some(limit);
+        self
+    }
+
+    /// How many bytes of stdout [`Cmd::output`] takes; with more, the child is ended and that is an error.
+    #[must_use]
+    pub fn stdout_limit(mut self, bytes: u64) -> Cmd {
+        self.stdout_limit = bytes;
+        self
+    }
+
     /// Keeps `fd` open, under its number, in the child: a lock that outlives us while it writes.
     /// The caller keeps the descriptor open until the child has been started.
     #[must_use]
@@ -243,10 +288,19 @@ impl Cmd {
     pub fn output(&self) -> Result<Output> {
         let mut stdin = memory_file()?;
         stdin.write_all(&self.stdin).and_then(|()| stdin.rewind()).context("cannot prepare stdin")?;
-        let stdout = memory_file()?;
-        let mut child = self.start(stdin.into(), stdout.try_clone()?.into())?;
+        let most = usize::try_from(self.stdout_limit).unwrap_or(usize::MAX);
+        let (out, stdout) = self.capture(Limits { head: most, tail: 0, flood: self.stdout_limit })?;
+        let (err, stderr) = self.capture(STDERR)?;
+        let mut child = self.launch(stdin.into(), stdout, stderr, out, err)?;
         let status = child.wait(self.timeout, self.heed_signals)?;
-        Ok(Output { status, stdout: read_back(&stdout)?, stderr: child.stderr()? })
+        // A child may have said too much in its last moment.
+        child.check_flood()?;
+        Ok(Output { status, stdout: child.out.read()?, stderr: child.stderr()? })
+    }
+
+    /// What a captured stream goes to: where the child can still write when we are gone, if it may outlive us.
+    fn capture(&self, limits: Limits) -> Result<(Capture, Stdio)> {
+        if self.die_with_parent { Capture::pipe(limits) } else { Capture::fixed(limits.flood) }
     }
 
     /// Runs it to its end; anything but exit code 0 is a [`Failure`].
@@ -277,7 +331,7 @@ impl Cmd {
             signal: None,
             stderr_tail: String::new(),
             hint: None,
-            timed_out: None,
+            ended: None,
         }
     }
 
@@ -288,19 +342,25 @@ impl Cmd {
 
     /// Starts it with the given stdin and stdout; stderr is captured.
     pub fn start(&self, stdin: Stdio, stdout: Stdio) -> Result<Child> {
-        let stderr = memory_file()?;
-        let shared = stderr.try_clone().context("cannot prepare stderr")?;
-        self.launch(stdin, stdout, shared.into(), stderr)
+        let (err, stderr) = self.capture(STDERR)?;
+        self.launch(stdin, stdout, stderr, Capture::No, err)
     }
 
     /// Starts it with the given stdin, stdout and stderr; nothing is captured.
     pub fn start_streams(&self, stdin: Stdio, stdout: Stdio, stderr: Stdio) -> Result<Child> {
-        self.launch(stdin, stdout, stderr, memory_file()?)
+        self.launch(stdin, stdout, stderr, Capture::No, Capture::No)
     }
 
     #[expect(clippy::disallowed_methods, reason = "this is the one place that starts children")]
     #[expect(unsafe_code, reason = "pre_exec: only async-signal-safe calls between fork and exec")]
-    fn launch(&self, stdin: Stdio, stdout: Stdio, stderr: Stdio, captured: File) -> Result<Child> {
+    fn launch(
+        &self,
+        stdin: Stdio,
+        stdout: Stdio,
+        stderr: Stdio,
+        out: Capture,
+        err: Capture,
+    ) -> Result<Child> {
         if self.heed_signals {
             signals::check()?;
         }
@@ -326,6 +386,7 @@ impl Cmd {
                         return Err(std::io::Error::last_os_error());
                     }
                 }
+                crate::process::for_child()?;
                 if own_session {
                     nix::unistd::setsid()?;
                 }
@@ -360,7 +421,13 @@ impl Cmd {
             anyhow::Error::from(Fault::new(kind, format!("cannot start {}: {e}", path.display())))
         })?;
         let pidfd = pidfd(child.id())?;
-        Ok(Child { child, pidfd, stderr: captured, failure: self.blank_failure(), done: None })
+        let group = Group::new(child.id());
+        let (quiet, stdout_limit) = (self.quiet, self.stdout_limit);
+        let failure = self.blank_failure();
+        let child = Child { child, pidfd, group, out, err, stdout_limit, quiet, failure, done: None };
+        child.out.begin(&child.group)?;
+        child.err.begin(&child.group)?;
+        Ok(child)
     }
 }
 
@@ -369,7 +436,11 @@ impl Cmd {
 pub struct Child {
     child: std::process::Child,
     pidfd: OwnedFd,
-    stderr: File,
+    group: Arc<Group>,
+    out: Capture,
+    err: Capture,
+    stdout_limit: u64,
+    quiet: Option<Duration>,
     failure: Failure,
     done: Option<ExitStatus>,
 }
@@ -400,9 +471,14 @@ impl Child {
         self.pidfd.as_raw_fd()
     }
 
-    /// What it said on stderr so far.
+    /// What it said on stderr so far; of very much, the beginning and the end.
     pub fn stderr(&self) -> Result<Vec<u8>> {
-        read_back(&self.stderr)
+        self.err.read()
+    }
+
+    /// Whether [`Child::stderr`] is all of it.
+    pub fn stderr_is_whole(&self) -> bool {
+        self.err.is_whole()
     }
 
     /// Lets it live on without us: for background processes of ours.
@@ -411,30 +487,61 @@ impl Child {
         std::mem::forget(self);
     }
 
-    /// Waits for its end. On the timeout, or on a signal to us, its group is ended and the error says why.
+    /// Waits for its end. On the timeout, too much output, too long a rest (without a timeout: [`QUIET`], unless
+    /// [`Cmd::quiet_limit`] says otherwise), or on a signal to us, its group is ended and the error says why.
     pub fn wait(&mut self, timeout: Option<Duration>, heed_signals: bool) -> Result<ExitStatus> {
         let deadline = timeout.map(|t| Instant::now() + t);
-        while !self.ended_by(deadline, heed_signals)? {
+        let mut rest = self.quiet.or(timeout.is_none().then_some(QUIET)).map(Rest::new);
+        loop {
+            let look = rest.as_ref().map_or(TICK, |rest| rest.look());
+            let next = Instant::now() + look;
+            if self.ended_by(Some(deadline.map_or(next, |d| d.min(next))), heed_signals)? {
+                return self.reap();
+            }
             if heed_signals && let Some(signal) = signals::caught() {
                 self.end();
                 return Err(crate::status::interrupted(signal).into());
             }
+            self.check_flood()?;
             if deadline.is_some_and(|d| Instant::now() >= d) {
-                self.end();
-                let stderr_tail = tail(&self.stderr()?);
-                let mut failure = self.failure.clone_shape();
-                failure.timed_out = timeout;
-                failure.stderr_tail = stderr_tail;
-                return Err(failure.into());
+                return Err(self.end_because(Ended::Late(timeout.unwrap_or_default()))?.into());
+            }
+            let said = self.out.total() + self.err.total();
+            if let Some(rest) = &mut rest
+                && rest.is_over(self.child.id(), said)
+            {
+                let limit = rest.limit;
+                return Err(self.end_because(Ended::Quiet(limit))?.into());
             }
         }
-        self.reap()
+    }
+
+    /// Ends it if it said too much; an error then.
+    fn check_flood(&mut self) -> Result<()> {
+        let why = match (self.out.is_flood(), self.err.is_flood()) {
+            _ if mutant::active("a-flood-of-output-is-taken") => return Ok(()),
+            (true, _) => Ended::Flood("stdout", self.stdout_limit),
+            (_, true) => Ended::Flood("stderr", STDERR.flood),
+            (false, false) => return Ok(()),
+        };
+        Err(self.end_because(why)?.into())
+    }
+
+    fn end_because(&mut self, why: Ended) -> Result<Failure> {
+        self.end();
+        let mut failure = self.failure.clone_shape();
+        failure.ended = Some(why);
+        failure.stderr_tail = tail(&self.stderr()?);
+        Ok(failure)
     }
 
     /// Its end, if it has come.
     pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
         if self.done.is_none() {
-            self.done = self.child.try_wait().context("cannot wait for a child")?;
+            // Its number is its own until it is collected.
+            if self.ended_by(Some(Instant::now()), false)? {
+                self.reap()?;
+            }
         }
         Ok(self.done)
     }
@@ -445,6 +552,9 @@ impl Child {
         failure.exit_code = status.code();
         failure.signal = status.signal();
         failure.stderr_tail = tail(&self.stderr()?);
+        if self.err.is_flood() {
+            failure.ended = Some(Ended::Flood("stderr", STDERR.flood));
+        }
         Ok(failure)
     }
 
@@ -472,21 +582,17 @@ impl Child {
         } else {
             // As the status of a process that SIGKILL ended, which is what it will be.
             self.done = Some(ExitStatus::from_raw(Signal::SIGKILL as i32));
+            self.group.end(|| ());
         }
     }
 
     /// Sends `signal` to its group.
     pub fn signal(&self, signal: Signal) {
-        if self.done.is_none()
-            && let Ok(pid) = i32::try_from(self.child.id())
-        {
-            // It may have ended in this very moment: nothing to do then.
-            killpg(Pid::from_raw(pid), signal).ok();
-        }
+        self.group.signal(signal);
     }
 
     fn reap(&mut self) -> Result<ExitStatus> {
-        let status = self.child.wait().context("cannot wait for a child")?;
+        let status = self.group.end(|| self.child.wait()).context("cannot wait for a child")?;
         self.done = Some(status);
         Ok(status)
     }
@@ -527,22 +633,146 @@ impl Failure {
             signal: None,
             stderr_tail: String::new(),
             hint: self.hint.clone(),
-            timed_out: None,
+            ended: None,
         }
     }
+}
+
+/// A child that does nothing, and since when.
+struct Rest {
+    limit: Duration,
+    since: Instant,
+    /// What it had said, read and written, and the time it had worked, then.
+    before: Option<(u64, u64, u64)>,
+}
+
+impl Rest {
+    fn new(limit: Duration) -> Rest {
+        Rest { limit, since: Instant::now(), before: None }
+    }
+
+    /// When to look again: often enough to be right by a tenth.
+    fn look(&self) -> Duration {
+        (self.limit / 10)
+            .clamp(Duration::from_millis(50), Duration::from_secs(2))
+            .max(TICK.min(self.limit / 4))
+    }
+
+    /// Whether the group of `leader`, which has `said` so many bytes, has rested for too long.
+    fn is_over(&mut self, leader: u32, said: u64) -> bool {
+        let (moved, worked) = activity(leader);
+        let now = (said, moved, worked);
+        let elapsed = self.since.elapsed();
+        let busy = self.before.is_none_or(|before| {
+            // To look up now and then, as whatever waits does, is no work: a fiftieth of the time is.
+            let share = u64::try_from(elapsed.as_millis() / 50).unwrap_or(u64::MAX).max(20);
+            (before.0, before.1) != (said, moved) || worked.abs_diff(before.2) > share
+        });
+        if busy {
+            (self.before, self.since) = (Some(now), Instant::now());
+        }
+        !busy && elapsed >= self.limit
+    }
+}
+
+/// Bytes that the processes of a group have read and written, and the milliseconds they have worked; what cannot be
+/// told of a process of another account is left out.
+fn activity(group: u32) -> (u64, u64) {
+    let (mut moved, mut worked) = (0u64, 0u64);
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        if !entry.file_name().as_encoded_bytes().first().is_some_and(u8::is_ascii_digit) {
+            continue;
+        }
+        let dir = entry.path();
+        let Ok(stat) = std::fs::read(dir.join("stat")) else { continue };
+        // The name before it may hold anything.
+        let Some(end) = stat.iter().rposition(|b| *b == b')') else { continue };
+        let stat = String::from_utf8_lossy(&stat[end + 1..]).into_owned();
+        let fields: Vec<&str> = stat.split_whitespace().collect();
+        let number = |n: usize| fields.get(n).and_then(|f| f.parse::<u64>().ok());
+        if number(2) != Some(u64::from(group)) {
+            continue;
+        }
+        // utime and stime, in hundredths of a second on every Linux.
+        worked += 10 * (number(11).unwrap_or(0) + number(12).unwrap_or(0));
+        let io = std::fs::read_to_string(dir.join("io")).unwrap_or_default();
+        moved += io
+            .lines()
+            .filter_map(|l| l.strip_prefix("rchar: ").or_else(|| l.strip_prefix("wchar: ")))
+            .filter_map(|n| n.trim().parse::<u64>().ok())
+            .fold(0, u64::wrapping_add);
+    }
+    (moved, worked)
+}
+
+/// The line of a program's stderr that says what is wrong: the first that looks like it, else the first that says
+/// anything. The last one often only sums up, or refers to what is above.
+fn says(stderr: &str) -> Option<&str> {
+    /// Banners, frames, notes of a step that went well, and summaries.
+    const NOISE: [&str; 12] = [
+        "warning: permanently added",
+        "warning: remote host identification has changed",
+        "rsync error: ",
+        "it is possible that someone is doing something nasty",
+        "someone could be eavesdropping",
+        "it is also possible that",
+        "this system is for",
+        "mke2fs ",
+        "we trust you have received",
+        "** warning: connection is not using a post-quantum",
+        "** this session may be vulnerable",
+        "** the server may need to be upgraded",
+    ];
+    const TROUBLE: [&str; 26] = [
+        "error",
+        "fatal",
+        "fail",
+        "denied",
+        "refused",
+        "cannot",
+        "can't",
+        "could not",
+        "unable",
+        "no such",
+        "not found",
+        "invalid",
+        "unknown",
+        "timed out",
+        "unreachable",
+        "not permitted",
+        "no space",
+        "not a ",
+        "required",
+        "wrong",
+        "no key",
+        "reset by",
+        "is not ",
+        "busy",
+        "has changed",
+        "problem",
+    ];
+    let speaks = |line: &&str| {
+        let words = line.to_lowercase();
+        line.chars().any(char::is_alphanumeric)
+            && !line.starts_with("@@@")
+            && !line.trim_matches('@').trim().is_empty()
+            && !NOISE.iter().any(|noise| words.trim_start_matches(['@', ' ']).starts_with(noise))
+    };
+    let lines = || stderr.lines().map(str::trim).filter(speaks);
+    let trouble = |line: &&str| {
+        let words = line.to_lowercase();
+        TROUBLE.iter().any(|word| words.contains(word))
+    };
+    lines()
+        .find(trouble)
+        .or_else(|| lines().next())
+        .or_else(|| stderr.lines().map(str::trim).find(|l| !l.is_empty()))
 }
 
 /// A file that lives in memory and has no name.
 fn memory_file() -> Result<File> {
     let fd = memfd_create(c"nc-backup", MFdFlags::MFD_CLOEXEC).context("cannot make a memory file")?;
     Ok(File::from(fd))
-}
-
-/// Reads a memory file from its start. By position: the child shares the offset and may be writing.
-fn read_back(file: &File) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).context("too much output")?];
-    file.read_exact_at(&mut bytes, 0).context("cannot read a child's output back")?;
-    Ok(bytes)
 }
 
 /// The last part of what a program said, from a line's start.
@@ -632,6 +862,155 @@ mod tests {
         let mut lines = text.lines().map(str::trim);
         assert_eq!(lines.next(), Some("65534 65534"));
         assert_eq!(lines.next(), Some(id.to_string().as_str()), "a session leader");
+    }
+
+    /// What is wrong, as the program itself says it, in what it really printed.
+    #[test]
+    fn the_line_that_says_what_is_wrong_is_the_one_that_is_told() {
+        let frame = "@".repeat(59);
+        let changed = format!(
+            "{frame}\n@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\n{frame}\n\
+             IT IS POSSIBLE THAT SOMEONE IS DOING SOMETHING NASTY!\n\
+             Someone could be eavesdropping on you right now (man-in-the-middle attack)!\n\
+             It is also possible that a host key has just been changed.\n\
+             The fingerprint for the ED25519 key sent by the remote host is\nSHA256:Jkw1.\n\
+             Please contact your system administrator.\n\
+             Add correct host key in /root/.ssh/known_hosts to get rid of this message.\n\
+             Offending ED25519 key in /root/.ssh/known_hosts:1\n\
+             Host key for s2.lan has changed and you have requested strict checking.\n\
+             Host key verification failed.\n"
+        );
+        for (said, told) in [
+            (changed.as_str(), "Host key for s2.lan has changed and you have requested strict checking."),
+            (
+                "Warning: Permanently added 's2' (ED25519) to the list of known hosts.\n\
+                 nc@s2: Permission denied (publickey).\n",
+                "nc@s2: Permission denied (publickey).",
+            ),
+            (
+                "ssh: connect to host s2 port 22: Connection refused\n\
+                 rsync: connection unexpectedly closed (0 bytes received so far) [sender]\n\
+                 rsync error: unexplained error (code 255) at io.c(232) [sender=3.2.7]\n",
+                "ssh: connect to host s2 port 22: Connection refused",
+            ),
+            (
+                "@@@ Welcome to S2 @@@\nMaintenance on Sunday.\nsh: 1: link-sync: not found\n",
+                "sh: 1: link-sync: not found",
+            ),
+            (
+                "rsync: [sender] send_files failed to open \"/data/a\": Permission denied (13)\n\
+                 rsync error: some files/attrs were not transferred (see previous errors) (code 23) at main.c(1338)\n",
+                "rsync: [sender] send_files failed to open \"/data/a\": Permission denied (13)",
+            ),
+            (
+                "pg_dump: error: query failed: ERROR:  permission denied for table oc_users\n\
+                 pg_dump: detail: Query was: LOCK TABLE public.oc_users IN ACCESS SHARE MODE\n",
+                "pg_dump: error: query failed: ERROR:  permission denied for table oc_users",
+            ),
+            ("No key available with this passphrase.\n", "No key available with this passphrase."),
+            (
+                "Device /srv/c.img does not exist or access denied.\nCommand failed with code -4 (wrong device).\n",
+                "Device /srv/c.img does not exist or access denied.",
+            ),
+            ("read: Connection reset by peer\n", "read: Connection reset by peer"),
+            (
+                "fuse: mountpoint is not empty\n\
+                 fuse: if you are sure this is safe, use the 'nonempty' mount option\n",
+                "fuse: mountpoint is not empty",
+            ),
+            ("sudo: a password is required\n", "sudo: a password is required"),
+            (
+                "mke2fs 1.47.0 (5-Feb-2023)\nThe file /dev/nothing does not exist and no size was specified.\n",
+                "The file /dev/nothing does not exist and no size was specified.",
+            ),
+            (
+                "mount: /mnt: wrong fs type, bad option, bad superblock on /dev/loop0, missing codepage or helper \
+                 program, or other error.\n       dmesg(1) may have more information after failed mount system call.\n",
+                "mount: /mnt: wrong fs type, bad option, bad superblock on /dev/loop0, missing codepage or helper \
+                 program, or other error.",
+            ),
+            (
+                "curl: (60) SSL certificate problem: self-signed certificate\nMore details here: https://curl.se/docs/sslcerts.html\n\n\
+                 curl failed to verify the legitimacy of the server and therefore could not establish a secure connection \
+                 to it. To learn more about this situation and\nhow to fix it, please visit the web page mentioned above.\n",
+                "curl: (60) SSL certificate problem: self-signed certificate",
+            ),
+            ("\n  \nsomething odd\nbye\n", "something odd"),
+            ("@@@@\n", "@@@@"),
+        ] {
+            assert_eq!(says(said), Some(told));
+        }
+        assert_eq!(says(" \n"), None);
+    }
+
+    #[test]
+    fn a_flood_is_ended_and_fills_nothing() {
+        let begin = Instant::now();
+        let cmd = Cmd::new("sh").args(["-c", "trap '' TERM PIPE; exec yes"]).stdout_limit(1_000_000);
+        let cmd = cmd.timeout(Duration::from_secs(20));
+        let error = cmd.output().unwrap_err();
+        assert_eq!(error.to_string(), "sh wrote more than 1000000 bytes to stdout and was ended");
+        // Nobody waits for this one, and it ends all the same.
+        let mut child = Cmd::new("sh").args(["-c", "yes >&2"]).start(Stdio::null(), Stdio::null()).unwrap();
+        while child.try_wait().unwrap().is_none() {
+            assert!(begin.elapsed() < Duration::from_secs(30));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let said = child.stderr().unwrap();
+        assert!(said.len() < 4 * 1024 * 1024 && !child.stderr_is_whole(), "{}", said.len());
+        let failure = child.failure_for(child.done.unwrap()).unwrap();
+        assert!(failure.to_string().contains("bytes to stderr and was ended"), "{failure}");
+        let error = Cmd::new("sh").args(["-c", "yes >&2"]).output().unwrap_err();
+        assert!(error.to_string().contains("bytes to stderr and was ended"), "{error}");
+    }
+
+    #[test]
+    fn the_beginning_and_the_end_of_much_are_kept() {
+        let script = "echo first >&2; head -c 5000000 /dev/zero >&2; echo last >&2";
+        let mut child = Cmd::new("sh").args(["-c", script]).start(Stdio::null(), Stdio::null()).unwrap();
+        child.wait(None, false).unwrap();
+        let said = child.stderr().unwrap();
+        assert!(said.starts_with(b"first\n") && said.ends_with(b"last\n") && said.len() < 4_000_000);
+        assert!(String::from_utf8_lossy(&said).contains("bytes are left out here]"));
+    }
+
+    #[test]
+    fn a_child_that_may_outlive_us_writes_where_nobody_reads() {
+        let cmd =
+            Cmd::new("sh").args(["-c", "echo out; echo err >&2; cat /dev/zero >&2; echo on"]).outlives_us();
+        let error = cmd.output().unwrap_err();
+        assert!(error.to_string().contains("to stderr"), "{error}");
+        let out = Cmd::new("sh").args(["-c", "echo out; echo err >&2"]).outlives_us().output().unwrap();
+        assert_eq!((out.text().as_str(), out.stderr.as_slice()), ("out", &b"err\n"[..]));
+    }
+
+    #[test]
+    fn who_does_nothing_is_ended_and_who_works_is_not() {
+        let limit = Duration::from_millis(1500);
+        let begin = Instant::now();
+        let error = Cmd::new("sleep").arg("60").quiet_limit(limit).output().unwrap_err();
+        assert!(error.to_string().contains("did nothing for 1.5s"), "{error}");
+        assert!(begin.elapsed() < Duration::from_secs(15));
+        // Says something now and then; works; moves bytes.
+        for script in [
+            "for i in 1 2 3 4 5; do sleep 0.6; echo .; done",
+            "end=$(($(date +%s) + 3)); while [ $(date +%s) -lt $end ]; do :; done",
+            "for i in 1 2 3 4 5; do sleep 0.6; cat /proc/version >/dev/null; done",
+        ] {
+            Cmd::new("sh").args(["-c", script]).quiet_limit(limit).checked().unwrap();
+        }
+    }
+
+    #[test]
+    fn nobody_keeps_us_waiting() {
+        let begin = Instant::now();
+        // A grandchild of another session holds the streams.
+        let out = Cmd::new("sh").args(["-c", "setsid sleep 30 & echo done"]).output().unwrap();
+        assert_eq!(out.text(), "done");
+        // A child that stays, whatever it is told.
+        let stays = Cmd::new("sh").args(["-c", "trap '' TERM HUP INT; while :; do sleep 1; done"]);
+        stays.timeout(Duration::from_millis(100)).output().unwrap_err();
+        assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The one JSON object every tool prints, last, on success and on failure.
 //!
-//! [`run`] is the whole life of a tool after its arguments are parsed: umask, signals, the work,
+//! [`run`] is the whole life of a tool after its arguments are parsed: a normal process, signals, the work,
 //! the report. Only it prints to stdout. A closed stdout changes nothing about the work.
 
 use std::ffi::OsStr;
@@ -19,6 +19,9 @@ use crate::show;
 
 /// Version of the object's schema (`docs/status.schema.json`). Keys are only ever added.
 pub const SCHEMA: u32 = 1;
+
+/// Actions that write nothing that matters.
+const UNDOING: [&str; 7] = ["off", "release", "status", "unmount", "detach", "unview", "abort"];
 
 /// What a tool tells about its run; filled while it works.
 #[derive(Debug)]
@@ -134,11 +137,15 @@ pub fn run(
     profile: Option<&str>,
     work: impl FnOnce(&mut Report) -> Result<()>,
 ) -> ExitCode {
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    let normal = match crate::process::normal() {
+        // What only tells or takes down must work in the worst place.
+        Err(_) if UNDOING.contains(&action) => Ok(()),
+        normal => normal,
+    };
     let started_at = now();
     let clock = Instant::now();
     let mut report = Report::new(tool);
-    let result = crate::signals::install().and_then(|()| {
+    let result = normal.and_then(|()| crate::signals::install()).and_then(|()| {
         std::panic::catch_unwind(AssertUnwindSafe(|| work(&mut report))).unwrap_or_else(|panic| {
             let what = panic.downcast_ref::<String>().map(String::as_str);
             let what = what.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown");

@@ -160,7 +160,6 @@ pub fn diff(diff: &Diff, report: &mut Report) -> Result<()> {
 
 /// The far end. stdout is the protocol's, so there is no status object; the exit code and stderr tell.
 pub fn serve_store(args: &cli::Serve) -> Result<()> {
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let (store, retention) = served(args)?;
     // The owner of stdin and stdout for the whole life of this process.
     serve(&store, retention, std::io::stdin().lock(), std::io::stdout())

@@ -37,6 +37,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser as _;
 use cli::{Action, Cli};
+use common::process;
 use common::status::{self, Report};
 
 const TOOL: &str = "link-sync";
@@ -69,15 +70,18 @@ fn main() -> ExitCode {
         Action::Prune(prune) => {
             report("prune", prune.profile.profile.as_deref(), &|r| prune::prune(prune, r))
         }
-        Action::Serve(serve) => silent(actions::serve_store(serve)),
+        Action::Serve(serve) => silent(process::normal().and_then(|()| actions::serve_store(serve))),
         Action::Agent(agent) => silent(
-            common::signals::install()
+            process::normal()
+                .and_then(|()| common::signals::install())
                 .and_then(|()| agent::live(&agent.run.options(), agent.listen_fd, agent.lock_fd)),
         ),
-        Action::Tunnel(tunnel) => match rsync::tunnel(tunnel.fd, &tunnel.argv) {
-            Ok(code) => ExitCode::from(code),
-            Err(error) => silent(Err(error)),
-        },
+        Action::Tunnel(tunnel) => {
+            match process::normal().and_then(|()| rsync::tunnel(tunnel.fd, &tunnel.argv)) {
+                Ok(code) => ExitCode::from(code),
+                Err(error) => silent(Err(error)),
+            }
+        }
     }
 }
 

@@ -161,6 +161,7 @@ impl Transfer<'_> {
             && !files.is_empty()
             && named_files(&received.stderr).is_empty()
             && all_gone(&files)
+            && child.stderr_is_whole()
         {
             return Ok(true);
         }

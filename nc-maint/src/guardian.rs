@@ -31,7 +31,8 @@ use crate::{curl, switch, tree};
 
 /// The whole life of the guardian. It prints nothing: the front reports.
 pub(crate) fn main() -> ExitCode {
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    // A limit that cannot be lifted has stopped the front already.
+    common::process::normal().ok();
     let started = match Guardian::start() {
         Ok(Some(started)) => started,
         Ok(None) => return ExitCode::SUCCESS,

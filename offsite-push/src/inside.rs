@@ -77,9 +77,8 @@ fn child(
 
 /// The child's side: does it and answers on stdout.
 pub(crate) fn answer(inside: &Inside) -> ExitCode {
-    nix::sys::stat::umask(Mode::from_bits_truncate(0o077));
     let dir = &inside.container;
-    let result = match inside.what {
+    let result = common::process::normal().and_then(|()| match inside.what {
         What::Read => content(dir).and_then(|c| Ok(serde_json::to_vec(&c)?)),
         What::Room => {
             let image = inside.image.as_deref().unwrap_or(dir);
@@ -87,7 +86,7 @@ pub(crate) fn answer(inside: &Inside) -> ExitCode {
         }
         What::Prepare => make_folder(dir).map(|()| Vec::new()),
         What::Write => stamp(dir).map(|()| Vec::new()),
-    };
+    });
     match result.and_then(|bytes| Ok(std::io::stdout().write_all(&bytes)?)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

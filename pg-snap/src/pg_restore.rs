@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Result;
 use common::fault::Fault;
@@ -9,6 +10,9 @@ use common::run::Cmd;
 
 use crate::connect::Server;
 use crate::programs::Program;
+
+/// How long nothing may come from the server: it can work on one index for hours, and says nothing meanwhile.
+const INDEX: Duration = Duration::from_secs(12 * 3600);
 
 /// The data entries of a table of contents: dump id to the table's OID. Fails if it cannot be read.
 pub(crate) fn table_data(program: &Program, dir: &Path) -> Result<HashMap<u32, u32>> {
@@ -48,7 +52,7 @@ pub(crate) fn restore(
         .arg("--dbname")
         .arg(server.conninfo(database))
         .arg(dir);
-    let cmd = passfile.lend(cmd);
+    let cmd = passfile.lend(cmd).quiet_limit(INDEX);
     let output = cmd.output()?;
     if output.status.success() {
         return Ok(());

@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         Action::Mount(place) => ("mount", place, actions::mount),
         Action::Unmount(place) => ("unmount", place, actions::unmount),
         Action::Status(place) => ("status", place, actions::status),
-        Action::Relay(wish) => return silent(relay::run(wish)),
+        Action::Relay(wish) => return silent(common::process::normal().and_then(|()| relay::run(wish))),
     };
     common::status::run(TOOL, env!("CARGO_PKG_VERSION"), name, place.profile.as_deref(), |report| {
         work(&place.settings()?, report)

@@ -109,6 +109,37 @@ pub fn check_status(object: &Value) {
     assert!(errors.is_empty(), "the status object breaks its schema:\n{}\n{object:#}", errors.join("\n"));
 }
 
+/// Callers that leave the process of a tool in an odd state: what it is, and what the shell and then perl do
+/// before they become the tool.
+pub const ODD_CALLERS: [(&str, &str, &str); 9] = [
+    ("ignores SIGCHLD", "", "$SIG{CHLD} = 'IGNORE';"),
+    ("blocks signals", "", "sigprocmask(SIG_BLOCK, POSIX::SigSet->new(1 .. 31));"),
+    ("has an alarm set", "", "alarm(1);"),
+    ("allows no file any size", "ulimit -S -f 0;", ""),
+    ("allows few descriptors", "ulimit -S -n 20;", ""),
+    ("has an umask that takes everything", "umask 0777;", ""),
+    ("is in a folder that is gone", "cd \"$(mktemp -d)\" && rmdir \"$PWD\";", ""),
+    (
+        "leaves descriptors open",
+        "",
+        "$^F = 100; for (1 .. 50) { open(my $f, '<', '/etc/passwd'); push(@f, $f) }",
+    ),
+    ("has a full disk for stderr", "exec 2>/dev/full;", ""),
+];
+
+/// `command` as one of [`ODD_CALLERS`] starts it.
+#[expect(clippy::disallowed_methods, reason = "tests start the tools as their users do")]
+pub fn oddly(command: &Command, (_, shell, perl): (&str, &str, &str)) -> Command {
+    let mut odd = Command::new("sh");
+    odd.args(["-c", &format!("{shell} exec \"$@\""), "sh"]);
+    odd.args(["perl", "-e", &format!("use POSIX; {perl} exec {{ $ARGV[0] }} @ARGV;")]);
+    odd.arg(command.get_program()).args(command.get_args());
+    for name in ["SUDO_UID", "SUDO_GID", "SUDO_USER"] {
+        odd.env_remove(name);
+    }
+    odd
+}
+
 /// Writes an executable script.
 pub fn script(path: &Path, text: &str) {
     std::fs::write(path, text).expect("the script can be written");

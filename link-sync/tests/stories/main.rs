@@ -8,6 +8,7 @@
     reason = "tests: a panic is how a story fails, and its own folders and children are its own"
 )]
 
+mod callers;
 mod changes;
 mod checksums;
 mod copies;

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod boot;
+mod callers;
 mod dropin;
 mod inspect;
 mod killed;
