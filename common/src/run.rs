@@ -598,7 +598,7 @@ impl Child {
     }
 
     /// Waits for the end, a signal to us or the deadline; true if the child has ended.
-    fn ended_by(&self, deadline: Option<Instant>, heed_signals: bool) -> Result<bool> {
+    pub fn ended_by(&self, deadline: Option<Instant>, heed_signals: bool) -> Result<bool> {
         let mut fds = vec![PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
         if heed_signals && let Some(fd) = signals::fd() {
             fds.push(PollFd::new(fd, PollFlags::POLLIN));

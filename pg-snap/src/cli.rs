@@ -13,13 +13,13 @@ use common::status::Report;
 
 use crate::connect::Given;
 use crate::folder::is_date;
-use crate::{ask, confirm, drain, dump, holder, list, restore, verify};
+use crate::{ask, check, confirm, drain, dump, holder, list, restore, stall, verify};
 
 /// Dated, complete, private dumps of a PostgreSQL database.
 ///
 /// A dump is a folder named by its date (UTC) that is either complete or not
-/// there. It holds the whole database (pg_dump, directory format), the roles it
-/// needs, and dump.json, which says what it is. The database is the one named by
+/// there. It holds the whole database (pg_dump, directory format), the roles and
+/// settings it needs, and dump.json, which says what it is. The database is the one named by
 /// options, else by the profile's [database], else the one Nextcloud uses
 /// (nc-maint is asked).
 #[derive(Debug, Parser)]
@@ -58,9 +58,10 @@ under the same path, and let the container's own rule admit them: they do not
 see the password file (the usual image trusts its own socket).
 
 The last line on stdout is one JSON object; docs/status.schema.json has it.
-Exit codes: 0 done; 1 failed, and undone; 2 usage; 4 something was left behind
-(the object says what); 69 no server or no program; 75 another dump, prune or
-restore runs; 77 rights or password; 78 profile or version wrong; 128+N signal.";
+Exit codes: 0 done; 1 failed, and undone; 2 usage; 3 restored, and something is
+not as it was (warnings); 4 something was left behind (the object says what); 69
+no server or no program, or it hangs; 75 another dump, prune or restore runs; 77
+rights or password; 78 profile or version wrong; 128+N signal.";
 
 #[derive(Debug, Args)]
 struct Named {
@@ -110,6 +111,10 @@ struct Tools {
     /// Command line of pg_restore, likewise.
     #[arg(long, value_name = "COMMAND")]
     pg_restore: Option<String>,
+    /// End it when nothing has moved for so long, like 10m: a server or a disk
+    /// that hangs. Default 5m for a dump, 30m for a restore.
+    #[arg(long, value_name = "TIME")]
+    stall: Option<Span>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -236,15 +241,22 @@ enum Action {
     /// Make a database anew from a dump.
     ///
     /// It is restored under a temporary name and takes the name only when it is
-    /// complete; a failure leaves the old database as it was. Roles that are
-    /// missing are made. Connects as an administrator if one is named
-    /// (--admin-...), else as for a dump; that role then needs CREATEDB. On a new
-    /// machine, where not even that role exists, an administrator makes it first:
+    /// complete; a failure leaves the old database as it was. Connects as an
+    /// administrator if one is named (--admin-...), else as for a dump; that role
+    /// then needs CREATEDB. An administrator makes roles that are missing and the
+    /// empty database, and nothing else: what comes from the dump is run by a role
+    /// made for that, which has no other rights and is dropped at the end. It must
+    /// be able to log in with a password, by one of the addresses known or
+    /// 127.0.0.1. Over a socket, root becomes the account named like the role, as
+    /// peer authentication wants.
     ///
-    ///   sudo -u postgres psql < DUMP/roles.sql
+    /// What only a superuser could make (event triggers, extensions that are not
+    /// trusted, ...) is left out. A missing role of Nextcloud gets the password of
+    /// its config.php, and that login is tried. Warnings of either: exit code 3.
     ///
     /// data: date, dump, database, tables, roles_created, replaced, kept_database,
-    /// kept_databases (of earlier restores, too), dry_run, restore_ms.
+    /// kept_databases (of earlier restores, too), dry_run, restore_ms, login
+    /// (whether Nextcloud can log in; null if that is not known).
     Restore {
         #[command(flatten)]
         place: Place,
@@ -295,9 +307,10 @@ enum Action {
     /// --against, every row of oc_filecache is compared with the files of a
     /// snapshot (path, size, type), every file with the rows, and config.php with
     /// both. What the snapshot leaves out is not missed; under server-side
-    /// encryption a file has the size that its row's plain size takes. Owners and
-    /// grants are not restored: a role that may make databases suffices
-    /// (sudo -u postgres createuser --createdb root).
+    /// encryption a file has the size that its row's plain size takes. It is what
+    /// `restore` does, up to the moment where the new database would take the
+    /// place of the old one; roles are not made, so a role that may make databases
+    /// suffices (sudo -u postgres createuser --createdb root).
     ///
     /// Exit code 1 if anything does not fit. data: date, dump, database, run_id,
     /// tables, table_rows, restore_ms, compare_ms, room_checked, cleared, against,
@@ -350,6 +363,35 @@ enum Action {
         admin_password_file: Option<PathBuf>,
         /// Database to connect to for making another. Default: in table drill
         /// admin_database, else 'postgres'.
+        #[arg(long, value_name = "NAME")]
+        admin_database: Option<String>,
+    },
+    /// Look whether the rights suffice, and change nothing.
+    ///
+    /// data: role, database, server_version, findings: of each its kind, a message,
+    /// and the cure (SQL or a command, for an administrator). Exit code 77 if there
+    /// are findings.
+    Check {
+        #[command(flatten)]
+        named: Named,
+        #[command(flatten)]
+        connection: Connection,
+        /// Database.
+        #[arg(long)]
+        name: Option<String>,
+        /// For what: backup (dump, drain, hold) or drill (verify).
+        #[arg(long = "for", value_name = "WHAT", default_value = "backup", value_parser = ["backup", "drill"])]
+        purpose: String,
+        /// For a drill: role that may make databases. Default: as for verify.
+        #[arg(long, value_name = "ROLE")]
+        admin_user: Option<String>,
+        /// Where it connects.
+        #[arg(long, value_name = "HOST")]
+        admin_host: Option<String>,
+        /// File with its password, mode 0600.
+        #[arg(long, value_name = "FILE")]
+        admin_password_file: Option<PathBuf>,
+        /// Database to connect to for making another.
         #[arg(long, value_name = "NAME")]
         admin_database: Option<String>,
     },
@@ -428,6 +470,7 @@ impl Cli {
             Action::DropReplaced { named, .. } => ("drop-replaced", named),
             Action::Holder { named, .. } => ("holder", named),
             Action::Verify { place, .. } => ("verify", &place.named),
+            Action::Check { named, .. } => ("check", named),
         };
         (name, named.profile.clone())
     }
@@ -440,7 +483,8 @@ impl Cli {
                 let given = connection.given(name);
                 connection.apply(&mut profile);
                 let jobs = tools.apply(&mut profile);
-                dump::run(&profile, &dump::Options { given, dumps, jobs, run_id, held }, report)
+                let stall = tools.stall.map_or(stall::DUMP, |s| s.0);
+                dump::run(&profile, &dump::Options { given, dumps, jobs, stall, run_id, held }, report)
             }
             Action::Drain { named, connection, name, look, wait, timeout } => {
                 let profile = named.load()?;
@@ -507,6 +551,7 @@ impl Cli {
                     dry_run,
                     keep_replaced,
                     jobs,
+                    stall: tools.stall.map_or(stall::RESTORE, |s| s.0),
                     admin_database: administrator.admin_database,
                 };
                 restore::run(&profile, &options, report)
@@ -533,17 +578,8 @@ impl Cli {
                 admin_database,
             } => {
                 let (mut profile, dumps) = place.load()?;
-                let mut given = connection.given(None);
-                let drill = std::mem::take(&mut profile.drill);
-                given.host = admin_host.or(given.host).or(drill.host);
-                let drill_user = if given.user.is_none() { drill.user } else { None };
-                if let Some(user) = admin_user.or(drill_user) {
-                    // Another role: the first one's password is not its own.
-                    given.user = Some(user);
-                    given.password_file = admin_password_file.or(drill.password_file);
-                    profile.database.password_file = None;
-                }
-                connection.apply(&mut profile);
+                let administrator = (admin_user, admin_host, admin_password_file, admin_database);
+                let (given, admin_database) = connection.for_drill(administrator, &mut profile);
                 let jobs = tools.apply(&mut profile);
                 let options = verify::Options {
                     given,
@@ -556,9 +592,29 @@ impl Cli {
                     exclude,
                     limit: limit.into(),
                     jobs,
-                    admin_database: admin_database.or(drill.admin_database).unwrap_or("postgres".into()),
+                    stall: tools.stall.map_or(stall::RESTORE, |s| s.0),
+                    admin_database,
                 };
                 verify::run(&profile, &options, report)
+            }
+            Action::Check {
+                named,
+                connection,
+                name,
+                purpose,
+                admin_user,
+                admin_host,
+                admin_password_file,
+                admin_database,
+            } => {
+                let mut profile = named.load()?;
+                if purpose == "drill" {
+                    let administrator = (admin_user, admin_host, admin_password_file, admin_database);
+                    let (given, home) = connection.for_drill(administrator, &mut profile);
+                    return check::drill(&profile, &given, &home, report);
+                }
+                connection.apply(&mut profile);
+                check::backup(&profile, &connection.given(name), report)
             }
         }
     }
@@ -588,6 +644,7 @@ impl Connection {
             name,
             user: self.user.clone(),
             password_file: self.password_file.clone(),
+            another_role: false,
         }
     }
 
@@ -599,10 +656,36 @@ impl Connection {
             // Another role: the first one's password is not its own.
             given.user.clone_from(&administrator.admin_user);
             given.password_file.clone_from(&administrator.admin_password_file);
-            profile.database.password_file = None;
+            given.another_role = true;
         }
         self.apply(profile);
         given
+    }
+
+    /// For the scratch database: its role, and the database to connect to. The administrator is its role, host,
+    /// password file and database.
+    fn for_drill(
+        &self,
+        (user, host, password_file, database): (
+            Option<String>,
+            Option<String>,
+            Option<PathBuf>,
+            Option<String>,
+        ),
+        profile: &mut Profile,
+    ) -> (Given, String) {
+        let mut given = self.given(None);
+        let drill = std::mem::take(&mut profile.drill);
+        given.host = host.or(given.host).or(drill.host);
+        let drill_user = if given.user.is_none() { drill.user } else { None };
+        if let Some(user) = user.or(drill_user) {
+            // Another role: the first one's password is not its own.
+            given.user = Some(user);
+            given.password_file = password_file.or(drill.password_file);
+            given.another_role = true;
+        }
+        self.apply(profile);
+        (given, database.or(drill.admin_database).unwrap_or("postgres".into()))
     }
 
     /// The same again, as arguments for the holder.

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use common::account::Account;
 use common::fault::Fault;
 use common::profile::Profile;
 
@@ -24,6 +25,8 @@ pub(crate) struct Given {
     pub(crate) user: Option<String>,
     /// `--password-file`
     pub(crate) password_file: Option<PathBuf>,
+    /// It is another role than the profile's, whose password file is not its own.
+    pub(crate) another_role: bool,
 }
 
 /// Where to connect, and as whom.
@@ -57,6 +60,21 @@ impl Server {
         out
     }
 
+    /// Whether it is reached through a socket of this machine.
+    pub(crate) fn is_by_socket(&self) -> bool {
+        self.host.host.as_ref().is_none_or(|h| h.starts_with('/'))
+    }
+
+    /// The account that is named like the role, if it could matter to the server and we may be it. Never root by a role's
+    /// name, which is nobody's word for that.
+    pub(crate) fn peer_account(&self) -> Option<Account> {
+        let user = self.user.as_deref()?;
+        if !self.is_by_socket() || self.password.is_some() || !nix::unistd::geteuid().is_root() {
+            return None;
+        }
+        Account::named(user).ok().filter(|a| !a.uid().is_root())
+    }
+
     /// The password file for its children.
     pub(crate) fn passfile(&self) -> Result<Passfile> {
         Passfile::new(self.password.as_ref())
@@ -68,13 +86,36 @@ fn quote(value: &str) -> String {
     format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
+/// Where Nextcloud's own database is reached, as far as the profile says.
+pub(crate) fn of_profile(profile: &Profile) -> Vec<Server> {
+    let host = profile.database.host.as_deref().and_then(|h| DbHost::parse(h).ok());
+    host.map(|host| Server { host, user: None, password: None, persistent: false }).into_iter().collect()
+}
+
+/// How Nextcloud logs in, and where: as its configuration says, or else what the profile says of the database. `None` if
+/// neither says as whom.
+pub(crate) fn as_nextcloud(profile: &Profile) -> Result<Option<(Server, String)>> {
+    if profile.nextcloud.is_some() {
+        let answer = nc_maint::inspect(profile)?;
+        let host = DbHost::parse(&answer.host).map_err(Fault::config)?;
+        let (user, password) = (Some(answer.user), answer.password);
+        return Ok(Some((Server { host, user, password, persistent: answer.persistent }, answer.name)));
+    }
+    if profile.database.user.is_none() || profile.database.name.is_none() {
+        return Ok(None);
+    }
+    let (server, name) = resolve(profile, &Given::default(), true)?;
+    Ok(name.map(|name| (server, name)))
+}
+
 /// Finds server and database name. The name may be absent if `need_name` is false.
 pub(crate) fn resolve(profile: &Profile, given: &Given, need_name: bool) -> Result<(Server, Option<String>)> {
     let settings = &profile.database;
     let mut host = given.host.clone().or_else(|| settings.host.clone());
     let mut name = given.name.clone().or_else(|| settings.name.clone());
     let mut user = given.user.clone().or_else(|| settings.user.clone());
-    let file = given.password_file.as_ref().or(settings.password_file.as_ref());
+    let file = settings.password_file.as_ref().filter(|_| !given.another_role);
+    let file = given.password_file.as_ref().or(file);
     let mut password = file.map(|f| Password::read(f)).transpose()?;
     let mut persistent = false;
     let unknown = host.is_none() || (need_name && name.is_none()) || user.is_none();

@@ -6,13 +6,15 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use common::durable;
 use common::lock::Lock;
+use common::mutant;
 use common::profile::Profile;
 use common::record::RunRecord;
+use common::run::Failure;
 use common::status::Report;
 
 use crate::catalog::Catalog;
@@ -24,7 +26,7 @@ use crate::manifest::{self, Manifest, Stored};
 use crate::names::{Names, dump_id};
 use crate::programs::Program;
 use crate::psql::Psql;
-use crate::{pg_dump, pg_restore};
+use crate::{check, facts, pg_dump, pg_restore};
 
 /// What `dump` needs to know.
 #[derive(Debug)]
@@ -32,6 +34,8 @@ pub(crate) struct Options {
     pub(crate) given: Given,
     pub(crate) dumps: PathBuf,
     pub(crate) jobs: u32,
+    /// How long nothing may be written.
+    pub(crate) stall: Duration,
     pub(crate) run_id: Option<String>,
     /// Dump the held state instead of that of now.
     pub(crate) held: bool,
@@ -40,6 +44,7 @@ pub(crate) struct Options {
 /// The work, prepared: server asked, programs chosen.
 struct Work<'w> {
     server: Server,
+    psql: Psql,
     database: String,
     catalog: Catalog,
     pg_dump: Program,
@@ -112,13 +117,14 @@ impl<'w> Work<'w> {
         let (server, database) = connect::resolve(profile, &options.given, true)?;
         let database = database.context("a database is named")?;
         let psql = Psql::new(Program::find("psql", &settings.psql, None), &server)?.reads_only();
-        let catalog = Catalog::read(&psql, &database)?;
+        let catalog = Catalog::read(&psql, &database).map_err(|e| check::explain_peer(e, &server))?;
         let major = catalog.server_major();
         let pg_dump = Program::find("pg_dump", &settings.pg_dump, Some(major));
         let pg_restore = Program::find("pg_restore", &settings.pg_restore, Some(major));
         let client_version = pg_dump.version_for(&catalog.server_version, major)?;
         Ok(Work {
             server,
+            psql,
             database,
             catalog,
             pg_dump,
@@ -148,24 +154,24 @@ impl<'w> Work<'w> {
             jobs: self.options.jobs,
             snapshot: self.held.as_ref().map(|h| h.snapshot.as_str()),
             tables: self.catalog.tables.len(),
+            stall: self.options.stall,
         };
+        let dump = |report: &mut Report| pg_dump::run(&job, self.lock, report).map_err(|e| self.lacking(e));
         if let Some(held) = &self.held {
-            drain::in_use(self.profile, || pg_dump::run(&job, self.lock, report))?;
+            drain::in_use(self.profile, || dump(report))?;
             drain::still_held(self.profile, held)?;
         } else {
-            pg_dump::run(&job, self.lock, report)?;
+            dump(report)?;
         }
         let duration_ms = u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX);
         let run_id = self.confirm_run(run_id, report)?;
-        let toc = pg_restore::table_data(&self.pg_restore, &dir)
-            .context("pg_restore cannot read the dump that was just made")?;
+        let toc = pg_restore::contents(&self.pg_restore, &dir)
+            .context("pg_restore cannot read the dump that was just made")?
+            .table_data();
         let mut files = self.rename(&dir, &toc)?;
-        for (name, text) in
-            [(manifest::ROLES, self.catalog.roles_sql()), (manifest::SETTINGS, self.catalog.settings_sql())]
-        {
-            durable::write(&partial.path().join(name), text.as_bytes(), 0o600)?;
-            files.push(Stored { name: name.into(), original: None, size_bytes: text.len() as u64 });
-        }
+        let text = serde_json::to_vec_pretty(&self.catalog.facts)?;
+        durable::write(&partial.path().join(facts::FILE), &text, 0o600)?;
+        files.push(Stored { name: facts::FILE.into(), original: None, size_bytes: text.len() as u64 });
         let manifest = Manifest {
             schema: manifest::SCHEMA,
             tool_version: env!("CARGO_PKG_VERSION").into(),
@@ -176,9 +182,10 @@ impl<'w> Work<'w> {
             server_version: self.catalog.server_version.clone(),
             server_version_num: self.catalog.server_version_num,
             client_version: self.client_version.clone(),
-            roles_file: manifest::ROLES.into(),
-            settings_file: manifest::SETTINGS.into(),
-            roles: self.catalog.roles.iter().map(|r| r.name.clone()).collect(),
+            facts_file: Some(facts::FILE.into()),
+            roles_file: None,
+            settings_file: None,
+            roles: self.catalog.facts.roles.iter().map(|r| r.name.clone()).collect(),
             role_passwords: self.catalog.has_passwords(),
             tables: toc.len() as u64,
             size_bytes: files.iter().map(|f| f.size_bytes).sum(),
@@ -189,6 +196,17 @@ impl<'w> Work<'w> {
         let text = serde_json::to_vec_pretty(&manifest)?;
         durable::write(&partial.path().join(manifest::FILE), &text, 0o600)?;
         Ok(manifest)
+    }
+
+    /// If pg_dump failed for want of a right, which it says in the server's language: that right.
+    fn lacking(&self, error: anyhow::Error) -> anyhow::Error {
+        if error.downcast_ref::<Failure>().is_none() || mutant::active("errors-by-words") {
+            return error;
+        }
+        match check::unreadable(&self.psql, &self.database) {
+            Ok(Some(finding)) => anyhow::Error::from(finding.fault()).context(format!("{error:#}")),
+            _ => error,
+        }
     }
 
     /// The dump belongs to a run only if maintenance was that run's from before the dump to its end.

@@ -11,14 +11,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalog::Definition;
 
-/// Version of this file's format; keys are only ever added.
-pub(crate) const SCHEMA: u32 = 1;
+/// Version of this file's format. 1 had the facts as SQL, for psql.
+pub(crate) const SCHEMA: u32 = 2;
+/// The formats that can be read.
+const READABLE: [u32; 2] = [1, SCHEMA];
 /// The name of this file.
 pub(crate) const FILE: &str = "dump.json";
-/// Roles, for psql.
-pub(crate) const ROLES: &str = "roles.sql";
-/// Settings of the database itself, for psql.
-pub(crate) const SETTINGS: &str = "settings.sql";
 /// The folder with pg_dump's files, under their stored names.
 pub(crate) const FILES: &str = "files";
 
@@ -37,10 +35,17 @@ pub(crate) struct Manifest {
     pub(crate) server_version: String,
     pub(crate) server_version_num: u32,
     pub(crate) client_version: String,
-    pub(crate) roles_file: String,
-    pub(crate) settings_file: String,
+    /// Roles, settings and grants, as JSON; null in format 1.
+    #[serde(default)]
+    pub(crate) facts_file: Option<String>,
+    /// Format 1: roles as SQL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) roles_file: Option<String>,
+    /// Format 1: settings as SQL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) settings_file: Option<String>,
     pub(crate) roles: Vec<String>,
-    /// Whether `roles.sql` holds password hashes.
+    /// Whether the facts hold password hashes.
     pub(crate) role_passwords: bool,
     /// Tables whose data is in the dump.
     pub(crate) tables: u64,
@@ -70,7 +75,7 @@ impl Manifest {
         let bytes = std::fs::read(&path).with_context(|| format!("{FILE} cannot be read"))?;
         let value: serde_json::Value =
             serde_json::from_slice(&bytes).with_context(|| format!("{FILE} is damaged"))?;
-        if value["schema"] != SCHEMA {
+        if !READABLE.iter().any(|s| value["schema"] == *s) {
             anyhow::bail!("{FILE} has format {}, which this version does not know", value["schema"]);
         }
         let manifest: Manifest =
@@ -78,7 +83,19 @@ impl Manifest {
         for file in &manifest.files {
             manifest.check(dir, file)?;
         }
+        let facts = [&manifest.facts_file, &manifest.roles_file, &manifest.settings_file];
+        for name in facts.into_iter().flatten() {
+            if !manifest.files.iter().any(|f| f.name == *name) {
+                anyhow::bail!("{FILE} names {name}, which is none of its files");
+            }
+        }
         Ok(manifest)
+    }
+
+    /// Major version of the pg_dump that made it.
+    pub(crate) fn made_by(&self) -> u32 {
+        let digits = |v: &str| v.chars().take_while(char::is_ascii_digit).collect::<String>();
+        digits(&self.client_version).parse().unwrap_or(0)
     }
 
     fn check(&self, dir: &Path, file: &Stored) -> Result<()> {

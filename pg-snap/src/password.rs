@@ -9,6 +9,7 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
@@ -37,6 +38,11 @@ impl Password {
                 .into());
         }
         Ok(Password(text))
+    }
+
+    /// For a statement that gives it to a role.
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
     }
 
     /// Reads `file`, which only its owner may read: root or this account.
@@ -75,9 +81,9 @@ impl Password {
 }
 
 /// libpq's password file, in memory.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Passfile {
-    file: Option<File>,
+    file: Option<Arc<File>>,
 }
 
 impl Passfile {
@@ -89,7 +95,7 @@ impl Passfile {
         fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR).context("cannot make the password file private")?;
         let mut file = File::from(fd);
         file.write_all(line(password).as_bytes()).context("cannot write the password file")?;
-        Ok(Passfile { file: Some(file) })
+        Ok(Passfile { file: Some(Arc::new(file)) })
     }
 
     /// `cmd`, with the password file at hand.

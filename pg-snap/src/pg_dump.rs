@@ -16,6 +16,7 @@ use common::status::Report;
 use crate::connect::Server;
 use crate::names::dump_id;
 use crate::programs::Program;
+use crate::stall;
 
 /// How long pg_dump waits for a table that somebody else has locked.
 const LOCK_WAIT: &str = "60s";
@@ -35,11 +36,13 @@ pub(crate) struct Job<'j> {
     pub(crate) snapshot: Option<&'j str>,
     /// How many there are, for people who wait.
     pub(crate) tables: usize,
+    /// How long nothing may be written.
+    pub(crate) stall: Duration,
 }
 
 /// Dumps. pg_dump and its workers hold `lock` as long as they live.
 pub(crate) fn run(job: &Job<'_>, lock: &Lock, report: &mut Report) -> Result<()> {
-    let Job { program, server, database, to, jobs, snapshot, tables } = *job;
+    let Job { program, server, database, to, jobs, snapshot, tables, stall } = *job;
     let passfile = server.passfile()?;
     let cmd = program
         .cmd()?
@@ -53,7 +56,8 @@ pub(crate) fn run(job: &Job<'_>, lock: &Lock, report: &mut Report) -> Result<()>
         .args(snapshot.map(|id| format!("--snapshot={id}")))
         .inherit(lock.fd());
     let cmd = passfile.lend(cmd);
-    let output = with_progress(to, tables, || cmd.output())?;
+    let what = "pg_dump has written nothing";
+    let output = with_progress(to, tables, || stall::run(&cmd, stall, what, || measure(to)))?;
     let said = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
         let mut failure = cmd.failure(&output);
@@ -71,27 +75,24 @@ pub(crate) fn run(job: &Job<'_>, lock: &Lock, report: &mut Report) -> Result<()>
     Ok(())
 }
 
-/// Adds what to do about it.
+/// The first reason, and what to do about it. Only pg_dump's own words are known: the server's are in its language.
 fn explain(failure: &mut Failure, said: &str) {
+    let was_cut = said.contains("server closed the connection");
+    let waits_for_lock =
+        said.contains("could not obtain lock") || said.contains("Query was: LOCK TABLE") && !was_cut;
     if said.contains("No space left on device") || said.contains("Disk quota exceeded") {
         failure.hint = Some("the disk of the dump folder is full: make room, or set [database] dumps".into());
-    } else if said.contains("could not obtain lock") || said.contains("due to statement timeout") {
+    } else if waits_for_lock {
         failure.kind = Kind::Busy;
         failure.hint = Some(
             "something changes tables (an app's update, TRUNCATE, VACUUM FULL) and waits for the backup, and the dump \
              would wait for it: try again when that has ended"
                 .into(),
         );
-    } else if said.contains("permission denied") {
-        failure.kind = Kind::Denied;
-        failure.hint = Some(
-            "the role must own the tables, or be granted pg_read_all_data: GRANT pg_read_all_data TO role"
-                .into(),
-        );
     } else if said.contains("server version mismatch") {
         failure.kind = Kind::Config;
         failure.hint = Some("pg_dump must not be older than the server: install a newer client".into());
-    } else if said.contains("password") || said.contains("authentication") {
+    } else if said.contains("pg_dump: error: connection to server") {
         failure.kind = Kind::Denied;
         failure.hint = Some(
             "psql could connect, pg_dump cannot: a pg_dump behind sudo or in a container does not see the \
@@ -99,9 +100,27 @@ fn explain(failure: &mut Failure, said: &str) {
                 .into(),
         );
     }
-    // The query that failed comes last and says less than what is before it.
-    let lines = failure.stderr_tail.lines().filter(|l| !l.contains("detail: Query was:"));
-    failure.stderr_tail = lines.collect::<Vec<_>>().join("\n");
+    failure.stderr_tail = first_reason(said);
+}
+
+/// What pg_dump said first: the leader tells last that a worker has died, and the query that failed says less than why.
+fn first_reason(said: &str) -> String {
+    let lines = said.lines().filter(|l| {
+        !l.contains("detail: Query was:")
+            && !l.contains("detail: Command was:")
+            && !l.contains("a worker process died unexpectedly")
+    });
+    let mut errors = lines.skip_while(|l| !l.contains("error:")).peekable();
+    if errors.peek().is_none() {
+        return common::run::tail(said.as_bytes());
+    }
+    let mut out = errors.next().unwrap_or_default().to_owned();
+    // It goes on, on further lines, until the next error.
+    for line in errors.take_while(|l| !l.starts_with("pg_dump: error:")) {
+        out.push('\n');
+        out.push_str(line);
+    }
+    common::run::tail(out.as_bytes())
 }
 
 /// Shows on a terminal how far it has come, while `work` runs.
@@ -148,5 +167,18 @@ mod tests {
         }
         assert_eq!(measure(dir.path()), (1, 6));
         assert_eq!(measure(&dir.path().join("none")), (0, 0));
+    }
+
+    #[test]
+    fn of_a_parallel_dump_the_first_reason_is_told() {
+        let said = "pg_dump: last built-in OID is 16383\n\
+            pg_dump: error: Dumping the contents of table \"a\" failed: PQgetResult() failed.\n\
+            pg_dump: detail: Error message from server: FEHLER:  Platte voll\n\
+            pg_dump: detail: Command was: COPY a\n\
+            pg_dump: error: a worker process died unexpectedly\n";
+        let first = first_reason(said);
+        assert!(first.starts_with("pg_dump: error: Dumping the contents"), "{first}");
+        assert!(first.ends_with("Platte voll"), "{first}");
+        assert_eq!(first_reason("sh: pg_dump: not found\n"), "sh: pg_dump: not found");
     }
 }

@@ -19,6 +19,7 @@ const FOLDERS: &str = "/usr/lib/postgresql";
 pub(crate) struct Program {
     name: &'static str,
     argv: Vec<OsString>,
+    configured: bool,
 }
 
 impl Program {
@@ -32,7 +33,12 @@ impl Program {
         } else {
             configured.iter().map(OsString::from).collect()
         };
-        Program { name, argv }
+        Program { name, argv, configured: !configured.is_empty() }
+    }
+
+    /// Whether the profile or an option names it: it may run anywhere then.
+    pub(crate) fn is_configured(&self) -> bool {
+        self.configured
     }
 
     /// A command line that begins with it.

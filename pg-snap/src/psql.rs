@@ -2,22 +2,28 @@
 //!
 //! Each session begins with the same [`PROLOGUE`], so that neither what a database brings with it (operators and functions
 //! on a search_path) nor what was set for a role or a database takes part in what we ask.
+//!
+//! psql never reads a word that came from a dump, a database or a configuration: every statement goes to it
+//! [`sealed`], and what it means is known to the server alone. Failures are told by SQLSTATE, as a server
+//! speaks the language it is set to.
 
 use std::cell::Cell;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use common::account::Account;
 use common::fault::Kind;
 use common::mutant;
 use common::run::{Child, Cmd, Failure, Output};
 use serde::de::DeserializeOwned;
 
 use crate::connect::Server;
+use crate::greeting::{self, Answer};
 use crate::password::Passfile;
 use crate::programs::Program;
 
 /// psql, bound to a server.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Psql {
     program: Program,
     server: Server,
@@ -25,6 +31,8 @@ pub(crate) struct Psql {
     reads_only: bool,
     /// Something before the server does not take `options`: only the prologue holds.
     no_options: Cell<bool>,
+    /// Whose rights psql has, if not ours.
+    account: Option<Account>,
 }
 
 /// In force from the session's first moment, over whatever is set for the role or the database. Only names that every
@@ -45,14 +53,18 @@ const PROLOGUE: [&str; 6] = [
     "SELECT FROM pg_settings WHERE CASE WHEN name IN ('idle_session_timeout', 'transaction_timeout') \
      THEN set_config(name, '0', false) IS NULL END",
 ];
-/// One more, for who only reads.
+/// One more, for who only reads, and for who does not, whatever is set for the database.
 const READ_ONLY: &str = "SET default_transaction_read_only = on";
+const READ_WRITE: &str = "SET default_transaction_read_only = off";
 
 /// The first statements, in their order.
 pub(crate) fn prologue(reads_only: bool) -> impl Iterator<Item = &'static str> {
     let path = usize::from(mutant::active("empty-search-path"));
-    PROLOGUE.into_iter().skip(path).chain(reads_only.then_some(READ_ONLY))
+    PROLOGUE.into_iter().skip(path).chain([if reads_only { READ_ONLY } else { READ_WRITE }])
 }
+
+/// The longest that one call may take: the restored tables are analyzed and counted within it.
+const LONGEST: Duration = Duration::from_secs(12 * 3600);
 
 /// How psql says that it could not connect.
 pub(crate) const NO_CONNECTION: i32 = 2;
@@ -67,7 +79,24 @@ impl Psql {
             server: server.clone(),
             reads_only: false,
             no_options,
+            account: None,
         })
+    }
+
+    /// The same, as the account that is named like the role, where the server asks for that: peer authentication on
+    /// a unix socket believes nothing but who is at its other end, and root may be anybody.
+    pub(crate) fn admitted(mut self, database: &str) -> Result<Psql> {
+        let Some(account) = self.server.peer_account() else { return Ok(self) };
+        let Err(error) = self.run(database, &["SELECT 1"]) else { return Ok(self) };
+        if common::fault::kind_of(&error) != Kind::Denied || mutant::active("no-peer-account") {
+            return Ok(self);
+        }
+        self.account = Some(account);
+        match self.run(database, &["SELECT 1"]) {
+            Ok(_) => Ok(self),
+            // The first reason is that of the one who was named.
+            Err(_) => Err(error),
+        }
     }
 
     /// The same, with sessions that write nothing.
@@ -80,15 +109,25 @@ impl Psql {
         format!("{} client_encoding='UTF8' options='{options}'", self.server.conninfo(database))
     }
 
-    /// What comes before `sql`, and that.
-    fn text(&self, sql: &str) -> String {
-        prologue(self.reads_only).map(|s| format!("{s};\n")).collect::<String>() + sql
+    /// What comes before `statements`, and those.
+    fn text<S: AsRef<str>>(&self, statements: &[S]) -> String {
+        let ours = prologue(self.reads_only).map(|s| format!("{s};\n")).collect::<String>();
+        ours + &statements.iter().map(|s| sealed(s.as_ref())).collect::<String>()
     }
 
-    fn cmd(&self, database: &str, sql: &str) -> Result<Cmd> {
-        let cmd = self.program.cmd()?.args(["-X", "-q", "-A", "-t", "-w", "-v", "ON_ERROR_STOP=1", "-d"]);
-        let stdin = if sql.is_empty() { String::new() } else { self.text(sql) };
-        Ok(self.passfile.lend(cmd.arg(self.conninfo(database)).args(["-f", "-"]).stdin(stdin)))
+    fn program(&self) -> Result<Cmd> {
+        let cmd = self.program.cmd()?;
+        Ok(match &self.account {
+            Some(account) => cmd.run_as(account),
+            None => cmd,
+        })
+    }
+
+    fn cmd(&self, database: &str, stdin: String) -> Result<Cmd> {
+        let cmd = self.program()?.args(["-X", "-q", "-A", "-t", "-w", "-v", "ON_ERROR_STOP=1"]);
+        let cmd = cmd.args(["-v", "VERBOSITY=verbose", "-v", "SHOW_CONTEXT=never", "-d"]);
+        let cmd = cmd.arg(self.conninfo(database)).args(["-f", "-"]).stdin(stdin).timeout(LONGEST);
+        Ok(self.passfile.lend(cmd))
     }
 
     /// Whether `error` says that a pooler does not take [`OPTIONS`]; then it is worth to try once more without.
@@ -105,53 +144,108 @@ impl Psql {
         self.no_options.get()
     }
 
-    fn judge(&self, cmd: &Cmd, output: &Output) -> Result<String> {
+    fn judge(&self, database: &str, cmd: &Cmd, output: &Output) -> Result<String> {
         if output.status.success() {
             return Ok(output.text());
         }
-        Err(explain(cmd.failure(output)).into())
+        let failure = explain(cmd.failure(output));
+        // With a code, it is a session that has ended.
+        let connected = sqlstate_in(&failure.stderr_tail).is_some();
+        let error = failure.into();
+        Err(if connected { error } else { self.explain_connection(database, error) })
+    }
+
+    fn attempt(&self, database: &str, text: &str) -> Result<String> {
+        let cmd = self.cmd(database, text.to_owned())?;
+        self.judge(database, &cmd, &cmd.output()?)
+    }
+
+    /// What a failure to connect means. Our own greeting brings what the server says as an SQLSTATE; what it says
+    /// after that (a password that is wrong, a database that is not there) is found out by asking another database.
+    pub(crate) fn explain_connection(&self, database: &str, mut error: anyhow::Error) -> anyhow::Error {
+        // What another program connects from is not seen from here: then its words have to do.
+        if self.program.is_configured() || mutant::active("errors-by-words") {
+            return error;
+        }
+        let Some(failure) = error.downcast_mut::<Failure>() else { return error };
+        if failure.exit_code != Some(NO_CONNECTION) {
+            return error;
+        }
+        let user = self.server.user.as_deref().unwrap_or("root");
+        let meaning = match greeting::ask(&self.server.host, user, database) {
+            Answer::Silent => Meaning::NoServer,
+            Answer::Refused(code) if is_temporary(&code) => Meaning::NotNow,
+            Answer::Refused(_) => Meaning::Denied,
+            Answer::Speaks if self.lacks(database) => Meaning::NoDatabase,
+            Answer::Speaks => Meaning::Denied,
+        };
+        // A limit on a role's or a database's sessions is met after the password.
+        if meaning == Meaning::Denied && matches!(classify(&failure.stderr_tail), Meaning::NotNow) {
+            return error;
+        }
+        meaning.tell(failure);
+        if meaning == Meaning::Denied && self.server.is_by_socket() && self.server.password.is_none() {
+            failure.hint = Some(format!(
+                "over a socket the server usually admits the account that is named like the role (peer in pg_hba.conf): \
+                 run this as root or as the account {user}, connect by address (127.0.0.1) with a password, or name a role that \
+                 this account has"
+            ));
+        }
+        error
+    }
+
+    /// Whether the server says that it has no such database.
+    fn lacks(&self, database: &str) -> bool {
+        let sql = format!("SELECT count(*) FROM pg_database WHERE datname = {}", literal(database));
+        let others = ["postgres", "template1"].into_iter().filter(|o| *o != database);
+        let ask = |other: &str| {
+            let cmd = self.cmd(other, self.text(&[&sql])).ok()?;
+            let output = cmd.output().ok()?;
+            output.status.success().then(|| output.text())
+        };
+        others.filter_map(ask).next().is_some_and(|count| count == "0")
     }
 
     /// A psql in `database` that takes statements on its stdin until that is closed; errors do not end it.
     pub(crate) fn stay(&self, database: &str) -> Result<Child> {
-        let cmd = self.program.cmd()?.args(["-X", "-q", "-A", "-t", "-w", "-d"]);
+        let cmd = self.program()?.args(["-X", "-q", "-A", "-t", "-w", "-d"]);
         let cmd = cmd.arg(self.conninfo(database));
         self.passfile.lend(cmd.args(["-f", "-"])).spawn_piped()
     }
 
-    /// Runs SQL in `database`, stopping at the first error; what it printed.
-    pub(crate) fn run(&self, database: &str, sql: &str) -> Result<String> {
-        let once = || {
-            let cmd = self.cmd(database, sql)?;
-            self.judge(&cmd, &cmd.output()?)
-        };
+    /// Runs the statements in `database`, stopping at the first error; what they printed.
+    pub(crate) fn run<S: AsRef<str>>(&self, database: &str, statements: &[S]) -> Result<String> {
+        let once = || self.attempt(database, &self.text(statements));
         once().or_else(|e| if self.does_without_options(&e) { once() } else { Err(e) })
     }
 
-    /// [`Psql::run`] with `:"db"` in the SQL standing for the identifier `name`.
-    pub(crate) fn run_with_db(&self, database: &str, name: &str, sql: &str) -> Result<String> {
-        self.run(database, &format!("\\set db {}\n{sql}", variable(name)))
-    }
-
     /// [`Psql::run`] for clean-up: also when a signal asked us to stop, but not for ever.
-    pub(crate) fn clean_up(&self, database: &str, sql: &str) -> Result<String> {
-        let cmd = self.cmd(database, sql)?.uninterruptible().timeout(Duration::from_secs(30));
-        self.judge(&cmd, &cmd.output()?)
+    pub(crate) fn clean_up<S: AsRef<str>>(&self, database: &str, statements: &[S]) -> Result<String> {
+        let text = self.text(statements);
+        let cmd = self.cmd(database, text)?.uninterruptible().timeout(Duration::from_secs(30));
+        self.judge(database, &cmd, &cmd.output()?)
     }
 
-    /// Starts SQL whose answer is read while it comes.
-    pub(crate) fn start(&self, database: &str, sql: &str) -> Result<Running> {
+    /// What one statement says within ten seconds, if it says anything.
+    pub(crate) fn glance(&self, database: &str, statement: &str) -> Option<String> {
+        let cmd = self.cmd(database, self.text(&[statement])).ok()?.timeout(Duration::from_secs(10));
+        let output = cmd.output().ok()?;
+        output.status.success().then(|| output.text())
+    }
+
+    /// Starts statements whose answer is read while it comes.
+    pub(crate) fn start<S: AsRef<str>>(&self, database: &str, statements: &[S]) -> Result<Running> {
         use std::io::Write as _;
-        let mut child = self.cmd(database, "")?.spawn_piped()?;
+        let mut child = self.cmd(database, String::new())?.spawn_piped()?;
         let mut stdin = child.take_stdin().context("psql has no stdin")?;
         // One that does not read has ended, and says why.
-        stdin.write_all(self.text(sql).as_bytes()).ok();
+        stdin.write_all(self.text(statements).as_bytes()).ok();
         Ok(Running { child })
     }
 
     /// Runs a query that gives one JSON value.
     pub(crate) fn query<T: DeserializeOwned>(&self, database: &str, sql: &str) -> Result<T> {
-        let text = self.run(database, sql)?;
+        let text = self.run(database, &[sql])?;
         serde_json::from_str(&text)
             .with_context(|| format!("psql answered something else than JSON: {text:.200}"))
     }
@@ -176,49 +270,114 @@ impl Running {
     }
 }
 
+/// `statement` as psql gets to see it: digits, and the order to send to the server, unread, what they stand for. So no
+/// text in it can be a command or a variable of psql's, whatever quotes it holds.
+pub(crate) fn sealed(statement: &str) -> String {
+    if mutant::active("psql-reads-what-is-foreign") {
+        return format!("{statement};\n");
+    }
+    let hex: String = statement.bytes().map(|b| format!("{b:02x}")).collect();
+    format!("SELECT pg_catalog.convert_from(pg_catalog.decode('{hex}', 'hex'), 'UTF8') \\gexec\n")
+}
+
 /// What psql means by the way it failed.
 fn explain(mut failure: Failure) -> Failure {
-    if failure.exit_code == Some(NO_CONNECTION) {
+    if failure.exit_code == Some(NO_CONNECTION) && sqlstate_in(&failure.stderr_tail).is_none() {
         return no_connection(failure);
     }
-    if failure.stderr_tail.contains("permission denied") || failure.stderr_tail.contains("must be owner") {
-        failure.kind = Kind::Denied;
+    let lines = failure.stderr_tail.lines().filter(|l| !is_location(l));
+    failure.stderr_tail = lines.collect::<Vec<_>>().join("\n");
+    match sqlstate_in(&failure.stderr_tail) {
+        Some("42501") => failure.kind = Kind::Denied,
+        Some("53100") => failure.hint = Some("the server's disk is full: make room there".into()),
+        Some(code) if is_temporary(code) => failure.kind = Kind::Unavailable,
+        _ => {}
     }
     failure
 }
 
-/// A failure to connect, as what it means.
+/// The server takes no connections at the moment, or ends them.
+fn is_temporary(code: &str) -> bool {
+    matches!(code, "53300" | "57P01" | "57P02" | "57P03")
+}
+
+/// `LOCATION:  aclcheck_error, aclchk.c:3650`, in the server's language: of use to nobody here.
+fn is_location(line: &str) -> bool {
+    let source = line.rsplit_once(", ").map(|(_, s)| s).filter(|_| line.contains(":  "));
+    source
+        .and_then(|s| s.split_once(".c:"))
+        .is_some_and(|(file, number)| !file.contains(' ') && number.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// The first SQLSTATE in what psql says when it is verbose: `FEHLER:  42501: keine Berechtigung …`.
+fn sqlstate_in(stderr: &str) -> Option<&str> {
+    stderr.lines().find_map(|line| {
+        line.match_indices(":  ").find_map(|(at, between)| {
+            let rest = &line[at + between.len()..];
+            let (code, _) = rest.split_once(": ")?;
+            let is_code =
+                code.len() == 5 && code.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase());
+            is_code.then_some(code)
+        })
+    })
+}
+
+/// The SQLSTATE of the statement that failed, if one did.
+pub(crate) fn sqlstate(error: &anyhow::Error) -> Option<&str> {
+    error.downcast_ref::<Failure>().and_then(|f| sqlstate_in(&f.stderr_tail))
+}
+
+/// A failure to connect, as what its words mean, as far as these are known.
 pub(crate) fn no_connection(mut failure: Failure) -> Failure {
     // Without the indented questions, which our hint asks, and the name of the password file.
     let noise = |l: &&str| l.starts_with('\t') || l.starts_with("password retrieved from file");
     let lines = failure.stderr_tail.lines().filter(|l| !noise(l));
     failure.stderr_tail = lines.collect::<Vec<_>>().join("\n");
-    (failure.kind, failure.hint) = classify(&failure.stderr_tail);
+    classify(&failure.stderr_tail).tell(&mut failure);
     failure
 }
 
-/// What a failed connection means. Without "FATAL" it is the client that speaks, and in English; with it,
+/// Why there is no connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meaning {
+    NoServer,
+    NotNow,
+    NoDatabase,
+    Denied,
+}
+
+impl Meaning {
+    fn tell(self, failure: &mut Failure) {
+        let (kind, hint) = match self {
+            Meaning::NoServer => (Kind::Unavailable, "is PostgreSQL running, and are host and port right?"),
+            Meaning::NotNow => {
+                (Kind::Unavailable, "PostgreSQL takes no connections at the moment: try again later")
+            }
+            Meaning::NoDatabase => {
+                (Kind::Config, "`psql -l` lists the databases; name one with --name or [database] name")
+            }
+            Meaning::Denied => (
+                Kind::Denied,
+                "check role and password (--user, --password-file, or what Nextcloud's config.php says) and pg_hba.conf",
+            ),
+        };
+        (failure.kind, failure.hint) = (kind, Some(hint.into()));
+    }
+}
+
+/// What the words of a failed connection mean. Without "FATAL" it is the client that speaks, and in English; with it,
 /// the server was reached, and speaks the language it is set to.
-fn classify(stderr: &str) -> (Kind, Option<String>) {
-    let hint = |text: &str| Some(text.to_owned());
+fn classify(stderr: &str) -> Meaning {
     if !stderr.contains("FATAL") && !stderr.contains("no password supplied") {
-        return (Kind::Unavailable, hint("is PostgreSQL running, and are host and port right?"));
+        return Meaning::NoServer;
     }
     if stderr.contains("starting up") || stderr.contains("shutting down") || stderr.contains("too many") {
-        return (Kind::Unavailable, hint("PostgreSQL takes no connections at the moment: try again later"));
+        return Meaning::NotNow;
     }
     if stderr.contains("database \"") && stderr.contains("does not exist") {
-        return (
-            Kind::Config,
-            hint("`psql -l` lists the databases; name one with --name or [database] name"),
-        );
+        return Meaning::NoDatabase;
     }
-    (
-        Kind::Denied,
-        hint(
-            "check role and password (--user, --password-file, or what Nextcloud's config.php says) and pg_hba.conf",
-        ),
-    )
+    Meaning::Denied
 }
 
 /// Adds what to do about a failure of a child.
@@ -234,11 +393,6 @@ pub(crate) fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// A value for psql's own `\set`, whose quotes know backslashes.
-fn variable(text: &str) -> String {
-    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "''").replace('\n', "\\n"))
-}
-
 /// A string for SQL, the same whatever `standard_conforming_strings` says.
 pub(crate) fn literal(text: &str) -> String {
     let quoted = text.replace('\'', "''");
@@ -251,21 +405,38 @@ mod tests {
 
     #[test]
     fn failed_connections_are_told_apart() {
-        for (text, kind) in [
+        for (text, meaning) in [
             (
                 "psql: error: connection to server at \"127.0.0.1\", port 1 failed: Connection refused",
-                Kind::Unavailable,
+                Meaning::NoServer,
             ),
-            ("could not translate host name \"x\" to address", Kind::Unavailable),
-            ("failed: FATAL:  password authentication failed for user \"oc\"", Kind::Denied),
-            ("failed: FATAL:  Passwort-Authentifizierung für Benutzer »oc« fehlgeschlagen", Kind::Denied),
-            ("failed: fe_sendauth: no password supplied", Kind::Denied),
-            ("failed: FATAL:  database \"x\" does not exist", Kind::Config),
-            ("failed: FATAL:  role \"x\" does not exist", Kind::Denied),
-            ("failed: FATAL:  the database system is starting up", Kind::Unavailable),
+            ("could not translate host name \"x\" to address", Meaning::NoServer),
+            ("failed: FATAL:  password authentication failed for user \"oc\"", Meaning::Denied),
+            ("failed: FATAL:  Passwort-Authentifizierung für Benutzer »oc« fehlgeschlagen", Meaning::Denied),
+            ("failed: fe_sendauth: no password supplied", Meaning::Denied),
+            ("failed: FATAL:  database \"x\" does not exist", Meaning::NoDatabase),
+            ("failed: FATAL:  role \"x\" does not exist", Meaning::Denied),
+            ("failed: FATAL:  the database system is starting up", Meaning::NotNow),
         ] {
-            assert_eq!(classify(text).0, kind, "{text}");
+            assert_eq!(classify(text), meaning, "{text}");
         }
+    }
+
+    #[test]
+    fn an_sqlstate_is_found_in_any_language() {
+        let text = "psql:<stdin>:7: FEHLER:  42501: keine Berechtigung für Tabelle x\nORT:  aclcheck_error, aclchk.c:3650";
+        assert_eq!(sqlstate_in(text), Some("42501"));
+        assert_eq!(sqlstate_in("psql: error: connection failed: FATAL:  nothing: here"), None);
+        assert!(
+            is_location("ORT:  aclcheck_error, aclchk.c:3650") && !is_location("ERROR:  42501: no, x.c:y")
+        );
+    }
+
+    #[test]
+    fn psql_sees_nothing_but_digits_of_a_statement() {
+        let line = sealed("SELECT 1 \\! id\n\\q :x");
+        assert_eq!(line.matches('\\').count(), 1, "{line}");
+        assert!(line.lines().count() == 1 && !line.contains(" id") && !line.contains(":x"), "{line}");
     }
 
     #[test]
@@ -273,6 +444,5 @@ mod tests {
         assert_eq!(identifier("a\"b"), "\"a\"\"b\"");
         assert_eq!(literal("it's"), "'it''s'");
         assert_eq!(literal(r"a\b"), r"E'a\\b'");
-        assert_eq!(variable(r"a\'b"), r"'a\\''b'");
     }
 }

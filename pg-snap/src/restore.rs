@@ -4,13 +4,17 @@
 //! takes the name and the old one goes. So until the last moment nothing has happened to the old one,
 //! and a failure leaves it as it was. With --keep-replaced it stays under a name with the time, until
 //! `drop-replaced`.
+//!
+//! An administrator makes roles and the empty database, and exchanges the names; what comes from the dump runs with the
+//! rights of a loader (see `loader`). In the end Nextcloud's own login is tried.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::lock::Lock;
+use common::mutant;
 use common::places;
 use common::profile::Profile;
 use common::status::Report;
@@ -18,12 +22,17 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::connect::{self, Given, Server};
+use crate::facts::{Facts, Role};
 use crate::folder::Folder;
 use crate::list;
+use crate::load::{Load, MARK, drop_database, drop_sql};
+use crate::loader::{self, Loader, Me};
 use crate::manifest::{self, Manifest};
+use crate::password::Password;
 use crate::pg_restore;
 use crate::programs::Program;
-use crate::psql::{Psql, hint, identifier, literal};
+use crate::psql::{self, Psql, identifier, literal};
+use crate::verify;
 
 /// What `restore` needs to know.
 #[derive(Debug)]
@@ -43,6 +52,8 @@ pub(crate) struct Options {
     /// Do not drop the one that is replaced.
     pub(crate) keep_replaced: bool,
     pub(crate) jobs: u32,
+    /// How long nothing may move.
+    pub(crate) stall: Duration,
     /// The database to connect to for making others.
     pub(crate) admin_database: String,
 }
@@ -66,21 +77,14 @@ impl Source {
 /// What the server says about us and the database in question.
 #[derive(Debug, Deserialize)]
 struct Situation {
-    me: String,
-    server_version: String,
-    server_version_num: u32,
-    superuser: bool,
-    createdb: bool,
-    createrole: bool,
+    #[serde(flatten)]
+    me: Me,
     exists: bool,
     /// Databases of our temporary names: name and comment.
     leftovers: Vec<(String, Option<String>)>,
     missing_roles: Vec<String>,
     may_own: Option<bool>,
 }
-
-/// The mark on databases that this program may drop again.
-const MARK: &str = "pg-snap:";
 
 /// Restores a dump.
 pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> Result<()> {
@@ -96,50 +100,65 @@ pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> 
     report.set("dry_run", options.dry_run);
     report.set("kept_database", Value::Null);
     report.set("kept_databases", json!([]));
+    report.set("login", Value::Null);
     let settings = &profile.database;
+    let facts = Facts::read(&source.dir, manifest).map_err(|e| manifest::damaged(&source.dir, &e))?;
     let (server, _) = connect::resolve(profile, &options.given, false)?;
-    let psql = Psql::new(Program::find("psql", &settings.psql, None), &server)?;
+    let client = Program::find("psql", &settings.psql, None);
+    let psql = Psql::new(client.clone(), &server)?.admitted(&options.admin_database)?;
     let admin = Admin { psql: &psql, home: &options.admin_database };
     let situation = admin.look(&options.database, manifest)?;
-    judge(&situation, options, manifest, report)?;
-    let major = situation.server_version_num / 10_000;
-    let made_by = manifest.client_version.split('.').next().and_then(|m| m.parse().ok()).unwrap_or(0);
-    let program = Program::find("pg_restore", &settings.pg_restore, Some(major.max(made_by)));
-    program.version_for(&situation.server_version, major)?;
+    judge(&situation, options, manifest)?;
+    verify::warn_if_older(&situation.me, manifest, report);
+    let major = situation.me.major();
+    let program = Program::find("pg_restore", &settings.pg_restore, Some(major.max(manifest.made_by())));
+    pg_restore::check_versions(&program, &situation.me.server_version, major, manifest)?;
     let farm = manifest.farm(&source.dir, &source.scratch)?;
-    pg_restore::table_data(&program, farm.path()).map_err(|e| manifest::damaged(&source.dir, &e))?;
+    let contents = pg_restore::readable(&program, farm.path(), &source.dir, manifest)?;
     if options.dry_run {
         common::say!("pg-snap", "{} can be restored into {}", manifest.date, options.database);
         return Ok(());
     }
 
     admin.clear(&situation.leftovers)?;
-    if !situation.missing_roles.is_empty() {
-        let path = source.dir.join(&manifest.roles_file);
-        let sql =
-            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        admin.run(&sql).map_err(|e| {
-            let cure =
-                format!("let an administrator make them: sudo -u postgres psql < '{}'", path.display());
-            hint(e, cure).context(format!("cannot make the roles {}", situation.missing_roles.join(", ")))
-        })?;
+    situation.me.clear(&psql, admin.home, report);
+    let login = Login::find(profile, report);
+    if admin.make_roles(&facts, &situation, login.as_ref(), report)? {
         report.changed = true;
-        if !manifest.role_passwords {
-            let names = situation.missing_roles.join(", ");
-            report.warn("no-password", format!("made without a password, as the dump has none: {names}"));
-        }
     }
     report.set("roles_created", situation.missing_roles.clone());
-    let new = admin.create(&options.database, manifest, situation.server_version_num)?;
+    let mut others = connect::of_profile(profile);
+    others.extend(login.iter().map(|l| l.server.clone()));
+    let load = Load {
+        admin: &psql,
+        home: admin.home,
+        me: &situation.me,
+        psql: &client,
+        pg_restore: &program,
+        server: &server,
+        others: &others,
+        manifest,
+        facts: &facts,
+        contents: &contents,
+        dir: farm.path(),
+        jobs: options.jobs,
+        stall: options.stall,
+    };
     // In the same moment as the swap: under the other name, a restore that comes after a kill drops it.
     let old = match options.keep_replaced {
         true => kept_name(&options.database, &jiff::Timestamp::now().strftime(TIME).to_string()),
         false => temporary(&options.database, OLD),
     };
-    let done = fill(&admin, &server, &program, &source, farm.path(), &new, options)
+    let new = temporary(&options.database, NEW);
+    let loader = Loader::begin(&psql, admin.home, &situation.me)?;
+    let done = admin
+        .make(&load, &loader, &new, &situation, report)
         .and_then(|()| admin.swap(&options.database, &new, situation.exists.then_some(&*old)));
-    if let Err(e) = done {
+    if done.is_err() {
         admin.undo(&new, report);
+    }
+    loader.end(report);
+    if let Err(e) = done {
         let state = if situation.exists { "is as it was" } else { "has not been made" };
         common::say!("pg-snap", "the database {} {state}", options.database);
         return Err(e);
@@ -158,10 +177,93 @@ pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> 
             report.warn("kept-unknown", format!("what other restores have kept cannot be listed: {e:#}"))
         }
     }
+    if let Some(login) = login.filter(|l| l.database == options.database) {
+        let works = login.try_it(&client, &admin, situation.me.superuser, report);
+        report.set("login", works);
+    }
     report.set("replaced", situation.exists);
     report.set("restore_ms", u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX));
+    if report.warnings().iter().any(|w| w["kind"].as_str().is_some_and(|k| INCOMPLETE.contains(&k))) {
+        report.set_partial();
+    }
     common::say!("pg-snap", "{} restored into {}", manifest.date, options.database);
     Ok(())
+}
+
+/// Warnings that say that something is not as it was: exit code 3.
+const INCOMPLETE: [&str; 8] = [
+    "left-out",
+    "extension-left-out",
+    "setting-left-out",
+    "grants-left-out",
+    "membership-left-out",
+    "owner-changed",
+    "no-password",
+    "login-failed",
+];
+
+/// How Nextcloud itself logs in.
+struct Login {
+    server: Server,
+    database: String,
+}
+
+impl Login {
+    /// As its configuration says, which a restore of the whole instance has put in place before; else as the profile.
+    fn find(profile: &Profile, report: &mut Report) -> Option<Login> {
+        let found = connect::as_nextcloud(profile);
+        match found {
+            Ok(found) => found.map(|(server, database)| Login { server, database }),
+            Err(e) => {
+                report.warn(
+                    "login-unknown",
+                    format!("how Nextcloud logs in cannot be found out, so it is not tried: {e:#}"),
+                );
+                None
+            }
+        }
+    }
+
+    /// Its password, if `role` is the one it logs in as.
+    fn password_of(&self, role: &str) -> Option<&Password> {
+        self.server.password.as_ref().filter(|_| self.server.user.as_deref() == Some(role))
+    }
+
+    /// Whether Nextcloud can log in now. A role that never had a password gets this one.
+    fn try_it(&self, client: &Program, admin: &Admin<'_>, superuser: bool, report: &mut Report) -> bool {
+        let user = self.server.user.clone().unwrap_or_default();
+        let attempt = || {
+            let psql = Psql::new(client.clone(), &self.server)?.admitted(&self.database)?;
+            psql.run(&self.database, &["SELECT 1"])
+        };
+        let mut done = attempt();
+        if done.is_err() && superuser && !mutant::active("no-password-for-a-bare-role") {
+            let bare =
+                format!("SELECT rolpassword IS NULL FROM pg_authid WHERE rolname = {}", literal(&user));
+            if let (Some(password), Ok("t")) = (&self.server.password, admin.run(&bare).as_deref()) {
+                let mut statements = loader::quiet(true);
+                statements.push(format!(
+                    "ALTER ROLE {} PASSWORD {}",
+                    identifier(&user),
+                    literal(password.reveal())
+                ));
+                if admin.psql.run(admin.home, &statements).is_ok() {
+                    done = attempt();
+                }
+            }
+        }
+        let Err(e) = done else { return true };
+        report.warn(
+            "login-failed",
+            format!(
+                "Nextcloud cannot log in as {user} at {}, as its configuration says: {e:#}; give that role this password: \
+                 ALTER ROLE {} PASSWORD '…', or see pg_hba.conf",
+                self.server.host,
+                identifier(&user)
+            ),
+        );
+        false
+    }
 }
 
 /// Drops a database that `restore --keep-replaced` kept.
@@ -174,7 +276,7 @@ pub(crate) fn drop_replaced(
 ) -> Result<()> {
     report.set("database", database);
     let (server, _) = connect::resolve(profile, given, false)?;
-    let psql = Psql::new(Program::find("psql", &profile.database.psql, None), &server)?;
+    let psql = Psql::new(Program::find("psql", &profile.database.psql, None), &server)?.admitted(home)?;
     let found: Vec<(String, Option<String>)> = psql.query(
         home,
         &format!(
@@ -192,7 +294,7 @@ pub(crate) fn drop_replaced(
             .hint("data.kept_database of `pg-snap restore --keep-replaced` says its name")
             .into());
     }
-    psql.run(home, &drop_sql(database)).with_context(|| format!("cannot drop the database {database}"))?;
+    drop_database(&psql, home, database).with_context(|| format!("cannot drop the database {database}"))?;
     report.changed = true;
     common::say!("pg-snap", "dropped {database}");
     Ok(())
@@ -232,7 +334,8 @@ pub(crate) fn find_dated(dumps: &std::path::Path, date: Option<&str>) -> Result<
 }
 
 /// Refuses what cannot or must not be done, before anything is changed.
-fn judge(situation: &Situation, options: &Options, manifest: &Manifest, report: &mut Report) -> Result<()> {
+fn judge(situation: &Situation, options: &Options, manifest: &Manifest) -> Result<()> {
+    let me = &situation.me;
     let name = &options.database;
     if *name == options.admin_database {
         return Err(Fault::config(format!("{name} cannot be made anew from within itself"))
@@ -244,66 +347,34 @@ fn judge(situation: &Situation, options: &Options, manifest: &Manifest, report: 
             .hint("--yes replaces it (the old one is kept until the new one is complete), or name another")
             .into());
     }
-    if !situation.superuser && !situation.createdb {
-        return Err(Fault::denied(format!("the role {} may not make databases", situation.me))
+    if !me.superuser && !me.createdb {
+        return Err(Fault::denied(format!("the role {} may not make databases", me.me))
             .hint(format!(
                 "grant it: sudo -u postgres psql -c 'ALTER ROLE {} CREATEDB', or connect as an administrator: \
                  --admin-user",
-                identifier(&situation.me)
+                identifier(&me.me)
             ))
             .into());
     }
     if situation.may_own == Some(false) {
         let owner = &manifest.definition.owner;
-        return Err(Fault::denied(format!("the role {} cannot make a database for {owner}", situation.me))
+        return Err(Fault::denied(format!("the role {} cannot make a database for {owner}", me.me))
             .hint("use --admin-user postgres, or the owner itself")
             .into());
     }
     if let Some((name, _)) = situation.leftovers.iter().find(|(_, comment)| !is_ours(comment.as_deref())) {
         return Err(in_the_way(name).into());
     }
-    if !situation.missing_roles.is_empty() && !situation.superuser && !situation.createrole {
+    if !situation.missing_roles.is_empty() && !me.superuser && !me.createrole {
         return Err(Fault::denied(format!(
             "the role {} may not make the roles {}",
-            situation.me,
+            me.me,
             situation.missing_roles.join(", ")
         ))
-        .hint(format!(
-            "let an administrator make them: sudo -u postgres psql < DUMP/{}, or connect as one: --admin-user",
-            manifest.roles_file
-        ))
+        .hint("connect as an administrator, who can: --admin-user")
         .into());
     }
-    if situation.server_version_num / 10_000 < manifest.server_version_num / 10_000 {
-        report.warn(
-            "older-server",
-            format!(
-                "the dump is from PostgreSQL {}, the server is {}: it may not understand all of it",
-                manifest.server_version, situation.server_version
-            ),
-        );
-    }
-    Ok(())
-}
-
-/// Puts the dump into the new database and makes it ready for use.
-fn fill(
-    admin: &Admin<'_>,
-    server: &Server,
-    program: &Program,
-    source: &Source,
-    farm: &std::path::Path,
-    new: &str,
-    options: &Options,
-) -> Result<()> {
-    pg_restore::restore(program, server, new, farm, options.jobs, &[])
-        .context("the dump cannot be restored")?;
-    let path = source.dir.join(&source.manifest.settings_file);
-    let settings =
-        std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    admin.psql.run_with_db(admin.home, new, &settings).context("cannot set what was set on the database")?;
-    admin.psql.run(new, "ANALYZE;").context("ANALYZE failed")?;
-    Ok(())
+    me.judge()
 }
 
 fn is_ours(comment: Option<&str>) -> bool {
@@ -323,7 +394,7 @@ struct Admin<'a> {
 
 impl Admin<'_> {
     fn run(&self, sql: &str) -> Result<String> {
-        self.psql.run(self.home, sql)
+        self.psql.run(self.home, &[sql])
     }
 
     fn look(&self, name: &str, manifest: &Manifest) -> Result<Situation> {
@@ -336,19 +407,121 @@ impl Admin<'_> {
         self.psql.query(
             self.home,
             &format!(
-                "SELECT json_build_object('me', rolname, 'superuser', rolsuper, 'createdb', rolcreatedb,
-                   'createrole', rolcreaterole,
-                   'server_version', split_part(current_setting('server_version'), ' ', 1),
-                   'server_version_num', current_setting('server_version_num')::int,
+                "SELECT json_build_object({},
                    'exists', EXISTS (SELECT FROM pg_database WHERE datname = {name}),
                    'leftovers', (SELECT coalesce(json_agg(json_build_array(datname, shobj_description(oid, 'pg_database'))), '[]')
                      FROM pg_database WHERE datname IN ({temporary})),
                    'missing_roles', (SELECT coalesce(json_agg(DISTINCT n.name), '[]') FROM (VALUES {needed}) n (name)
                      WHERE NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = n.name)),
                    'may_own', (SELECT pg_has_role(current_user, o.oid, 'MEMBER') FROM pg_roles o WHERE o.rolname = {owner}))
-                 FROM pg_roles WHERE rolname = current_user;"
+                 FROM pg_roles r WHERE r.rolname = current_user",
+                Me::members()
             ),
         )
+    }
+
+    /// Makes the roles that are missing, ordinary ones, and what they are members of; whether there were any.
+    fn make_roles(
+        &self,
+        facts: &Facts,
+        situation: &Situation,
+        login: Option<&Login>,
+        report: &mut Report,
+    ) -> Result<bool> {
+        let mut bare = Vec::new();
+        for name in &situation.missing_roles {
+            let ordinary =
+                Role { name: name.clone(), inherit: true, connection_limit: -1, ..Role::default() };
+            let role = facts.role(name).unwrap_or(&ordinary);
+            let password = login.and_then(|l| l.password_of(name)).map(Password::reveal);
+            let password = password.filter(|_| !mutant::active("roles-without-the-password"));
+            if password.is_none() && role.password.is_none() && role.login {
+                bare.push(name.as_str());
+            }
+            let mut statements = loader::quiet(situation.me.superuser);
+            statements.push(role.create(password));
+            self.psql.run(self.home, &statements).with_context(|| format!("cannot make the role {name}"))?;
+            common::say!("pg-snap", "made the role {name}");
+        }
+        if !bare.is_empty() {
+            let names = bare.join(", ");
+            report.warn("no-password", format!("made without a password, as none is known: {names}"));
+        }
+        self.join_roles(facts, &situation.missing_roles, report);
+        Ok(!situation.missing_roles.is_empty())
+    }
+
+    /// What the roles `made` are members of, and what are members of them. Nobody becomes a member of one that may do more
+    /// than others.
+    fn join_roles(&self, facts: &Facts, made: &[String], report: &mut Report) {
+        for membership in &facts.memberships {
+            if !made.contains(&membership.role) && !made.contains(&membership.member) {
+                continue;
+            }
+            let harmless = loader::known(self.psql, self.home, &[&membership.role]);
+            let harmless = harmless.is_ok_and(|k| k.iter().all(|(_, harmless)| *harmless) && !k.is_empty());
+            let joined = match harmless || mutant::active("members-of-anything") {
+                true => self.run(&membership.grant()).map(|_| ()),
+                false => Err(anyhow::anyhow!("that role may do more than others here, or is not there")),
+            };
+            if let Err(e) = joined {
+                report.warn("membership-left-out", format!("{} was left out: {e:#}", membership.grant()));
+            }
+        }
+    }
+
+    /// Makes the new database as it will be used, but for its name.
+    fn make(
+        &self,
+        load: &Load<'_>,
+        loader: &Loader<'_>,
+        new: &str,
+        situation: &Situation,
+        report: &mut Report,
+    ) -> Result<()> {
+        let names = load.facts.roles.iter().map(|r| r.name.as_str());
+        let owners = load.contents.owners(names);
+        let owner = load.manifest.definition.owner.as_str();
+        // Whose most tables are: what Nextcloud connects as, while the database can be an administrator's.
+        let principal = owners.first().filter(|(_, tables)| *tables > 0).map_or(owner, |(role, _)| role);
+        let changed: Vec<&str> = owners.iter().map(|(role, _)| *role).filter(|r| *r != principal).collect();
+        if !changed.is_empty() {
+            let from = changed.join(", ");
+            report.warn(
+                "owner-changed",
+                format!("everything belongs to {principal}, also what belonged to {from}"),
+            );
+        }
+        if !loader.is_made() {
+            // The role that connects does it all itself, in the name of the owner.
+            let role = Some(owner).filter(|o| *o != situation.me.me);
+            load.create(new, owner, "restore in progress")?;
+            return load.fill(loader, new, role, report)?.dress(true, report);
+        }
+        load.create(new, loader.role(), "restore in progress")?;
+        let filled = load.fill(loader, new, None, report)?;
+        let harmless =
+            loader::known(self.psql, self.home, &[principal])?.iter().all(|(_, harmless)| *harmless);
+        if harmless {
+            // From here on, nothing of the dump runs: it can take the owner's part.
+            filled.hand_over(principal)?;
+            loader.joins(principal)?;
+            filled.dress(true, report)?;
+        } else {
+            filled.dress(true, report)?;
+            filled.hand_over(principal)?;
+        }
+        for setting in &load.facts.role_settings {
+            let made = setting.role.as_deref().filter(|r| situation.missing_roles.iter().any(|m| m == r));
+            if let (Some(role), Some(sql)) = (made, setting.alter(None)) {
+                filled.as_member(role, &sql, setting.name(), report);
+            }
+        }
+        if owner != principal {
+            self.run(&format!("ALTER DATABASE {} OWNER TO {}", identifier(new), identifier(owner)))
+                .with_context(|| format!("cannot give the database to {owner}"))?;
+        }
+        Ok(())
     }
 
     /// Drops what a killed restore left, if it is marked as ours.
@@ -357,62 +530,40 @@ impl Admin<'_> {
             if !is_ours(comment.as_deref()) {
                 return Err(in_the_way(name).into());
             }
-            self.run(&drop_sql(name)).with_context(|| format!("cannot drop the leftover {name}"))?;
+            drop_database(self.psql, self.home, name)
+                .with_context(|| format!("cannot drop the leftover {name}"))?;
             common::say!("pg-snap", "dropped {name}, which an earlier restore left");
         }
         Ok(())
     }
 
-    /// Makes the empty database that will be `name`.
-    fn create(&self, name: &str, manifest: &Manifest, server: u32) -> Result<String> {
-        let new = temporary(name, NEW);
-        let sql = manifest.definition.create(&new, server);
-        let mark = format!("COMMENT ON DATABASE {} IS '{MARK} restore in progress';", identifier(&new));
-        self.run(&format!("{sql}\n{mark}")).map_err(|e| {
-            self.psql.clean_up(self.home, &drop_sql(&new)).ok();
-            let e = if format!("{e:#}").contains("locale") {
-                let locale = &manifest.definition.collate;
-                hint(
-                    e,
-                    format!("the server lacks the locale {locale}: locale-gen {locale}, restart PostgreSQL"),
-                )
-            } else {
-                e
-            };
-            e.context("cannot make the database anew")
-        })?;
-        Ok(new)
-    }
-
     /// Gives the new database the name; the one that has it, if there is one, is called `old` from the same moment on.
     fn swap(&self, name: &str, new: &str, old: Option<&str>) -> Result<()> {
         let (name_id, new_id) = (identifier(name), identifier(new));
-        let mut sql = String::new();
+        let mut sql = Vec::new();
         if old.is_some() {
             // Nextcloud may connect again between the two: the rename then waits, fails, and is tried again.
-            sql.push_str(&format!(
+            sql.push(format!(
                 "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = {}
-                 AND backend_type = 'client backend';\n",
+                 AND backend_type = 'client backend'",
                 literal(name)
             ));
         }
-        sql.push_str("BEGIN;\n");
+        sql.push("BEGIN".into());
         if let Some(old) = old {
             let old_id = identifier(old);
-            sql.push_str(&format!(
-                "COMMENT ON DATABASE {name_id} IS '{MARK} replaced';\nALTER DATABASE {name_id} RENAME TO {old_id};\n"
-            ));
+            sql.push(format!("COMMENT ON DATABASE {name_id} IS '{MARK} replaced'"));
+            sql.push(format!("ALTER DATABASE {name_id} RENAME TO {old_id}"));
         }
-        sql.push_str(&format!(
-            "ALTER DATABASE {new_id} RENAME TO {name_id};\nCOMMENT ON DATABASE {name_id} IS NULL;\nCOMMIT;\n"
-        ));
+        sql.push(format!("ALTER DATABASE {new_id} RENAME TO {name_id}"));
+        sql.push(format!("COMMENT ON DATABASE {name_id} IS NULL"));
+        sql.push("COMMIT".into());
         let mut tries = 0;
         loop {
-            match self.run(&sql) {
+            match self.psql.run(self.home, &sql) {
                 Ok(_) => return Ok(()),
-                Err(e) if tries < 4 && format!("{e:#}").contains("being accessed by other users") => {
-                    tries += 1
-                }
+                // object_in_use
+                Err(e) if tries < 4 && psql::sqlstate(&e) == Some("55006") => tries += 1,
                 Err(e) => {
                     return Err(e)
                         .with_context(|| format!("cannot put the restored database in place of {name}"));
@@ -423,14 +574,14 @@ impl Admin<'_> {
 
     /// Drops the half-made database.
     fn undo(&self, new: &str, report: &mut Report) {
-        if let Err(e) = self.psql.clean_up(self.home, &drop_sql(new)) {
+        if let Err(e) = drop_database(self.psql, self.home, new) {
             report.left_behind(format!("the unfinished database {new} ({e:#})"), drop_sql(new));
         }
     }
 
     /// Drops the database that was replaced.
     fn drop_old(&self, old: &str, report: &mut Report) {
-        if let Err(e) = self.psql.clean_up(self.home, &drop_sql(old)) {
+        if let Err(e) = drop_database(self.psql, self.home, old) {
             report.warn(
                 "old-database-kept",
                 format!("the replaced database is still there as {old}; {} ({e:#})", drop_sql(old)),
@@ -480,16 +631,6 @@ fn cut(name: &str, most: usize) -> &str {
         cut -= 1;
     }
     &name[..cut]
-}
-
-/// Also while somebody is connected, where the server can (13 and newer).
-pub(crate) fn drop_sql(name: &str) -> String {
-    let id = identifier(name);
-    format!(
-        "SELECT 'DROP DATABASE IF EXISTS ' || {} || CASE WHEN current_setting('server_version_num')::int >= 130000 \
-         THEN ' WITH (FORCE)' ELSE '' END \\gexec",
-        literal(&id)
-    )
 }
 
 #[cfg(test)]

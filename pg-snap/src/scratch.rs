@@ -12,9 +12,9 @@ use common::record::random_id;
 use common::status::Report;
 use serde::Deserialize;
 
-use crate::manifest::Manifest;
-use crate::psql::{Psql, identifier, literal};
-use crate::restore::drop_sql;
+use crate::load::{Load, drop_database};
+use crate::loader::Me;
+use crate::psql::{Psql, identifier};
 
 /// How every name begins.
 const BEGIN: &str = "nc_backup_drill_";
@@ -28,11 +28,8 @@ const PATTERN: &str = "^nc_backup_drill_[0-9a-f]{8}_[0-9]+_[0-9]+_[0-9]+_[0-9a-f
 /// What the server says about us and what is there.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Situation {
-    pub(crate) me: String,
-    pub(crate) server_version: String,
-    pub(crate) server_version_num: u32,
-    pub(crate) superuser: bool,
-    pub(crate) createdb: bool,
+    #[serde(flatten)]
+    pub(crate) me: Me,
     /// Where its files are, if we may know.
     pub(crate) data_directory: Option<String>,
     /// Whether it runs on this machine, as far as the connection tells.
@@ -46,32 +43,50 @@ impl Situation {
         psql.query(
             home,
             &format!(
-                "SELECT json_build_object('me', rolname, 'superuser', rolsuper, 'createdb', rolcreatedb,
-                   'server_version', split_part(current_setting('server_version'), ' ', 1),
-                   'server_version_num', current_setting('server_version_num')::int,
+                "SELECT json_build_object({},
                    'data_directory', (SELECT setting FROM pg_settings WHERE name = 'data_directory'),
                    'by_socket', inet_server_addr() IS NULL OR inet_server_addr() = inet_client_addr(),
                    'leftovers', (SELECT coalesce(json_agg(datname), '[]') FROM pg_database WHERE datname ~ '{PATTERN}'))
-                 FROM pg_roles WHERE rolname = current_user;"
+                 FROM pg_roles r WHERE r.rolname = current_user",
+                Me::members()
             ),
         )
+    }
+
+    /// Refuses a role that may not make databases, or may do too much.
+    pub(crate) fn judge(&self) -> Result<()> {
+        if !self.me.superuser && !self.me.createdb {
+            return Err(Fault::denied(format!("the role {} may not make databases", self.me.me))
+                .hint(format!(
+                    "make one for rehearsals: sudo -u postgres createuser --createdb root, and user = \"root\" in [drill]; or: {}",
+                    may_create(&self.me.me)
+                ))
+                .into());
+        }
+        self.me.judge()
     }
 
     /// Drops what killed runs left; the names. What cannot be dropped is a warning.
     pub(crate) fn clear(&self, psql: &Psql, home: &str, report: &mut Report) -> Result<Vec<String>> {
         let mut cleared = Vec::new();
-        for name in self.leftovers.iter().filter(|n| is_abandoned(n)) {
+        for name in self.leftovers.iter().filter(|n| is_abandoned(n, BEGIN)) {
             common::signals::check()?;
-            match psql.run(home, &drop_sql(name)) {
-                Ok(_) => {
+            match drop_database(psql, home, name) {
+                Ok(()) => {
                     common::say!("pg-snap", "dropped {name}, which a killed run left");
                     cleared.push(name.clone());
                 }
                 Err(e) => report.warn("leftover-kept", format!("cannot drop the leftover {name}: {e:#}")),
             }
         }
+        self.me.clear(psql, home, report);
         Ok(cleared)
     }
+}
+
+/// Lets `role` make databases.
+pub(crate) fn may_create(role: &str) -> String {
+    format!("ALTER ROLE {} CREATEDB", identifier(role))
 }
 
 /// The scratch database, until [`Scratch::close`].
@@ -83,39 +98,17 @@ pub(crate) struct Scratch<'p> {
 }
 
 impl<'p> Scratch<'p> {
-    /// Makes one of the encoding and locale that the dump says, owned by whoever we are.
-    pub(crate) fn create(
-        psql: &'p Psql,
-        home: &'p str,
-        manifest: &Manifest,
-        situation: &Situation,
-    ) -> Result<Scratch<'p>> {
-        let name = new_name()?;
-        let mut definition = manifest.definition.clone();
-        definition.owner = situation.me.clone();
-        let sql = definition.create(&name, situation.server_version_num);
-        let id = identifier(&name);
-        let note = literal("pg-snap: a rehearsal in progress, dropped at its end");
+    /// Makes one of the encoding and locale that the dump says, for whoever loads.
+    pub(crate) fn create(load: &Load<'p>, owner: &str) -> Result<Scratch<'p>> {
+        let scratch = Scratch { psql: load.admin, home: load.home, name: new_name(BEGIN)? };
+        load.create(&scratch.name, owner, "a rehearsal in progress, dropped at its end")?;
         // Nobody but us has business in it.
-        let sql =
-            format!("{sql}\nCOMMENT ON DATABASE {id} IS {note};\nREVOKE ALL ON DATABASE {id} FROM PUBLIC;");
-        let scratch = Scratch { psql, home, name };
-        match psql.run(home, &sql) {
+        let sql = format!("REVOKE ALL ON DATABASE {} FROM PUBLIC", identifier(&scratch.name));
+        match load.admin.run(load.home, &[sql]) {
             Ok(_) => Ok(scratch),
             Err(e) => {
-                psql.clean_up(home, &drop_sql(&scratch.name)).ok();
-                let locale = &manifest.definition.collate;
-                let e = if format!("{e:#}").contains("locale") {
-                    crate::psql::hint(
-                        e,
-                        format!(
-                            "the server lacks the locale {locale}: locale-gen {locale}, restart PostgreSQL"
-                        ),
-                    )
-                } else {
-                    e
-                };
-                Err(e.context("cannot make the scratch database"))
+                drop_database(load.admin, load.home, &scratch.name).ok();
+                Err(e.context("cannot make the scratch database private"))
             }
         }
     }
@@ -127,7 +120,7 @@ impl<'p> Scratch<'p> {
 
     /// Drops it, also when a signal asked us to stop.
     pub(crate) fn close(self, report: &mut Report) {
-        if let Err(e) = self.psql.clean_up(self.home, &drop_sql(&self.name)) {
+        if let Err(e) = drop_database(self.psql, self.home, &self.name) {
             report.left_behind(
                 format!("the scratch database {} ({e:#})", self.name),
                 format!("DROP DATABASE {}; the next rehearsal does it, too", identifier(&self.name)),
@@ -174,16 +167,17 @@ fn started(pid: u32) -> Option<u64> {
     stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
 }
 
-fn new_name() -> Result<String> {
+/// A name that begins with `begin` and says who made it.
+pub(crate) fn new_name(begin: &str) -> Result<String> {
     let pid = std::process::id();
     let ticks = started(pid).context("/proc does not show this process")?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    Ok(format!("{BEGIN}{}_{pid}_{ticks}_{now}_{}", machine(), &random_id()?[..8]))
+    Ok(format!("{begin}{}_{pid}_{ticks}_{now}_{}", machine(), &random_id()?[..8]))
 }
 
-/// Whether the run that made `name` is gone.
-fn is_abandoned(name: &str) -> bool {
-    let Some(rest) = name.strip_prefix(BEGIN) else { return false };
+/// Whether the run that made `name`, which begins with `begin`, is gone.
+pub(crate) fn is_abandoned(name: &str, begin: &str) -> bool {
+    let Some(rest) = name.strip_prefix(begin) else { return false };
     let parts: Vec<&str> = rest.split('_').collect();
     let [host, pid, ticks, at, _] = parts.as_slice() else { return false };
     let (Ok(pid), Ok(ticks), Ok(at)) = (pid.parse::<u32>(), ticks.parse::<u64>(), at.parse::<u64>()) else {
@@ -202,20 +196,20 @@ mod tests {
 
     #[test]
     fn a_name_says_whose_it_is_and_fits() {
-        let name = new_name().unwrap();
+        let name = new_name(BEGIN).unwrap();
         assert!(name.len() <= 63, "{name}");
-        assert!(!is_abandoned(&name));
+        assert!(!is_abandoned(&name, BEGIN));
         let gone = name.replace(&format!("_{}_", std::process::id()), "_4194999_");
-        assert!(is_abandoned(&gone), "{gone}");
+        assert!(is_abandoned(&gone, BEGIN), "{gone}");
     }
 
     #[test]
     fn another_machines_is_left_alone_for_two_days_and_anything_else_for_ever() {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
         let name = |at: u64| format!("{BEGIN}ffffffff_1_1_{at}_00000000");
-        assert!(!is_abandoned(&name(now)) && is_abandoned(&name(now - 3 * 24 * 3600)));
+        assert!(!is_abandoned(&name(now), BEGIN) && is_abandoned(&name(now - 3 * 24 * 3600), BEGIN));
         for other in ["nextcloud", "nc_backup_drill_", "nc_backup_drill_mine", "nc_backup_drill_a_b_c_d_e"] {
-            assert!(!is_abandoned(other), "{other}");
+            assert!(!is_abandoned(other, BEGIN), "{other}");
         }
     }
 }

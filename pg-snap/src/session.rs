@@ -57,7 +57,8 @@ impl Session {
     /// Opens one in `database`, which begins with psql's prologue and writes nothing.
     pub(crate) fn open(psql: &Psql, database: &str) -> Result<Session> {
         let once = || Session::begin(psql, database);
-        once().or_else(|e| if psql.does_without_options(&e) { once() } else { Err(e) })
+        let done = once().or_else(|e| if psql.does_without_options(&e) { once() } else { Err(e) });
+        done.map_err(|e| psql.explain_connection(database, e))
     }
 
     fn begin(psql: &Psql, database: &str) -> Result<Session> {

@@ -1,11 +1,12 @@
 //! `pg-snap verify`: a dump is restored for real, into a scratch database, counted, and compared with the files.
 //!
 //! The database in use is never touched: what is connected to is the maintenance database, and the scratch database, which
-//! has a name of its own. Owners and grants are not restored, so a role that may make databases suffices, and none of the
-//! instance's roles need exist. Better so than as an administrator: what is restored is SQL from the dump.
+//! has a name of its own. It is a restore up to the moment where that would put the new database in the old one's place. A
+//! role that may make databases suffices, and none of the instance's roles need exist: what an administrator would do,
+//! owners and grants to roles that are not there, is left to the restore.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use common::drill::{self, DrillRecord};
@@ -19,6 +20,9 @@ use serde_json::{Value, json};
 
 use crate::against::{self, Class, Findings, Tree};
 use crate::connect::{self, Given};
+use crate::facts::Facts;
+use crate::load::Load;
+use crate::loader::{self, Loader, Me};
 use crate::manifest::{self, Manifest};
 use crate::pg_restore;
 use crate::programs::Program;
@@ -46,13 +50,11 @@ pub(crate) struct Options {
     /// Findings of each class that are named.
     pub(crate) limit: usize,
     pub(crate) jobs: u32,
+    /// How long nothing may move.
+    pub(crate) stall: Duration,
     /// The database to connect to for making another.
     pub(crate) admin_database: String,
 }
-
-/// Nothing of these belongs to a scratch database.
-const NOT_RESTORED: [&str; 5] =
-    ["--no-owner", "--no-privileges", "--no-security-labels", "--no-publications", "--no-subscriptions"];
 
 /// Rehearses a restore, and notes how it went if that is asked for.
 pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> Result<()> {
@@ -121,33 +123,75 @@ fn rehearse(profile: &Profile, options: &Options, report: &mut Report) -> Result
     }
     let settings = &profile.database;
     let (server, _) = connect::resolve(profile, &options.given, false)?;
-    let psql = Psql::new(Program::find("psql", &settings.psql, None), &server)?;
+    let client = Program::find("psql", &settings.psql, None);
     let home = options.admin_database.as_str();
+    let psql = Psql::new(client.clone(), &server)?.admitted(home)?;
     let situation = Situation::ask(&psql, home)?;
-    judge(&situation, manifest, report)?;
+    situation.judge()?;
+    warn_if_older(&situation.me, manifest, report);
     let cleared = situation.clear(&psql, home, report)?;
     report.set("cleared", cleared);
     let room_checked = scratch::check_room(&situation, manifest.database_size_bytes)?;
     report.set("room_checked", room_checked);
-    let major = situation.server_version_num / 10_000;
-    let made_by = manifest.client_version.split('.').next().and_then(|m| m.parse().ok()).unwrap_or(0);
-    let program = Program::find("pg_restore", &settings.pg_restore, Some(major.max(made_by)));
-    program.version_for(&situation.server_version, major)?;
+    let major = situation.me.major();
+    let program = Program::find("pg_restore", &settings.pg_restore, Some(major.max(manifest.made_by())));
+    pg_restore::check_versions(&program, &situation.me.server_version, major, manifest)?;
     let farm = manifest.farm(&source.dir, &source.scratch)?;
-    pg_restore::table_data(&program, farm.path()).map_err(|e| manifest::damaged(&source.dir, &e))?;
+    let contents = pg_restore::readable(&program, farm.path(), &source.dir, manifest)?;
+    let facts = Facts::read(&source.dir, manifest).map_err(|e| manifest::damaged(&source.dir, &e))?;
+    let load = Load {
+        admin: &psql,
+        home,
+        me: &situation.me,
+        psql: &client,
+        pg_restore: &program,
+        server: &server,
+        others: &connect::of_profile(profile),
+        manifest,
+        facts: &facts,
+        contents: &contents,
+        dir: farm.path(),
+        jobs: options.jobs,
+        stall: options.stall,
+    };
 
-    let scratch = Scratch::create(&psql, home, manifest, &situation)?;
+    let loader = Loader::begin(&psql, home, &situation.me)?;
+    let scratch = match Scratch::create(&load, loader.role()) {
+        Ok(scratch) => scratch,
+        Err(e) => {
+            loader.end(report);
+            return Err(e);
+        }
+    };
     let clock = Instant::now();
-    let done =
-        pg_restore::restore(&program, &server, scratch.name(), farm.path(), options.jobs, &NOT_RESTORED)
-            .context("the dump cannot be restored")
-            .and_then(|()| {
-                report.set("restore_ms", elapsed(&clock));
-                let compare = against::Options { excludes: &excludes, limit: options.limit };
-                look(&psql, scratch.name(), manifest, tree.as_ref(), &compare, report)
-            });
+    let done = load.fill(&loader, scratch.name(), None, report).and_then(|filled| {
+        if roles_are_there(&psql, home, &facts)? {
+            filled.dress(false, report)?;
+        }
+        report.set("restore_ms", elapsed(&clock));
+        let compare = against::Options { excludes: &excludes, limit: options.limit };
+        look(&filled.psql, scratch.name(), manifest, tree.as_ref(), &compare, report)
+    });
     scratch.close(report);
+    loader.end(report);
     conclude(done?, report)
+}
+
+/// Whether the server has every role that the dump grants something to.
+fn roles_are_there(psql: &Psql, home: &str, facts: &Facts) -> Result<bool> {
+    let names: Vec<&str> = facts.roles.iter().map(|r| r.name.as_str()).collect();
+    Ok(names.is_empty() || loader::known(psql, home, &names)?.len() == names.len())
+}
+
+/// A dump goes forward to a newer server; back, it may say what that does not know.
+pub(crate) fn warn_if_older(me: &Me, manifest: &Manifest, report: &mut Report) {
+    if me.major() < manifest.server_version_num / 10_000 {
+        let message = format!(
+            "the dump is from PostgreSQL {}, the server is {}: it may not understand all of it",
+            manifest.server_version, me.server_version
+        );
+        report.warn("older-server", message);
+    }
 }
 
 /// Counts, and compares if there is a tree.
@@ -238,26 +282,6 @@ fn find(options: &Options, tree: Option<&Tree>, scratch: PathBuf) -> Result<Sour
     let mut source = restore::find_dated(&options.dumps, options.date.as_deref().filter(|d| *d != "latest"))?;
     source.scratch = scratch;
     Ok(source)
-}
-
-fn judge(situation: &Situation, manifest: &Manifest, report: &mut Report) -> Result<()> {
-    if !situation.superuser && !situation.createdb {
-        return Err(Fault::denied(format!("the role {} may not make databases", situation.me))
-            .hint(format!(
-                "make one for rehearsals: sudo -u postgres createuser --createdb root, and user = \"root\" in [drill]; or: \
-                 ALTER ROLE {} CREATEDB",
-                identifier(&situation.me)
-            ))
-            .into());
-    }
-    if situation.server_version_num / 10_000 < manifest.server_version_num / 10_000 {
-        let message = format!(
-            "the dump is from PostgreSQL {}, the server is {}: it may not understand all of it",
-            manifest.server_version, situation.server_version
-        );
-        report.warn("older-server", message);
-    }
-    Ok(())
 }
 
 /// The profile's store, which must be a folder here.

@@ -146,13 +146,12 @@ impl Rows {
         // The order of `files::order`, as plain bytes: a slash becomes 1 1, a byte 1 becomes 1 2. Three times as fast as
         // sorting lists of components.
         let sql = format!(
-            "SET work_mem = '64MB';
-             COPY (SELECT s.n, {full}, (f.mimetype = {folder_type})::int, f.size, coalesce(f.encrypted, 0), coalesce({unencrypted}, 0)
+            "COPY (SELECT s.n, {full}, (f.mimetype = {folder_type})::int, f.size, coalesce(f.encrypted, 0), coalesce({unencrypted}, 0)
                FROM (SELECT storage, coalesce(path, '') AS path, mimetype, size, encrypted{more} FROM {cache}) f
                JOIN (VALUES {values}) s (n, storage, folder) ON s.storage = f.storage
-               ORDER BY replace(replace({full}, E'\\x01', E'\\x01\\x02'), '/', E'\\x01\\x01') COLLATE \"C\") TO STDOUT;\n"
+               ORDER BY replace(replace({full}, E'\\x01', E'\\x01\\x02'), '/', E'\\x01\\x01') COLLATE \"C\") TO STDOUT"
         );
-        let mut running = psql.start(database, &sql)?;
+        let mut running = psql.start(database, &["SET work_mem = '64MB'", &sql])?;
         let stdout = running.take_stdout()?;
         Ok(Rows { lines: BufReader::with_capacity(1 << 16, Patient(stdout)), running, line: Vec::new() })
     }

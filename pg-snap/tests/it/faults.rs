@@ -164,3 +164,31 @@ fn a_full_disk_leaves_the_older_dump_and_says_what_is_full() {
     assert_eq!(lab.traces(), [first.file_name().unwrap().to_str().unwrap()]);
     assert_eq!(lab.run("list", []).expect(0).json["data"]["list"][0]["state"], "complete");
 }
+
+#[test]
+fn a_dump_that_gets_nowhere_is_ended_and_the_next_one_finds_the_way_free() {
+    let lab = Lab::filled();
+    // Its server's process waits, as one does that was stopped.
+    let blocker = lab.block();
+    let clock = std::time::Instant::now();
+    lab.run("dump", ["--stall", "2s"]).expect(69);
+    assert!(clock.elapsed().as_secs() < 30, "{:?}", clock.elapsed());
+    assert_eq!(lab.traces(), Vec::<String>::new());
+    lab.unblock(blocker);
+    lab.dump();
+    // And one that hears nothing, not even TERM.
+    let deaf = lab.path("deaf");
+    testkit::script(
+        &deaf,
+        "#!/bin/sh\ncase $1 in --version) exec pg_dump --version ;; esac\ntrap '' TERM\nwhile :; do sleep 1; done\n",
+    );
+    lab.run("dump", ["--stall", "2s", "--pg-dump", deaf.to_str().unwrap()]).expect(69);
+    lab.dump();
+    let slow = lab.path("slow");
+    testkit::script(
+        &slow,
+        "#!/bin/sh\ncase $* in *--use-list*) exec sleep 600 ;; esac\nexec pg_restore \"$@\"\n",
+    );
+    lab.restore(&lab.database, ["--yes", "--stall", "2s", "--pg-restore", slow.to_str().unwrap()]).expect(69);
+    assert_eq!(lab.temporary(&lab.database), "");
+}

@@ -136,16 +136,6 @@ fn missing_roles_are_made_without_superuser_rights_and_with_their_passwords() {
 }
 
 #[test]
-fn roles_without_a_known_password_are_made_and_said() {
-    let lab = Lab::filled();
-    let dump = lab.dump();
-    let sql = format!("DROP DATABASE {};\nDROP ROLE {};", identifier(&lab.database), identifier(&lab.role));
-    lab.cluster.psql("postgres", &sql);
-    let ran = lab.restore(&lab.database, ["--from", dump.to_str().unwrap()]).expect(0);
-    assert_eq!(ran.json["warnings"][0]["kind"], "no-password");
-}
-
-#[test]
 fn a_killed_restore_leaves_the_old_database_and_the_next_one_clears_up() {
     let lab = Lab::filled();
     lab.dump();

@@ -1,0 +1,240 @@
+//! A dump into a new database: the one way, for a restore and for its rehearsal.
+//!
+//! The database is made under a name of its own; the loader fills it and analyzes it; rights and settings follow. Then a
+//! restore gives it the name it is meant for, and a rehearsal looks at it and drops it. What an ordinary role cannot bring
+//! back is left out and said, so that neither fails for it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use common::status::Report;
+
+use crate::connect::Server;
+use crate::facts::Facts;
+use crate::loader::{self, Loader, Me};
+use crate::manifest::Manifest;
+use crate::pg_restore::{self, Contents, Parts};
+use crate::programs::Program;
+use crate::psql::{self, Psql, hint, identifier, literal};
+
+/// The mark on databases that this program may drop again.
+pub(crate) const MARK: &str = "pg-snap:";
+
+/// What there is to load, and with what.
+pub(crate) struct Load<'l> {
+    pub(crate) admin: &'l Psql,
+    /// The database to connect to for what concerns others.
+    pub(crate) home: &'l str,
+    pub(crate) me: &'l Me,
+    pub(crate) psql: &'l Program,
+    pub(crate) pg_restore: &'l Program,
+    /// Where the administrator connects.
+    pub(crate) server: &'l Server,
+    /// Where else the server may be reached.
+    pub(crate) others: &'l [Server],
+    pub(crate) manifest: &'l Manifest,
+    pub(crate) facts: &'l Facts,
+    pub(crate) contents: &'l Contents,
+    /// pg_dump's files under their own names.
+    pub(crate) dir: &'l Path,
+    pub(crate) jobs: u32,
+    pub(crate) stall: Duration,
+}
+
+/// A filled database, and the loader's way into it.
+pub(crate) struct Filled<'f> {
+    load: &'f Load<'f>,
+    loader: &'f Loader<'f>,
+    name: &'f str,
+    pub(crate) psql: Psql,
+    server: Server,
+    role: Option<&'f str>,
+    parts: Parts,
+}
+
+impl<'l> Load<'l> {
+    /// Makes the empty database `name`, marked with `note`, for `owner`.
+    pub(crate) fn create(&self, name: &str, owner: &str, note: &str) -> Result<()> {
+        let id = identifier(name);
+        let sql = self.manifest.definition.create(name, owner, self.me.server_version_num);
+        let mark = format!("COMMENT ON DATABASE {id} IS {}", literal(&format!("{MARK} {note}")));
+        // Whoever makes it gives it away only when it is marked.
+        self.admin.run(self.home, &[sql, mark]).map(|_| ()).map_err(|e| {
+            drop_database(self.admin, self.home, name).ok();
+            let locale = &self.manifest.definition.collate;
+            // wrong_object_type: what CREATE DATABASE says of a locale it does not know.
+            let e = match psql::sqlstate(&e) {
+                Some("42809") => hint(
+                    e,
+                    format!("the server lacks the locale {locale}: locale-gen {locale}, restart PostgreSQL"),
+                ),
+                _ => e,
+            };
+            e.context("cannot make the database anew")
+        })
+    }
+
+    /// Fills it as `loader`, or as `role`, of which that is a member.
+    pub(crate) fn fill(
+        &'l self,
+        loader: &'l Loader<'l>,
+        name: &'l str,
+        role: Option<&'l str>,
+        report: &mut Report,
+    ) -> Result<Filled<'l>> {
+        let (psql, server) = loader.login(self.psql, name, self.server, self.others)?;
+        let mut parts = self.contents.parts();
+        self.choose(&psql, name, &mut parts, report)?;
+        let filled = Filled { load: self, loader, name, psql, server, role, parts };
+        pg_restore::restore(&filled.job(), &filled.parts.load, false)
+            .context("the dump cannot be restored")?;
+        // What indexes compute is the dump's, too.
+        let analyze = filled.as_role(&["ANALYZE"]);
+        filled.psql.run(name, &analyze).context("ANALYZE failed")?;
+        Ok(filled)
+    }
+
+    /// Takes out the extensions that the loader may not make, and says what is left out.
+    fn choose(&self, psql: &Psql, name: &str, parts: &mut Parts, report: &mut Report) -> Result<()> {
+        for what in &parts.left_out {
+            report.warn(
+                "left-out",
+                format!("only a superuser can bring this back, and it was left out: {what}"),
+            );
+        }
+        if !self.facts.tablespaces.is_empty() {
+            let names = self.facts.tablespaces.join(", ");
+            report.warn(
+                "no-tablespaces",
+                format!("all of it goes to the server's usual place, not to {names}"),
+            );
+        }
+        if parts.extensions.is_empty() {
+            return Ok(());
+        }
+        let names = parts.extensions.iter().map(|(_, n)| literal(n)).collect::<Vec<_>>().join(", ");
+        // Trusted ones may be made by a database's owner; since 13.
+        let usable: Vec<(String, bool)> = psql.query(
+            name,
+            &format!(
+                "SELECT coalesce(json_agg(DISTINCT jsonb_build_array(v.name, coalesce((to_jsonb(v)->>'trusted')::boolean, false)
+                   OR v.installed)), '[]') FROM pg_available_extension_versions v
+                 JOIN pg_available_extensions e ON e.name = v.name AND (e.default_version = v.version OR v.installed)
+                 WHERE v.name IN ({names})"
+            ),
+        )?;
+        for (id, extension) in &parts.extensions {
+            let found: Vec<bool> = usable.iter().filter(|(n, _)| n == extension).map(|(_, ok)| *ok).collect();
+            if found.contains(&true) {
+                continue;
+            }
+            let why = if found.is_empty() {
+                "the server does not have it: install its package"
+            } else {
+                "only a superuser may make it: CREATE EXTENSION in the restored database, if it is wanted"
+            };
+            parts.load.retain(|i| i != id);
+            report.warn("extension-left-out", format!("the extension {extension} was left out: {why}"));
+        }
+        Ok(())
+    }
+}
+
+impl Filled<'_> {
+    fn job(&self) -> pg_restore::Job<'_> {
+        pg_restore::Job {
+            program: self.load.pg_restore,
+            server: &self.server,
+            database: self.name,
+            dir: self.load.dir,
+            jobs: self.load.jobs,
+            role: self.role,
+            stall: self.load.stall,
+            psql: &self.psql,
+        }
+    }
+
+    fn as_role(&self, statements: &[&str]) -> Vec<String> {
+        let set = self.role.map(|r| format!("SET ROLE {}", identifier(r)));
+        set.into_iter().chain(statements.iter().map(|s| (*s).to_owned())).collect()
+    }
+
+    /// Gives it all to `owner`, as whom it was loaded or who takes it over.
+    pub(crate) fn hand_over(&self, owner: &str) -> Result<()> {
+        self.loader
+            .hands_over(self.name, owner)
+            .with_context(|| format!("cannot give the database to {owner}"))
+    }
+
+    /// Grants and settings; what cannot be done again is said. `whole`: as it will be used, with what concerns roles.
+    pub(crate) fn dress(&self, whole: bool, report: &mut Report) -> Result<()> {
+        let facts = self.load.facts;
+        let failed = pg_restore::restore(&self.job(), &self.parts.grants, true)
+            .context("the rights to what was restored cannot be granted")?;
+        if let Some(first) = failed.first() {
+            report.warn(
+                "grants-left-out",
+                format!("{} grants could not be made again, the first: {first}", failed.len()),
+            );
+        }
+        for setting in &facts.settings {
+            let Some(sql) = setting.alter(Some(self.name)) else {
+                report.warn("setting-left-out", format!("the setting {} cannot be read", setting.setting));
+                continue;
+            };
+            match &setting.role {
+                None => self.attempt(&self.as_role(&[&sql]), setting.name(), report),
+                Some(role) if whole => self.as_member(role, &sql, setting.name(), report),
+                Some(_) => {}
+            }
+        }
+        let Some(grants) = facts.grants.as_ref().filter(|_| whole) else { return Ok(()) };
+        let revoke = format!("REVOKE ALL ON DATABASE {} FROM PUBLIC", identifier(self.name));
+        let mut statements = self.as_role(&[&revoke]);
+        statements.extend(grants.iter().filter_map(|g| g.grant(self.name)));
+        if let Err(e) = self.psql.run(self.name, &statements) {
+            report.warn(
+                "grants-left-out",
+                format!("the grants on the database itself could not be made again: {e:#}"),
+            );
+        }
+        Ok(())
+    }
+
+    /// Sets for `role` what it could set for itself: so nothing is set with more rights than it has.
+    pub(crate) fn as_member(&self, role: &str, sql: &str, name: &str, report: &mut Report) {
+        let harmless = loader::known(self.load.admin, self.load.home, &[role]);
+        if !matches!(&harmless, Ok(known) if known.iter().all(|(_, harmless)| *harmless) && !known.is_empty())
+        {
+            report.warn(
+                "setting-left-out",
+                format!("the setting {name} of {role} was left out: that role is not there, or may do more than others"),
+            );
+            return;
+        }
+        if let Err(e) = self.loader.joins(role) {
+            report.warn("setting-left-out", format!("the setting {name} of {role} was left out: {e:#}"));
+            return;
+        }
+        self.attempt(&[format!("SET ROLE {}", identifier(role)), sql.to_owned()], name, report);
+    }
+
+    fn attempt(&self, statements: &[String], name: &str, report: &mut Report) {
+        if let Err(e) = self.psql.run(self.name, statements) {
+            report.warn("setting-left-out", format!("the setting {name} could not be made again: {e:#}"));
+        }
+    }
+}
+
+/// Drops it, also while somebody is connected, where the server can (13 and newer); also when a signal asked us to stop.
+pub(crate) fn drop_database(psql: &Psql, home: &str, name: &str) -> Result<()> {
+    let version: String = psql.clean_up(home, &["SELECT current_setting('server_version_num')"])?;
+    let force = if version.parse().is_ok_and(|v: u32| v < 130_000) { "" } else { " WITH (FORCE)" };
+    psql.clean_up(home, &[format!("{}{force}", drop_sql(name))]).map(|_| ())
+}
+
+/// What drops it by hand.
+pub(crate) fn drop_sql(name: &str) -> String {
+    format!("DROP DATABASE IF EXISTS {}", identifier(name))
+}
