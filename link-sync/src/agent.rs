@@ -37,6 +37,9 @@ use crate::watch::Watch;
 /// How often the one who waits looks whether it is still wanted.
 const TICK: u64 = 100;
 
+/// How long the agent may take to end what it does.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// What is asked of the agent.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -153,8 +156,20 @@ pub fn ask(
         .map_err(|e| anyhow::Error::from(e).context(lost()))?;
     let stopper = stream.try_clone().context("cannot copy a socket")?;
     // The agent sees that nothing more will come, stops, and answers.
-    let stop = move || stopper.shutdown(Shutdown::Write).unwrap_or(());
+    let stop = move || {
+        stopper.shutdown(Shutdown::Write).unwrap_or(());
+        // One that does not even answer that (it may be stopped itself) is waited for no longer.
+        std::thread::spawn(move || {
+            std::thread::sleep(PATIENCE);
+            stopper.shutdown(Shutdown::Both).unwrap_or(());
+        });
+    };
     let watch = signals::fd().map(|signal| Watch::start(signal, stop)).transpose()?;
+    let late = stream.try_clone().context("cannot copy a socket")?;
+    let late = allow.max_time.map(|limit| {
+        Watch::after(limit.saturating_add(PATIENCE), move || late.shutdown(Shutdown::Both).unwrap_or(()))
+    });
+    let late = late.transpose()?;
     let bar = progress::terminal_bar();
     let mut done = None;
     for line in BufReader::new(&stream).lines() {
@@ -164,7 +179,7 @@ pub fn ask(
             Say::Done { changed, data, warnings, error } => done = Some((changed, data, warnings, error)),
         }
     }
-    drop(watch);
+    drop((watch, late));
     bar.finish_and_clear();
     signals::check()?;
     let (changed, data, warnings, error) = done.ok_or_else(lost)?;

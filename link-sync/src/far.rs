@@ -11,13 +11,12 @@ use common::fault::{Fault, Kind as FaultKind};
 use common::run::{Child, Cmd, tail};
 use common::signals;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
 
+use crate::budget::Budget;
 use crate::protocol::{self, GREETING, Hello, Kind, ListWriter, MAX_FRAME, Reply, Request};
+use crate::pulse::{Pipe, Pulse};
 use crate::settings::{Place, Settings};
-use crate::watch::Watch;
 
 /// What a login shell may print before the far end's greeting, in bytes.
 const NOISE: usize = 64 * 1024;
@@ -29,23 +28,17 @@ const GREETING_LIMIT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Far {
     /// What it writes.
-    pub input: BufReader<ChildStdout>,
+    pub input: BufReader<Pipe<ChildStdout>>,
     /// What it reads; taken away to end it.
-    pub output: Option<BufWriter<ChildStdin>>,
+    pub output: Option<BufWriter<Pipe<ChildStdin>>>,
     /// What it said of itself.
     pub hello: Hello,
     /// Changed parts of files are worth looking for: there is a network between.
     pub remote: bool,
     child: Child,
-    _watch: Option<Watch>,
-}
-
-/// Ends the child when a signal asks us to stop, so that nothing waits for it in vain.
-fn end_with_us(child: &Child) -> Result<Option<Watch>> {
-    let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id out of range")?);
-    let Some(signal) = signals::fd() else { return Ok(None) };
-    // The child is reaped only after the watch has ended, so the number is still its own.
-    Watch::start(signal, move || killpg(pid, Signal::SIGTERM).unwrap_or(())).map(Some)
+    /// Ends the child when nothing should wait for it any longer. Gone before the child is reaped, so that its number is
+    /// its own.
+    pulse: Option<Pulse>,
 }
 
 impl Far {
@@ -78,14 +71,14 @@ impl Far {
         let mut child = cmd.spawn_piped()?;
         let output = child.take_stdin().context("no pipe to the far end")?;
         let input = child.take_stdout().context("no pipe from the far end")?;
-        let watch = end_with_us(&child)?;
+        let pulse = Pulse::watch(child.id())?;
         let mut far = Far {
-            input: BufReader::with_capacity(MAX_FRAME, input),
-            output: Some(BufWriter::with_capacity(MAX_FRAME, output)),
+            input: BufReader::with_capacity(MAX_FRAME, pulse.pipe(input)),
+            output: Some(BufWriter::with_capacity(MAX_FRAME, pulse.pipe(output))),
             hello: Hello { protocol: 0, version: String::new(), store: String::new(), root: false },
             remote: remote.is_some(),
             child,
-            _watch: watch,
+            pulse: Some(pulse),
         };
         if let Err(error) = far.greeting() {
             return Err(far.why_no_greeting(error, remote));
@@ -131,6 +124,7 @@ impl Far {
             return stopped;
         }
         self.output = None;
+        self.pulse = None;
         let status = match self.child.wait(Some(Duration::from_secs(10)), true) {
             Ok(status) => status,
             Err(e) => return e,
@@ -168,6 +162,13 @@ impl Far {
             .context(format!("{host} could not be reached, or link-sync does not run there"))
     }
 
+    /// From now on there is no more time than `budget` has left.
+    pub fn within(&mut self, budget: &Budget) {
+        if let Some(pulse) = &self.pulse {
+            pulse.within(budget);
+        }
+    }
+
     /// Asks, and waits for the answer.
     pub fn ask<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T> {
         self.send(request)?;
@@ -178,7 +179,7 @@ impl Far {
     pub fn ask_with_list<T: DeserializeOwned>(
         &mut self,
         request: &Request,
-        fill: impl FnOnce(&mut ListWriter<'_, BufWriter<ChildStdin>>) -> Result<()>,
+        fill: impl FnOnce(&mut ListWriter<'_, BufWriter<Pipe<ChildStdin>>>) -> Result<()>,
     ) -> Result<T> {
         self.ask_with_list_watched(request, fill, |_| ())
     }
@@ -187,7 +188,7 @@ impl Far {
     pub fn ask_with_list_watched<T: DeserializeOwned>(
         &mut self,
         request: &Request,
-        fill: impl FnOnce(&mut ListWriter<'_, BufWriter<ChildStdin>>) -> Result<()>,
+        fill: impl FnOnce(&mut ListWriter<'_, BufWriter<Pipe<ChildStdin>>>) -> Result<()>,
         mut watch: impl FnMut(u64),
     ) -> Result<T> {
         self.send(request)?;
@@ -226,6 +227,7 @@ impl Far {
             let kind = protocol::receive(&mut self.input, &mut frame).map_err(|e| self.lost(e))?;
             match kind {
                 Some(Kind::Message) => return decode(&frame),
+                Some(Kind::Alive) => {}
                 Some(Kind::Count) => {
                     let number = |at: usize| {
                         let bytes = frame.get(at..).and_then(|rest| rest.first_chunk());
@@ -244,7 +246,10 @@ impl Far {
         if let Err(stopped) = signals::check() {
             return stopped;
         }
-        let said = self.child.stderr().map(|s| tail(&s)).unwrap_or_default();
+        let said = match self.pulse.as_ref().and_then(Pulse::ended) {
+            Some(why) => why.to_owned(),
+            None => self.child.stderr().map(|s| tail(&s)).unwrap_or_default(),
+        };
         let said = if said.is_empty() { String::new() } else { format!(": {said}") };
         error.context(
             Fault::unavailable(format!("the connection to the store broke{said}"))
@@ -256,6 +261,7 @@ impl Far {
 impl Drop for Far {
     fn drop(&mut self) {
         self.output = None;
+        self.pulse = None;
         if self.child.wait(Some(Duration::from_secs(5)), false).is_err() {
             self.child.end();
         }

@@ -38,6 +38,8 @@ pub enum Kind {
     /// How far the far end has come, eight bytes (big-endian), and of how much, eight more where that is known: while
     /// it copies from another store, hashes, or verifies.
     Count,
+    /// Nothing but a sign of life: the far end sends one every second while it works on a request.
+    Alive,
 }
 
 /// What the source asks for.
@@ -333,6 +335,7 @@ pub fn send(out: &mut impl Write, kind: Kind, payload: &[u8]) -> std::io::Result
         Kind::Stream => b'S',
         Kind::End => b'E',
         Kind::Count => b'C',
+        Kind::Alive => b'A',
     };
     head[1..].copy_from_slice(&u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes());
     out.write_all(&head)?;
@@ -352,6 +355,7 @@ pub fn receive(input: &mut impl Read, payload: &mut Vec<u8>) -> Result<Option<Ki
         b'S' => Kind::Stream,
         b'E' => Kind::End,
         b'C' => Kind::Count,
+        b'A' => Kind::Alive,
         other => bail!("the other end sent a frame of kind {other}: it does not speak this protocol"),
     };
     let len = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;

@@ -347,6 +347,7 @@ fn pass_back(
                 tunnel.write_all(frame.get(..1).unwrap_or(&[255])).ok();
             }
             Some(Kind::Message) => return Ok(frame),
+            Some(Kind::Alive) => {}
             Some(Kind::List | Kind::Count) => bail!("the other end is out of step"),
             None => bail!("it closed the connection"),
         }

@@ -25,6 +25,7 @@ use crate::protocol::{
     self, Cloned, GREETING, Hello, Kind, MAX_FRAME, Opened, Received, Record, Reply, Request,
 };
 use crate::reading::{self, Reading};
+use crate::signs::{Alive, Frames};
 use crate::store::damaged::Damaged;
 use crate::store::merge::Merge;
 use crate::store::open::{self, Writable, discard};
@@ -47,11 +48,23 @@ struct Serving {
 }
 
 /// Serves until the input ends. `retention` is what this machine's profile says.
-pub fn serve(
+pub fn serve(store: &Store, retention: Retention, input: impl Read, output: impl Write + Send) -> Result<()> {
+    let alive = Alive::default();
+    let output = Mutex::new(output);
+    std::thread::scope(|scope| {
+        scope.spawn(|| alive.tell(&output));
+        let done = converse_with(store, retention, input, Frames::on(&output), &alive);
+        alive.end();
+        done
+    })
+}
+
+fn converse_with(
     store: &Store,
     retention: Retention,
     input: impl Read,
     mut output: impl Write + Send,
+    alive: &Alive,
 ) -> Result<()> {
     let mut input = BufReader::with_capacity(MAX_FRAME, input);
     output.write_all(GREETING)?;
@@ -62,6 +75,7 @@ pub fn serve(
     while let Some(kind) = protocol::receive(&mut input, &mut frame)? {
         ensure!(kind == Kind::Message, "a request was expected");
         let request: Request = serde_json::from_slice(&frame).context("a request that is not understood")?;
+        let working = alive.working();
         let reply = match serving.answer(request, &mut input, &mut output) {
             Ok(value) => Reply::Ok(value),
             Err(error) => {
@@ -70,6 +84,7 @@ pub fn serve(
             }
         };
         protocol::send_message(&mut output, &reply)?;
+        drop(working);
     }
     Ok(())
 }

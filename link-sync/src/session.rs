@@ -177,6 +177,7 @@ impl Session {
         progress.begin("writing back", 0);
         let begin = Instant::now();
         // What is on the disks by now does not have to be written inside maintenance.
+        self.far.within(&Budget::default());
         let () = self.far.ask(&Request::Flush)?;
         for source in sources {
             write_back(&source.path)?;
@@ -328,6 +329,7 @@ impl Session {
             "sources": sources,
         });
         progress.begin("hashing what is new", 0);
+        self.far.within(&Budget::default());
         let watch = |done, total| progress.reached_of(done, total);
         let published: Published =
             self.far.ask_watched(&Request::Publish { meta }, watch).map_err(perhaps_published)?;
@@ -396,6 +398,7 @@ impl Session {
         report: &mut Report,
     ) -> Result<u64> {
         signals::check()?;
+        self.far.within(budget);
         let mut laps = Laps::start();
         let (source, dump_run) = resolve(source)?;
         let checked = source.check(&self.settings.sources)?;

@@ -12,12 +12,12 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, renameat};
-use nix::sys::stat::{FileStat, fstatat};
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::sys::stat::{FileStat, Mode, fstatat};
 use nix::unistd::linkat;
 
 use super::publish::DirTimes;
-use super::{attributes, ensure_dir, open_dir, split};
+use super::{attributes, ensure_dir, open_dir, sparse, split};
 use crate::protocol::{Merged, Record, check_path};
 use crate::walk::show;
 
@@ -157,7 +157,13 @@ impl Merge {
         if let Some(from) = self.incoming.dir(dir)?
             && let Some(stat) = look(from, name)?
         {
-            renameat(from, name, &ensure_dir(&self.partial, dir)?, name)?;
+            let into = ensure_dir(&self.partial, dir)?;
+            if is_full(&stat) {
+                let base = self.base.as_mut().map(|b| b.dir(dir)).transpose()?.flatten();
+                // What cannot be done costs room, and nothing else.
+                dig(from, base.unwrap_or(&into), name).ok();
+            }
+            renameat(from, name, &into, name)?;
             self.merged.received += 1;
             self.merged.received_bytes += u64::try_from(stat.st_size).unwrap_or(0);
             return Ok(());
@@ -210,6 +216,26 @@ impl Merge {
             self.merged.missing_names.push(show(&record.path));
         }
     }
+}
+
+/// Whether a file has no holes, and is large enough for them to matter.
+fn is_full(stat: &FileStat) -> bool {
+    stat.st_mode & libc::S_IFMT == libc::S_IFREG
+        && stat.st_size >= 1 << 16
+        && stat.st_blocks * 512 >= stat.st_size
+}
+
+/// Gives what was received the holes that the file of this name in `before` has.
+fn dig(from: &File, before: &File, name: &OsStr) -> nix::Result<()> {
+    match look(before, name) {
+        Ok(Some(stat)) if !is_full(&stat) && !common::mutant::active("holes-stay-holes") => {}
+        _ => return Ok(()),
+    }
+    let open = |dir: &File, how: OFlag| {
+        let flags = how | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        openat(dir, name, flags, Mode::empty()).map(File::from)
+    };
+    sparse::dig(&open(from, OFlag::O_RDWR)?, &open(before, OFlag::O_RDONLY)?)
 }
 
 /// The stat of `name` in `dir` if it is there and no directory.

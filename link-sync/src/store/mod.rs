@@ -27,6 +27,7 @@ pub mod publish;
 pub mod repair;
 pub mod scan;
 pub mod sizes;
+pub mod sparse;
 pub mod sums;
 pub mod sweep;
 pub mod verified;

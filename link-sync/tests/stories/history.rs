@@ -245,3 +245,35 @@ fn also_under_an_ordinary_account_behind_ssh_with_every_rsync_at_either_end() {
         try_many(seed(), cases, 3, |steps| story(&disk, steps, make, Some(near), &program));
     }
 }
+
+#[test]
+fn a_sparse_file_that_was_only_touched_stays_sparse() {
+    use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+    let world = World::new();
+    let path = world.source.join("disk.img");
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(64 << 20).unwrap();
+    file.write_all_at(b"middle", 30_000_000).unwrap();
+    drop(file);
+    let touch = || {
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(std::time::SystemTime::now())
+    };
+    for _ in 0..2 {
+        let held = world.publish().join("docs/disk.img");
+        assert!(
+            held.metadata().unwrap().blocks() * 512 < 1 << 20,
+            "{} blocks",
+            held.metadata().unwrap().blocks()
+        );
+        world.newest_is_source();
+        touch().unwrap();
+    }
+    // In a later pass, too.
+    world.act("stage", &[]).expect(0);
+    touch().unwrap();
+    world.act("settle", &[]).expect(0);
+    world.act("publish", &["--crash-consistent"]).expect(0);
+    let held = world.store.join(world.dates().pop().unwrap()).join("docs/disk.img");
+    assert!(held.metadata().unwrap().blocks() * 512 < 1 << 20);
+    world.newest_is_source();
+}

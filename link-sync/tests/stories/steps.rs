@@ -391,3 +391,84 @@ fn what_somebody_has_open_for_writing_is_taken_until_nobody_has() {
     assert_eq!(first(&next)["received_files"], 0, "their content is compared, and the same: {next:?}");
     assert_eq!(first(&world.snapshot(&[]).expect(0))["changed_paths"], 0);
 }
+
+/// The far end of the store in `world`.
+fn far_end(world: &World) -> u32 {
+    let store = world.store.display().to_string();
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut found = all.filter_map(|e| {
+        let pid = e.file_name().to_str()?.parse::<u32>().ok()?;
+        let line = String::from_utf8(std::fs::read(e.path().join("cmdline")).ok()?).ok()?;
+        let words: Vec<&str> = line.split('\0').collect();
+        (words.get(1) == Some(&"serve") && words.contains(&store.as_str())).then_some(pid)
+    });
+    found.next().expect("a far end")
+}
+
+/// What `child` printed, if it ends within `seconds`.
+#[track_caller]
+fn ends_within(mut child: std::process::Child, seconds: u64, far: u32) -> Ran {
+    let begin = std::time::Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if begin.elapsed() > Duration::from_secs(seconds) {
+            kill(far, "-CONT");
+            child.kill().unwrap();
+            panic!("it still waits for a far end that is stopped");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let gone = !std::path::Path::new(&format!("/proc/{far}")).exists();
+    kill(far, "-CONT");
+    assert!(gone, "the far end that was stopped has been ended");
+    judge(child.wait_with_output().unwrap())
+}
+
+#[test]
+fn a_far_end_that_is_stopped_does_not_hold_up_settle() {
+    let world = World::new();
+    world.file("a", "a");
+    world.act("stage", &[]).expect(0);
+    let far = far_end(&world);
+    kill(far, "-STOP");
+    world.file("b", "b");
+    let mut settle = world.command("settle", &["--max-time", "2s"]);
+    let settle = settle.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let ran = ends_within(settle, 15, far).expect(69);
+    assert!(told(&ran).contains("did not answer in the time there was"), "{ran:?}");
+    world.publish();
+    world.newest_is_source();
+}
+
+#[test]
+fn a_far_end_that_is_stopped_does_not_keep_a_signal_waiting() {
+    let world = World::new();
+    world.file("a", "a");
+    world.act("stage", &[]).expect(0);
+    let far = far_end(&world);
+    kill(far, "-STOP");
+    world.file("b", "b");
+    let again = start(&world, "stage");
+    std::thread::sleep(Duration::from_millis(500));
+    kill(again.id(), "-TERM");
+    ends_within(again, 15, far).expect(143);
+    world.publish();
+    world.newest_is_source();
+}
+
+#[test]
+fn a_far_end_that_works_long_gives_signs_of_life() {
+    let world = World::new();
+    world.file("a", "a");
+    // Its rsync takes longer than the silence that is allowed once the time is over.
+    let slow = world.dir.join("slow");
+    testkit::script(&slow, "#!/bin/sh\ncase \"$*\" in *--server*) sleep 6 ;; esac\nexec rsync \"$@\"\n");
+    world.profile("", &format!("rsync = [\"{}\"]", slow.display()));
+    world.act("stage", &[]).expect(0);
+    world.file("b", "b");
+    let late = world.act("settle", &["--max-time", "1s"]).expect(1);
+    assert!(told(&late).contains("settle does not fit into 1.0 s"), "{late:?}");
+    // It is alive, so nothing is lost.
+    world.act("settle", &[]).expect(0);
+    world.act("publish", &["--crash-consistent"]).expect(0);
+    world.newest_is_source();
+}
