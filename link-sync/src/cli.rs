@@ -325,6 +325,11 @@ pub struct Restore {
     /// Do not remove what was replaced; data.items names the place.
     #[arg(long)]
     pub keep_replaced: bool,
+    /// Restore set-user-id and set-group-id bits of files, devices, capabilities,
+    /// and a config.php that is root's, also from a store that is not root's: its
+    /// account could have made them up.
+    #[arg(long)]
+    pub set_id_and_devices: bool,
 }
 
 /// Options of `verify`.

@@ -274,7 +274,7 @@ pub struct Received {
 }
 
 /// A path of a snapshot, in the answer to [`Request::Look`].
-#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Looked {
     /// It is a folder.
     pub folder: bool,
@@ -282,6 +282,10 @@ pub struct Looked {
     pub paths: u64,
     /// Bytes they take on the disk.
     pub bytes: u64,
+    /// Folders below it that are so deep that what is in them comes by itself: rsync 3.5 fails above 1,024 folders or 4,040
+    /// bytes. A folder before those in it.
+    #[serde(default)]
+    pub deep: Vec<Vec<u8>>,
 }
 
 /// Answer to [`Request::Publish`].

@@ -22,10 +22,15 @@ use nix::sys::stat::{FileStat, fstatat};
 
 use crate::parallel;
 use crate::protocol::{self, Looked, Request};
+use crate::rsync::xattr_rules;
 use crate::store::meta::SnapshotMeta;
 use crate::store::{META, Store, open_dir, open_file, split, visit};
 use crate::tree::join;
 use crate::walk::show;
+
+/// Bytes, and folders, of a path within which any rsync is at ease.
+const DEEP_BYTES: usize = 2100;
+const DEEP_FOLDERS: usize = 250;
 
 /// A snapshot that stays as long as this does.
 #[derive(Debug)]
@@ -104,29 +109,39 @@ impl Reading {
     fn look_at(&self, path: &[u8]) -> Result<Option<Looked>> {
         let Some(stat) = self.stat(path)? else { return Ok(None) };
         let folder = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
-        let found = Looked { folder, paths: 1, bytes: allocated(&stat) };
+        let found = Looked { folder, paths: 1, bytes: allocated(&stat), deep: Vec::new() };
         if !folder {
             return Ok(Some(found));
         }
         let found = Mutex::new(found);
-        parallel::each(path.to_vec(), |path, more| {
+        // With each folder: where the names begin that one run of rsync sees.
+        parallel::each((path.to_vec(), path.len()), |(path, begin), more| {
             let what = || format!("cannot read the folder {}", show(&path));
             let dir = open_dir(&self.dir, &path).with_context(what)?;
-            let (mut paths, mut bytes) = (0, 0);
+            let (mut paths, mut bytes, mut deep) = (0, 0, Vec::new());
             for (name, is_dir, _) in visit::names(&dir).with_context(what)? {
                 let stat = fstatat(&dir, std::ffi::OsStr::from_bytes(&name), AtFlags::AT_SYMLINK_NOFOLLOW);
                 paths += 1;
                 bytes += allocated(&stat.with_context(what)?);
                 if is_dir {
-                    more.push(join(&path, &name));
+                    let below = join(&path, &name);
+                    let cut = is_deep(&below[begin..]);
+                    let begin = if cut { below.len() } else { begin };
+                    if cut {
+                        deep.push(below.clone());
+                    }
+                    more.push((below, begin));
                 }
             }
             let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+            found.deep.append(&mut deep);
             found.paths += paths;
             found.bytes += bytes;
             Ok(())
         })?;
-        Ok(Some(found.into_inner().unwrap_or_else(PoisonError::into_inner)))
+        let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        found.deep.sort_unstable();
+        Ok(Some(found))
     }
 
     /// The sending rsync for the one path in the list.
@@ -166,11 +181,19 @@ impl Reading {
         }
         let owner = self.dir.metadata().context("cannot look at the snapshot")?;
         // What lies in the store of an account is read with its rights: it could have put anything there.
-        if let Some(account) = Account::of_folder(&owner)? {
-            cmd = cmd.run_as(&account);
+        let account = Account::of_folder(&owner)?;
+        let root = account.is_none() && nix::unistd::geteuid().is_root();
+        cmd = xattr_rules(cmd, root && !self.fake_super);
+        if let Some(account) = &account {
+            cmd = cmd.run_as(account);
         }
         Ok(cmd.arg(".").arg(marked(path, *strip)?).dir(&self.path).inherit(self.lock.fd()))
     }
+}
+
+/// Whether one run of rsync should not see what is below `path`.
+fn is_deep(path: &[u8]) -> bool {
+    path.len() > DEEP_BYTES || path.iter().filter(|b| **b == b'/').count() > DEEP_FOLDERS
 }
 
 fn allocated(stat: &FileStat) -> u64 {

@@ -39,6 +39,16 @@ const PARTIAL: i32 = 23;
 /// How long rsync may take to start its "remote shell".
 pub const START: Duration = Duration::from_secs(30);
 
+/// Options for an rsync that is root's: XFS shows root its ACLs a second time, as attributes of its own. Sent as such they
+/// mean nothing elsewhere, and an rsync that removes what was not sent removes the ACL with them. (With a rule for
+/// attributes rsync's own one, for `system.*`, no longer holds.)
+pub fn xattr_rules(cmd: Cmd, root: bool) -> Cmd {
+    match root && !common::mutant::active("rsync-sends-acls-of-xfs-raw") {
+        true => cmd.arg("--filter=-x system.*").arg("--filter=-x trusted.SGI_ACL_*"),
+        false => cmd,
+    }
+}
+
 /// One run of rsync.
 #[derive(Debug)]
 pub struct Transfer<'a> {
@@ -132,6 +142,7 @@ impl Transfer<'_> {
                 cmd = cmd.arg(option);
             }
         }
+        cmd = xattr_rules(cmd, self.account.is_none() && nix::unistd::geteuid().is_root());
         if let Some(account) = self.account {
             cmd = cmd.run_as(account);
         }

@@ -25,6 +25,7 @@ use crate::protocol::{
     self, Cloned, GREETING, Hello, Kind, MAX_FRAME, Opened, Received, Record, Reply, Request,
 };
 use crate::reading::{self, Reading};
+use crate::rsync::xattr_rules;
 use crate::signs::{Alive, Frames};
 use crate::store::damaged::Damaged;
 use crate::store::merge::Merge;
@@ -426,7 +427,9 @@ impl Serving {
         for dir in compare {
             cmd = cmd.arg("--compare-dest").arg(dir);
         }
-        if !nix::unistd::geteuid().is_root() {
+        let root = nix::unistd::geteuid().is_root();
+        cmd = xattr_rules(cmd, root);
+        if !root {
             cmd = cmd.arg("--fake-super");
         }
         let into = Path::new(INCOMING).join(source).join("");

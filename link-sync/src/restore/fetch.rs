@@ -1,20 +1,22 @@
 //! rsync, the receiving side of a restore: as in [`crate::rsync`], through the one conversation with the far end,
 //! which decides what is sent. It writes in a folder that nobody but root can enter.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result};
 use common::run::Cmd;
 
-use super::partial::{NEW, TEMPORARY};
+use super::partial::TEMPORARY;
 use crate::far::Far;
 use crate::progress::Progress;
 use crate::protocol::{ListWriter, Request};
-use crate::rsync::{START, accept, capabilities, carry, named_files};
+use crate::rsync::{START, accept, capabilities, carry, named_files, xattr_rules};
 
 /// One run of rsync.
 #[derive(Debug)]
@@ -25,6 +27,10 @@ pub struct Fetch<'a> {
     pub folder: &'a File,
     /// `SOURCE/PATH` in the snapshot.
     pub path: &'a [u8],
+    /// The folder of what arrives that it goes to.
+    pub into: &'a File,
+    /// Folders, by their names there, whose content is none of this run's business.
+    pub without: Vec<Vec<u8>>,
     /// So many of its first parts are not part of the names that come.
     pub strip: usize,
     /// Compare contents of what is there already.
@@ -112,11 +118,24 @@ impl Fetch<'_> {
             }
         }
         cmd = cmd.arg("-e").arg(format!("'{exe}' tunnel --fd={fd}"));
-        let folder = format!("/proc/{}/fd/{}/{NEW}", std::process::id(), self.folder.as_raw_fd());
+        cmd = xattr_rules(cmd, nix::unistd::geteuid().is_root());
+        for path in &self.without {
+            let mut rule = OsString::from("--exclude=/");
+            rule.push(OsStr::from_bytes(&literal(path)));
+            rule.push("/*");
+            cmd = cmd.arg(rule);
+        }
+        let folder = format!("/proc/{}/fd/{}", std::process::id(), self.into.as_raw_fd());
         // The far end decides what is sent; here `.` stands for whatever that is.
         let cmd = cmd.args(["--", "store:.", "./"]).dir(folder);
         Ok(cmd.inherit(fd).inherit(self.folder.as_raw_fd()))
     }
+}
+
+/// `path` in a pattern of rsync's that means nothing else.
+fn literal(path: &[u8]) -> Vec<u8> {
+    let special = |b: &u8| matches!(b, b'\\' | b'*' | b'?' | b'[');
+    path.iter().flat_map(|b| special(b).then_some(b'\\').into_iter().chain([*b])).collect()
 }
 
 /// A file without a name, for what rsync prints.

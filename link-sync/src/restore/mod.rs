@@ -7,7 +7,9 @@
 mod fetch;
 mod left_out;
 mod partial;
+mod shallow;
 mod swap;
+mod tame;
 mod target;
 
 use std::ffi::OsStr;
@@ -19,6 +21,7 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
+use common::mutant;
 use common::restoring;
 use common::status::{self, Report};
 use nix::sys::stat::{fstat, futimens};
@@ -34,13 +37,15 @@ use crate::protocol::{Looked, Request};
 use crate::settings::{DATABASE, Settings};
 use crate::store::clear::clear;
 use crate::store::meta::SnapshotMeta;
-use crate::store::{ensure_dir, open::abilities, open_dir, remove, visit};
+use crate::store::{ensure_dir, open::abilities, open_dir, remove, split, visit};
 use crate::tree::join;
 use crate::walk::show;
 use fetch::Fetch;
 use left_out::{NotBack, PutBack};
-use partial::{KEPT, Left, NEW, OLD, PREFIX, Partial, REMOVING, State, TEMPORARY};
+use partial::{KEPT, Left, NEW, OLD, PREFIX, Partial, Plan, REMOVING, State, TEMPORARY};
+use shallow::Shallow;
 use swap::Swap;
+use tame::Tamed;
 use target::{Target, real};
 
 /// The source that holds Nextcloud's configuration.
@@ -85,6 +90,7 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
     };
     let mut far = Far::connect_reading(&settings)?;
     let meta: SnapshotMeta = far.ask(&Request::Hold { date: args.date.clone() })?;
+    plausible(&meta, &args.date)?;
     report.set("date", meta.date.as_str());
     report.set("id", meta.id.as_str());
     report.set("consistency", json!(meta.consistency));
@@ -129,7 +135,7 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
     let verified = args.verify && opened.iter().all(|p| p.state.swap.is_none());
     for (item, partial) in items.iter().zip(&mut opened) {
         if partial.state.swap.is_none() {
-            arrive(args, &settings, item, partial, &mut far, &progress)?;
+            arrive(args, &settings, item, partial, &mut far, meta.fake_super, &progress)?;
         }
         report.changed = true;
     }
@@ -155,6 +161,7 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
             own.push(partial.shown);
             continue;
         }
+        tell_tamed(at, item, &partial, report);
         let times = fstat(&item.home).context("cannot look at a folder")?;
         let left = partial.finish(args.keep_replaced && item.target.exists)?;
         // That the private folder is gone is no change of the folder it lay in.
@@ -165,6 +172,48 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
     others_left(&items, &meta, &own, report)?;
     report.set("verified", verified);
     Ok(())
+}
+
+/// What the far end says of the snapshot becomes names of folders here.
+fn plausible(meta: &SnapshotMeta, asked: &str) -> Result<()> {
+    let wrong = |what: String| {
+        Fault::failed(format!("the other end described the snapshot wrongly: {what}"))
+            .hint("is it link-sync of this version, and has somebody written to the store?")
+    };
+    if mutant::active("restore-believes-descriptions") {
+        return Ok(());
+    }
+    if !crate::store::meta::is_date(&meta.date) || asked != "latest" && asked != meta.date {
+        return Err(wrong(format!("its date is '{}'", meta.date.escape_debug())).into());
+    }
+    if meta.id.len() != 32 || !meta.id.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(wrong(format!("its id is '{}'", meta.id.escape_debug())).into());
+    }
+    match meta.sources.iter().find(|s| common::profile::check_name(&s.name).is_err()) {
+        Some(source) => Err(wrong(format!("a source is called '{}'", source.name.escape_debug())).into()),
+        None => Ok(()),
+    }
+}
+
+/// Says what of one item did not come as the store has it.
+fn tell_tamed(at: usize, item: &Item, partial: &Partial, report: &mut Report) {
+    let Some(tamed) = partial.state.swap.as_ref().map(|plan| &plan.tamed).filter(|t| t.total > 0) else {
+        return;
+    };
+    let first = tamed.first.first().map(String::as_str).unwrap_or_default();
+    report.warn(
+        "set-id-and-devices-left-out",
+        format!(
+            "{}: {} set-id bits, devices or attributes of the system were not restored, as the store is another account's, which \
+             could have made them up; the first: {first} (--set-id-and-devices restores them)",
+            show(&item.full()),
+            tamed.total
+        ),
+    );
+    report.set_partial();
+    if let Some(entry) = report.data["items"].get_mut(at) {
+        entry["set_id_and_devices_left_out"] = json!({"total": tamed.total, "first": tamed.first});
+    }
 }
 
 /// Says what is left of one item.
@@ -186,7 +235,7 @@ fn tell_left(at: usize, left: &Left, stuck: &[Vec<u8>], report: &mut Report) {
         report.set_partial();
     }
     if let Some((path, why)) = &left.stuck {
-        let what = format!("what was replaced is not all gone: {}: {why}", path.display());
+        let what = format!("what was replaced, in {}, is not all gone: {why}", path.display());
         let clear = "make it removable (chattr -R -i -a, or unmount what is in it) and remove it; any restore to that place tries again";
         report.left_behind(what, clear);
     }
@@ -218,8 +267,8 @@ fn others_left(items: &[Item], meta: &SnapshotMeta, own: &[PathBuf], report: &mu
                 report.warn(
                     "not-removed",
                     format!(
-                        "what an earlier restore replaced is still not all gone: {}: {stuck}",
-                        path.display()
+                        "what an earlier restore replaced is still not all gone: {}/{stuck}",
+                        item.home_shown.display()
                     ),
                 );
                 report.set_partial();
@@ -348,7 +397,15 @@ fn look(far: &mut Far, meta: &SnapshotMeta, wishes: &[(String, Vec<u8>)]) -> Res
         .hint("`link-sync list` shows the dates; is it spelled as in STORE/DATE/SOURCE?")
         .into());
     }
-    Ok(looked.into_iter().flatten().collect())
+    let looked: Vec<Looked> = looked.into_iter().flatten().collect();
+    for ((source, path), looked) in wishes.iter().zip(&looked) {
+        let above = join(&full(source, path), b"");
+        let below = |deep: &Vec<u8>| deep.starts_with(&above) && crate::protocol::check_path(deep).is_ok();
+        if !looked.deep.iter().all(below) {
+            return Err(Fault::failed("the other end named folders that were not asked for").into());
+        }
+    }
+    Ok(looked)
 }
 
 /// Where one path goes.
@@ -462,6 +519,7 @@ fn tell_plan(items: &[Item], meta: &SnapshotMeta, report: &mut Report) {
         entry.insert("kept_at".into(), Value::Null);
         entry.insert("left_out_at".into(), Value::Null);
         entry.insert("not_put_back".into(), json!([]));
+        entry.insert("set_id_and_devices_left_out".into(), json!({"total": 0, "first": []}));
         list.push(Value::Object(entry));
     }
     report.set("items", list);
@@ -540,7 +598,9 @@ fn room(items: &[Item], arrived: &[Option<(File, bool)>]) -> Result<()> {
         };
         let dev = item.home.metadata()?.dev();
         match needs.iter_mut().find(|n| n.0 == dev) {
-            Some(known) => (known.2, known.3) = (known.2 + bytes, known.3 + inodes),
+            Some(known) => {
+                (known.2, known.3) = (known.2.saturating_add(bytes), known.3.saturating_add(inodes));
+            }
             None => needs.push((dev, item, bytes, inodes)),
         }
     }
@@ -572,6 +632,7 @@ fn arrive(
     item: &Item,
     partial: &mut Partial,
     far: &mut Far,
+    fake_super: bool,
     progress: &Progress,
 ) -> Result<()> {
     let path = item.full();
@@ -579,22 +640,56 @@ fn arrive(
     remove(&new, Path::new(TEMPORARY))?;
     drop(ensure_dir(&new, TEMPORARY.as_bytes())?);
     let (xattrs, acls) = abilities(&new)?;
-    let fetch = |dry: bool, checksum: bool| Fetch {
-        rsync: &settings.rsync,
-        folder: &partial.dir,
-        path: &path,
-        strip: item.target.strip,
-        checksum,
-        dry,
-        xattrs,
-        acls,
+    // What one run of rsync can move; each is all but the parts below it.
+    let parts: Vec<(&[u8], usize)> = std::iter::once((&path[..], item.target.strip))
+        .chain(item.looked.deep.iter().map(|deep| (&deep[..], deep.split(|b| *b == b'/').count())))
+        .collect();
+    let mut fetch = |dry: bool, checksum: bool| -> Result<Vec<String>> {
+        let mut told = Vec::new();
+        for (at, (path, strip)) in parts.iter().enumerate() {
+            let deep = match at {
+                0 => None,
+                _ => {
+                    let names: Vec<&[u8]> = path.split(|b| *b == b'/').skip(item.target.strip).collect();
+                    Some(Shallow::take(partial, &new, &names.join(&b'/'), at)?)
+                }
+            };
+            let into = deep.as_ref().map_or(&new, |deep| &deep.dir);
+            if let Some(deep) = &deep {
+                let times = fstat(&deep.dir).context("cannot look at a folder")?;
+                drop(ensure_dir(into, TEMPORARY.as_bytes())?);
+                set_times(&deep.dir, &times)?;
+            }
+            let below = parts.iter().filter(|p| p.0.len() > path.len() && p.0.starts_with(path));
+            let name =
+                |p: &(&[u8], usize)| p.0.splitn(strip + 1, |b| *b == b'/').nth(*strip).map(<[u8]>::to_vec);
+            let run = Fetch {
+                rsync: &settings.rsync,
+                folder: &partial.dir,
+                path,
+                into,
+                without: below.filter_map(name).collect(),
+                strip: *strip,
+                checksum,
+                dry,
+                xattrs,
+                acls,
+            };
+            told.extend(run.run(far, progress)?);
+            let Some(deep) = deep else { continue };
+            let times = fstat(&deep.dir).context("cannot look at a folder")?;
+            remove(&deep.dir, Path::new(TEMPORARY))?;
+            set_times(&deep.dir, &times)?;
+            deep.put()?;
+        }
+        Ok(told)
     };
     progress.begin(show(&path), item.looked.bytes);
     // What an interrupted run left is believed by its content, not by its size and time.
-    fetch(false, partial.continued).run(far, progress)?;
+    fetch(false, partial.continued)?;
     if args.verify {
         progress.begin(format!("{}: comparing", show(&path)), 0);
-        let different = fetch(true, true).run(far, progress)?;
+        let different = fetch(true, true)?;
         if let Some(first) = different.first() {
             return Err(Fault::failed(format!(
                 "{}: {} paths differ from the snapshot, the first: {first}",
@@ -607,14 +702,45 @@ fn arrive(
             .into());
         }
     }
+    let mut tamed = Tamed::default();
+    if !args.set_id_and_devices && !tame::trusted(settings, fake_super) {
+        if args.in_place {
+            no_new_occ_of_root(item, &new)?;
+        }
+        tamed = tame::tame(&new)?;
+    }
     if args.closed && item.source == HTML && item.path.is_empty() {
         maintenance::close(&new)?;
     }
     partial.sync()?;
     let old = partial.part(OLD)?;
     let plan = swap(item, &new, &old).plan()?;
-    partial.state.swap = Some(plan);
+    partial.state.swap = Some(Plan { tamed, ..plan });
     partial.save()
+}
+
+/// occ runs as whoever owns config.php. The account of a store could make that root where it was not.
+fn no_new_occ_of_root(item: &Item, new: &File) -> Result<()> {
+    let config: [&[u8]; 3] = [HTML.as_bytes(), b"config", b"config.php"];
+    let full = item.full();
+    let asked: Vec<&[u8]> = full.split(|b| *b == b'/').collect();
+    if mutant::active("restore-makes-occ-run-as-root") || !config.starts_with(&asked) {
+        return Ok(());
+    }
+    let path = config.get(item.target.strip..).unwrap_or_default().join(&b'/');
+    let (parent, name) = split(&path);
+    let of_root = |top: &File| {
+        let flags = nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW;
+        let stat = open_dir(top, parent)
+            .and_then(|dir| nix::sys::stat::fstatat(&dir, OsStr::from_bytes(name), flags));
+        stat.is_ok_and(|stat| stat.st_uid == 0)
+    };
+    if !of_root(new) || of_root(&item.target.anchor) {
+        return Ok(());
+    }
+    Err(Fault::denied("config/config.php of this snapshot belongs to root, and in its place it does not: occ would run as root")
+        .hint("nothing was replaced; the store is another account's, which could have written that. If it was so when the snapshot was taken, give --set-id-and-devices")
+        .into())
 }
 
 fn swap<'a>(item: &'a Item, new: &'a File, old: &'a File) -> Swap<'a> {
@@ -642,4 +768,33 @@ fn put_in_place(args: &Restore, settings: &Settings, item: &Item, partial: &Part
         asked: item.target.only.is_some(),
     };
     put_back.run(&left_out::rules(source, item.path.is_empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_description_that_would_lead_elsewhere_is_refused() {
+        let good = json!({
+            "schema": 1, "id": "0123456789abcdef0123456789abcdef", "date": "2026-01-02T03-04-05Z", "base_id": null,
+            "base_date": null, "run_id": null, "consistency": "sealed", "started_at": "", "published_at": "",
+            "tool_version": "", "fake_super": true,
+            "sources": [{"name": "data", "path": "/", "fs_id": null, "submounts": [], "paths": 1, "bytes": 1}],
+        });
+        let check = |change: &dyn Fn(&mut Value), asked: &str| {
+            let mut meta = good.clone();
+            change(&mut meta);
+            plausible(&serde_json::from_value(meta).unwrap(), asked)
+        };
+        check(&|_| {}, "latest").unwrap();
+        check(&|_| {}, "2026-01-02T03-04-05Z").unwrap();
+        assert!(check(&|_| {}, "2026-01-02T03-04-06Z").is_err());
+        for (key, bad) in [("date", "x/../../../../etc/2026"), ("date", "latest"), ("id", "/"), ("id", "")] {
+            assert!(check(&|meta| meta[key] = bad.into(), "latest").is_err(), "{key} {bad}");
+        }
+        for bad in ["..", "../etc", "a/b", "", ".meta"] {
+            assert!(check(&|meta| meta["sources"][0]["name"] = bad.into(), "latest").is_err(), "{bad}");
+        }
+    }
 }

@@ -13,11 +13,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
-use common::mutant;
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, mkdirat};
 use serde::{Deserialize, Serialize};
 
+use super::tame::Tamed;
 use crate::store::clear::clear;
 use crate::store::{ensure_dir, open_dir, open_file, open_file_at, remove, visit};
 
@@ -27,6 +27,8 @@ pub const PREFIX: &str = ".nc-restore-";
 pub const NEW: &str = "new";
 /// In `new`: rsync's half-written files.
 pub const TEMPORARY: &str = ".nc-restore-tmp";
+/// What arrives of what lies deep.
+pub const DEEP: &str = "deep";
 /// What was replaced.
 pub const OLD: &str = "old";
 /// What is in no snapshot and could not go back to its place.
@@ -79,6 +81,9 @@ pub struct Plan {
     /// The inode numbers stay what they are, and two names can be exchanged.
     #[serde(default = "yes")]
     pub steady: bool,
+    /// What did not come as the store has it.
+    #[serde(default)]
+    pub tamed: Tamed,
 }
 
 fn yes() -> bool {
@@ -135,7 +140,7 @@ impl Partial {
             Fault::busy(format!("another restore is at work in {}", shown.display()))
                 .hint("wait until it has ended")
         })?;
-        if made && !mutant::active("restore-takes-a-strangers-folder") && !visit::names(&dir)?.is_empty() {
+        if made && !visit::names(&dir)?.is_empty() {
             return Err(Fault::denied(format!("{} is not the folder that was just made", shown.display()))
                 .hint("somebody exchanged it: look at it, remove it, and try again")
                 .into());
@@ -184,6 +189,11 @@ impl Partial {
         format!("/proc/self/fd/{}", self.dir.as_raw_fd()).into()
     }
 
+    /// The folder it lies in, for people.
+    fn home_shown(&self) -> &std::path::Path {
+        self.shown.parent().unwrap_or(&self.shown)
+    }
+
     /// One of its parts, opened.
     pub fn part(&self, name: &str) -> Result<File> {
         open_dir(&self.dir, name.as_bytes())
@@ -220,11 +230,15 @@ impl Partial {
             let away = set_aside((&self.home, &self.name), (&self.home, &self.name), &self.shown, REMOVING)?;
             let name = away.file_name().context("internal error: a folder without a name")?;
             let stuck = clear(&self.home, name.as_bytes())?.shown();
-            return Ok(Left { replaced: None, kept, stuck: stuck.map(|why| (away.clone(), why)) });
+            return Ok(Left {
+                replaced: None,
+                kept,
+                stuck: stuck.map(|why| (away.clone(), format!("{}/{why}", self.home_shown().display()))),
+            });
         }
         let replaced =
             set_aside((&self.home, &self.name), (&self.home, &self.name), &self.shown, "replaced")?;
-        for part in [STATE, NEW, KEPT] {
+        for part in [STATE, NEW, DEEP, KEPT] {
             remove(&self.dir, std::path::Path::new(part))?;
         }
         Ok(Left { replaced: Some(replaced), kept, stuck: None })

@@ -124,8 +124,7 @@ pub fn xattrs(file: &File) -> Result<BTreeMap<std::ffi::OsString, Vec<u8>>> {
         Err(e) => return Err(e).context("cannot list extended attributes"),
     };
     let mut all = BTreeMap::new();
-    // The label is the machine's own, and attributes::copy leaves it alone.
-    for name in names.filter(|n| !n.as_bytes().starts_with(b"security.selinux")) {
+    for name in names.filter(|name| super::attributes::is_kept(name)) {
         if let Some(value) = file.get_xattr(&name).context("cannot read an extended attribute")? {
             all.insert(name, value);
         }

@@ -244,3 +244,37 @@ fn a_disk_that_is_mounted_in_what_was_replaced_is_not_emptied() {
     assert!(!rubbish.exists());
     assert_eq!(text(&disk.path.join("only-copy")), "precious");
 }
+
+#[test]
+fn paths_deeper_or_longer_than_rsync_likes_come_back() {
+    // Given a file at the end of the longest path there can be, one 260 folders down, and names that mean something in
+    // rsync's patterns,
+    let world = World::new();
+    world.file("other.txt", "hi");
+    let deep = "chdir shift; \
+        my ($n, $name, $times) = @ARGV; for (1 .. $times) { mkdir $name or die; chdir $name or die } \
+        open F, '>', $n or die; print F 'end'; close F; utime 1, 2, $n, '.';";
+    let source = world.source.to_str().unwrap();
+    let file = "f".repeat(4095 - 20 * 201 - 20);
+    ok("perl", &["-e", deep, source, &file, &"d*".repeat(100), "20"]);
+    ok("perl", &["-e", deep, source, "g", "[", "260"]);
+    world.publish();
+    let before = ok("find", &[source, "-printf", "%P %s %m %T@ %y\n"]);
+    assert_eq!(before.lines().count(), 1 + 1 + 20 + 1 + 260 + 1);
+    // when it is restored elsewhere, and in place,
+    let to = world.dir.join("to");
+    world.act("restore", &["--to", to.to_str().unwrap(), "--verify"]).expect(0);
+    let at = |top: &Path| {
+        let found = ok("find", &[top.to_str().unwrap(), "-printf", "%P %s %m %T@ %y\n"]);
+        let mut lines: Vec<_> = found.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    let mut wanted: Vec<_> = before.lines().map(str::to_owned).collect();
+    wanted.sort();
+    assert!(at(&to.join("docs")) == wanted, "not the same");
+    world.file("other.txt", "changed");
+    world.act("restore", &["--source", "docs", "--in-place", "--yes"]).expect(0);
+    // then all of it is there.
+    assert!(at(&world.source)[1..] == wanted[1..], "not the same in place");
+}

@@ -1,6 +1,6 @@
 //! Bringing back files, users and whole sources: from here, through ssh, interrupted, and out of odd places.
 
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use testkit::sshd::Sshd;
@@ -378,4 +378,94 @@ fn a_store_without_root_behind_ssh_gives_back_owners_to_the_key_that_reads() {
     instance.restore(&["--source", "html", "--source", "data", "--in-place", "--yes", "--verify"]).expect(0);
     same(&before, &instance.html);
     instance.clean();
+}
+
+/// Gives the store to an account, as if that had written it.
+fn hand_over(instance: &Instance, account: &Account, date: &Path) {
+    let text = std::fs::read_to_string(date.join(".meta/snapshot.json")).unwrap();
+    let own = text.replace("\"fake_super\": false", "\"fake_super\": true");
+    assert_ne!(own, text);
+    std::fs::write(date.join(".meta/snapshot.json"), own).unwrap();
+    ok("chown", &["-hR", &account.name, instance.world.store.to_str().unwrap()]);
+}
+
+fn plant(path: &Path, name: &str, value: &str) {
+    ok("setfattr", &["-n", name, "-v", value, path.to_str().unwrap()]);
+}
+
+#[test]
+fn the_account_of_a_store_makes_nothing_of_roots_here() {
+    // Given a store whose account made up a shell of root's, a disk, and a program with all capabilities,
+    let instance = Instance::new();
+    let account = Account::new();
+    for name in ["shell", "disk", "able", "folder/x"] {
+        instance.world.file(&format!("data/bob/files/{name}"), name);
+    }
+    let date = instance.world.publish();
+    let planted = date.join("data/bob/files");
+    plant(&planted.join("shell"), "user.rsync.%stat", "104755 0,0 0:0");
+    plant(&planted.join("disk"), "user.rsync.%stat", "60666 254,0 0:0");
+    plant(&planted.join("folder"), "user.rsync.%stat", "42770 0,0 33:33");
+    let all = "0x0100000201000000000000000000000000000000";
+    plant(&planted.join("able"), "user.rsync.security.capability", all);
+    hand_over(&instance, &account, &date);
+    // when its files are restored,
+    let ran = instance.restore(&["--user", "bob", "--in-place", "--yes"]).expect(3);
+    // then they come without, and it is said.
+    let files = instance.data.join("bob/files");
+    let mode = |name: &str| std::fs::metadata(files.join(name)).unwrap().mode() & 0o7777;
+    assert_eq!((mode("shell"), mode("folder")), (0o755, 0o2770));
+    assert!(!files.join("disk").exists());
+    let capable = || {
+        ok(
+            "getfattr",
+            &["--absolute-names", "-m", "^security.cap", "-d", files.join("able").to_str().unwrap()],
+        )
+    };
+    assert_eq!(capable(), "");
+    assert_eq!(warnings(&ran), ["set-id-and-devices-left-out"]);
+    let told = &ran.json["data"]["items"][0]["set_id_and_devices_left_out"];
+    assert_eq!(told["total"], 3);
+    assert_eq!(told["first"][2], "bob/files/shell: mode 4755");
+    // Who wants them asks for them.
+    instance.restore(&["--user", "bob", "--in-place", "--yes", "--set-id-and-devices"]).expect(0);
+    assert_eq!(mode("shell"), 0o4755);
+    assert_ne!(capable(), "");
+    assert!(!std::fs::metadata(files.join("disk")).unwrap().is_file());
+    std::fs::remove_file(files.join("disk")).unwrap();
+}
+
+#[test]
+fn what_root_saved_in_a_store_of_roots_comes_back_with_its_set_id_bits() {
+    let instance = Instance::new();
+    let tool = instance.html.join("core/a");
+    ok("chmod", &["4755", tool.to_str().unwrap()]);
+    let before = picture(&instance.html);
+    instance.world.publish();
+    std::fs::remove_file(&tool).unwrap();
+    instance.restore(&["--source", "html", "--in-place", "--yes"]).expect(0);
+    ok("touch", &["-d", "2020-01-02 03:04:05.123456789", instance.html.to_str().unwrap()]);
+    same(&before, &instance.html);
+}
+
+#[test]
+fn the_account_of_a_store_does_not_make_occ_run_as_root() {
+    let instance = Instance::new();
+    let account = Account::new();
+    let date = instance.world.publish();
+    plant(&date.join("html/config/config.php"), "user.rsync.%stat", "100640 0,0 0:0");
+    hand_over(&instance, &account, &date);
+    let config = instance.html.join("config/config.php");
+    let owner = || std::fs::metadata(&config).unwrap().uid();
+    for part in [&["--source", "html"][..], &["--source", "html", "--path", "config/config.php"]] {
+        let ran = instance.restore(&[part, &["--in-place", "--yes"]].concat()).expect(77);
+        assert!(told(&ran).contains("occ would run as root"), "{ran:?}");
+        assert_eq!(owner(), 33);
+    }
+    let asked = ["--source", "html", "--in-place", "--yes", "--set-id-and-devices"];
+    instance.restore(&[&asked[..], &["--path", "config/config.php"]].concat()).expect(3);
+    assert_eq!(owner(), 0);
+    instance.restore(&asked).expect(0);
+    // It is root's already, so nothing is won by it.
+    instance.restore(&["--source", "html", "--in-place", "--yes"]).expect(0);
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use testkit::run;
 
 use crate::picture::picture;
-use crate::world::{Disk, World, first, folder, private, told, warnings};
+use crate::world::{Disk, Mounted, World, first, folder, ok, private, told, warnings};
 
 #[test]
 fn a_missing_disk_is_not_filled_below() {
@@ -320,4 +320,62 @@ fn a_store_that_cannot_hold_a_snapshot_is_refused_before_anything_is_sent() {
     let refused = world.act("stage", &[]).expect(78);
     assert!(told(&refused).contains("has no hard links"), "{refused:?}");
     assert!(!disk.join(".incoming/docs").exists() && !disk.join(".partial/docs").exists());
+}
+
+/// A folder on an XFS of its own; `None` where that cannot be made.
+fn xfs(world: &World) -> Option<(Mounted, std::path::PathBuf)> {
+    let (image, at) = (world.dir.join("xfs.img"), world.dir.join("xfs"));
+    std::fs::File::create(&image).unwrap().set_len(320 << 20).unwrap();
+    std::fs::create_dir(&at).unwrap();
+    let made =
+        std::process::Command::new("mkfs.xfs").arg("-q").arg(&image).status().is_ok_and(|s| s.success());
+    let mount = ["-o", "loop", image.to_str().unwrap(), at.to_str().unwrap()];
+    if !made || !std::process::Command::new("mount").args(mount).status().unwrap().success() {
+        eprintln!("skipped: there is no XFS here");
+        return None;
+    }
+    Some((Mounted(at.clone()), at))
+}
+
+#[test]
+fn acls_in_a_store_on_xfs_are_kept_and_stop_nothing() {
+    // Given a store of root's on XFS, which shows root every ACL twice, and a folder and a file with one,
+    let world = World::new();
+    let Some((_mounted, at)) = xfs(&world) else { return };
+    world.file("shared/sub/f", "x");
+    world.file("shared/g", "y");
+    let shared = world.source.join("shared");
+    ok("setfacl", &["-R", "-m", "u:daemon:rwx", shared.to_str().unwrap()]);
+    ok("setfacl", &["-m", "d:u:daemon:rwx", shared.to_str().unwrap()]);
+    let store = at.join("store");
+    crate::world::private(&store);
+    let profile = std::fs::read_to_string(&world.config).unwrap();
+    let moved = profile.replace(world.store.to_str().unwrap(), store.to_str().unwrap());
+    std::fs::write(&world.config, moved).unwrap();
+    let acl = |top: &std::path::Path| {
+        let names =
+            ["shared", "shared/sub", "shared/sub/f", "shared/g"].map(|n| top.join(n).display().to_string());
+        let names = names.iter().map(String::as_str);
+        ok("getfacl", &["-cpE"].into_iter().chain(names).collect::<Vec<_>>())
+    };
+    // when it is backed up night after night, with changes and without,
+    let first = world.publish();
+    world.file("shared/new", "z");
+    let second = world.publish();
+    let wanted = acl(&world.source);
+    assert!(wanted.contains("daemon"), "{wanted}");
+    assert_eq!((acl(&first.join("docs")), acl(&second.join("docs"))), (wanted.clone(), wanted.clone()));
+    ok("setfacl", &["-b", shared.join("g").to_str().unwrap()]);
+    ok("setfacl", &["-b", shared.to_str().unwrap()]);
+    let third = world.publish();
+    assert_eq!(acl(&third.join("docs")), acl(&world.source));
+    // then each date is what was taken, a verification agrees, and it comes back with them.
+    assert_eq!(acl(&second.join("docs")), wanted);
+    world.act("verify", &[]).expect(0);
+    let date = second.file_name().unwrap().to_str().unwrap();
+    world.act("restore", &["--in-place", "--source", "docs", "--yes", "--date", date, "--verify"]).expect(0);
+    assert_eq!(acl(&world.source), wanted);
+    let to = at.join("to");
+    world.act("restore", &["--date", date, "--to", to.to_str().unwrap(), "--verify"]).expect(0);
+    assert_eq!(acl(&to.join("docs")), wanted);
 }
