@@ -289,3 +289,24 @@ fn a_new_machine_needs_a_store_and_nothing_else() {
     run(&mut night).expect(0);
     assert_eq!(world.dates().len(), 2);
 }
+
+#[test]
+fn a_configuration_that_is_read_only_is_restored_like_any_other() {
+    // Given an instance whose administrator lets nothing write its configuration,
+    let world = World::new("fixed");
+    let config = world.root().join("config/config.php");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let at = text.rfind(");").expect("the end of the array");
+    std::fs::write(&config, format!("{}  'config_is_read_only' => true,\n{}", &text[..at], &text[at..])).unwrap();
+    run(&mut world.backup()).expect(0);
+    let before = rows(&world);
+    damage(&world);
+    // when it is restored, it is open, clients are told, and nothing is left beside it.
+    run(&mut restore(&world)).expect(0);
+    assert!(!world.in_maintenance());
+    assert_eq!(rows(&world), before);
+    let after = std::fs::read_to_string(&config).unwrap();
+    assert!(after.contains("config_is_read_only") && after.contains("data-fingerprint"), "{after}");
+    let left = Command::new("find").arg(world.dir.path()).args(["-name", ".nc-restore-*"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "");
+}
