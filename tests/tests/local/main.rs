@@ -5,4 +5,5 @@ mod night;
 mod pairs;
 mod restore;
 mod telling;
+mod third_copy;
 mod world;

@@ -187,13 +187,18 @@ fn nothing_is_changed_before_it_is_known_that_the_dump_comes_back() {
     assert!(unknown.json["error"]["message"].as_str().unwrap().contains("--without"), "{:#}", unknown.json);
     std::fs::write(world.path("home.toml"), profile).unwrap();
     // A backup and a restore keep each other out.
-    world.inject("pg-snap", "verify*", "touch \"${0%/*}/begun\"; sleep 5; exit 1");
+    world.inject("pg-snap", "verify*", "touch \"${0%/*}/begun\"; exec sleep 60");
     let first = restore(&world).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     World::until("the rehearsal begins", || world.tools().join("begun").exists());
     run(&mut world.backup()).expect(75);
     let second = run(&mut restore(&world)).expect(75);
     assert_eq!(second.json["changed"], false);
-    testkit::judge(first.wait_with_output().unwrap()).expect(1);
+    // Stopped before it has changed anything, it says so.
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(first.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    let stopped = testkit::judge(first.wait_with_output().unwrap()).expect(143);
+    assert!(stopped.stderr.contains("nothing was changed"), "{}", stopped.stderr);
+    assert_eq!(stopped.json["data"]["failed_step"], "rehearse");
     world.restore_tools();
     // Nobody else does: whoever can read the profile has no lock of theirs.
     let foreign = std::fs::File::open(world.path("home.toml")).unwrap();
@@ -288,4 +293,26 @@ fn a_new_machine_needs_a_store_and_nothing_else() {
     std::thread::sleep(std::time::Duration::from_millis(1100));
     run(&mut night).expect(0);
     assert_eq!(world.dates().len(), 2);
+}
+
+#[test]
+fn a_configuration_that_is_read_only_is_restored_like_any_other() {
+    // Given an instance whose administrator lets nothing write its configuration,
+    let world = World::new("fixed");
+    let config = world.root().join("config/config.php");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let at = text.rfind(");").expect("the end of the array");
+    std::fs::write(&config, format!("{}  'config_is_read_only' => true,\n{}", &text[..at], &text[at..]))
+        .unwrap();
+    run(&mut world.backup()).expect(0);
+    let before = rows(&world);
+    damage(&world);
+    // when it is restored, it is open, clients are told, and nothing is left beside it.
+    run(&mut restore(&world)).expect(0);
+    assert!(!world.in_maintenance());
+    assert_eq!(rows(&world), before);
+    let after = std::fs::read_to_string(&config).unwrap();
+    assert!(after.contains("config_is_read_only") && after.contains("data-fingerprint"), "{after}");
+    let left = Command::new("find").arg(world.dir.path()).args(["-name", ".nc-restore-*"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "");
 }
