@@ -26,16 +26,51 @@ packages() {
 RUN_PACKAGES='rsync openssh-client curl jq php-cli postgresql-client sshfs cryptsetup-bin e2fsprogs'
 LAB_PACKAGES="$RUN_PACKAGES php-pgsql openssh-server postgresql iproute2 util-linux kmod procps gcc libc6-dev"
 
-# Finds cargo, new enough for this workspace.
-find_cargo() {
+# Whether cargo is here, and new enough for this workspace; sets $wanted and $have.
+cargo_is_new() {
     PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin
     export PATH
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$here/../Cargo.toml")
-    cure="Rust $wanted or newer is needed: see https://rustup.rs (distributions' packages are often older)"
-    command -v cargo >/dev/null || fail 69 "there is no cargo. $cure"
-    have=$(cd "$here/.." && cargo --version | cut -d' ' -f2)
-    [ "$(printf '%s\n%s\n' "$wanted" "$have" | sort -V | head -n 1)" = "$wanted" ] ||
-        fail 69 "cargo is $have. $cure"
+    have=$(cd "$here/.." && cargo --version 2>/dev/null | cut -d' ' -f2) || have=''
+    [ -n "$have" ] && [ "$(printf '%s\n%s\n' "$wanted" "$have" | sort -V | head -n 1)" = "$wanted" ]
+}
+
+# Finds cargo; where it is missing or too old, asks whether to fetch Rust with the distribution's rustup, or says the
+# one line that does it. (Rust of Debian 13 is 1.85: too old. Debian 12 has no rustup.)
+find_cargo() {
+    ! cargo_is_new || return 0
+    problem="Rust $wanted or newer is needed, and here is ${have:-none}"
+    # What is needed of it, and no documentation.
+    install="rustup toolchain install stable --profile minimal --component clippy,rustfmt && rustup default stable"
+    if ! command -v rustup >/dev/null; then
+        if apt-cache policy rustup 2>/dev/null | grep -q 'Candidate: [0-9]'; then
+            install="apt-get install rustup && $install"
+        else
+            install="curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh"
+        fi
+    fi
+    case $install in
+        curl*) ;;
+        *)
+            if [ -t 0 ]; then
+                say "$problem. Fetch it now? It takes about 300 MB, and the place of a Rust that the distribution brought:"
+                say "  $install"
+                say "[Y/n]"
+                read -r answer || answer=n
+                case $answer in
+                    '' | [Yy]*)
+                        case $install in apt-get*) packages rustup ;; esac
+                        { rustup toolchain install stable --profile minimal --component clippy,rustfmt &&
+                            rustup default stable; } >&2 || fail 69 "rustup could not fetch Rust"
+                        hash -r
+                        ! cargo_is_new || return 0
+                        fail 69 "cargo is still ${have:-not there}: $(command -v cargo || echo 'is it on PATH?')"
+                        ;;
+                esac
+            fi
+            ;;
+    esac
+    fail 69 "$problem. This brings it: $install"
 }
 
 # Builds the tools for real use and sets $bin, unless it is set.
