@@ -311,14 +311,7 @@ impl Cmd {
 
     /// The [`Failure`] that `output` amounts to.
     pub fn failure(&self, output: &Output) -> Failure {
-        let missing = output.status.code() == Some(127);
-        Failure {
-            kind: if missing { Kind::Unavailable } else { Kind::Failed },
-            exit_code: output.status.code(),
-            signal: output.status.signal(),
-            stderr_tail: tail(&output.stderr),
-            ..self.blank_failure()
-        }
+        self.blank_failure().ending(output.status, tail(&output.stderr))
     }
 
     fn blank_failure(&self) -> Failure {
@@ -548,10 +541,7 @@ impl Child {
 
     /// The [`Failure`] for the way it ended.
     pub fn failure_for(&self, status: ExitStatus) -> Result<Failure> {
-        let mut failure = self.failure.clone_shape();
-        failure.exit_code = status.code();
-        failure.signal = status.signal();
-        failure.stderr_tail = tail(&self.stderr()?);
+        let mut failure = self.failure.clone_shape().ending(status, tail(&self.stderr()?));
         if self.err.is_flood() {
             failure.ended = Some(Ended::Flood("stderr", STDERR.flood));
         }
@@ -624,6 +614,21 @@ impl Drop for Child {
 }
 
 impl Failure {
+    /// With how it ended. That a program is missing, or that sudo lets nobody start it, is of a kind of its own.
+    fn ending(mut self, status: ExitStatus, stderr_tail: String) -> Failure {
+        let sudo = Path::new(&self.program).file_name() == Some(OsStr::new("sudo"))
+            && stderr_tail.lines().any(|line| line.starts_with("sudo: "));
+        self.kind = match status.code() {
+            Some(127) => Kind::Unavailable,
+            // What sudo started ends with codes of its own, and says other things.
+            Some(1) if sudo => Kind::Denied,
+            _ => self.kind,
+        };
+        (self.exit_code, self.signal) = (status.code(), status.signal());
+        self.stderr_tail = stderr_tail;
+        self
+    }
+
     fn clone_shape(&self) -> Failure {
         Failure {
             kind: self.kind,
@@ -1011,6 +1016,20 @@ mod tests {
         let stays = Cmd::new("sh").args(["-c", "trap '' TERM HUP INT; while :; do sleep 1; done"]);
         stays.timeout(Duration::from_millis(100)).output().unwrap_err();
         assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
+    }
+
+    #[test]
+    fn sudo_that_refuses_is_a_lack_of_rights() {
+        let dir = tempfile::tempdir().unwrap();
+        let sudo = dir.path().join("sudo");
+        let kind = |script: &str| {
+            std::os::unix::fs::symlink("/bin/sh", &sudo).ok();
+            let error = Cmd::new(&sudo).args(["-c", script]).checked().unwrap_err();
+            crate::fault::kind_of(&error)
+        };
+        assert_eq!(kind("echo 'sudo: a password is required' >&2; exit 1"), Kind::Denied);
+        assert_eq!(kind("echo 'PHP Fatal error' >&2; exit 1"), Kind::Failed);
+        assert_eq!(kind("exit 127"), Kind::Unavailable);
     }
 
     #[test]
