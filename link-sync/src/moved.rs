@@ -15,15 +15,26 @@ use crate::tree::{Meta, Tree, join};
 use crate::walk;
 
 /// Marks every entry of the directories `dirs` that was taken but is not any more what the walk saw, or lies in a
-/// folder that moved: rsync may have met the one or the other. Returns how many. Costs as much as was taken.
-pub fn distrust_moved(root: &File, tree: &mut Tree, dirs: &[Vec<u8>]) -> Result<u64> {
+/// folder that moved: rsync may have met the one or the other. Returns how many, and calls `named` with each. Costs as much
+/// as was taken.
+pub fn distrust_moved(
+    root: &File,
+    tree: &mut Tree,
+    dirs: &[Vec<u8>],
+    mut named: impl FnMut(&[u8]),
+) -> Result<u64> {
     let look = Look { root, still: HashMap::new() };
     let still = look.all_still(tree, dirs)?;
     let mut moved = 0;
     for (path, parents_still) in dirs.iter().zip(still) {
         let Some(dir) = tree.dirs.get_mut(path) else { continue };
         moved += dir.distrust(|name, meta| -> Result<bool> {
-            Ok(!parents_still || !same(root, &join(path, name), meta)?)
+            let full = join(path, name);
+            let moved = !parents_still || !same(root, &full, meta)?;
+            if moved {
+                named(&full);
+            }
+            Ok(moved)
         })?;
     }
     Ok(moved)

@@ -91,6 +91,8 @@ struct Counts {
     /// Of the last pass: files that somebody had open for writing.
     writers: u64,
     writers_named: Vec<String>,
+    /// Of the last pass: the first paths that changed while they were taken.
+    moved_named: Vec<String>,
     /// Of all passes of the last step that took this source.
     timing: Timing,
     last: Last,
@@ -215,14 +217,17 @@ impl Session {
             self.tell(report);
         }
         for (name, moved) in done? {
+            let which = self.find(&name).map(|t| t.counts.moved_named.join(", ")).filter(|n| !n.is_empty());
+            let which = which.map(|names| format!(": {names}")).unwrap_or_default();
             if before.is_ok() {
                 return Err(Fault::failed(format!(
-                    "source {name}: {moved} paths still change while Nextcloud is in maintenance"
+                    "source {name}: {moved} paths still change while Nextcloud is in maintenance{which}"
                 ))
                 .hint("what writes there? `lsof +D` or `fatrace` on the folder shows it; a background worker must be stopped for the backup")
                 .into());
             }
-            report.warn("moving", format!("source {name}: {moved} paths changed while they were taken"));
+            report
+                .warn("moving", format!("source {name}: {moved} paths changed while they were taken{which}"));
         }
         for taken in self.taken.iter().filter(|t| t.counts.writers > 0 && t.source.name != DATABASE) {
             report.warn(
@@ -769,6 +774,7 @@ impl Session {
         plan.counts.passes += 1;
         plan.counts.changed += marked;
         plan.counts.writers = 0;
+        plan.counts.moved_named.clear();
         let name = &source.name;
         let times = name != DATABASE;
         let again = !first || plan.without_base;
@@ -846,7 +852,13 @@ impl Session {
         counts.merged.resumed += merged.resumed;
         counts.writers = writers.open.len() as u64;
         counts.writers_named = writers.open.iter().take(NAMED).map(|path| walk::show(path)).collect();
-        let moved = distrust_moved(&checked.dir, tree, dirs)?;
+        let mut named = Vec::new();
+        let moved = distrust_moved(&checked.dir, tree, dirs, |path| {
+            if named.len() < NAMED {
+                named.push(walk::show(path));
+            }
+        })?;
+        counts.moved_named = named;
         // They have not moved, but whether all of a write was there when they were read is not known.
         writers.open.iter().for_each(|path| tree.distrust(path));
         laps.lap(Phase::Check);
