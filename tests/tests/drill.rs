@@ -181,6 +181,28 @@ fn a_snapshot_behind_ssh_is_fetched_and_one_that_cannot_be_is_remembered() {
     assert!(!killed.exists(), "what a drill that was killed had fetched is removed");
 
     serve(" --read-only");
+    // A role that may not make a database is told before anything is fetched.
+    world.cluster.create_role("mere", "mere");
+    let text = std::fs::read_to_string(world.path("home.toml")).unwrap();
+    let password = world.path("mere");
+    std::fs::write(&password, "mere").unwrap();
+    std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let mere = format!(
+        "{text}[drill]\nhost = \"{}:{}\"\nuser = \"mere\"\npassword_file = \"{}\"\n",
+        world.cluster.socket.display(),
+        world.cluster.port,
+        password.display()
+    );
+    std::fs::write(world.path("home.toml"), mere).unwrap();
+    let unable = drill().expect(77);
+    assert_eq!(unable.json["data"]["failed_step"], "check");
+    assert!(unable.json["error"]["hint"].to_string().contains("CREATEDB"), "{:#}", unable.json["error"]);
+    assert!(!unable.stderr.contains("use `drill`"), "{}", unable.stderr);
+    let asked = |ran: &Ran, step: &str| {
+        ran.json["data"]["steps"].as_array().unwrap().iter().any(|s| s["step"] == step)
+    };
+    assert!(!asked(&unable, "restore") && !asked(&unable, "list"));
+    std::fs::write(world.path("home.toml"), text).unwrap();
     let ran = drill().expect(0);
     assert_eq!(ran.json["data"]["date"], snapshot.file_name().unwrap().to_str().unwrap());
     // Which run the files are of came along, too.

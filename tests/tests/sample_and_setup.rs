@@ -81,7 +81,7 @@ fn setup_writes_a_private_profile_once() {
     // The sudo rules are rules.
     let rules = dir.path().join("sudoers");
     let lines: Vec<&str> = said.lines().filter(|l| l.starts_with("nc-backup ALL=(root)")).collect();
-    assert_eq!(lines.len(), 14, "{said}");
+    assert_eq!(lines.len(), 15, "{said}");
     std::fs::write(&rules, lines.join("\n") + "\n").unwrap();
     ok(Command::new("visudo").arg("-cf").arg(&rules));
 
@@ -198,4 +198,31 @@ fn an_ordinary_user_is_told_how_to_list() {
         let hint = ran.expect(77).json["error"]["hint"].to_string();
         assert!(hint.contains("sudo"), "{hint}");
     }
+}
+
+#[test]
+fn what_the_databases_role_lacks_is_said_when_the_profile_is_written() {
+    let (dir, cluster) = (scratch(), Cluster::shared());
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (sample, profile) = (dir.path().join("sample"), dir.path().join("home.toml"));
+    ok(script("sample-instance", &cluster).arg(&sample).args(["--files", "30", "--database", "lacks"]));
+    let setup = || {
+        drop(std::fs::remove_file(&profile));
+        let mut setup = script("setup", &cluster);
+        setup
+            .args(["--yes", "--url", "", "--profile", "setuplacks", "--store"])
+            .arg(dir.path().join("store"));
+        setup.arg("--bin").arg(bin("nc-maint").parent().unwrap()).arg("--root").arg(sample.join("nextcloud"));
+        let said = ok(setup.arg("--output").arg(&profile)).stderr;
+        for folder in ["/var/lib/nc-backup/setuplacks", "/run/nc-backup/setuplacks"] {
+            drop(std::fs::remove_dir_all(folder));
+        }
+        String::from_utf8(said).unwrap()
+    };
+    assert!(!setup().contains("the database:"));
+    cluster.psql("lacks", "ALTER TABLE oc_share OWNER TO postgres;");
+    let said = setup();
+    assert!(said.contains("setup: the database: the role oc_lacks may not read"), "{said}");
+    // The cure can be pasted.
+    assert!(said.contains("\n    GRANT pg_read_all_data TO \"oc_lacks\""), "{said}");
 }
