@@ -340,7 +340,7 @@ fn a_lease_is_renewed_under_new_names_with_never_a_moment_without_and_nobody_see
 #[test]
 fn a_guardian_that_was_stopped_for_longer_than_the_lease_does_not_pretend_that_nothing_happened() {
     let world = World::auto();
-    let mut child = world.start(&["--lease", "3s"], "touch ready; exec sleep 300", "ready");
+    let mut child = world.start(&["--lease", "3s"], "touch ready; exec sleep 20", "ready");
     let guardian = guardian(child.id());
     signal(guardian.into(), "STOP");
     eventually("the lease has ended", || !world.maintenance());
@@ -352,7 +352,7 @@ fn a_guardian_that_was_stopped_for_longer_than_the_lease_does_not_pretend_that_n
     world.is_clean();
     // The same when somebody removes the file: it does not come back.
     std::fs::remove_file(world.path().join("ready")).unwrap();
-    let mut child = world.start(&["--lease", "3s"], "touch ready; exec sleep 300", "ready");
+    let mut child = world.start(&["--lease", "3s"], "touch ready; exec sleep 20", "ready");
     world.ask("off", &[]).expect(0);
     assert_eq!(child.wait().unwrap().code(), Some(1));
     world.is_clean();
