@@ -27,7 +27,7 @@ impl Writers {
         let stop = world.path("sample/writers.stop");
         let mut php = Command::new("php");
         php.arg(scripts().join("lab/writers.php")).arg("write").arg(world.root());
-        php.args(["--workers", "5", "--seconds", "86400", "--gap", &gap.as_millis().to_string()]);
+        php.args(["--workers", "5", "--seconds", "7200", "--gap", &gap.as_millis().to_string()]);
         let child = php.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let writers = Writers { stop, child: Some(child) };
         World::until("pairs are written", || {
