@@ -435,6 +435,7 @@ impl Session {
             }
             None => {
                 self.tell_of_links(&source, &tree, report);
+                tell_of_beyond(&source, &tree, report);
                 self.first(&source, &checked, &place, &mut tree, allow, report)?
             }
         };
@@ -931,7 +932,7 @@ impl Taken {
             "changed_paths": c.changed, "sent_bytes": c.sent_bytes,
             "received_files": c.merged.received, "received_bytes": c.merged.received_bytes,
             "linked_paths": c.cloned + c.merged.linked, "resumed_files": c.merged.resumed,
-            "lacking_paths": c.lacking, "open_for_writing": c.writers,
+            "left_out_too_deep": self.tree.beyond.len(), "lacking_paths": c.lacking, "open_for_writing": c.writers,
             "excluded": self.excluded.iter().map(|(pattern, paths)| json!({"pattern": pattern, "paths": paths}))
                 .collect::<Vec<_>>(),
             "timing": c.timing.tell(),
@@ -1088,6 +1089,25 @@ impl Place {
         }
         Ok(())
     }
+}
+
+/// Names what cannot be sent: one user's folders must not keep everybody's from being saved, nor be missing silently.
+fn tell_of_beyond(source: &Source, tree: &Tree, report: &mut Report) {
+    if tree.beyond.is_empty() {
+        return;
+    }
+    // The end of such a path says nothing, and its whole length too much.
+    let list = tree.beyond.iter().map(|path| format!("{}…", walk::show(&path[..path.len().min(200)])));
+    report.warn(
+        "too-deep",
+        format!(
+            "source {}: {} paths are left out, as they are longer than 4,094 bytes or more than 1,000 folders deep: {}. \
+             Move them up, or exclude them",
+            source.name,
+            tree.beyond.len(),
+            some(list)
+        ),
+    );
 }
 
 /// The first of a list, for people.

@@ -167,6 +167,8 @@ pub struct Tree {
     pub submounts: Vec<Vec<u8>>,
     /// Of those, the ones whose inode numbers and change times cannot be relied on, and why.
     pub untrusted: Vec<(Vec<u8>, String)>,
+    /// What was left out, with all that is in it, as rsync cannot send it: too long, or too deep.
+    pub beyond: Vec<Vec<u8>>,
     /// Wall clock when the walk began.
     pub walked_at: Stamp,
 }

@@ -8,7 +8,6 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
 use common::exclude::Excludes;
-use common::fault::Fault;
 use common::mutant;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
@@ -41,6 +40,7 @@ pub fn walk(root: &File, name: &Path, excludes: &Excludes, mounts: &Mounts, budg
             tree.submounts.push(path.clone());
         }
         tree.untrusted.extend(found.untrusted);
+        tree.beyond.extend(found.beyond);
         more.extend(found.subdirs.into_iter().map(|d| (d, found.dev, found.trusted)));
         tree.dirs.insert(path, found.dir);
         Ok(())
@@ -54,14 +54,22 @@ pub fn walk(root: &File, name: &Path, excludes: &Excludes, mounts: &Mounts, budg
     tree.submounts.sort();
     tree.submounts.dedup();
     tree.untrusted.sort();
+    tree.beyond.sort();
     Ok(tree)
 }
 
 /// What is mounted below the source, by path, and the type of its file system.
 pub type Mounts = Vec<(Vec<u8>, String)>;
 
+/// A path of so many bytes is too long for the kernel's calls, and for rsync.
+const LONGEST: usize = 4095;
+/// rsync 3.5 gives up a whole source in which folders lie deeper than about 1,024, and does not say where.
+const DEEPEST: usize = 1000;
+
 struct Found {
     dir: Dir,
+    /// What cannot be sent: too long, or too deep.
+    beyond: Vec<Vec<u8>>,
     subdirs: Vec<Vec<u8>>,
     dev: u64,
     trusted: bool,
@@ -83,10 +91,6 @@ fn read_dir(
     let fd = match openat(root, at, flags, Mode::empty()) {
         Ok(fd) => File::from(fd),
         Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) if !path.is_empty() => return Ok(None),
-        Err(Errno::ENAMETOOLONG) => {
-            let fault = Fault::failed(format!("the path {} is longer than 4095 bytes", show(path)));
-            return Err(fault.hint("shorten or exclude it: rsync cannot reach it either").into());
-        }
         Err(e) => return Err(e).with_context(what),
     };
     let dev = fstat(&fd).with_context(what)?.st_dev;
@@ -97,7 +101,7 @@ fn read_dir(
         untrusted.extend(why.map(|why| (path.to_vec(), why)));
     }
     let mut list = Vec::new();
-    let mut subdirs = Vec::new();
+    let (mut subdirs, mut beyond) = (Vec::new(), Vec::new());
     for (name, _, _) in visit::names(&fd).with_context(what)? {
         let full = join(path, &name);
         let stat = match fstatat(&fd, OsStr::from_bytes(&name), AtFlags::AT_SYMLINK_NOFOLLOW) {
@@ -107,6 +111,12 @@ fn read_dir(
         };
         let mut meta = meta(&stat);
         if excludes.leaves_out(&fd, OsStr::from_bytes(&name), &full, meta.is_dir()) {
+            continue;
+        }
+        let depth = || full.iter().filter(|b| **b == b'/').count() + 1;
+        let too_deep = full.len() >= LONGEST || (meta.is_dir() && depth() > DEEPEST);
+        if too_deep && !mutant::active("too-deep-is-left-out") {
+            beyond.push(full);
             continue;
         }
         // A single file can be mounted, too; it has no other way to be asked.
@@ -121,7 +131,7 @@ fn read_dir(
             subdirs.push(full);
         }
     }
-    Ok(Some(Found { dir: Dir::new(list), subdirs, dev, trusted, untrusted }))
+    Ok(Some(Found { dir: Dir::new(list), beyond, subdirs, dev, trusted, untrusted }))
 }
 
 /// The type of the file system mounted at `path`.
@@ -144,4 +154,25 @@ pub fn meta(stat: &FileStat) -> Meta {
 /// A path for people.
 pub fn show(path: &[u8]) -> String {
     if path.is_empty() { ".".into() } else { String::from_utf8_lossy(path).escape_debug().to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::stat::mkdirat;
+
+    #[test]
+    fn folders_too_deep_are_left_out_and_named() {
+        let top = tempfile::tempdir().unwrap();
+        let mut dir = File::open(top.path()).unwrap();
+        for _ in 0..DEEPEST + 20 {
+            mkdirat(&dir, "d", Mode::from_bits_truncate(0o755)).unwrap();
+            dir = openat(&dir, "d", OFlag::O_DIRECTORY, Mode::empty()).unwrap().into();
+        }
+        let excludes = Excludes::new(&[], Vec::new()).unwrap();
+        let root = File::open(top.path()).unwrap();
+        let tree = walk(&root, top.path(), &excludes, &Mounts::new(), &Budget::default()).unwrap();
+        assert_eq!(tree.len(), DEEPEST as u64);
+        assert_eq!(tree.beyond, [["d"; DEEPEST + 1].join("/").into_bytes()]);
+    }
 }

@@ -401,3 +401,27 @@ fn hard_links_in_a_source_become_files_of_their_own() {
     assert_ne!(held.join("a").metadata().unwrap().ino(), held.join("b").metadata().unwrap().ino());
     world.newest_is_source();
 }
+
+#[test]
+fn what_is_too_long_is_named_and_the_rest_is_saved() {
+    use nix::fcntl::{OFlag, openat};
+    use nix::sys::stat::{Mode, mkdirat};
+    let world = World::new();
+    world.file("bob/here", "here");
+    world.file("carol/files/letter", "x");
+    let name = "n".repeat(200);
+    let mut dir = std::fs::File::open(world.source.join("bob")).unwrap();
+    for _ in 0..21 {
+        mkdirat(&dir, name.as_str(), Mode::from_bits_truncate(0o755)).unwrap();
+        dir = openat(&dir, name.as_str(), OFlag::O_DIRECTORY, Mode::empty()).unwrap().into();
+    }
+    let ran = world.snapshot(&[]).expect(0);
+    assert_eq!(warnings(&ran), ["too-deep"]);
+    let message = told_by(&ran, "too-deep");
+    assert!(message.contains("bob/nnn"), "{message}");
+    assert_eq!(first(&ran)["left_out_too_deep"], 1, "{ran:?}");
+    let held = crate::world::folder(&ran).join("docs");
+    for path in ["bob/here", "carol/files/letter"] {
+        assert!(held.join(path).exists(), "{path}");
+    }
+}
