@@ -135,7 +135,12 @@ pub fn xattrs(file: &File) -> Result<BTreeMap<std::ffi::OsString, Vec<u8>>> {
 /// Adds the line of `path`.
 pub fn line(out: &mut Vec<u8>, path: &[u8], body: &[u8]) {
     out.extend_from_slice(b"./");
-    escape(out, path);
+    for (n, name) in path.split(|b| *b == b'/').enumerate() {
+        if n > 0 {
+            out.push(b'/');
+        }
+        escape_name(out, name);
+    }
     out.push(b' ');
     out.extend_from_slice(body);
     out.push(b'\n');
@@ -157,6 +162,20 @@ pub fn words(body: &[u8]) -> BTreeMap<String, Vec<u8>> {
         Some((String::from_utf8_lossy(&word[..at]).into_owned(), value))
     });
     words.collect()
+}
+
+/// A name that NetBSD's and FreeBSD's mtree, after decoding it, would take for a pattern is written as one that means only
+/// itself: with a backslash before what is special. That one is `\\\\`, which is never written otherwise.
+fn escape_name(out: &mut Vec<u8>, name: &[u8]) {
+    if !name.iter().any(|b| matches!(b, b'*' | b'?' | b'[')) {
+        return escape(out, name);
+    }
+    for byte in name {
+        if matches!(byte, b'*' | b'?' | b'[' | b'\\') {
+            out.extend_from_slice(b"\\\\");
+        }
+        escape(out, std::slice::from_ref(byte));
+    }
 }
 
 /// What a reader could take for more than a letter is written as a backslash and three octal digits (vis(3)).
@@ -186,6 +205,11 @@ fn unescape(text: &[u8]) -> Option<Cow<'_, [u8]>> {
             plain.push(*byte);
             continue;
         }
+        if let Some(after) = rest.strip_prefix(b"\\") {
+            // Only says that what comes next is no pattern.
+            rest = after;
+            continue;
+        }
         let (digits, tail) = rest.split_at_checked(3)?;
         rest = tail;
         plain.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok()?);
@@ -199,13 +223,15 @@ mod tests {
 
     #[test]
     fn lines_survive_any_name() {
-        for path in ["a", "d/a b", "back\\slash", "new\nline", "#[*?", "ü=x"] {
+        for path in ["a", "d/a b", "back\\slash", "new\nline", "#[*?", "ü=x", "*", "d*/\\[x]/a\\b"] {
             let mut out = Vec::new();
             line(&mut out, path.as_bytes(), b"type=file size=1");
             let text = out.strip_suffix(b"\n").unwrap();
             let (back, body) = parse(text).unwrap();
             assert_eq!((&*back, body), (path.as_bytes(), &b"type=file size=1"[..]));
         }
+        // As it was written before.
+        assert_eq!(&*parse(b"./a\\052\\134\\052 type=file").unwrap().0, b"a*\\*");
         assert!(HEAD.split(|b| *b == b'\n').all(|l| parse(l).is_none()));
         assert_eq!(words(b"type=link link=a\\040b")["link"], b"a b");
     }

@@ -167,7 +167,7 @@ impl Merge<'_> {
                 }
                 (_, _, Some(found)) => {
                     if !has_row {
-                        self.unlisted(found);
+                        self.unlisted(found)?;
                     }
                     has_row = false;
                     file = self.next_file()?;
@@ -260,17 +260,23 @@ impl Merge<'_> {
         self.findings.add(&Finding { class, user, path: &row.path, row_bytes, file_bytes, lost_bytes });
     }
 
-    fn unlisted(&mut self, file: &Found) {
+    fn unlisted(&mut self, file: &Found) -> Result<()> {
         if file.kind == Kind::Folder {
-            return;
+            return Ok(());
         }
         let Some(user) = self.places.indexed(&file.path) else {
             self.seen.not_indexed += 1;
-            return;
+            return Ok(());
         };
         if self.left_out.matches(&file.path, false) {
             self.seen.not_indexed += 1;
-            return;
+            return Ok(());
+        }
+        // Nextcloud passes over a link that leads nowhere, and whether this one does cannot be told from the tree; and over
+        // what is neither file nor folder.
+        if matches!(self.walk.real_kind(file)?, Kind::Link | Kind::Other) {
+            self.seen.links += 1;
+            return Ok(());
         }
         self.seen.newer += u64::from(file.mtime > self.newest_row);
         self.findings.add(&Finding {
@@ -281,5 +287,6 @@ impl Merge<'_> {
             file_bytes: Some(file.size),
             lost_bytes: None,
         });
+        Ok(())
     }
 }
