@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use common::fault::Fault;
-use common::run::Cmd;
+use common::run::{Cmd, Failure};
 use serde_json::Value;
 
 use crate::php::GoOn;
@@ -29,15 +29,20 @@ pub(crate) fn ask(url: &str, limit: Duration) -> Result<bool> {
         .args(["--write-out", "\n%{http_code}", "--", &url])
         // Also for the clean-up; it is never long.
         .uninterruptible()
-        .timeout(limit + Duration::from_secs(2));
-    let output = cmd.output()?;
-    if !output.status.success() {
-        let mut failure = cmd.failure(&output);
-        failure.kind = common::fault::Kind::Unavailable;
-        failure.hint = Some(format!("is the web server up, and is {url} what clients use?"));
-        return Err(failure.into());
+        .timeout(limit + Duration::from_secs(2))
+        // More than curl takes for a page: then it is headers without an end.
+        .stdout_limit(1024 * 1024);
+    match cmd.checked() {
+        Ok(output) => answer(&output.text(), &url),
+        Err(error) => Err(match error.downcast::<Failure>() {
+            Ok(mut failure) => {
+                failure.kind = common::fault::Kind::Unavailable;
+                failure.hint = Some(format!("is the web server up, and is {url} what clients use?"));
+                failure.into()
+            }
+            Err(other) => other,
+        }),
     }
-    answer(&output.text(), &url)
 }
 
 /// Reads the body and, in the last line, the HTTP status.

@@ -146,7 +146,7 @@ fn a_read_only_configuration_a_missing_ncdata_and_a_dead_database_change_nothing
     world.misbehave("");
     std::fs::remove_file(world.data().join(".ncdata")).unwrap();
     let ran = world.ask("on", &[]).expect(1);
-    assert!(ran.stderr.contains("not properly prepared"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("Your data directory is invalid"), "{}", ran.stderr);
     world.is_clean();
 }
 
