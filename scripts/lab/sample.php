@@ -520,7 +520,10 @@ function change(string $root, int $count, int $seed): void
             }
         }
     }
-    count($files) >= $count || exit("sample: $data has only " . count($files) . " users' files\n");
+    if (count($files) < $count) {
+        fwrite(STDERR, "sample: $data has only " . count($files) . " users' files, fewer than the $count to change\n");
+        exit(1);
+    }
     sort($files);
     sort($folders);
     // $count of the files, in an order drawn from the seed (shuffle() would sort a million for 150).
