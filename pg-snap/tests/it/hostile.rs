@@ -12,7 +12,17 @@ fn planted(lab: &Lab) {
     let role = literal(&lab.role);
     lab.sql(&format!(
         r#"
-CREATE FUNCTION grab(int) RETURNS int LANGUAGE plpgsql SET search_path = pg_catalog AS $f$
+CREATE FUNCTION grab(int) RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN $1; END';
+CREATE FUNCTION grab_again(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN public.grab($1); END';
+CREATE TABLE trap (a int CHECK (public.grab(a) > 0), b int DEFAULT 1);
+INSERT INTO trap (a) SELECT generate_series(1, 50);
+CREATE INDEX trap_index ON trap (public.grab_again(a));
+CREATE TABLE "\! touch /tmp/planted ; :x" (a int);
+COMMENT ON TABLE trap IS E'x\n\\connect postgres\n\\! id';
+CREATE SCHEMA "\q ""s""";
+CREATE FUNCTION unused() RETURNS text LANGUAGE sql AS 'SELECT ''\! id''';
+-- Only now, as these lines are a superuser's.
+CREATE OR REPLACE FUNCTION grab(int) RETURNS int LANGUAGE plpgsql SET search_path = pg_catalog AS $f$
 BEGIN
   BEGIN
     EXECUTE 'RESET ROLE';
@@ -22,17 +32,8 @@ BEGIN
   END;
   RETURN $1;
 END $f$;
-CREATE FUNCTION grab_again(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN public.grab($1); END';
-CREATE TABLE trap (a int CHECK (public.grab(a) > 0), b int DEFAULT 1);
-INSERT INTO trap (a) SELECT generate_series(1, 50);
-CREATE INDEX trap_index ON trap (public.grab_again(a));
-CREATE TABLE "\! touch /tmp/planted ; :x" (a int);
-COMMENT ON TABLE trap IS E'x\n\\connect postgres\n\\! id';
-CREATE SCHEMA "\q ""s""";
-CREATE FUNCTION unused() RETURNS text LANGUAGE sql AS 'SELECT ''\! id''';
 "#
-    )); // To plant it here was to run it once as the superuser of these tests.
-    lab.cluster.psql("postgres", &format!("ALTER ROLE {} NOSUPERUSER", identifier(&lab.role)));
+    ));
 }
 
 fn is_superuser(lab: &Lab) -> bool {
