@@ -91,6 +91,11 @@ impl Report {
         self.partial = true;
     }
 
+    /// Whether something was left out.
+    pub fn is_partial(&self) -> bool {
+        self.partial
+    }
+
     /// Ends with a caller's command's exit code instead of our own (only our code 4 outranks it).
     pub fn pass_exit_code(&mut self, code: u8) {
         self.passed_code = Some(code);

@@ -65,7 +65,13 @@ struct Ask {
 #[serde(rename_all = "kebab-case")]
 enum Say {
     Step(Step),
-    Done { changed: bool, data: Map<String, Value>, warnings: Vec<Value>, error: Option<(i32, Value)> },
+    Done {
+        changed: bool,
+        partial: bool,
+        data: Map<String, Value>,
+        warnings: Vec<Value>,
+        error: Option<(i32, Value)>,
+    },
 }
 
 /// The lock of a snapshot under way on this side, for the agent and for `snapshot` alike.
@@ -176,14 +182,19 @@ pub fn ask(
         let Ok(line) = line else { break };
         match serde_json::from_str(&line).context("the background process said something odd")? {
             Say::Step(step) => progress::show(&bar, &step),
-            Say::Done { changed, data, warnings, error } => done = Some((changed, data, warnings, error)),
+            Say::Done { changed, partial, data, warnings, error } => {
+                done = Some((changed, partial, data, warnings, error));
+            }
         }
     }
     drop((watch, late));
     bar.finish_and_clear();
     signals::check()?;
-    let (changed, data, warnings, error) = done.ok_or_else(lost)?;
+    let (changed, partial, data, warnings, error) = done.ok_or_else(lost)?;
     report.changed = changed;
+    if partial {
+        report.set_partial();
+    }
     report.data.extend(data);
     for warning in warnings {
         report.warn_value(warning);
@@ -364,6 +375,7 @@ fn answer(mut stream: &UnixStream, report: &Report, result: Result<()>) {
     let error = result.err().map(|e| (i32::from(kind_of(&e).exit_code()), describe(&e)));
     let done = Say::Done {
         changed: report.changed,
+        partial: report.is_partial(),
         data: report.data.clone(),
         warnings: report.warnings().to_vec(),
         error,

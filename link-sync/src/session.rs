@@ -319,6 +319,9 @@ impl Session {
         for taken in self.taken.iter().filter(|t| t.tree.len() == 0) {
             report.warn("empty-source", format!("source {} is empty", taken.source.name));
         }
+        if self.taken.iter().any(|t| !t.tree.beyond.is_empty()) {
+            report.set_partial();
+        }
         let consistency =
             if self.seal.is_some() { Consistency::Sealed } else { Consistency::CrashConsistent };
         // The order of the profile, whatever order they were taken in.
@@ -1096,6 +1099,7 @@ fn tell_of_beyond(source: &Source, tree: &Tree, report: &mut Report) {
     if tree.beyond.is_empty() {
         return;
     }
+    report.set_partial();
     // The end of such a path says nothing, and its whole length too much.
     let list = tree.beyond.iter().map(|path| format!("{}…", walk::show(&path[..path.len().min(200)])));
     report.warn(
