@@ -63,6 +63,13 @@ impl RunRecord {
     }
 }
 
+/// Milliseconds since this machine was started: what tells the order of steps of one run, whatever is done to the clock.
+pub fn uptime_ms() -> Result<u64> {
+    let now =
+        nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).context("cannot ask for the time")?;
+    Ok(u64::try_from(std::time::Duration::from(now).as_millis()).unwrap_or(u64::MAX))
+}
+
 /// 32 hexadecimal digits from the kernel's random source.
 pub fn random_id() -> Result<String> {
     use std::io::Read as _;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
+use common::mutant;
 use common::record::RunRecord;
 use common::run::Cmd;
 use serde_json::Value;
@@ -48,6 +49,14 @@ pub fn proof(settings: &Settings, record: Option<RunRecord>) -> Result<Result<Ru
             .context("cannot ask Nextcloud for its state"));
     }
     match status["data"]["maintenance"].as_bool() {
+        // Its record stays until somebody clears up, and whoever has switched on since is somebody else.
+        Some(true)
+            if record.pid.is_some()
+                && status["data"]["run_active"] == false
+                && !mutant::active("a-killed-run-seals") =>
+        {
+            Ok(Err(format!("run {} was killed", record.run_id)))
+        }
         Some(true) => Ok(Ok(record)),
         Some(false) => {
             Ok(Err(format!("run {} is recorded, but Nextcloud is not in maintenance", record.run_id)))

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use common::fault::{Fault, Kind, kind_of};
-use common::record::RunRecord;
+use common::record::{RunRecord, uptime_ms};
 use common::status::Report;
 use common::{durable, mutant, outward, restoring, signals};
 use serde_json::{Value, json};
@@ -56,6 +56,15 @@ pub struct Allow {
     pub max_time: Option<Duration>,
 }
 
+/// What a dump says of itself.
+#[derive(Clone, Debug, Default)]
+struct Dump {
+    run: Option<String>,
+    /// When its state was held, and when it was begun to show that nothing was written since, in milliseconds since this machine
+    /// was started. Files that were taken in between are of its moment.
+    window: Option<(u64, u64)>,
+}
+
 /// What is known of one source in this run.
 #[derive(Debug)]
 struct Taken {
@@ -65,8 +74,8 @@ struct Taken {
     /// What patterns left out, and how many paths.
     excluded: Vec<(String, u64)>,
     tree: Tree,
-    /// The dump's own run, for the database.
-    dump_run: Option<String>,
+    /// For the database.
+    dump: Dump,
     counts: Counts,
 }
 
@@ -114,6 +123,8 @@ pub struct Session {
     opened: Opened,
     taken: Vec<Taken>,
     seal: Option<RunRecord>,
+    /// When the pass that was sealed began and ended, as in [`Dump`].
+    sealed_ms: (u64, u64),
     rate: Rate,
     started_at: String,
     /// It was said that not all writers can be seen.
@@ -158,6 +169,7 @@ impl Session {
             opened,
             taken: Vec::new(),
             seal: None,
+            sealed_ms: (0, u64::MAX),
             rate: Rate::default(),
             started_at,
             told_unknown: false,
@@ -200,6 +212,7 @@ impl Session {
         report: &mut Report,
     ) -> Result<()> {
         self.seal = None;
+        let from = uptime_ms()?;
         let settings = self.settings.clone();
         let record = maintenance::record(&settings)?;
         let budget = Budget::new(allow.max_time, record.as_ref().and_then(|r| r.deadline.as_deref()));
@@ -241,6 +254,7 @@ impl Session {
                 ),
             );
         }
+        self.sealed_ms = (from, uptime_ms()?);
         let begin = Instant::now();
         let after = maintenance::proof(&settings, maintenance::record(&settings)?)?;
         report.set("proof_ms", ms(begin.elapsed()));
@@ -369,7 +383,10 @@ impl Session {
                 .hint("`link-sync stage --source NAME` takes them; a snapshot holds all sources or is not published")
                 .into());
         }
-        let dump_run = self.find(DATABASE).and_then(|t| t.dump_run.as_ref());
+        let dump = self.find(DATABASE).map(|t| &t.dump);
+        let dump_run = dump.and_then(|d| d.run.as_ref());
+        let (from, to) = self.sealed_ms;
+        let around = |(held, confirmed): (u64, u64)| held <= from && to <= confirmed;
         match &self.seal {
             None if allow.crash_consistent => {}
             None => {
@@ -383,7 +400,19 @@ impl Session {
                     "the dump is of {dump}, but the files were sealed in run {}",
                     seal.run_id
                 ))
-                .hint("`pg-snap dump` must run inside the same nc-maint run as `link-sync settle`")
+                .hint("`pg-snap hold` must run inside the same nc-maint run as `link-sync settle`")
+                .into());
+            }
+            Some(_)
+                if dump.is_some_and(|d| !d.window.is_some_and(around))
+                    && !mutant::active("window-around-the-files") =>
+            {
+                return Err(Fault::failed(
+                    "the files were not taken between the hold and the confirmation of what was dumped: requests may have \
+                     written to one and not to the other",
+                )
+                .hint("in one nc-maint run, in this order: pg-snap drain, pg-snap hold, link-sync settle, pg-snap confirm; then \
+                       pg-snap dump --held. Or publish with --crash-consistent")
                 .into());
             }
             Some(_) => {}
@@ -408,7 +437,7 @@ impl Session {
         signals::check()?;
         self.far.within(budget);
         let mut laps = Laps::start();
-        let (source, dump_run) = resolve(source)?;
+        let (source, dump) = resolve(source)?;
         let checked = source.check(&self.settings.sources)?;
         if source.name != DATABASE {
             self.seal = None;
@@ -464,7 +493,7 @@ impl Session {
             trusted: checked.distrust.is_none(),
             excluded: checked.excludes.counts(),
             tree,
-            dump_run,
+            dump,
             counts: plan.counts,
             source,
         });
@@ -1171,9 +1200,9 @@ fn not_shrunk(source: &Source, known: u64, vanished: u64, allow: Allow) -> Resul
 }
 
 /// For the database: the newest complete dump in the folder of dumps, and the run it was made in.
-fn resolve(source: &Source) -> Result<(Source, Option<String>)> {
+fn resolve(source: &Source) -> Result<(Source, Dump)> {
     if source.name != DATABASE {
-        return Ok((source.clone(), None));
+        return Ok((source.clone(), Dump::default()));
     }
     let shown = source.path.display();
     let list = std::fs::read_dir(&source.path)
@@ -1192,7 +1221,9 @@ fn resolve(source: &Source) -> Result<(Source, Option<String>)> {
                 .hint("`pg-snap dump` makes one")
         })?;
     let run = dump["run_id"].as_str().map(str::to_owned);
-    Ok((Source { path, ..source.clone() }, run))
+    let at = |which: &str| dump["window"][which].as_u64();
+    let window = at("held_ms").zip(at("confirmed_ms"));
+    Ok((Source { path, ..source.clone() }, Dump { run, window }))
 }
 
 /// rsync takes a listed path that begins with `#` or `;` for a comment, also in a list of NUL-separated paths.

@@ -17,6 +17,7 @@ use crate::horizon::Horizon;
 /// and the files are of one state. Otherwise gives back what is held.
 pub(crate) fn confirm(profile: &Profile, timeout: Duration, report: &mut Report) -> Result<()> {
     let clock = Instant::now();
+    let began_ms = common::record::uptime_ms()?;
     let record = run_of(profile, "confirm")?;
     if !running(profile)? {
         return Err(nothing().into());
@@ -40,7 +41,7 @@ pub(crate) fn confirm(profile: &Profile, timeout: Duration, report: &mut Report)
         let () = ask(profile, &Ask::GiveBack)?;
         return Err(error);
     }
-    let held: Option<Held> = ask(profile, &Ask::Confirm)?;
+    let held: Option<Held> = ask(profile, &Ask::Confirm { began_ms })?;
     report.changed = held.is_some_and(|h| h.confirmed);
     if report.changed { Ok(()) } else { Err(nothing().into()) }
 }

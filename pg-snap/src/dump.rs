@@ -177,6 +177,7 @@ impl<'w> Work<'w> {
             tool_version: env!("CARGO_PKG_VERSION").into(),
             date: partial.date().into(),
             run_id,
+            window: self.held.as_ref().map(|h| h.window),
             database: self.database.clone(),
             definition: self.catalog.definition.clone(),
             server_version: self.catalog.server_version.clone(),

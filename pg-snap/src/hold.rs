@@ -19,6 +19,14 @@ const ALL_TIMEOUT: &str = "5s";
 /// Times to begin anew when a table comes or goes in between.
 const TRIES: u32 = 5;
 
+/// The time within which files are of the same moment as what is held: `link-sync publish` looks whether they were taken in it.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+pub(crate) struct Window {
+    pub(crate) held_ms: u64,
+    /// When the confirmation began.
+    pub(crate) confirmed_ms: u64,
+}
+
 /// What is held.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Held {
@@ -34,6 +42,8 @@ pub(crate) struct Held {
     pub(crate) hold_ms: u64,
     /// When the drain before it began: nothing may have been written since. None: not drained, or it cannot be known.
     pub(crate) horizon: Option<Horizon>,
+    /// From when until when, since this machine was started.
+    pub(crate) window: Window,
     /// It is shown that nothing was written from the drain until the files were taken.
     pub(crate) confirmed: bool,
 }
@@ -57,6 +67,7 @@ pub(crate) fn take(session: &mut Session, run_id: &str, horizon: Option<Horizon>
                     tables,
                     hold_ms: u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX),
                     horizon,
+                    window: Window { held_ms: common::record::uptime_ms()?, confirmed_ms: 0 },
                     confirmed: false,
                 });
             }

@@ -66,7 +66,7 @@ pub(crate) enum Ask {
     /// What is held, or null; an error if it was lost.
     Held,
     /// Nothing was written until now: what is held may be dumped.
-    Confirm,
+    Confirm { began_ms: u64 },
     /// Something was: gives back what is held, and stays.
     GiveBack,
     /// The end.
@@ -318,10 +318,11 @@ impl<'h> Holder<'h> {
                 }
                 Ok(serde_json::to_value(&self.held)?)
             }
-            Ask::Confirm => {
+            Ask::Confirm { began_ms } => {
                 if let Some(held) = &mut self.held {
                     hold::alive(&mut self.keep)?;
                     held.confirmed = true;
+                    held.window.confirmed_ms = *began_ms;
                 }
                 Ok(serde_json::to_value(&self.held)?)
             }

@@ -24,13 +24,16 @@ const BEGIN: &str = "nc_backup_load_";
 /// How long its password is good for: workers of a long load connect late.
 const VALID: &str = "3 days";
 
-/// Whether `role`, a row of pg_roles, can do nothing but with its own databases.
+/// Whether `role`, a row of pg_roles, can do nothing but with its own databases, neither itself nor by SET ROLE. (What a
+/// superuser may does not come with a membership, and is a SET ROLE away.)
 fn harmless(role: &str) -> String {
-    // Not every version has each of these roles; a superuser is a member of all.
+    // Not every version has each of these roles.
     let programs = ["pg_execute_server_program", "pg_write_server_files", "pg_read_server_files"];
+    let which =
+        if mutant::active("only-its-own-rights") { format!("p.oid = {role}.oid AND") } else { String::new() };
     format!(
-        "NOT ({role}.rolsuper OR {role}.rolcreaterole OR EXISTS (SELECT FROM pg_roles p WHERE p.rolname IN ({}) \
-         AND pg_has_role({role}.oid, p.oid, 'MEMBER')))",
+        "NOT EXISTS (SELECT FROM pg_roles p WHERE {which} (p.rolsuper OR p.rolcreaterole OR p.rolname IN ({})) \
+         AND pg_has_role({role}.oid, p.oid, 'MEMBER'))",
         programs.map(literal).join(", ")
     )
 }

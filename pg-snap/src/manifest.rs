@@ -10,6 +10,7 @@ use common::fault::Fault;
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::Definition;
+use crate::hold::Window;
 
 /// Version of this file's format. 1 had the facts as SQL, for psql.
 pub(crate) const SCHEMA: u32 = 2;
@@ -30,6 +31,9 @@ pub(crate) struct Manifest {
     pub(crate) date: String,
     /// The run that had switched maintenance on, from before to after the dump; null if none had.
     pub(crate) run_id: Option<String>,
+    /// Of what was held and confirmed in that run.
+    #[serde(default)]
+    pub(crate) window: Option<Window>,
     pub(crate) database: String,
     pub(crate) definition: Definition,
     pub(crate) server_version: String,

@@ -29,7 +29,7 @@ use crate::load::{Load, MARK, drop_database, drop_sql};
 use crate::loader::{self, Loader, Me};
 use crate::manifest::{self, Manifest};
 use crate::password::Password;
-use crate::pg_restore;
+use crate::pg_restore::{self, Contents};
 use crate::programs::Program;
 use crate::psql::{self, Psql, identifier, literal};
 use crate::verify;
@@ -120,9 +120,11 @@ pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> 
         return Ok(());
     }
 
+    let login = Login::find(profile, report);
+    let named = settings.user.as_deref();
+    let principal = admin.principal(&facts, &contents, manifest, &situation, login.as_ref(), named)?;
     admin.clear(&situation.leftovers)?;
     situation.me.clear(&psql, admin.home, report);
-    let login = Login::find(profile, report);
     if admin.make_roles(&facts, &situation, login.as_ref(), report)? {
         report.changed = true;
     }
@@ -152,7 +154,7 @@ pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> 
     let new = temporary(&options.database, NEW);
     let loader = Loader::begin(&psql, admin.home, &situation.me)?;
     let done = admin
-        .make(&load, &loader, &new, &situation, report)
+        .make(&load, &loader, &new, principal, &situation, report)
         .and_then(|()| admin.swap(&options.database, &new, situation.exists.then_some(&*old)));
     if done.is_err() {
         admin.undo(&new, report);
@@ -470,20 +472,58 @@ impl Admin<'_> {
         }
     }
 
+    /// Whose everything becomes: whose most tables are, which is what Nextcloud connects as, while the database can be an
+    /// administrator's. Where a made role loads, that is nobody who may do more than others, unless the profile `named` that
+    /// role: what a dump brings would run with those rights later (SECURITY DEFINER, or an index that is analyzed).
+    fn principal<'d>(
+        &self,
+        facts: &'d Facts,
+        contents: &Contents,
+        manifest: &'d Manifest,
+        situation: &Situation,
+        login: Option<&'d Login>,
+        named: Option<&str>,
+    ) -> Result<&'d str> {
+        let owner = manifest.definition.owner.as_str();
+        let owners = contents.owners(facts.roles.iter().map(|r| r.name.as_str()));
+        let first = owners.first().filter(|(_, tables)| *tables > 0).map_or(owner, |(role, _)| role);
+        if situation.me.harmless || mutant::active("an-administrator-inherits") {
+            return Ok(first);
+        }
+        let login = login.and_then(|l| l.server.user.as_deref());
+        let others = owners.iter().map(|(role, _)| *role).chain([owner]);
+        for role in [first].into_iter().chain(login).chain(others) {
+            // One that is missing is made an ordinary one.
+            let made = situation.missing_roles.iter().any(|m| m == role);
+            let known = loader::known(self.psql, self.home, &[role])?;
+            if made || named == Some(role) || known.iter().any(|(_, harmless)| *harmless) {
+                return Ok(role);
+            }
+        }
+        Err(Fault::denied(format!(
+            "what is in the dump would belong to {first}, which may do more than others on this server, and so run with these rights"
+        ))
+        .hint(format!(
+            "name the role that Nextcloud connects as: user in [database]; if that is {first}, better ALTER ROLE {} \
+             NOSUPERUSER NOCREATEROLE before",
+            identifier(first)
+        ))
+        .into())
+    }
+
     /// Makes the new database as it will be used, but for its name.
     fn make(
         &self,
         load: &Load<'_>,
         loader: &Loader<'_>,
         new: &str,
+        principal: &str,
         situation: &Situation,
         report: &mut Report,
     ) -> Result<()> {
         let names = load.facts.roles.iter().map(|r| r.name.as_str());
         let owners = load.contents.owners(names);
         let owner = load.manifest.definition.owner.as_str();
-        // Whose most tables are: what Nextcloud connects as, while the database can be an administrator's.
-        let principal = owners.first().filter(|(_, tables)| *tables > 0).map_or(owner, |(role, _)| role);
         let changed: Vec<&str> = owners.iter().map(|(role, _)| *role).filter(|r| *r != principal).collect();
         if !changed.is_empty() {
             let from = changed.join(", ");

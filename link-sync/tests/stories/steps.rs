@@ -95,6 +95,26 @@ fn a_drop_in_that_is_renewed_meanwhile_breaks_no_seal_and_costs_no_pass() {
 }
 
 #[test]
+fn a_run_that_was_killed_seals_nothing() {
+    let world = instance();
+    world.act("stage", &[]).expect(0);
+    let mut command = Command::new(bin("nc-maint"));
+    command.args(["run", "--config"]).arg(&world.config).args(["--", "sleep", "100"]);
+    let mut front = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    until("maintenance is proven", || world.state.join("maintenance.json").exists());
+    let mut all = descendants(front.id());
+    all.push((front.id(), String::new()));
+    all.iter().for_each(|(pid, _)| kill(*pid, "-KILL"));
+    front.wait().unwrap();
+    // Its drop-in lasts for a while, and somebody else may switch on after that; its record is there all the time.
+    let settled = world.act("settle", &[]).expect(0);
+    assert_eq!((warnings(&settled), &settled.json["data"]["sealed"]), (vec!["not-sealed"], &false.into()));
+    assert!(settled.stderr.contains("was killed"), "{settled:?}");
+    world.act("publish", &[]).expect(1);
+    world.act("abort", &[]).expect(0);
+}
+
+#[test]
 fn what_is_not_sealed_is_not_published() {
     let world = instance();
     world.act("settle", &[]).expect(1);
@@ -123,9 +143,13 @@ fn what_is_not_sealed_is_not_published() {
 }
 
 fn dump(world: &World, date: &str, run: &str, tables: &[&str]) {
+    dump_within(world, date, run, r#"{"held_ms": 0, "confirmed_ms": 18446744073709551615}"#, tables);
+}
+
+fn dump_within(world: &World, date: &str, run: &str, window: &str, tables: &[&str]) {
     let dir = world.dir.join("dumps").join(date);
     crate::world::private(&dir);
-    std::fs::write(dir.join("dump.json"), format!("{{\"run_id\": {run}}}")).unwrap();
+    std::fs::write(dir.join("dump.json"), format!("{{\"run_id\": {run}, \"window\": {window}}}")).unwrap();
     for table in tables {
         std::fs::write(dir.join(table), format!("rows of {table}")).unwrap();
     }
@@ -161,7 +185,22 @@ fn the_dump_is_the_newest_whole_one_and_of_the_same_run() {
     );
     in_maintenance(&world, &script).expect(0);
     let run = std::fs::read_to_string(world.dir.join("run")).unwrap();
-    dump(&world, "2026-01-02T00-00-00Z", &format!("\"{}\"", run.trim()), &["one"]);
+    // But not one that was confirmed before the files were taken, or held after, or not held at all.
+    let run = format!("\"{}\"", run.trim());
+    for (n, window) in [
+        r#"{"held_ms": 0, "confirmed_ms": 1}"#,
+        r#"{"held_ms": 18446744073709551614, "confirmed_ms": 18446744073709551615}"#,
+        "null",
+    ]
+    .iter()
+    .enumerate()
+    {
+        dump_within(&world, &format!("2026-01-01T00-00-0{}Z", n + 1), &run, window, &["one"]);
+        world.act("stage", &["--source", "database"]).expect(0);
+        let refused = world.act("publish", &[]).expect(1);
+        assert!(told(&refused).contains("between the hold and the confirmation"), "{refused:?}");
+    }
+    dump(&world, "2026-01-02T00-00-00Z", &run, &["one"]);
     world.act("stage", &["--source", "database"]).expect(0);
     let held = folder(&world.act("publish", &[]).expect(0)).join("database");
     let names = |dir| {

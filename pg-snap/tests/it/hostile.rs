@@ -9,20 +9,10 @@ use crate::lab::Lab;
 
 /// A role's own tables and functions that take what rights they meet: at load, at ANALYZE, and after RESET ROLE.
 fn planted(lab: &Lab) {
-    let role = literal(&lab.role);
+    let (role, id) = (literal(&lab.role), identifier(&lab.role));
     lab.sql(&format!(
         r#"
-CREATE FUNCTION grab(int) RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN $1; END';
-CREATE FUNCTION grab_again(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN public.grab($1); END';
-CREATE TABLE trap (a int CHECK (public.grab(a) > 0), b int DEFAULT 1);
-INSERT INTO trap (a) SELECT generate_series(1, 50);
-CREATE INDEX trap_index ON trap (public.grab_again(a));
-CREATE TABLE "\! touch /tmp/planted ; :x" (a int);
-COMMENT ON TABLE trap IS E'x\n\\connect postgres\n\\! id';
-CREATE SCHEMA "\q ""s""";
-CREATE FUNCTION unused() RETURNS text LANGUAGE sql AS 'SELECT ''\! id''';
--- Only now, as these lines are a superuser's.
-CREATE OR REPLACE FUNCTION grab(int) RETURNS int LANGUAGE plpgsql SET search_path = pg_catalog AS $f$
+CREATE FUNCTION grab(int) RETURNS int LANGUAGE plpgsql SET search_path = pg_catalog AS $f$
 BEGIN
   BEGIN
     EXECUTE 'RESET ROLE';
@@ -32,8 +22,18 @@ BEGIN
   END;
   RETURN $1;
 END $f$;
+CREATE FUNCTION grab_again(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN public.grab($1); END';
+CREATE TABLE trap (a int CHECK (public.grab(a) > 0), b int DEFAULT 1);
+INSERT INTO trap (a) SELECT generate_series(1, 50);
+SET ROLE {id};
+CREATE INDEX trap_index ON trap (public.grab_again(a));
+CREATE TABLE "\! touch /tmp/planted ; :x" (a int);
+COMMENT ON TABLE trap IS E'x\n\\connect postgres\n\\! id';
+CREATE SCHEMA "\q ""s""";
+CREATE FUNCTION unused() RETURNS text LANGUAGE sql AS 'SELECT ''\! id''';
 "#
-    ));
+    )); // To plant it here was to run it once as the superuser of these tests.
+    lab.cluster.psql("postgres", &format!("ALTER ROLE {} NOSUPERUSER", identifier(&lab.role)));
 }
 
 fn is_superuser(lab: &Lab) -> bool {
@@ -159,4 +159,61 @@ fn nobody_becomes_a_member_of_a_role_that_may_do_more_than_others() {
     assert_eq!(kinds, ["membership-left-out", "membership-left-out"]);
     let sql = format!("SELECT pg_has_role({}, 'postgres', 'MEMBER')", literal(&lab.role));
     assert_eq!(lab.cluster.psql("postgres", &sql), "f");
+}
+
+#[test]
+fn what_a_role_made_never_becomes_an_administrators() {
+    let lab = Lab::empty();
+    // A database whose tables an administrator made, and another role's function among them, to be run with its owner's rights.
+    lab.cluster.psql(
+        &lab.database,
+        &format!(
+            "CREATE TABLE one (a int); CREATE TABLE two (a int); GRANT SELECT ON one, two TO {};",
+            identifier(&lab.role)
+        ),
+    );
+    lab.sql(
+        "CREATE FUNCTION grab() RETURNS text LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN RETURN current_user; END';
+         CREATE TABLE trap (a int);",
+    );
+    lab.dump();
+    let ran = lab.restore(&lab.database, ["--yes"]).expect(0);
+    assert_eq!(ran.json["data"]["login"], true, "{:#}", ran.json);
+    let sql = "SELECT DISTINCT rolname FROM pg_roles r WHERE EXISTS (SELECT FROM pg_proc WHERE proname = 'grab' AND proowner = r.oid)
+        OR EXISTS (SELECT FROM pg_class WHERE relname IN ('one', 'two', 'trap') AND relowner = r.oid)";
+    assert_eq!(lab.cluster.psql(&lab.database, sql), lab.role);
+
+    // Nor where no other role is to be had.
+    let everything = format!("REASSIGN OWNED BY {} TO postgres", identifier(&lab.role));
+    lab.cluster.psql(&lab.database, &everything);
+    lab.cluster.psql("postgres", &format!("ALTER ROLE {} CREATEROLE", identifier(&lab.role)));
+    lab.cluster.psql(
+        &lab.database,
+        &format!("GRANT SELECT ON ALL TABLES IN SCHEMA public TO {}", identifier(&lab.role)),
+    );
+    lab.dump();
+    let profile = std::fs::read_to_string(lab.path("home.toml")).unwrap();
+    let unnamed =
+        profile.lines().filter(|l| !l.starts_with("user")).map(|l| format!("{l}\n")).collect::<String>();
+    std::fs::write(lab.path("home.toml"), unnamed).unwrap();
+    let before =
+        lab.cluster.psql(&lab.database, "SELECT oid FROM pg_database WHERE datname = current_database()");
+    let ran = lab.restore(&lab.database, ["--yes"]).expect(77);
+    assert!(ran.json["error"]["hint"].as_str().unwrap().contains("user in [database]"), "{:#}", ran.json);
+    let after =
+        lab.cluster.psql(&lab.database, "SELECT oid FROM pg_database WHERE datname = current_database()");
+    assert_eq!(after, before);
+}
+
+#[test]
+fn who_can_become_an_administrator_loads_no_dump_itself() {
+    let lab = Lab::empty();
+    let role = identifier(&lab.role);
+    lab.sql("CREATE TABLE one (a int)");
+    lab.dump();
+    lab.cluster.psql("postgres", &format!("ALTER ROLE {role} CREATEDB; GRANT postgres TO {role};"));
+    let ran = lab.run("verify", []).expect(77);
+    let message = ran.json["error"]["message"].as_str().unwrap();
+    assert!(message.contains("would run with these rights"), "{message}");
+    lab.run("restore", ["--database", &lab.database, "--yes"]).expect(77);
 }
