@@ -44,6 +44,7 @@ pub fn distrust_moved(
 pub fn same(root: &File, path: &[u8], meta: &Meta) -> Result<bool> {
     match fstatat(root, std::ffi::OsStr::from_bytes(path), AtFlags::AT_SYMLINK_NOFOLLOW) {
         Ok(stat) if meta.is_untrusted() => Ok(walk::meta(&stat).untrusted() == *meta),
+        Ok(stat) if meta.is_stub() => Ok(walk::meta(&stat).stub() == *meta),
         Ok(stat) => Ok(walk::meta(&stat) == *meta),
         Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(false),
         Err(e) => Err(e).with_context(|| format!("cannot look at {}", walk::show(path))),

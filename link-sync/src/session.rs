@@ -695,10 +695,16 @@ impl Session {
         report: &mut Report,
     ) -> Result<()> {
         let mut expected = Census::default();
-        expected.add(b"", b"", true, 0, if cloned.times { old.root.mtime } else { Stamp::default() });
+        expected.add(
+            b"",
+            b"",
+            true,
+            0,
+            if cloned.times { old.root.mtime.everywhere() } else { Stamp::default() },
+        );
         tree.cloned(old, |dir, entry| -> Result<()> {
             if let Some((name, meta)) = entry {
-                let mtime = if cloned.times { meta.mtime } else { Stamp::default() };
+                let mtime = if cloned.times { meta.mtime.everywhere() } else { Stamp::default() };
                 expected.add(dir, name, meta.is_dir(), meta.size, mtime);
             }
             Ok(())

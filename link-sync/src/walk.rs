@@ -12,12 +12,13 @@ use common::mutant;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
+use nix::sys::statfs::{BTRFS_SUPER_MAGIC, fstatfs};
 
 use crate::budget::Budget;
 use crate::parallel;
 use crate::source::{distrust, is_trusted_name};
 use crate::store::visit;
-use crate::tree::{Dir, Meta, Stamp, Tree, join};
+use crate::tree::{Dir, Meta, STUB, Stamp, Tree, join};
 
 /// Walks the directory open as `root`; `name` is for messages. What vanishes meanwhile is left out; what
 /// cannot be read is an error. Memory: about 100 bytes a path.
@@ -119,6 +120,9 @@ fn read_dir(
             beyond.push(full);
             continue;
         }
+        if meta.is_dir() && meta.ino == STUB && stat.st_dev != dev && is_stub(&fd, &name) {
+            meta = meta.stub();
+        }
         // A single file can be mounted, too; it has no other way to be asked.
         let strange = !meta.is_dir() && stat.st_dev != dev;
         let strange = strange.then(|| type_of(mounts, &full)).flatten().filter(|kind| !is_trusted_name(kind));
@@ -132,6 +136,15 @@ fn read_dir(
         }
     }
     Ok(Some(Found { dir: Dir::new(list), beyond, subdirs, dev, trusted, untrusted }))
+}
+
+/// Whether the folder `name` with the number of a stub is one of btrfs, and not the top of another file system.
+fn is_stub(dir: &File, name: &[u8]) -> bool {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let fd = openat(dir, OsStr::from_bytes(name), flags, Mode::empty());
+    let kind = fd.ok().and_then(|fd| fstatfs(File::from(fd)).ok());
+    kind.is_some_and(|s| s.filesystem_type() == BTRFS_SUPER_MAGIC)
+        && !mutant::active("stubs-of-btrfs-are-at-rest")
 }
 
 /// The type of the file system mounted at `path`.

@@ -122,9 +122,10 @@ pub fn clone(
     Ok(counted.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// A time, if times count.
+/// A time, if times count and every file system has room for it.
 fn counts(times: bool, sec: i64, nsec: i64) -> Stamp {
-    if times { Stamp { sec, nsec: u32::try_from(nsec).unwrap_or(0) } } else { Stamp::default() }
+    let stamp = Stamp { sec, nsec: u32::try_from(nsec).unwrap_or(0) };
+    if times { stamp.everywhere() } else { Stamp::default() }
 }
 
 /// What is not as the source expects it, in the order it was told.

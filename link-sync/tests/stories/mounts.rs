@@ -126,3 +126,57 @@ fn an_edit_that_hides_on_another_file_system_inside_is_found() {
         unmount(&place);
     }
 }
+
+/// The source is on a btrfs of its own; `None` where that cannot be made.
+fn btrfs(world: &World) -> Option<Mounted> {
+    let image = world.dir.join("btrfs.img");
+    std::fs::File::create(&image).unwrap().set_len(200 << 20).unwrap();
+    folder(world.source.clone());
+    let run = |program: &str, args: &[&str]| {
+        Command::new(program).args(args).status().is_ok_and(|status| status.success())
+    };
+    let (image, at) = (image.to_str().unwrap(), world.source.to_str().unwrap());
+    if !run("mkfs.btrfs", &["-q", image]) || !run("mount", &["-o", "loop", image, at]) {
+        eprintln!("skipped: there is no btrfs here");
+        return None;
+    }
+    Some(Mounted(world.source.clone()))
+}
+
+#[test]
+fn a_folder_that_stands_for_a_subvolume_is_at_rest() {
+    // Given a snapshot of a subvolume that held another: a folder is in its place, whose times are always now,
+    let world = World::new();
+    let Some(_mounted) = btrfs(&world) else { return };
+    let at = |name: &str| world.source.join(name).to_str().unwrap().to_owned();
+    ok("btrfs", &["subvolume", "create", &at("a")]);
+    ok("btrfs", &["subvolume", "create", &at("a/inner")]);
+    ok("btrfs", &["subvolume", "snapshot", &at("a"), &at("b")]);
+    world.file("b/f", "x");
+    settled();
+    // then it does not count as something that moves, and is no change in the next night.
+    let ran = world.snapshot(&[]).expect(0);
+    assert!(warnings(&ran).is_empty(), "{ran:?}");
+    let ran = world.snapshot(&[]).expect(0);
+    assert!(warnings(&ran).is_empty(), "{ran:?}");
+    assert_eq!(first(&ran)["changed_paths"], 0, "{ran:?}");
+    assert!(world.store.join(world.dates().pop().unwrap()).join("docs/b/inner").is_dir());
+}
+
+#[test]
+fn a_time_that_the_store_has_no_room_for_is_no_hole() {
+    let world = World::new();
+    let Some(_mounted) = btrfs(&world) else { return };
+    for (name, date) in [("early", "1601-01-01"), ("late", "2500-01-01"), ("folder/f", "2025-01-01")] {
+        world.file(name, name);
+        ok("touch", &["-d", date, world.source.join(name).to_str().unwrap()]);
+    }
+    ok("touch", &["-d", "2500-01-01", world.source.join("folder").to_str().unwrap()]);
+    settled();
+    world.publish();
+    for _ in 0..2 {
+        let ran = world.snapshot(&[]).expect(0);
+        assert!(warnings(&ran).is_empty(), "{ran:?}");
+        assert_eq!(first(&ran)["changed_paths"], 0, "{ran:?}");
+    }
+}
