@@ -375,7 +375,11 @@ impl Folder {
             .with_context(what)?;
         fchmod(&file, Mode::from_bits_truncate(config.st_mode & 0o666)).with_context(what)?;
         copy_access_list(&model, &file).with_context(what)?;
-        file.sync_all().with_context(what)?;
+        // The first is written before the switch. A renewal waits for no disk: it may be busy for longer than the lease with what
+        // is being copied, and a power cut that takes the file ends maintenance, too.
+        if number == 0 {
+            file.sync_all().with_context(what)?;
+        }
         Ok(draft)
     }
 

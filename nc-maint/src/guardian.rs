@@ -25,6 +25,7 @@ use crate::claim::{Claim, Ledger};
 use crate::dropin::Mark;
 use crate::lease::Lease;
 use crate::run::survivor;
+use crate::settings::Settings;
 use crate::switch::{Ready, between, millis};
 use crate::wire::{Ended, Event, Forward, Job, Line, Outcome};
 use crate::{curl, switch, tree};
@@ -125,6 +126,9 @@ impl Guardian {
             let message = "an earlier run was killed; its drop-in ended by its own deadline";
             outcome.warnings.push(("run-killed".into(), message.into()));
         }
+        if was_on && !leftover {
+            self.not_within_another(settings)?;
+        }
         outcome.found_on = was_on && !leftover;
         switch::rehearse(settings)?;
         self.go_on(job)?;
@@ -200,6 +204,21 @@ impl Guardian {
                 outcome.left_behind.push(switch::stuck(settings, &e));
                 Err(e)
             }
+        }
+    }
+
+    /// Whoever has maintenance on by hand ends it by hand; a run of another profile ends it in the middle of ours, and its next
+    /// one would hide that.
+    fn not_within_another(&self, settings: &Settings) -> Result<()> {
+        let present = switch::present(settings);
+        let mut others = present.ours().filter(|m| m.by_run() && !m.expired() && m.profile != settings.name);
+        match others.next().filter(|_| !common::mutant::active("a-run-within-anothers-maintenance")) {
+            Some(mark) => Err(Fault::busy(format!(
+                "maintenance is that of a run of profile {}, and ends with it: try again then",
+                mark.profile
+            ))
+            .into()),
+            None => Ok(()),
         }
     }
 

@@ -31,7 +31,9 @@ pub(crate) struct Lease {
 impl Lease {
     /// Of the run's first file.
     pub(crate) fn new(settings: &Settings, placed: Placed, end: i64) -> Lease {
-        Lease { placed, number: 0, before: None, renew_at: Instant::now() + pause(settings), end }
+        let left = placed.mark.until - jiff::Timestamp::now().as_second();
+        let first = first_pause(left, pause(settings));
+        Lease { placed, number: 0, before: None, renew_at: Instant::now() + first, end }
     }
 
     /// When [`Lease::keep`] has something to do.
@@ -92,6 +94,25 @@ impl Lease {
     }
 }
 
+/// After how long the first file is renewed that lasts for `left` seconds more: on a slow disk it was written some time ago, and
+/// two thirds shall be left for later troubles all the same.
+fn first_pause(left: i64, pause: Duration) -> Duration {
+    Duration::from_secs(u64::try_from(left).unwrap_or(0)).saturating_sub(2 * pause).min(pause)
+}
+
 fn pause(settings: &Settings) -> Duration {
     settings.lease / 3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_was_written_slowly_is_renewed_the_sooner() {
+        let pause = Duration::from_secs(20);
+        for (left, first) in [(61, 20), (60, 20), (50, 10), (40, 0), (3, 0), (-1, 0)] {
+            assert_eq!(first_pause(left, pause), Duration::from_secs(first), "{left}");
+        }
+    }
 }

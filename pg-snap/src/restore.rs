@@ -125,7 +125,7 @@ pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> 
     let principal = admin.principal(&facts, &contents, manifest, &situation, login.as_ref(), named)?;
     admin.clear(&situation.leftovers)?;
     situation.me.clear(&psql, admin.home, report);
-    if admin.make_roles(&facts, &situation, login.as_ref(), report)? {
+    if admin.make_roles(&facts, &situation, login.as_ref(), &options.database, report)? {
         report.changed = true;
     }
     report.set("roles_created", situation.missing_roles.clone());
@@ -428,6 +428,7 @@ impl Admin<'_> {
         facts: &Facts,
         situation: &Situation,
         login: Option<&Login>,
+        database: &str,
         report: &mut Report,
     ) -> Result<bool> {
         let mut bare = Vec::new();
@@ -449,27 +450,52 @@ impl Admin<'_> {
             let names = bare.join(", ");
             report.warn("no-password", format!("made without a password, as none is known: {names}"));
         }
-        self.join_roles(facts, &situation.missing_roles, report);
+        self.join_roles(facts, &situation.missing_roles, database, report);
         Ok(!situation.missing_roles.is_empty())
     }
 
     /// What the roles `made` are members of, and what are members of them. Nobody becomes a member of one that may do more
     /// than others.
-    fn join_roles(&self, facts: &Facts, made: &[String], report: &mut Report) {
+    fn join_roles(&self, facts: &Facts, made: &[String], database: &str, report: &mut Report) {
         for membership in &facts.memberships {
             if !made.contains(&membership.role) && !made.contains(&membership.member) {
                 continue;
             }
             let harmless = loader::known(self.psql, self.home, &[&membership.role]);
             let harmless = harmless.is_ok_and(|k| k.iter().all(|(_, harmless)| *harmless) && !k.is_empty());
+            let harmless = harmless
+                && (made.contains(&membership.role)
+                    || self.has_nothing_else(&membership.role, database).unwrap_or(false));
             let joined = match harmless || mutant::active("members-of-anything") {
                 true => self.run(&membership.grant()).map(|_| ()),
-                false => Err(anyhow::anyhow!("that role may do more than others here, or is not there")),
+                false => Err(anyhow::anyhow!(
+                    "that role may do more than others here, or has other databases, or is not there"
+                )),
             };
             if let Err(e) = joined {
                 report.warn("membership-left-out", format!("{} was left out: {e:#}", membership.grant()));
             }
         }
+    }
+
+    /// Whether a role that was here before owns nothing, and may do nothing, but in `database`: what is another program's is not
+    /// given to a role because a dump says so.
+    fn has_nothing_else(&self, role: &str, database: &str) -> Result<bool> {
+        if mutant::active("members-of-another-program") {
+            return Ok(true);
+        }
+        self.psql.query(
+            self.home,
+            &format!(
+                "SELECT to_json(NOT EXISTS (SELECT FROM pg_shdepend s JOIN pg_roles r ON r.oid = s.refobjid
+                   LEFT JOIN pg_database d ON d.datname = {}
+                 WHERE r.rolname = {} AND s.refclassid = 'pg_authid'::regclass AND s.deptype IN ('o', 'a')
+                   AND s.dbid IS DISTINCT FROM d.oid
+                   AND NOT (s.classid = 'pg_database'::regclass AND s.objid IS NOT DISTINCT FROM d.oid)))",
+                literal(database),
+                literal(role)
+            ),
+        )
     }
 
     /// Whose everything becomes: whose most tables are, which is what Nextcloud connects as, while the database can be an

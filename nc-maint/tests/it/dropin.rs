@@ -338,6 +338,31 @@ fn a_lease_is_renewed_under_new_names_with_never_a_moment_without_and_nobody_see
 }
 
 #[test]
+fn a_run_within_that_of_another_profile_is_refused_as_it_would_end_with_that() {
+    let world = World::auto();
+    let mut child = world.start(&[], "touch ready; exec sleep 20", "ready");
+    let at = |name: &str| world.path().join(name);
+    let text = format!(
+        "state_dir = {:?}\nruntime_dir = {:?}\n[nextcloud]\nroot = {:?}\n",
+        at("other-state"),
+        at("other-run"),
+        world.root()
+    );
+    std::fs::write(at("other.toml"), text).unwrap();
+    let run = || {
+        let mut command = std::process::Command::new(testkit::bin("nc-maint"));
+        testkit::run(command.args(["run", "other", "--config"]).arg(at("other.toml")).args(["--", "true"]))
+    };
+    let refused = run().expect(75);
+    assert!(refused.stderr.contains("ends with it"), "{refused:?}");
+    assert!(world.maintenance(), "the other one's goes on");
+    signal(child.id().into(), "TERM");
+    child.wait().unwrap();
+    run().expect(0);
+    world.is_clean();
+}
+
+#[test]
 fn a_guardian_that_was_stopped_for_longer_than_the_lease_does_not_pretend_that_nothing_happened() {
     let world = World::auto();
     let mut child = world.start(&["--lease", "3s"], "touch ready; exec sleep 20", "ready");
