@@ -417,7 +417,7 @@ pub fn read_trusted(path: &Path) -> Result<String> {
                 .hint("`scripts/setup` writes one; the name is the file's name without .toml"),
             nix::errno::Errno::EACCES => {
                 Fault::denied(format!("{} cannot be read by this account", path.display()))
-                    .hint("the profile is root's: put `sudo` before the command")
+                    .hint("the profile is root's: put `sudo` before the command; on S2, where the store's account reads it, give it mode 0644")
             }
             e => Fault::config(format!("cannot open {}: {e}", path.display())),
         };

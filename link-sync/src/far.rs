@@ -136,6 +136,7 @@ impl Far {
         let code = failure.exit_code.unwrap_or(255);
         failure.kind = match code {
             69..=78 => FaultKind::from_exit_code(code),
+            _ if failure.stderr_tail.contains("Permission denied (") => FaultKind::Denied,
             _ => FaultKind::Unavailable,
         };
         let Some(host) = remote else {
@@ -145,7 +146,8 @@ impl Far {
         failure.hint = Some(match () {
             () if said.contains("Host key verification failed") || said.contains("host key is known") => {
                 format!(
-                    "compare the key's fingerprint on {host} (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then add it here: ssh-keyscan HOST >> known_hosts"
+                    "compare the key's fingerprint on {host} (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then add it here: {}",
+                    keyscan(&failure.args, host)
                 )
             }
             () if said.contains("Permission denied (") => which_key(&failure.args, host),
@@ -155,9 +157,15 @@ impl Far {
             {
                 format!("install link-sync on {host}, or set remote_program in [snapshot.ssh]")
             }
-            () => format!("does `ssh {host} link-sync --version` work by hand?"),
+            () => match said.lines().find_map(|line| line.strip_prefix("link-sync: hint: ")) {
+                Some(theirs) => format!("on {host}: {theirs}"),
+                None => format!("does `ssh {host} link-sync --version` work by hand?"),
+            },
         });
         drop(error);
+        if let Some(theirs) = said.lines().find_map(|line| line.strip_prefix("link-sync: ")) {
+            return anyhow::Error::from(failure).context(format!("link-sync on {host}: {theirs}"));
+        }
         anyhow::Error::from(failure)
             .context(format!("{host} could not be reached, or link-sync does not run there"))
     }
@@ -347,6 +355,15 @@ fn which_key(args: &[String], host: &str) -> String {
     format!(
         "the key {what} is not let in: put {key}.pub into ~/.ssh/authorized_keys of {host}, as {line} (README, preparing S2)"
     )
+}
+
+/// How the host's key comes into the file in which ssh looks for it.
+fn keyscan(args: &[String], host: &str) -> String {
+    let port = args.iter().skip_while(|a| *a != "-p").nth(1).map_or(String::new(), |p| format!("-p {p} "));
+    let file =
+        args.iter().find_map(|a| a.strip_prefix("UserKnownHostsFile=")).unwrap_or("~/.ssh/known_hosts");
+    let machine = host.rsplit_once('@').map_or(host, |(_, machine)| machine);
+    format!("ssh-keyscan {port}{machine} >>{file}")
 }
 
 /// Quotes a word for the far account's shell.

@@ -1,7 +1,8 @@
 //! `inspect`: what a backup needs to know, from Nextcloud's own configuration.
 //!
 //! Asked through occ, which locks config.php and merges the drop-ins: the file is rewritten in place, so
-//! reading it ourselves could meet half of it.
+//! reading it ourselves could meet half of it. Where occ cannot start for want of the database, which is when one
+//! is about to be brought back, a PHP merges the same files without it.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -11,12 +12,14 @@ use common::durable;
 use common::fault::Fault;
 use common::outward;
 use common::profile::Method;
+use common::run::Failure;
 use common::status::{Report, put_text};
 use nix::unistd::geteuid;
 use serde_json::{Map, Value, json};
 
 use crate::TOOL;
 use crate::occ::Occ;
+use crate::php;
 use crate::settings::Settings;
 
 /// Fills the report; with `secrets_to`, writes the database password there.
@@ -27,7 +30,14 @@ pub(crate) fn inspect(settings: &Settings, secrets_to: Option<&Path>, report: &m
     }
     settings.tell_method(report);
     let occ = Occ::new(settings);
-    let config = occ.system_config()?;
+    let config = match occ.system_config() {
+        Err(e) if lacks_database(&e) => {
+            let Ok(config) = php::configuration(settings) else { return Err(e) };
+            report.warn("no-database", format!("asked of the configuration alone: {e:#}"));
+            config
+        }
+        answer => answer?,
+    };
     let text = |key: &str| config.get(key).and_then(scalar).filter(|t| !t.is_empty());
     let on = |key: &str| config.get(key).is_some_and(|v| *v == true || *v == 1 || *v == "1" || *v == "true");
 
@@ -76,6 +86,11 @@ pub(crate) fn inspect(settings: &Settings, secrets_to: Option<&Path>, report: &m
     }
     common::say!(TOOL, "Nextcloud {} in {}", text("version").as_deref().unwrap_or("?"), root.display());
     Ok(())
+}
+
+/// Whether occ says that it has no database, or none that is whole.
+fn lacks_database(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Failure>().is_some_and(|f| f.stderr_tail.contains("SQLSTATE["))
 }
 
 /// A value as the text that PHP makes of it: a password of digits may stand there without quotes.

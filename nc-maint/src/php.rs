@@ -17,6 +17,7 @@ use common::run::{Child, Cmd};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use crate::said;
 use crate::settings::Settings;
@@ -28,8 +29,8 @@ const TICK: Duration = Duration::from_millis(100);
 const PRINTS: &str = "a configuration sets $CONFIG and does nothing else: find out which file in config/ prints, waits or \
     calls something";
 
-/// Arguments: the folder; `wait` or `now`. As Nextcloud's own `Config::readData`. Some configurations name
-/// `OC::$SERVERROOT`.
+/// Arguments: the folder; `wait`, `now`, or `all` for the whole configuration. As Nextcloud's own
+/// `Config::readData`. Some configurations name `OC::$SERVERROOT`.
 const CODE: &str = r#"
 [, $dir, $when] = $argv;
 if ($when === "wait") {
@@ -64,7 +65,8 @@ $apps = is_array($all["apps_paths"] ?? null) ? array_column($all["apps_paths"], 
 $mark = $all["data-fingerprint"] ?? "";
 echo "\n", json_encode(["nc_backup" => ["on" => $on, "main" => $main, "by" => $by,
     "read_only" => (bool)($all["config_is_read_only"] ?? false), "fingerprint" => is_string($mark) ? $mark : "",
-    "apps" => array_values(array_filter($apps, "is_string"))]]), "\n";
+    "apps" => array_values(array_filter($apps, "is_string"))]]
+    + ($when === "all" ? ["nc_config" => (object)$all] : [])), "\n";
 "#;
 
 /// What the merged configuration says of maintenance.
@@ -91,6 +93,11 @@ struct Answer {
     nc_backup: Merged,
 }
 
+#[derive(Deserialize)]
+struct Whole {
+    nc_config: Map<String, Value>,
+}
+
 /// A PHP that has been started and reads nothing before it is asked, once. Dropping it ends it.
 #[derive(Debug)]
 pub(crate) struct Waiting {
@@ -115,6 +122,12 @@ pub(crate) fn is_endless(answer: &Result<Merged>) -> bool {
 /// Asks now.
 pub(crate) fn ask(settings: &Settings, go_on: &mut GoOn) -> Result<Merged> {
     start(settings, "now")?.answer(go_on)
+}
+
+/// The whole configuration, secrets included.
+pub(crate) fn configuration(settings: &Settings) -> Result<Map<String, Value>> {
+    let whole = |line: &[u8]| serde_json::from_slice(line).ok().map(|all: Whole| all.nc_config);
+    start(settings, "all")?.until(whole, &mut || Ok(()))
 }
 
 impl Waiting {

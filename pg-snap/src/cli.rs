@@ -420,7 +420,8 @@ struct Administrator {
     /// Administrator's role, for example postgres.
     #[arg(long, value_name = "ROLE")]
     admin_user: Option<String>,
-    /// Where the administrator connects. Default: as --host.
+    /// Where the administrator connects, with the port if it is not 5432, such as
+    /// /run/postgresql:5433. Default: as --host.
     #[arg(long, value_name = "HOST")]
     admin_host: Option<String>,
     /// File with the administrator's password, mode 0600.

@@ -349,7 +349,10 @@ enum Meaning {
 impl Meaning {
     fn tell(self, failure: &mut Failure) {
         let (kind, hint) = match self {
-            Meaning::NoServer => (Kind::Unavailable, "is PostgreSQL running, and are host and port right?"),
+            Meaning::NoServer => (
+                Kind::Unavailable,
+                "is PostgreSQL running, and are host and port right? A port other than 5432 stands after the host, /run/postgresql:5433",
+            ),
             Meaning::NotNow => {
                 (Kind::Unavailable, "PostgreSQL takes no connections at the moment: try again later")
             }

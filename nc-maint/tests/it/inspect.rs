@@ -201,3 +201,24 @@ fn a_password_that_is_a_number_is_one() {
         );
     }
 }
+
+#[test]
+fn without_a_database_the_configuration_is_read_all_the_same() {
+    let world = World::new();
+    world.configure(
+        "'dbtype' => 'pgsql', 'dbname' => 'cloud', 'dbuser' => 'carla', 'dbpassword' => 's3 \"cret',",
+    );
+    let secrets = world.path().join("secrets");
+    let ask = || world.ask("inspect", &["--secrets-to", secrets.to_str().unwrap()]);
+    world.misbehave("fail = all\nfail_message = 'Exception: SQLSTATE[08006] [7] connection refused'");
+    let ran = ask().expect(0);
+    assert_eq!(ran.json["data"]["database"]["user"], "carla");
+    assert_eq!(ran.json["warnings"][0]["kind"], "no-database");
+    let told: serde_json::Value = serde_json::from_slice(&std::fs::read(&secrets).unwrap()).unwrap();
+    assert_eq!(told["database_password"], "s3 \"cret");
+    assert!(!ran.json.to_string().contains("s3 "), "{}", ran.json);
+
+    // Another failure is one.
+    world.misbehave("fail = all");
+    ask().expect(1);
+}
