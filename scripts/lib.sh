@@ -179,9 +179,27 @@ lock_profile() {
     flock -n 9
 }
 
+# lock_instance ROOT: waits, an hour at most, until no backup of another profile of this Nextcloud is at work: each would
+# wait in maintenance for what the other one holds of the database. Whether it is ours to go on.
+lock_instance() {
+    lock=${runtime%/run}
+    lock=${lock%/*}/instance-$(printf %s "$1" | sha256sum | cut -c1-16).lock
+    # Nothing that only keeps two apart may fail the night.
+    true 2>/dev/null >>"$lock" || return 0
+    exec 8>>"$lock"
+    waited=0
+    until flock -n 8; do
+        [ "$waited" != 0 ] || say "a backup of another profile of $1 is at work: waiting until it has ended"
+        [ -z "$signal" ] || return 0
+        [ "$waited" -lt 3600 ] || return 1
+        sleep 1
+        waited=$((waited + 1))
+    done
+}
+
 # await COMMAND…: runs it so that a signal reaches it; its stdin is our 3. Sets $rc.
 await() {
-    "$@" <&3 3<&- 9>&- &
+    "$@" <&3 3<&- 8>&- 9>&- &
     child=$!
     [ -z "$signal" ] || kill -TERM "$child" 2>/dev/null || true
     rc=0

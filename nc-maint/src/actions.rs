@@ -29,6 +29,8 @@ pub(crate) fn status(settings: &Settings, report: &mut Report) -> Result<()> {
     report.set("held_by", seen.by.filter(|_| on));
     report.set("drop_in", present.json());
     report.set("run_active", active);
+    let root = settings.root().ok().and_then(|root| root.canonicalize().ok());
+    report.set("root", root.map(|root| root.display().to_string()));
     let drop_in = switch::own(settings, found.run_id());
     report.set("ours", (found.any() && !found.found_on()) || drop_in.is_some());
     report.set("run_id", found.run_id());

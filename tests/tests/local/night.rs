@@ -241,6 +241,34 @@ fn of_two_runs_at_once_the_second_is_busy_and_the_first_succeeds() {
 }
 
 #[test]
+fn of_two_profiles_of_one_nextcloud_the_second_waits_for_the_first() {
+    // Given a second profile of the same instance, with a state and a store of its own,
+    let world = World::new("two_profiles");
+    let text = std::fs::read_to_string(world.path("home.toml")).unwrap();
+    let (state, store) = (world.path("state"), world.store());
+    let other = text
+        .replace(state.to_str().unwrap(), world.path("other-state").to_str().unwrap())
+        .replace(store.to_str().unwrap(), world.path("other-store").to_str().unwrap());
+    std::fs::write(world.path("other.toml"), other).unwrap();
+    let made = Command::new("install").args(["-d", "-m", "0700"]).arg(world.path("other-store")).status();
+    assert!(made.unwrap().success());
+    // when both begin while the first one holds the database,
+    world.inject("pg-snap", "dump*", "touch \"${0%/*}/dumping\"; sleep 3");
+    let first =
+        world.backup().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    World::until("the dump begins", || world.tools().join("dumping").exists());
+    let mut second = Command::new(scripts().join("backup-local"));
+    second.arg("other").arg("--config").arg(world.path("other.toml")).arg("--bin").arg(world.tools());
+    let second = run(&mut second).expect(0);
+    // then both succeed, and neither has Nextcloud closed for what the other one does.
+    testkit::judge(first.wait_with_output().unwrap()).expect(0);
+    assert_eq!(world.dates().len(), 1);
+    let attempts = steps(&second).iter().filter(|step| **step == "maintenance").count();
+    assert_eq!(attempts, 1, "{second:?}");
+    assert!(second.stderr.contains("another profile"), "{second:?}");
+}
+
+#[test]
 fn maintenance_that_was_on_before_stays_on() {
     let world = World::new("before");
     let occ = |mode: &str| {

@@ -1,0 +1,2 @@
+# scripts/lib.sh
+s/^    until flock -n 8; do$/    until true; do/
