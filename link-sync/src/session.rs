@@ -336,15 +336,15 @@ impl Session {
         if self.taken.iter().any(|t| !t.tree.beyond.is_empty()) {
             report.set_partial();
         }
-        let consistency =
-            if self.seal.is_some() { Consistency::Sealed } else { Consistency::CrashConsistent };
+        let seal = self.seal.as_ref().filter(|_| self.is_of_one_moment());
+        let consistency = if seal.is_some() { Consistency::Sealed } else { Consistency::CrashConsistent };
         // The order of the profile, whatever order they were taken in.
         let place = |name: &str| self.settings.sources.iter().position(|s| s.name == name);
         let mut sources: Vec<&Taken> = self.taken.iter().collect();
         sources.sort_by_key(|t| place(&t.source.name));
         let sources: Vec<SourceMeta> = sources.iter().map(|t| t.meta()).collect();
         let meta = json!({
-            "run_id": self.seal.as_ref().map(|s| &s.run_id),
+            "run_id": seal.map(|s| &s.run_id),
             "consistency": consistency,
             "started_at": self.started_at,
             "tool_version": env!("CARGO_PKG_VERSION"),
@@ -383,10 +383,7 @@ impl Session {
                 .hint("`link-sync stage --source NAME` takes them; a snapshot holds all sources or is not published")
                 .into());
         }
-        let dump = self.find(DATABASE).map(|t| &t.dump);
-        let dump_run = dump.and_then(|d| d.run.as_ref());
-        let (from, to) = self.sealed_ms;
-        let around = |(held, confirmed): (u64, u64)| held <= from && to <= confirmed;
+        let dump_run = self.find(DATABASE).and_then(|t| t.dump.run.as_ref());
         match &self.seal {
             None if allow.crash_consistent => {}
             None => {
@@ -403,10 +400,7 @@ impl Session {
                 .hint("`pg-snap hold` must run inside the same nc-maint run as `link-sync settle`")
                 .into());
             }
-            Some(_)
-                if dump.is_some_and(|d| !d.window.is_some_and(around))
-                    && !mutant::active("window-around-the-files") =>
-            {
+            Some(_) if !allow.crash_consistent && !self.is_of_one_moment() => {
                 return Err(Fault::failed(
                     "the files were not taken between the hold and the confirmation of what was dumped: requests may have \
                      written to one and not to the other",
@@ -418,6 +412,14 @@ impl Session {
             Some(_) => {}
         }
         Ok(())
+    }
+
+    /// Whether what was sealed was taken while what was dumped was held, and before that was confirmed.
+    fn is_of_one_moment(&self) -> bool {
+        let (from, to) = self.sealed_ms;
+        let around = |(held, confirmed): (u64, u64)| held <= from && to <= confirmed;
+        self.find(DATABASE).is_none_or(|database| database.dump.window.is_some_and(around))
+            || mutant::active("window-around-the-files")
     }
 
     fn find(&self, name: &str) -> Option<&Taken> {

@@ -70,7 +70,7 @@ fn hosts_keys_and_programs_that_are_not_there() {
 
     std::fs::write(&remote.sshd.authorized_keys, "").unwrap();
     remote.profile(&remote.program, &known);
-    assert!(told(&remote.world.snapshot(&[]).expect(69)).contains("authorized_keys"));
+    assert!(told(&remote.world.snapshot(&[]).expect(77)).contains("authorized_keys"));
 }
 
 #[test]

@@ -93,7 +93,7 @@ fn view_offsite_closes_after_a_signal() {
 fn the_units_are_sound_and_run_what_is_installed() {
     let dir = scratch();
     for kind in ["service", "timer"] {
-        let from = scripts().join(format!("scripts/systemd/nc-backup-offsite@.{kind}"));
+        let from = scripts().join(format!("systemd/nc-backup-offsite@.{kind}"));
         let text = std::fs::read_to_string(from).unwrap().replace("/usr/sbin/offsite-push", "/bin/true");
         std::fs::write(dir.path().join(format!("nc-backup-offsite@home.{kind}")), text).unwrap();
     }

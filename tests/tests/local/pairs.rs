@@ -109,14 +109,20 @@ fn every_backup_among_writers_holds_whole_pairs_only() {
 #[test]
 fn files_that_are_taken_before_the_drain_are_torn_and_the_judge_finds_them() {
     let world = World::new("torn");
-    // What comes before settle comes after it, and everything still passes for a good backup.
+    // What comes before settle comes after it.
     let late = "shift; sleep 0.5; \"$real\" drain \"$@\" >/dev/null && \"$real\" hold \"$@\" >/dev/null || exit; set -- confirm \"$@\"";
     world.inject("pg-snap", "drain*toml | hold*", &format!("exit 0 ;; confirm*) {late}"));
+    // It would not be sealed.
+    world.inject("link-sync", "publish*", "set -- \"$@\" --crash-consistent");
     let writers = Writers::start(&world, GAP);
     let torn = (0..15).any(|_| {
         let ran = run(&mut world.backup());
         // Some fail, as files move in maintenance.
         let date = ran.json["data"]["date"].as_str();
+        let steps = ran.json["data"]["steps"].as_array().unwrap();
+        if let Some(published) = steps.iter().find(|s| s["step"] == "publish" && s["exit_code"] == 0) {
+            assert_eq!(published["output"]["data"]["consistency"], "crash-consistent", "{:#}", ran.json);
+        }
         ran.code == 0 && date.is_some_and(|date| judge(&world, date)["torn"] != 0)
     });
     drop(writers);
