@@ -272,7 +272,7 @@ report() {
        changed: ($own.changed // false), started_at: $started_at, duration_ms: $ms, data: ($own.data + {steps: $steps}),
        warnings: $warnings,
        error: (if $failed == "" and ($code | IN(0, 3)) then null
-               else ([$culprit | all | .error | values] | last)
+               else (([$culprit | all | .error | values] | last) | select($problem == ""))
                     // {kind: (if $status | IN("ok", "partial", "dirty") then "failed" else $status end),
                         message: (if $problem != "" then $problem elif $own.message != null then $own.message
                                   elif $culprit.told != null then $culprit.told

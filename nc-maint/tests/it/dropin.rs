@@ -31,7 +31,8 @@ fn killed(world: &World, max: &str) {
     child.wait().unwrap();
     eventually("all is dead", || !alive(guardian) && !alive(world.pid("command")));
     std::fs::remove_file(world.path().join("ready")).unwrap();
-    assert_eq!(world.drop_ins().len(), 1);
+    // Two for a moment of each renewal.
+    assert!((1..=2).contains(&world.drop_ins().len()), "{:?}", world.drop_ins());
 }
 
 fn warned(json: &serde_json::Value, kind: &str) -> bool {
