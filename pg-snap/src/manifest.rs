@@ -3,10 +3,13 @@
 //! Written last, before the folder gets its name. A dump is complete if this file is whole, belongs to
 //! the folder's date, and every file it names is there with its size.
 
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
+use common::signals;
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::Definition;
@@ -121,20 +124,46 @@ impl Manifest {
         Ok(())
     }
 
-    /// Makes `scratch`, where pg_restore finds the files by their original names.
-    pub(crate) fn farm(&self, dir: &Path, scratch: &Path) -> Result<Farm> {
+    /// Makes `scratch`, where pg_restore finds the files by their original names. It takes regular files only (the minor
+    /// versions of 2026 refuse symbolic links): other names of the same files if they are `ours` and on the same file system,
+    /// else copies, which share their blocks where the file system can. A file of a snapshot gets no other name, ever.
+    pub(crate) fn farm(&self, dir: &Path, scratch: &Path, ours: bool) -> Result<Farm> {
         crate::folder::remove(scratch)?;
         crate::folder::make_private(scratch)?;
         let farm = Farm { path: scratch.to_owned() };
-        let dir = dir.canonicalize().with_context(|| format!("cannot find {}", dir.display()))?;
         for file in &self.files {
-            if let Some(original) = &file.original {
-                std::os::unix::fs::symlink(dir.join(&file.name), scratch.join(original))
-                    .with_context(|| format!("cannot make links in {}", scratch.display()))?;
+            let Some(original) = &file.original else { continue };
+            let (from, to) = (dir.join(&file.name), scratch.join(original));
+            if ours && std::fs::hard_link(&from, &to).is_ok() {
+                continue;
             }
+            signals::check()?;
+            room_for(file.size_bytes, scratch)?;
+            let what = || format!("cannot copy {} to {}", from.display(), to.display());
+            // Not through a link that was put there since it was looked at.
+            let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+            let mut source =
+                OpenOptions::new().read(true).custom_flags(flags).open(&from).with_context(what)?;
+            let mut copy = File::create_new(&to).with_context(what)?;
+            std::io::copy(&mut source, &mut copy).with_context(what)?;
         }
         Ok(farm)
     }
+}
+
+/// Refuses what would not fit beside the rest of the dump.
+fn room_for(bytes: u64, scratch: &Path) -> Result<()> {
+    let stat = nix::sys::statvfs::statvfs(scratch).context("cannot ask for free room")?;
+    let free = stat.blocks_available() * stat.fragment_size();
+    if free < bytes {
+        return Err(Fault::failed(format!(
+            "{} has {free} bytes free, and a file of {bytes} bytes of the dump has to be copied there for pg_restore",
+            scratch.display()
+        ))
+        .hint("make room there, or name another state_dir in the profile")
+        .into());
+    }
+    Ok(())
 }
 
 /// A relative path that goes down only.
@@ -142,7 +171,7 @@ fn is_inside(name: &str) -> bool {
     !name.is_empty() && Path::new(name).components().all(|c| matches!(c, std::path::Component::Normal(_)))
 }
 
-/// A folder of links under pg_dump's own names; removed when dropped.
+/// A folder of files under pg_dump's own names; removed when dropped.
 #[derive(Debug)]
 pub(crate) struct Farm {
     path: PathBuf,

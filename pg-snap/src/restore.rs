@@ -27,7 +27,7 @@ use crate::folder::Folder;
 use crate::list;
 use crate::load::{Load, MARK, drop_database, drop_sql};
 use crate::loader::{self, Loader, Me};
-use crate::manifest::{self, Manifest};
+use crate::manifest::{self, Farm, Manifest};
 use crate::password::Password;
 use crate::pg_restore::{self, Contents};
 use crate::programs::Program;
@@ -64,13 +64,19 @@ pub(crate) struct Source {
     pub(crate) manifest: Manifest,
     /// Where pg_restore finds the files by their original names.
     pub(crate) scratch: PathBuf,
-    _lock: Option<Lock>,
+    lock: Option<Lock>,
 }
 
 impl Source {
     /// One that lies outside the folder of the dumps.
     pub(crate) fn outside(dir: PathBuf, manifest: Manifest, scratch: PathBuf) -> Source {
-        Source { dir, manifest, scratch, _lock: None }
+        Source { dir, manifest, scratch, lock: None }
+    }
+
+    /// The files under pg_dump's own names.
+    pub(crate) fn farm(&self) -> Result<Farm> {
+        // What is locked lies in our own folder of dumps.
+        self.manifest.farm(&self.dir, &self.scratch, self.lock.is_some())
     }
 }
 
@@ -113,7 +119,7 @@ pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> 
     let major = situation.me.major();
     let program = Program::find("pg_restore", &settings.pg_restore, Some(major.max(manifest.made_by())));
     pg_restore::check_versions(&program, &situation.me.server_version, major, manifest)?;
-    let farm = manifest.farm(&source.dir, &source.scratch)?;
+    let farm = source.farm()?;
     let contents = pg_restore::readable(&program, farm.path(), &source.dir, manifest)?;
     if options.dry_run {
         common::say!("pg-snap", "{} can be restored into {}", manifest.date, options.database);
@@ -306,7 +312,7 @@ pub(crate) fn drop_replaced(
 fn find(profile: &Profile, options: &Options) -> Result<Source> {
     if let Some(dir) = &options.from {
         let manifest = Manifest::read(dir).map_err(|e| manifest::damaged(dir, &e))?;
-        let scratch = places::runtime(profile)?.join("pg-snap-restoring");
+        let scratch = places::state(profile)?.join("pg-snap-restoring");
         return Ok(Source::outside(dir.clone(), manifest, scratch));
     }
     find_dated(&options.dumps, options.date.as_deref())
@@ -332,7 +338,7 @@ pub(crate) fn find_dated(dumps: &std::path::Path, date: Option<&str>) -> Result<
         }
     };
     let dir = folder.path().join(&manifest.date);
-    Ok(Source { dir, manifest, scratch: folder.scratch(), _lock: Some(lock) })
+    Ok(Source { dir, manifest, scratch: folder.scratch(), lock: Some(lock) })
 }
 
 /// Refuses what cannot or must not be done, before anything is changed.

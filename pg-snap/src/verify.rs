@@ -102,7 +102,7 @@ fn rehearse(profile: &Profile, options: &Options, report: &mut Report) -> Result
         None => None,
     };
     let excludes = excludes(profile, &options.exclude)?;
-    let source = find(options, tree.as_ref(), runtime.join("pg-snap-verifying"))?;
+    let source = find(options, tree.as_ref(), places::state(profile)?.join("pg-snap-verifying"))?;
     let manifest = &source.manifest;
     report.set("date", manifest.date.as_str());
     report.set_text("dump", source.dir.as_os_str());
@@ -136,7 +136,7 @@ fn rehearse(profile: &Profile, options: &Options, report: &mut Report) -> Result
     let major = situation.me.major();
     let program = Program::find("pg_restore", &settings.pg_restore, Some(major.max(manifest.made_by())));
     pg_restore::check_versions(&program, &situation.me.server_version, major, manifest)?;
-    let farm = manifest.farm(&source.dir, &source.scratch)?;
+    let farm = source.farm()?;
     let contents = pg_restore::readable(&program, farm.path(), &source.dir, manifest)?;
     let facts = Facts::read(&source.dir, manifest).map_err(|e| manifest::damaged(&source.dir, &e))?;
     let load = Load {

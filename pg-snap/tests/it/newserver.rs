@@ -1,6 +1,8 @@
 //! A restore where nothing of the old server is there: Nextcloud can log in afterwards, or it is said that it cannot; and
 //! what its database had that not every server or role has does not stop it.
 
+use std::process::Command;
+
 use testkit::Ran;
 use testkit::postgres::{identifier, literal};
 
@@ -193,6 +195,32 @@ fn a_dump_of_a_newer_version_is_told_from_a_damaged_one() {
     );
     let ran = lab.restore(&lab.database, ["--yes", "--pg-restore", newer.to_str().unwrap()]).expect(78);
     assert!(ran.json["error"]["message"].as_str().unwrap().contains("transaction_timeout"));
+}
+
+#[test]
+fn a_pg_restore_that_takes_only_regular_files_gets_them_and_what_is_not_ours_stays_as_it_is() {
+    use std::os::unix::fs::MetadataExt as _;
+    let lab = Lab::filled();
+    let dump = lab.dump();
+    // As the minor versions of 2026.
+    let strict = lab.path("strict");
+    testkit::script(
+        &strict,
+        "#!/bin/sh\nfor last; do :; done\nif [ -d \"$last\" ] && [ -n \"$(find \"$last\" -mindepth 1 ! -type f)\" ]; then\n\
+         echo \"pg_restore: error: $last/toc.dat is not a regular file\" >&2; exit 1; fi\nexec pg_restore \"$@\"\n",
+    );
+    let strict = ["--yes", "--pg-restore", strict.to_str().unwrap()];
+    lab.restore(&lab.database, strict).expect(0);
+
+    let outside = lab.path("outside");
+    assert!(Command::new("cp").arg("-a").arg(&dump).arg(&outside).status().unwrap().success());
+    let toc = || std::fs::metadata(outside.join("files/toc.dat")).unwrap();
+    let before = toc();
+    lab.restore(&lab.database, [strict[0], strict[1], strict[2], "--from", outside.to_str().unwrap()])
+        .expect(0);
+    assert_eq!((toc().ctime(), toc().ctime_nsec()), (before.ctime(), before.ctime_nsec()));
+    let left = std::fs::metadata(dump.join("files/toc.dat")).unwrap();
+    assert_eq!(left.nlink(), 1, "its other name is gone again");
 }
 
 #[test]
