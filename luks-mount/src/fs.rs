@@ -149,6 +149,11 @@ fn remount(device: &Path, target: &Path, option: &str, watch: &mut Watch) -> Res
     Ok(())
 }
 
+/// What an ext4 of ours can do: named one by one, for else the machine's mke2fs.conf decides. Newer ones add what an older
+/// e2fsck on a rescue system refuses, and what is written at once (orphan_file: 2 MiB).
+const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,flex_bg,sparse_super,large_file,\
+                        huge_file,dir_nlink,extra_isize,metadata_csum";
+
 /// What mkfs.ext4 is told. The journal bounds how much metadata can be waiting to be written. Small descriptors, and
 /// room to grow to four times the size, not to a thousand times: both are written once for each copy.
 fn mkfs_ext4(size: u64, bytes_per_inode: u32) -> Cmd {
@@ -159,11 +164,13 @@ fn mkfs_ext4(size: u64, bytes_per_inode: u32) -> Cmd {
         _ => 32,
     };
     let mut extended = "lazy_itable_init=1,lazy_journal_init=1,nodiscard".to_owned();
-    let mut cmd = Cmd::new("mkfs.ext4").args(["-q", "-b", "4096", "-m", "0", "-I", "256"]);
+    let mut features = FEATURES.to_owned();
     if size <= SMALL_DESCRIPTORS {
-        cmd = cmd.args(["-O", "^64bit"]);
         extended.push_str(&format!(",resize={}", size / 4096 * 4));
+    } else {
+        features.push_str(",64bit");
     }
+    let cmd = Cmd::new("mkfs.ext4").args(["-q", "-b", "4096", "-m", "0", "-I", "256", "-O", &features]);
     let (inodes, journal) = (bytes_per_inode.to_string(), format!("size={journal}"));
     cmd.args(["-i", &inodes, "-J", &journal, "-E", &extended])
 }

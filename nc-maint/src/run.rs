@@ -9,6 +9,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 
 use anyhow::{Context as _, Result};
@@ -19,6 +20,7 @@ use common::status::Report;
 use common::{record, signals};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
+use nix::unistd::{AccessFlags, access};
 use serde_json::{Value, json};
 
 use crate::claim::Ledger;
@@ -33,7 +35,8 @@ pub(crate) fn run(settings: &Settings, command: &[OsString], report: &mut Report
     let first = command.first().ok_or_else(|| Fault::usage("no command is given"))?;
     program(first)?;
     // A directory that is gone or closed to us is no reason to fail.
-    let dir = std::env::current_dir().map_or_else(|_| OsString::from("/"), Into::into);
+    let enter = |dir: &PathBuf| access(dir, AccessFlags::X_OK).is_ok();
+    let dir = std::env::current_dir().ok().filter(enter).map_or_else(|| OsString::from("/"), Into::into);
     let (settings, command) = (settings.clone(), command.to_vec());
     let job = Job { settings, run_id: record::random_id()?, command, dir, account };
     report.set("run_id", job.run_id.as_str());
