@@ -111,6 +111,92 @@ fn an_interrupted_copy_is_continued_but_never_with_what_is_old() {
     }
 }
 
+/// What a person or a repair of the file system does to a snapshot in the copy: everything that can go, goes.
+fn damage(date: &Path) {
+    let docs = date.join("docs");
+    std::fs::remove_file(docs.join("gone")).unwrap();
+    std::fs::remove_dir_all(docs.join("d/e")).unwrap();
+    std::fs::remove_file(docs.join("link")).unwrap();
+    // Other things in the place of what was there.
+    std::fs::remove_dir_all(docs.join("f")).unwrap();
+    std::os::unix::fs::symlink("/etc", docs.join("f")).unwrap();
+    std::fs::remove_file(docs.join("file")).unwrap();
+    std::fs::create_dir(docs.join("file")).unwrap();
+    std::fs::write(docs.join("file/in"), "foreign").unwrap();
+    std::fs::write(docs.join("d/foreign"), "foreign").unwrap();
+    // Cut off.
+    std::fs::File::options().write(true).open(docs.join("short")).unwrap().set_len(3).unwrap();
+    let top = std::fs::File::open(docs.join("g")).unwrap();
+    top.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+}
+
+#[test]
+fn what_the_base_has_lost_is_sent_again_and_never_handed_on() {
+    let world = World::new();
+    for name in ["gone", "file", "short", "kept", "edited", "d/kept", "d/e/1", "d/e/2", "f/1", "g/1"] {
+        world.file(name, &format!("{name} as it was"));
+    }
+    std::os::unix::fs::symlink("kept", world.source.join("link")).unwrap();
+    std::fs::create_dir(world.source.join("empty")).unwrap();
+    // A time no ext4 has room for is no hole.
+    ok("touch", &["-d", "1800-01-01", world.source.join("g/1").to_str().unwrap()]);
+    world.publish();
+    let to = folder(&world);
+    copy(&world, &to, &[]).expect(0);
+    let first = world.dates().remove(0);
+    // All there: nothing to be said.
+    world.file("edited", "two");
+    world.publish();
+    let whole = copy(&world, &to, &["--date", &world.dates()[1]]).expect(0);
+    assert_eq!((&whole.json["data"]["lacking_paths"], warnings(&whole).len()), (&0.into(), 0), "{whole:?}");
+
+    let second = world.dates().remove(1);
+    damage(&to.join(&second));
+    world.file("edited", "three");
+    world.publish();
+    let third = world.dates().remove(2);
+    let filled = copy(&world, &to, &[]).expect(0);
+    assert_eq!(filled.json["data"]["base_date"], *second);
+    // gone, d/e, d/e/1, d/e/2, link, f, f/1, file, short.
+    assert_eq!(filled.json["data"]["lacking_paths"], 9, "{filled:?}");
+    assert_eq!(warnings(&filled), ["base-lacks", "base-has-more"]);
+    let said = filled.json["warnings"][0]["message"].as_str().unwrap();
+    assert!(said.contains("9 paths are missing in the copy of") && said.contains("d/e/1"), "{said}");
+    assert!(filled.json["warnings"][1]["message"].as_str().unwrap().contains("d/foreign"));
+    same(&world, &to, &third);
+    // What is still good is shared, and what was sent again has its line in the new date's list.
+    let inode = |date: &str| to.join(date).join("docs/d/kept").metadata().unwrap().ino();
+    assert_eq!(inode(&first), inode(&third));
+    let list = std::fs::read_to_string(to.join(&third).join(".meta/sha256sums.part")).unwrap();
+    for name in ["gone", "short", "d/e/2", "f/1", "file", "edited"] {
+        assert!(list.contains(&format!("  docs/{name}\n")), "{name}: {list}");
+    }
+
+    // A whole source.
+    std::fs::remove_dir_all(to.join(&third).join("docs")).unwrap();
+    world.file("edited", "four");
+    world.publish();
+    let fourth = world.dates().remove(3);
+    let filled = copy(&world, &to, &[]).expect(0);
+    assert_eq!((filled.json["data"]["base_date"].as_str(), warnings(&filled).len()), (Some(&*third), 1));
+    same(&world, &to, &fourth);
+    // Whole again.
+    world.file("edited", "five");
+    world.publish();
+    let last = copy(&world, &to, &[]).expect(0);
+    assert_eq!((&last.json["data"]["copied_files"], warnings(&last).len()), (&1.into(), 0), "{last:?}");
+    same(&world, &to, &world.dates()[4]);
+
+    // A date that has lost its description is named, and not begun with.
+    std::fs::remove_file(to.join(&world.dates()[4]).join(".meta/snapshot.json")).unwrap();
+    world.file("edited", "six");
+    world.publish();
+    let last = copy(&world, &to, &[]).expect(0);
+    assert_eq!(last.json["data"]["damaged_dates"], serde_json::json!([world.dates()[4]]));
+    assert_eq!(last.json["data"]["base_date"], *fourth);
+    same(&world, &to, &world.dates()[5]);
+}
+
 #[test]
 fn too_little_room_is_known_before_copying_and_a_full_disk_leaves_no_half() {
     let world = World::new();
