@@ -437,6 +437,10 @@ pub struct Rules {
     /// that the clock jumped: then nothing is removed [default: 7d].
     #[arg(long, value_name = "TIME")]
     pub max_gap: Option<Length>,
+    /// Remove no more within 24 hours. [default: no limit on the store's machine;
+    /// what S1 asks for has that of the profile, or 10]
+    #[arg(long, value_name = "N")]
+    pub max_removals_per_day: Option<u32>,
     /// Where days begin and end, like Europe/Vienna [default: this machine's].
     #[arg(long, value_name = "ZONE")]
     pub timezone: Option<Zone>,
@@ -455,7 +459,7 @@ impl Rules {
             keep_within: self.keep_within,
             min_age: self.min_age,
             max_gap: self.max_gap,
-            max_removals_per_day: None,
+            max_removals_per_day: self.max_removals_per_day,
             timezone: self.timezone.clone(),
         }
     }

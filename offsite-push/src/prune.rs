@@ -25,6 +25,9 @@ use crate::store::{self, Snapshot};
 use crate::takedown::Up;
 use crate::view::Record;
 
+/// So many go within 24 hours, unless `max_removals_per_day` says otherwise.
+const MAX_REMOVALS: u32 = 10;
+
 /// What the command line says.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Options {
@@ -205,6 +208,7 @@ fn rules(retention: &Retention) -> Vec<OsString> {
         ("--keep-weekly", retention.keep_weekly),
         ("--keep-monthly", retention.keep_monthly),
         ("--keep-yearly", retention.keep_yearly),
+        ("--max-removals-per-day", Some(retention.max_removals_per_day.unwrap_or(MAX_REMOVALS))),
     ];
     let lengths = [
         ("--keep-within", retention.keep_within),

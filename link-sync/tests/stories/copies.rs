@@ -197,6 +197,178 @@ fn what_the_base_has_lost_is_sent_again_and_never_handed_on() {
     same(&world, &to, &world.dates()[5]);
 }
 
+/// Files of `to` that no list covers: none of the dates that have the inode lists it under a name it has there. What is
+/// listed must be right, too.
+#[track_caller]
+fn uncovered(to: &Path) -> Vec<String> {
+    let mut listed = std::collections::HashSet::new();
+    for date in dates(to) {
+        let top = to.join(&date);
+        let Ok(list) = std::fs::read_to_string(top.join(".meta/sha256sums.part")) else { continue };
+        if list.is_empty() {
+            continue;
+        }
+        let mut check = std::process::Command::new("sha256sum");
+        check.args(["-c", "--quiet", "--strict", ".meta/sha256sums.part"]).current_dir(&top);
+        let checked = check.output().unwrap();
+        assert!(checked.status.success(), "{date}: {}", String::from_utf8_lossy(&checked.stdout));
+        for line in list.lines() {
+            listed.insert(top.join(&line[66..]).symlink_metadata().unwrap().ino());
+        }
+    }
+    let mut missing = Vec::new();
+    for date in dates(to) {
+        let find = ok("find", &[to.join(&date).join("docs").to_str().unwrap(), "-type", "f"]);
+        let files =
+            find.lines().filter(|f| !listed.contains(&Path::new(f).symlink_metadata().unwrap().ino()));
+        missing.extend(files.map(str::to_owned));
+    }
+    missing
+}
+
+/// Seven dates, one of them copied late, each with its part of a list.
+fn seven_dates(world: &World) -> PathBuf {
+    let to = folder(world);
+    for n in 0..60 {
+        world.file(&format!("d{}/f{n}", n % 5), &format!("content {n}"));
+        world.file(&format!("d{}.txt", n % 5), "beside a folder");
+    }
+    for day in 0..7 {
+        world.file(&format!("d1/new{day}"), &format!("of day {day}"));
+        world.file("d0/f5", &format!("edited on day {day}"));
+        if day > 0 {
+            world.file(&format!("d2/f{}", 2 + 5 * day), &format!("edited on day {day}"));
+            std::fs::remove_file(world.source.join(format!("d3/f{}", 3 + 5 * day))).unwrap();
+        }
+        if day == 4 {
+            // A folder that comes and goes.
+            std::fs::rename(world.source.join("d4"), world.source.join("moved")).unwrap();
+        }
+        world.publish();
+        if day != 2 {
+            copy(world, &to, &[]).expect(0);
+        }
+    }
+    let late = copy(world, &to, &["--date", &world.dates()[2]]).expect(0);
+    assert_eq!(late.json["data"]["base_date"], *world.dates()[6]);
+    to
+}
+
+#[track_caller]
+fn prune(world: &World, to: &Path, options: &[&str]) -> Ran {
+    let store = ["--store", to.to_str().unwrap(), "--min-age", "0d"];
+    world.act("prune", &store.iter().chain(options).copied().collect::<Vec<_>>())
+}
+
+#[test]
+fn each_file_of_each_date_stays_in_a_list_whatever_goes() {
+    let world = World::new();
+    let to = seven_dates(&world);
+    let names = world.dates();
+    assert_eq!(uncovered(&to), [""; 0]);
+    // The oldest; one in the middle; the one that was copied late; several at once.
+    for date in [&names[0], &names[3], &names[2]] {
+        prune(&world, &to, &["--date", date, "--yes"]).expect(0);
+        assert_eq!(uncovered(&to), [""; 0], "after {date}");
+    }
+    // What a run left that was killed before or after it had replaced a list: nothing is added twice.
+    let list = |date: &str| to.join(date).join(".meta/sha256sums.part");
+    let (old, kept) = (std::fs::read_to_string(list(&names[1])).unwrap(), &names[6]);
+    let own = std::fs::read_to_string(list(kept)).unwrap();
+    let twice = prune(&world, &to, &["--keep-last", "2", "--dry-run"]).expect(0);
+    assert_eq!(twice.json["data"]["removed"], serde_json::json!([names[1], names[4]]));
+    std::fs::write(to.join(&names[5]).join(".meta/.sha256sums.part.new"), &old[..old.len() / 2]).unwrap();
+    prune(&world, &to, &["--keep-last", "2"]).expect(0);
+    assert_eq!((uncovered(&to), dates(&to).len()), (Vec::new(), 2));
+    assert!(!to.join(&names[5]).join(".meta/.sha256sums.part.new").exists());
+    prune(&world, &to, &["--keep-last", "1"]).expect(0);
+    assert_eq!((uncovered(&to), dates(&to)), (Vec::new(), vec![kept.clone()]));
+    let all = std::fs::read_to_string(list(kept)).unwrap();
+    assert!(own.lines().all(|line| all.lines().any(|l| l == line)));
+    // As the store here knows it: the same files, each once.
+    let here = std::fs::read_to_string(world.store.join(kept).join(".meta/sha256sums")).unwrap();
+    let sorted = |text: &str| {
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(sorted(&all), sorted(&here));
+}
+
+#[test]
+fn killed_at_any_moment_of_a_prune_the_lists_are_whole() {
+    let world = World::new();
+    let to = seven_dates(&world);
+    let again = world.dir.join("again");
+    let lines = |path: &Path| std::fs::read_to_string(path).unwrap().lines().count();
+    let mut left = std::collections::BTreeSet::new();
+    for round in 0..24u64 {
+        ok("rm", &["-rf", again.to_str().unwrap()]);
+        ok("cp", &["-a", to.to_str().unwrap(), again.to_str().unwrap()]);
+        let mut command = world.command("prune", &["--store", again.to_str().unwrap(), "--min-age", "0d"]);
+        let mut child = command
+            .args(["--keep-last", "2", "--max-gap", "30d"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let heir = again.join(&world.dates()[5]).join(".meta/sha256sums.part");
+        match round {
+            // As soon as the first list is handed on, or a little later each time.
+            0 => until("a list grows", || lines(&heir) > lines(&to.join(heir.strip_prefix(&again).unwrap()))),
+            _ => std::thread::sleep(std::time::Duration::from_millis(4 + 3 * round)),
+        }
+        kill(child.id(), "-KILL");
+        child.wait().unwrap();
+        let lists =
+            dates(&again).iter().map(|d| again.join(d).join(".meta/sha256sums.part")).collect::<Vec<_>>();
+        left.insert((lists.len(), lists.iter().map(|list| lines(list)).sum::<usize>()));
+        assert_eq!(uncovered(&again), [""; 0], "round {round}");
+        prune(&world, &again, &["--keep-last", "2"]).expect(0);
+        assert_eq!((uncovered(&again), dates(&again).len()), (Vec::new(), 2), "round {round}");
+    }
+    eprintln!("dates and lines that were left: {left:?}");
+}
+
+#[test]
+fn a_date_that_cannot_hand_on_its_list_goes_and_that_is_told() {
+    let world = World::new();
+    let to = seven_dates(&world);
+    let oldest = world.dates().remove(0);
+    let list = to.join(&oldest).join(".meta/sha256sums.part");
+    let text = std::fs::read_to_string(&list).unwrap();
+    std::fs::write(&list, text.replacen("  docs/d0/f0\n", "\n", 1)).unwrap();
+    let gone = prune(&world, &to, &["--date", &oldest, "--yes"]).expect(3);
+    assert_eq!(warnings(&gone), ["list-not-handed-on"]);
+    assert_eq!(gone.json["data"]["unlisted"][0][0], *oldest);
+    // All but the one line.
+    let missing = uncovered(&to);
+    assert!(missing.iter().all(|path| path.ends_with("docs/d0/f0")) && missing.len() == 6, "{missing:?}");
+}
+
+#[test]
+fn of_what_is_limited_no_more_goes_within_a_day() {
+    let world = World::new();
+    let to = seven_dates(&world);
+    let limited = ["--keep-last", "2", "--max-removals-per-day", "3"];
+    let look = prune(&world, &to, &[&limited[..], &["--dry-run"]].concat()).expect(0);
+    let first = prune(&world, &to, &limited).expect(0);
+    assert_eq!(look.json["data"]["removed"], first.json["data"]["removed"]);
+    assert_eq!((warnings(&first), dates(&to).len()), (vec!["removal-limit"], 4));
+    assert_eq!(first.json["data"]["postponed"].as_array().unwrap().len(), 2);
+    // Neither the same day again, nor after a cut: it is noted before they go.
+    assert_eq!(prune(&world, &to, &limited).expect(0).json["changed"], false);
+    let state = to.join(".prune.json");
+    let text = std::fs::read_to_string(&state).unwrap();
+    let early = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(25);
+    let mut noted: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(noted["for_clients"].as_array().unwrap().len(), 3);
+    noted["for_clients"] = serde_json::json!([early.to_string()]);
+    std::fs::write(&state, noted.to_string()).unwrap();
+    prune(&world, &to, &limited).expect(0);
+    assert_eq!(dates(&to).len(), 2);
+}
+
 #[test]
 fn too_little_room_is_known_before_copying_and_a_full_disk_leaves_no_half() {
     let world = World::new();
