@@ -70,7 +70,7 @@ impl Rules {
         name.unwrap_or_else(|| Timestamp::UNIX_EPOCH.to_zoned(self.zone.clone()).strftime("%:z").to_string())
     }
 
-    /// Removals within 24 hours that a client may ask for.
+    /// Removals within 24 hours, for whoever is given a limit.
     pub fn max_removals(&self) -> usize {
         usize::try_from(self.written.max_removals_per_day.unwrap_or(MAX_REMOVALS)).unwrap_or(usize::MAX)
     }

@@ -34,7 +34,7 @@ use crate::store::publish::{AllDone, Done, publish};
 use crate::store::{
     INCOMING, PARTIAL, Store, clone, diff, manifest, open_dir, pace, remove, verified, verify,
 };
-use crate::tree::Stamp;
+use crate::tree::{Census, Stamp};
 
 /// How often the source is told how far a clone has come.
 const TELL: Duration = Duration::from_millis(200);
@@ -256,7 +256,14 @@ impl Serving {
         // What was known of another clone does not hold for one that fails halfway.
         self.done.remove(source);
         let writable = self.writable()?;
-        let base = writable.base_dir(source)?.context("the base does not hold this source")?;
+        let times = writable.keeps.times();
+        let Some(base) = writable.base_dir(source)? else {
+            ensure!(writable.copy, "the base does not hold this source");
+            // What the copy has lost is sent again, all of it.
+            self.fresh(source)?;
+            self.done.insert(source.to_owned(), Done::default());
+            return value(Cloned { linked: 0, census: Census::default(), times });
+        };
         let watcher = Mutex::new((output, Instant::now(), 0u64));
         let wrote = |links: u64| -> Result<()> {
             writable.pace.wrote(links * pace::LINK + pace::FOLDER)?;
@@ -270,7 +277,6 @@ impl Serving {
             }
             Ok(())
         };
-        let times = writable.keeps.times();
         let census = clone::clone(&base, &self.fresh(source)?, &left_out, times, &wrote)?;
         self.done.insert(source.to_owned(), done);
         value(Cloned { linked: census.files, census, times })

@@ -1152,7 +1152,7 @@ fn tell_of_beyond(source: &Source, tree: &Tree, report: &mut Report) {
 }
 
 /// The first of a list, for people.
-fn some(list: impl ExactSizeIterator<Item = String>) -> String {
+pub fn some(list: impl ExactSizeIterator<Item = String>) -> String {
     let more = list.len().saturating_sub(NAMED);
     let named = list.take(NAMED).collect::<Vec<_>>().join(", ");
     if more > 0 { format!("{named}, and {more} more") } else { named }

@@ -67,7 +67,7 @@ impl FileSystem {
     }
 
     /// Checks it if it needs that, or ext4 for writing if `suspect`, and mounts it; `data.fsck` says whether something
-    /// was repaired.
+    /// was repaired, `data.checked_before` when ext4 had been checked before, by whomever, and `data.checked_at` when it was now.
     pub(crate) fn mount(
         self,
         device: &Path,
@@ -84,6 +84,8 @@ impl FileSystem {
         }
         if self == FileSystem::Ext4 {
             let found = Super::read(device, watch)?;
+            report.set("checked_before", found.last_checked.clone());
+            report.set("checked_at", found.last_checked.clone());
             if read_only && found.needs_replay {
                 let what =
                     "it was not unmounted cleanly: shown as it is, without what its journal still holds";
@@ -96,6 +98,7 @@ impl FileSystem {
                 }
                 if found.needs_check || suspect {
                     check(device, found.needs_check, watch, report)?;
+                    report.set("checked_at", Super::read(device, watch)?.last_checked);
                 }
                 options.push_str(WRITING);
                 if found.has_journal {
@@ -225,6 +228,8 @@ struct Super {
     has_journal: bool,
     needs_replay: bool,
     needs_check: bool,
+    /// As dumpe2fs writes it.
+    last_checked: Option<String>,
 }
 
 impl Super {
@@ -247,6 +252,7 @@ impl Super {
             needs_check: value("Filesystem state:") != Some("clean")
                 || counted("Journal errno:")
                 || counted("FS Error count:"),
+            last_checked: value("Last checked:").map(str::to_owned),
         }
     }
 }
@@ -277,8 +283,10 @@ mod tests {
         assert!(with("FS Error count:           2\n"));
         assert_eq!(
             Super::parse("garbage"),
-            Super { has_journal: false, needs_replay: false, needs_check: true }
+            Super { has_journal: false, needs_replay: false, needs_check: true, last_checked: None }
         );
+        let when = Super::parse("Last checked:             Thu Nov 26 17:00:00 2026\n").last_checked;
+        assert_eq!(when.as_deref(), Some("Thu Nov 26 17:00:00 2026"));
     }
 
     #[test]

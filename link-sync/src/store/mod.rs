@@ -15,6 +15,7 @@ pub mod diff;
 pub mod fetch;
 pub mod find;
 pub mod keeps;
+pub mod lists;
 pub mod manifest;
 pub mod merge;
 pub mod meta;

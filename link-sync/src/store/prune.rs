@@ -2,7 +2,7 @@
 //!
 //! A date is whole or gone: one rename takes it into `.pruned`, durably, before anything of it is unlinked. What a killed
 //! run left there is unlinked by the next one. The store's lock is held only until the renames are done, so a backup
-//! waits for seconds at most; `.prune.lock` keeps two prunes apart. Each snapshot's own lock is taken alone, so one that
+//! waits for seconds at most; `.prune.lock` keeps two prunes apart. In a copy, the lists of what goes are handed on before. Each snapshot's own lock is taken alone, so one that
 //! is being read (pushed, viewed, verified, restored) stays.
 
 use std::fs::File;
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::meta::{Consistency, SnapshotMeta, taken};
 use super::sweep::sweep;
-use super::{META, PRUNED, Store, ensure_dir, open_file, pace, pins, publish, visit};
+use super::{META, PRUNED, Store, ensure_dir, lists, open_file, pace, pins, publish, visit};
 use crate::retention::{Rules, Snapshot, Verdict};
 
 /// What must be remembered between prunes.
@@ -36,6 +36,8 @@ pub struct Ask {
     pub dry_run: bool,
     /// Dates that stay whatever the rules say, with the reason.
     pub needed: Vec<(String, String)>,
+    /// How many may go within 24 hours, by the rules; no limit for who has the store's machine.
+    pub limit: Option<usize>,
 }
 
 /// What is to be removed.
@@ -56,12 +58,14 @@ pub struct Pruned {
     pub removed: Vec<String>,
     /// Dates that are in use.
     pub skipped: Vec<String>,
-    /// Dates left for another day, as a client may not remove more.
+    /// Dates left for another day, as no more may go on one.
     pub postponed: Vec<String>,
     /// Folders that look like snapshots but are damaged: never touched.
     pub damaged: Vec<String>,
     /// Dates that a prune before had removed, but not to the end.
     pub completed: Vec<String>,
+    /// Dates whose lists could not be handed on, or not all of them, and why.
+    pub unlisted: Vec<(String, String)>,
     /// Names unlinked.
     pub paths: u64,
     /// The time zone days are counted in.
@@ -74,7 +78,7 @@ struct State {
     /// When the clock was last believed.
     #[serde(default)]
     believed_at: Option<Timestamp>,
-    /// Removals that clients asked for within the last day: when.
+    /// Removals within the last day of which only so many may be: when.
     #[serde(default)]
     for_clients: Vec<Timestamp>,
 }
@@ -98,14 +102,15 @@ pub fn prune(store: &Store, ask: &Ask, now: Timestamp) -> Result<Pruned> {
     }
     let what = format!("the store {}", store.path.display());
     let writable = Lock::exclusive_within(&store.path.join(".lock"), &what, PATIENCE)?;
-    let (state, mut pruned, newest) = decide(store, &dir, ask, now)?;
+    let (state, mut pruned, dates) = decide(store, &dir, ask, now)?;
     if !pruned.removed.is_empty() || matches!(ask.what, What::Rules(_)) {
         // Before the renames, so that a kill in between does not make room for more.
         common::durable::write(&store.path.join(STATE), &serde_json::to_vec(&state)?, 0o600)?;
     }
+    pruned.unlisted = lists::hand_on(&dir, &dates, &pruned.removed, &|bytes| pace.wrote(bytes))?;
     rename_away(&dir, &away, &mut pruned)?;
-    if let Some(newest) = newest {
-        publish::point_latest(&dir, &newest, true)?;
+    if let Some(newest) = dates.last() {
+        publish::point_latest(&dir, newest, true)?;
     }
     drop(writable);
     for date in &pruned.removed {
@@ -156,10 +161,10 @@ fn alone(dir: &File, date: &str) -> Result<Option<File>> {
     }
 }
 
-/// What is to be removed and why, the state that follows, and the newest snapshot.
-fn decide(store: &Store, dir: &File, ask: &Ask, now: Timestamp) -> Result<(State, Pruned, Option<String>)> {
+/// What is to be removed and why, the state that follows, and the dates there are now.
+fn decide(store: &Store, dir: &File, ask: &Ask, now: Timestamp) -> Result<(State, Pruned, Vec<String>)> {
     let (metas, damaged) = store.snapshots()?;
-    let newest = metas.last().map(|m| m.date.clone());
+    let dates = metas.iter().map(|m| m.date.clone()).collect();
     let mut needed = ask.needed.clone();
     needed.extend(pins::read(dir)?.into_iter().map(|(date, name)| (date, format!("pinned by {name}"))));
     let mut state = load(store)?;
@@ -169,7 +174,7 @@ fn decide(store: &Store, dir: &File, ask: &Ask, now: Timestamp) -> Result<(State
         What::Date(date) => {
             by_hand(&metas, &pruned.damaged, &needed, date)?;
             pruned.removed.push(date.clone());
-            return Ok((state, pruned, newest));
+            return Ok((state, pruned, dates));
         }
     };
     let snapshots: Vec<_> = metas.iter().map(snapshot).collect::<Result<_>>()?;
@@ -182,10 +187,7 @@ fn decide(store: &Store, dir: &File, ask: &Ask, now: Timestamp) -> Result<(State
     pruned.timezone = Some(rules.zone());
     let a_day = SignedDuration::from_hours(24);
     state.for_clients.retain(|at| now.duration_since(*at) < a_day);
-    let mut room = match rules.for_client {
-        true => rules.max_removals().saturating_sub(state.for_clients.len()),
-        false => usize::MAX,
-    };
+    let mut room = ask.limit.map_or(usize::MAX, |limit| limit.saturating_sub(state.for_clients.len()));
     for (meta, Verdict { mut keep, mut reasons }) in metas.iter().zip(verdicts) {
         let others: Vec<_> = needed.iter().filter(|n| n.0 == meta.date).map(|n| n.1.clone()).collect();
         if !others.is_empty() {
@@ -210,10 +212,10 @@ fn decide(store: &Store, dir: &File, ask: &Ask, now: Timestamp) -> Result<(State
         );
     }
     state.believed_at = Some(now);
-    if rules.for_client {
+    if ask.limit.is_some() {
         state.for_clients.extend(std::iter::repeat_n(now, pruned.removed.len()));
     }
-    Ok((state, pruned, newest))
+    Ok((state, pruned, dates))
 }
 
 /// Whether a person may remove `date`: a damaged one, or any but the last good one and those others need.

@@ -25,7 +25,18 @@ fn after_a_confirmed_push_the_container_is_opened_again() {
     let world = with_rules();
     world.snapshot(MORE);
     let ran = world.push().expect(0);
-    let wanted = ["copy", "prune-look", "detach", "unmount", "mount", "attach", "prune", "detach", "unmount"];
+    let wanted = [
+        "copy",
+        "prune-look",
+        "detach",
+        "unmount",
+        "mount",
+        "attach",
+        "prune-look",
+        "prune",
+        "detach",
+        "unmount",
+    ];
     assert_eq!(steps(&ran)[4..], wanted);
     assert_eq!(ran.json["data"]["prune"]["removed"], serde_json::json!(DATES[..2]));
     assert_eq!(world.container(), [DATES[2], MORE]);
@@ -39,7 +50,10 @@ fn after_a_confirmed_push_the_container_is_opened_again() {
     assert_eq!(world.read("store/.pins/offsite-home"), format!("{{\"dates\":[\"{MORE}\"]}}"));
     let log = world.read("log");
     let line = log.lines().rfind(|l| l.starts_with("link-sync prune")).unwrap();
-    let rules = format!("--keep-last 2 --keep-within 1d --timezone UTC --keep {MORE} --flush-bytes 4m");
+    let rules = format!(
+        "--keep-last 2 --max-removals-per-day 10 --keep-within 1d --timezone UTC --keep {} --keep {MORE} --flush-bytes 4m",
+        DATES[2]
+    );
     assert!(line.ends_with(&rules), "{line}");
 }
 
@@ -94,10 +108,30 @@ fn killed_in_the_middle_the_next_push_knows_the_container() {
     signal(child.id(), "KILL");
     child.wait().unwrap();
     std::fs::remove_file(world.path("plan/pruning")).unwrap();
+    // It was noted before that this one goes; that it is gone is no alarm.
+    assert_eq!(world.record()["going"], serde_json::json!(DATES[..1]));
+    assert_eq!(world.record()["dates"], serde_json::json!(DATES));
+    assert_eq!(world.container(), DATES[1..]);
     world.snapshot(MORE);
     world.push().expect(0);
     assert_eq!(world.container(), [DATES[2], MORE]);
     assert_eq!(world.record()["generation"], world.stamp()["generation"]);
+    assert_eq!(
+        (&world.record()["dates"], &world.record()["going"]),
+        (&serde_json::json!([DATES[2], MORE]), &serde_json::json!([]))
+    );
+}
+
+#[test]
+fn the_limit_of_a_day_is_that_of_the_profile() {
+    let world = with_rules();
+    let profile = world.read("home.toml").replace("keep_last = 2", "keep_last = 2\nmax_removals_per_day = 1");
+    world.write("home.toml", &profile);
+    world.run("prune", &[]).expect(0);
+    let log = world.read("log");
+    let calls: Vec<_> = log.lines().filter(|l| l.starts_with("link-sync prune")).collect();
+    assert_eq!(calls.len(), 2);
+    assert!(calls.iter().all(|l| l.contains("--max-removals-per-day 1 ")), "{calls:?}");
 }
 
 #[test]

@@ -45,7 +45,8 @@ case $tool-$action in
         mkdir -p "$w/run/container"
         mount --bind "$w/disk" "$w/run/container"
         echo attached >"$w/luks"
-        object 0 true "{\"state\":\"attached\",\"uuid\":\"$(cat "$w/uuid")\"}" '[{"kind":"header-differs","message":"seen"}]' ;;
+        checked=$(state checked yesterday)
+        object 0 true "{\"state\":\"attached\",\"uuid\":\"$(cat "$w/uuid")\",\"fsck\":\"$(state fsck not-needed)\",\"checked_before\":\"$checked\",\"checked_at\":\"$checked\"}" '[{"kind":"header-differs","message":"seen"}]' ;;
     luks-mount-detach)
         if [ "$(luks)" = detached ]; then object 0 false '{"state":"detached"}'; exit 0; fi
         umount "$w/run/container" 2>/dev/null
@@ -66,15 +67,16 @@ case $tool-$action in
     link-sync-verify)
         object 0 false '{"dates":["d"],"sample_percent":5,"bytes_read":99,"findings_total":0}' ;;
     link-sync-prune)
-        # All but the newest two go.
+        # All but the newest two go, and what is to stay.
         shift
-        dry=''
+        dry='' keep=' '
         while [ $# -gt 0 ]; do
-            case $1 in --store) store=$2; shift ;; --dry-run) dry=1 ;; esac
+            case $1 in --store) store=$2; shift ;; --keep) keep="$keep$2 "; shift ;; --dry-run) dry=1 ;; esac
             shift
         done
         removed=''
         for date in $(ls "$store" | grep '^20' | head -n -2); do
+            case $keep in *" $date "*) continue ;; esac
             removed="$removed${removed:+,}\"$date\""
             [ -n "$dry" ] || rm -rf "${store:?}/$date"
             [ ! -e "$w/plan/pruning" ] || [ -n "$dry" ] || . "$w/plan/pruning"
