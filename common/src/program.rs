@@ -119,6 +119,9 @@ fn open(path: &Path) -> std::io::Result<File> {
 /// The tool that the script which started us holds: if it holds us, too.
 fn held(own: &Program, name: &str) -> Option<PathBuf> {
     let dir = PathBuf::from(std::env::var_os(HELD)?);
+    if mutant::active("tools-held-by-no-script") {
+        return None;
+    }
     let ours = std::fs::metadata("/proc/self/exe").ok()?;
     let told = std::fs::metadata(dir.join(own.path.file_name()?)).ok()?;
     let path = dir.join(name);
