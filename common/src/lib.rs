@@ -16,6 +16,7 @@ pub mod outward;
 pub mod places;
 pub mod process;
 pub mod profile;
+pub mod program;
 pub mod record;
 pub mod rename;
 pub mod restoring;

@@ -28,6 +28,7 @@ use nix::unistd::{Gid, Uid};
 use crate::account::Account;
 use crate::capture::{Capture, Group, Limits, TICK};
 use crate::fault::{Fault, Kind};
+use crate::program::by_descriptor;
 use crate::{mutant, signals};
 
 /// Where programs are looked for, whatever the caller's PATH says.
@@ -123,6 +124,7 @@ impl Output {
 #[derive(Debug)]
 pub struct Cmd {
     argv: Vec<OsString>,
+    held: Option<Arc<OwnedFd>>,
     env: Vec<(OsString, OsString)>,
     stdin: Vec<u8>,
     dir: Option<PathBuf>,
@@ -163,6 +165,7 @@ impl Cmd {
     pub fn new(program: impl Into<OsString>) -> Cmd {
         Cmd {
             argv: vec![program.into()],
+            held: None,
             env: Vec::new(),
             stdin: Vec::new(),
             dir: None,
@@ -175,6 +178,13 @@ impl Cmd {
             account: None,
             own_session: false,
         }
+    }
+
+    /// A command that runs the program behind `file`, whatever lies at `path` by then.
+    pub(crate) fn held(path: PathBuf, file: Arc<OwnedFd>) -> Cmd {
+        // Inherited, as a script is read by name.
+        let cmd = Cmd::new(path).inherit(file.as_raw_fd());
+        Cmd { held: Some(file), ..cmd }
     }
 
     /// A command from a configured argv; `argv` must not be empty.
@@ -357,8 +367,14 @@ impl Cmd {
         if self.heed_signals {
             signals::check()?;
         }
-        let path = program(&self.argv[0])?;
+        let path = match &self.held {
+            Some(file) => by_descriptor(file),
+            None => program(&self.argv[0])?,
+        };
         let mut command = Command::new(&path);
+        if self.held.is_some() {
+            command.arg0(&self.argv[0]);
+        }
         command.args(&self.argv[1..]).env_clear().env("LC_ALL", "C.UTF-8").env("PATH", PATH);
         command.envs(self.env.iter().map(|(k, v)| (k, v)));
         command.current_dir(self.dir.as_deref().unwrap_or(Path::new("/")));
@@ -405,13 +421,14 @@ impl Cmd {
                 Ok(())
             });
         }
+        let shown = if self.held.is_some() { Path::new(&self.argv[0]) } else { &path };
         let child = command.spawn().map_err(|e| {
             let kind = match e.kind() {
                 std::io::ErrorKind::NotFound => Kind::Unavailable,
                 std::io::ErrorKind::PermissionDenied => Kind::Denied,
                 _ => Kind::Failed,
             };
-            anyhow::Error::from(Fault::new(kind, format!("cannot start {}: {e}", path.display())))
+            anyhow::Error::from(Fault::new(kind, format!("cannot start {}: {e}", shown.display())))
         })?;
         let pidfd = pidfd(child.id())?;
         let group = Group::new(child.id());

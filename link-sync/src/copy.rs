@@ -15,6 +15,7 @@ use common::fault::Fault;
 use common::lock::Lock;
 use common::places;
 use common::profile::{Bytes, Profile};
+use common::program::Program;
 use common::run::Cmd;
 use common::status::Report;
 use serde_json::{Value, json};
@@ -136,9 +137,8 @@ fn source(args: &Copy, profile: &Profile) -> Result<Store> {
 
 /// `link-sync serve` for the other store, as a child.
 fn far_end(args: &Copy, profile: &Profile, to: &Path) -> Result<Cmd> {
-    let exe = std::env::current_exe().context("cannot find our own program")?;
     let reserve = args.reserve_bytes.or(profile.offsite.reserve_bytes.map(Bytes)).unwrap_or(RESERVE);
-    let cmd = Cmd::new(exe).arg("serve").arg("--store").arg(to);
+    let cmd = Program::own()?.cmd().arg("serve").arg("--store").arg(to);
     Ok(cmd.args([format!("--reserve-bytes={}", reserve.0), format!("--flush-bytes={}", args.flush_bytes.0)]))
 }
 

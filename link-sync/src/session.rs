@@ -135,6 +135,8 @@ impl Session {
     /// Reaches the store, takes its lock, and clears what an interrupted run left.
     pub fn begin(settings: Settings, allow: Allow, report: &mut Report) -> Result<Session> {
         let started_at = common::status::now();
+        // The one of now, whatever lies there by then. That it is not there is told where it is needed.
+        maintenance::nc_maint().ok();
         store_apart(&settings)?;
         // A restore sets its mark under the lock that is ours by now.
         restoring::none(&settings.state, &settings.profile.name, crate::restore::html(&settings))?;

@@ -15,6 +15,7 @@ use std::process::ExitStatus;
 use anyhow::{Context as _, Result};
 use common::account::Account;
 use common::fault::Fault;
+use common::program::Program;
 use common::run::{Child, Cmd, Failure, Output, program};
 use common::status::Report;
 use common::{record, signals};
@@ -47,7 +48,7 @@ pub(crate) fn run(settings: &Settings, command: &[OsString], report: &mut Report
     let (out, out_end) = pipe().context("cannot make a pipe")?;
     let (err, err_end) = pipe().context("cannot make a pipe")?;
     let (theirs, out_end, err_end) = (OwnedFd::from(theirs), OwnedFd::from(out_end), OwnedFd::from(err_end));
-    let guardian = Cmd::new("/proc/self/exe").arg("guardian").own_session().outlives_us();
+    let guardian = Program::own()?.cmd().arg("guardian").own_session().outlives_us();
     // Never dropped: that would kill it, and it is what ends maintenance when we fail.
     let mut guardian =
         ManuallyDrop::new(guardian.start_streams(theirs.into(), out_end.into(), err_end.into())?);

@@ -8,13 +8,14 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
 use std::os::fd::AsFd as _;
-use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
-use common::run::{Child, Cmd, pidfd};
+use common::mutant;
+use common::program::Program;
+use common::run::{Child, pidfd};
 use common::signals;
 use common::status::{Report, interrupted};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -27,6 +28,9 @@ use crate::settings::Settings;
 
 /// How long a sibling that was asked to stop may take to undo.
 const UNDO: Duration = Duration::from_secs(60);
+
+/// How long a tool may take to tell its version.
+const ASKED: Duration = Duration::from_secs(60);
 
 /// How long it may take if S3 is silent: it cannot undo much then, the take-down can.
 const UNDO_SILENT: Duration = Duration::from_secs(10);
@@ -42,7 +46,7 @@ pub(crate) struct Siblings<'s> {
     pub(crate) doing: &'static str,
     /// Notices when S3 falls silent during a step.
     pub(crate) watch: Option<Watch>,
-    dir: PathBuf,
+    tools: Vec<(&'static str, Program)>,
 }
 
 /// One call of a sibling.
@@ -132,22 +136,20 @@ enum Stop {
 }
 
 impl<'s> Siblings<'s> {
-    /// The tools beside this program; all that are needed must be there.
+    /// The tools beside this program, opened: from now on these, whatever an upgrade puts in their place. All that are
+    /// needed must be there, and of this version.
     pub(crate) fn find(settings: &'s Settings) -> Result<Siblings<'s>> {
-        let exe = std::env::current_exe().context("cannot find this program's own file")?;
-        let dir = exe.parent().unwrap_or(Path::new("/usr/sbin")).to_owned();
         let mut needed = vec!["luks-mount", "link-sync"];
         if settings.s3.is_some() {
             needed.insert(0, "sshfs-mount");
         }
+        let mut tools = Vec::new();
         for tool in needed {
-            if nix::unistd::access(&dir.join(tool), nix::unistd::AccessFlags::X_OK).is_err() {
-                return Err(Fault::unavailable(format!("{} is not there", dir.join(tool).display()))
-                    .hint(format!("install {tool} beside offsite-push"))
-                    .into());
-            }
+            let program = Program::beside(tool)?;
+            same_version(tool, &program)?;
+            tools.push((tool, program));
         }
-        Ok(Siblings { settings, steps: Vec::new(), doing: "store", watch: None, dir })
+        Ok(Siblings { settings, steps: Vec::new(), doing: "store", watch: None, tools })
     }
 
     /// Runs a sibling to its end and notes the step. An error: it was not started, or it did not end by itself.
@@ -159,7 +161,9 @@ impl<'s> Siblings<'s> {
         let begun = Instant::now();
         let fd = memfd_create(c"status", MFdFlags::MFD_CLOEXEC).context("cannot make a memory file")?;
         let stdout = File::from(fd);
-        let mut cmd = Cmd::new(self.dir.join(call.tool)).arg(call.action).args(&self.settings.words);
+        let program = self.tools.iter().find(|(tool, _)| *tool == call.tool);
+        let (_, program) = program.with_context(|| format!("{} was not asked for", call.tool))?;
+        let mut cmd = program.cmd().arg(call.action).args(&self.settings.words);
         cmd = cmd.args(call.args);
         if let Some(term) = std::env::var_os("TERM") {
             // Its progress bar looks at it.
@@ -311,6 +315,22 @@ const PARTS: [Part; 3] = [
     },
     Part { tool: "link-sync", what: "", up: None, steps: &["copy"], down: "" },
 ];
+
+/// In the moment of an upgrade, one of them may be of before and the other of after it.
+fn same_version(tool: &str, program: &Program) -> Result<()> {
+    let output = program.cmd().arg("--version").timeout(ASKED).uninterruptible().checked()?;
+    let (said, ours) = (output.text(), format!("{tool} {}", env!("CARGO_PKG_VERSION")));
+    if said == ours || mutant::active("tools-of-any-version") {
+        return Ok(());
+    }
+    let path = program.path().display();
+    Err(Fault::unavailable(format!(
+        "{path} says it is '{}', where {ours} belongs",
+        common::show::escaped(&said)
+    ))
+    .hint("if an upgrade is under way, try again when it has ended; else install all tools of one version")
+    .into())
+}
 
 fn exit_code(status: ExitStatus) -> i32 {
     use std::os::unix::process::ExitStatusExt as _;

@@ -13,7 +13,8 @@ use anyhow::{Context as _, Result, ensure};
 use common::fault::Fault;
 use common::lock::Lock;
 use common::profile::Profile;
-use common::run::{Cmd, pidfd, pidfd_signal};
+use common::program::Program;
+use common::run::{pidfd, pidfd_signal};
 use common::{durable, places, signals};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
@@ -60,7 +61,8 @@ pub(crate) fn start(profile: &Profile, argv: &[OsString]) -> Result<()> {
     }
     let listener = with_short_name(&path, |p| UnixListener::bind(p))
         .with_context(|| format!("cannot listen on {}", path.display()))?;
-    let child = Cmd::new(std::env::current_exe().context("cannot find our own program")?)
+    let child = Program::own()?
+        .cmd()
         .arg("holder")
         .arg(format!("--listen-fd={}", listener.as_raw_fd()))
         .arg(format!("--lock-fd={}", lock.fd()))
@@ -140,8 +142,9 @@ pub(crate) fn end_by_force(profile: &Profile) -> Result<()> {
     let process = pidfd(pid)?;
     let line = std::fs::read(format!("/proc/{pid}/cmdline")).context("it is gone")?;
     let mut words = line.split(|b| *b == 0);
+    // Of whatever version: an upgrade may have come since.
     let program = words.next().map(|w| PathBuf::from(OsStr::from_bytes(w)));
-    let ours = program == std::env::current_exe().ok() && words.next() == Some(b"holder");
+    let ours = program.as_deref() == Some(Program::own()?.path()) && words.next() == Some(b"holder");
     ensure!(ours, "process {pid} is another one");
     pidfd_signal(&process, Signal::SIGKILL);
     let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];

@@ -81,6 +81,10 @@ fn full(source: &str, path: &[u8]) -> Vec<u8> {
 /// Does it.
 pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
     let settings = args.profile.options().settings()?;
+    if args.closed {
+        // Before anything is done.
+        maintenance::nc_maint()?;
+    }
     let mut wishes = wishes(args)?;
     // Nothing may be backed up while it is replaced, nor the other way round. Before Nextcloud is closed is a good time to
     // be told.

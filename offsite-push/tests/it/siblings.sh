@@ -2,7 +2,8 @@
 # Stands in for sshfs-mount, luks-mount and link-sync: same words, same objects, same states, on plain folders.
 # $w/plan/TOOL-ACTION, if it is there, is sourced first: what goes wrong.
 w='@WORLD@'
-tool=${0##*/} action=$1
+tool='@TOOL@' action=$1
+[ "$1" != --version ] || { echo "$tool 0.1.0"; exit 0; }
 echo "$tool $*" >>"$w/log"
 # object CODE CHANGED DATA [WARNINGS] [LEFT]
 object() {
