@@ -19,9 +19,12 @@ use serde_json::{Value, json};
 
 use super::keeps::Keeps;
 use super::meta::{DATE_FORMAT, SnapshotMeta};
+use super::odd::Known;
 use super::pace::Pace;
 use super::sweep::sweep;
-use super::{INCOMING, META, PARTIAL, RESUME, Store, TRASH, ensure_dir, open_dir, remove, split, visit};
+use super::{
+    INCOMING, META, PARTIAL, PRUNED, RESUME, Store, TRASH, ensure_dir, ledger, open_dir, remove, split, visit,
+};
 
 /// A store that is ours alone until this value goes.
 #[derive(Debug)]
@@ -68,8 +71,9 @@ pub(super) fn lock(store: &Store) -> Result<Lock> {
 pub fn open(store: &Store, copy_from: Option<Option<&str>>) -> Result<Writable> {
     let dir = store.check()?;
     let lock = lock(store)?;
-    let (mut snapshots, damaged) = store.snapshots()?;
-    let mut warnings: Vec<Value> = damaged
+    let mut known = Known::of(store, jiff::Timestamp::now())?;
+    let mut warnings: Vec<Value> = known
+        .damaged
         .iter()
         .map(|name| {
             json!({"kind": "damaged-snapshot", "message": format!(
@@ -79,9 +83,10 @@ pub fn open(store: &Store, copy_from: Option<Option<&str>>) -> Result<Writable> 
         .collect();
     let copy = copy_from.is_some();
     if !copy {
-        check_clock(snapshots.last())?;
+        check_clock(&known)?;
     }
-    let newest = snapshots.last().map(|s| s.date.clone());
+    warnings.extend(known.warnings());
+    let newest = known.counted.last().map(|s| s.date.clone());
     if let Some(newest) = &newest
         && super::publish::point_latest(&dir, newest, true)?
     {
@@ -89,14 +94,18 @@ pub fn open(store: &Store, copy_from: Option<Option<&str>>) -> Result<Writable> 
             "'latest' did not point to the newest snapshot, {newest}: it does now")}));
     }
     let base = match copy_from {
-        None => snapshots.pop(),
+        None => known.counted.pop(),
         Some(None) => None,
         Some(Some(date)) => {
-            let found = snapshots.into_iter().find(|s| s.date == date);
+            let odd = known.odd.into_iter().map(|o| o.0);
+            let found = known.counted.into_iter().chain(odd).find(|s| s.date == date);
             Some(found.with_context(|| format!("there is no snapshot {date} to begin with"))?)
         }
     };
     let id = store_id(store)?;
+    // What making room needs lies ready before there is none.
+    ledger::prepare(&dir);
+    ensure_dir(&dir, PRUNED.as_bytes()).ok();
     let pace = Pace::new(&dir, store.flush_bytes)?;
     if copy {
         let flushed = pace.take_mark()?;
@@ -150,13 +159,15 @@ pub fn discard(store: &Store) -> Result<()> {
     Ok(())
 }
 
-/// A name from a clock that stands behind the newest snapshot would sort as an old one.
-fn check_clock(base: Option<&SnapshotMeta>) -> Result<()> {
+/// A name from a clock that stands behind all snapshots, or a little behind the newest, would sort as an old one. A few
+/// that are still to come are odd themselves, and block nothing.
+fn check_clock(known: &Known) -> Result<()> {
     let now = jiff::Timestamp::now().strftime(DATE_FORMAT).to_string();
-    match base {
-        Some(base) if now < base.date => {
-            Err(Fault::unavailable(format!("the store's clock says {now}, but its newest snapshot is {}", base.date))
-                .hint("set the clock (is time synchronisation running?); if it was wrong when that snapshot was made, rename its folder to the right date")
+    match known.counted.last().or_else(|| known.all_to_come()) {
+        Some(newest) if now < newest.date => {
+            let date = &newest.date;
+            Err(Fault::unavailable(format!("the store's clock says {now}, but its newest snapshot is {date}"))
+                .hint(format!("set the clock (is time synchronisation running?); if it was wrong when that snapshot was made, rename its folder to the right date, or remove it: link-sync prune --date {date} --yes"))
                 .into())
         }
         _ => Ok(()),
@@ -321,6 +332,8 @@ impl Writable {
         match renameat(&self.dir, name, &self.dir, TRASH) {
             Ok(()) => clear(&self.dir, TRASH),
             Err(Errno::ENOENT) => Ok(()),
+            // No room for a rename. Half of what was received means no more and no less than all of it.
+            Err(Errno::ENOSPC | Errno::EDQUOT) => clear(&self.dir, name),
             Err(e) => Err(e).with_context(|| format!("cannot move {name} away")),
         }
     }

@@ -118,7 +118,7 @@ fn free_date(writable: &Writable) -> Result<String> {
 fn complete(writable: &Writable, mut meta: Value) -> Result<SnapshotMeta> {
     let base = writable.base.as_ref();
     let known = json!({
-        "schema": 1, "id": random_id()?, "date": "",
+        "schema": 1, "id": random_id()?, "date": jiff::Timestamp::now().strftime(DATE_FORMAT).to_string(),
         "base_id": base.map(|b| &b.id), "base_date": base.map(|b| &b.date),
         "published_at": "",
         "fake_super": !nix::unistd::geteuid().is_root(),

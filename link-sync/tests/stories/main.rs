@@ -14,6 +14,7 @@ mod checksums;
 mod copies;
 mod far;
 mod find;
+mod full;
 mod history;
 mod holes;
 mod locks;
