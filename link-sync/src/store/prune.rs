@@ -86,7 +86,7 @@ pub fn prune(store: &Store, ask: &Ask, now: Timestamp) -> Result<Pruned> {
     }
     let alone = dir.try_clone().context("cannot copy a descriptor")?;
     let _alone = Lock::exclusive_file(alone, &store.path, "pruning the store")?;
-    let pace = pace::Pace::new(&dir, store.flush_bytes)?;
+    let pace = pace::Pace::new(&dir, store.flush_bytes, pace::Reserve::default())?;
     let away = Away { dir: &dir, pace: &pace };
     let (mut completed, mut paths) = away.complete()?;
     let what = format!("the store {}", store.path.display());

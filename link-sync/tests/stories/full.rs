@@ -3,7 +3,7 @@
 use crate::far::Remote;
 use crate::picture::picture;
 use crate::prune::{ago, copy, nights};
-use crate::world::{Disk, World, dates, fill, ok, told, warnings};
+use crate::world::{Disk, World, dates, fill, first, folder, ok, told, warnings};
 
 /// Disks of each kind that stores lie on, and what fills up first on them.
 fn disks() -> Vec<(&'static str, Disk)> {
@@ -178,4 +178,90 @@ fn what_was_begun_is_given_up_and_cleared_on_a_full_disk() {
         std::fs::remove_dir_all(disk.path.join("filler")).unwrap();
         world.snapshot(&[]).expect(0);
     }
+}
+
+/// Free bytes and inodes of the disk that `path` lies on.
+fn free(path: &std::path::Path) -> (u64, u64) {
+    let stat = nix::sys::statvfs::statvfs(path).unwrap();
+    (stat.blocks_available() * stat.fragment_size(), stat.files_available())
+}
+
+/// A world whose store is on `disk`, and where it is.
+fn apart(disk: &Disk) -> (World, std::path::PathBuf) {
+    let world = World::new();
+    let store = disk.path.join("store");
+    crate::world::private(&store);
+    reserve(&world, &store, 0);
+    (world, store)
+}
+
+fn reserve(world: &World, store: &std::path::Path, bytes: u64) {
+    world.write_profile(&format!(
+        "[snapshot]\nstore = \"{0}\"\n[[snapshot.source]]\nname = \"docs\"\npath = \"{1}\"\n[store]\npath = \"{0}\"\nreserve_bytes = {bytes}\n",
+        store.display(),
+        world.source.display(),
+    ));
+}
+
+/// Other content in each file of the same size.
+fn contents(world: &World, files: usize, size: usize, letter: char) {
+    for n in 0..files {
+        world.file(&format!("d{}/f{n}", n % 3), &letter.to_string().repeat(size));
+    }
+}
+
+#[test]
+fn what_must_stay_free_does_also_when_the_estimate_is_nothing() {
+    for (kind, disk) in [("ext4", Disk::of("ext4", 128, &[])), ("btrfs", Disk::of("btrfs", 256, &[]))] {
+        // Given a store whose index is lost, and a source of which every byte is another one, at the same sizes,
+        let (world, store) = apart(&disk);
+        contents(&world, 30, 1 << 20, 'a');
+        world.snapshot(&[]).expect(0);
+        let then = picture(&store.join(dates(&store).pop().unwrap()));
+        contents(&world, 30, 1 << 20, 'b');
+        for index in std::fs::read_dir(&world.state).unwrap().flatten() {
+            if index.file_name().to_string_lossy().contains("index") {
+                ok("rm", &["-rf", index.path().to_str().unwrap()]);
+            }
+        }
+        // when ten of its thirty megabytes are more than may be taken,
+        ok("sync", &["-f", store.to_str().unwrap()]);
+        let wanted = free(&store).0 - (10 << 20);
+        reserve(&world, &store, wanted);
+        let stopped = world.snapshot(&[]).expect(1);
+        // then it stops in good order, says how much is free and what to do, and no more than a few blocks are taken.
+        let said = told(&stopped);
+        for word in
+            [&format!("{wanted} bytes must stay free")[..], "reserve_bytes", "prune", "the next run goes on"]
+        {
+            assert!(said.contains(word), "{kind}: {word}: {stopped:?}");
+        }
+        ok("sync", &["-f", store.to_str().unwrap()]);
+        assert!(free(&store).0 > wanted - (4 << 20), "{kind}: {} of {wanted}", free(&store).0);
+        assert_eq!(dates(&store).len(), 1);
+        picture(&store.join(&dates(&store)[0])).same_as(&then);
+        // What arrived is not sent again.
+        reserve(&world, &store, 0);
+        let next = world.snapshot(&[]).expect(0);
+        assert!(first(&next)["resumed_files"].as_u64().unwrap() > 2, "{kind}: {next:?}");
+        picture(&world.source).same_as(&picture(&folder(&next).join("docs")));
+    }
+}
+
+#[test]
+fn inodes_stay_free_too() {
+    let disk = Disk::of("ext4", 64, &["-N", "1200"]);
+    let (world, store) = apart(&disk);
+    contents(&world, 300, 100, 'a');
+    world.snapshot(&[]).expect(0);
+    contents(&world, 300, 100, 'b');
+    ok("rm", &["-rf", world.state.to_str().unwrap()]);
+    // Half of the disk, and so half of the inodes, of which some 900 are free.
+    reserve(&world, &store, 32 << 20);
+    let stopped = world.snapshot(&[]).expect(1);
+    assert!(told(&stopped).contains("inodes"), "{stopped:?}");
+    assert!(free(&store).1 > 560, "{}", free(&store).1);
+    assert_eq!(dates(&store).len(), 1);
+    reserve(&world, &store, 0);
+    world.snapshot(&[]).expect(0);
 }

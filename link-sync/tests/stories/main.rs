@@ -18,6 +18,7 @@ mod full;
 mod history;
 mod holes;
 mod locks;
+mod lost;
 mod mounts;
 mod picture;
 mod prune;
