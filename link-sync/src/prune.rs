@@ -109,6 +109,9 @@ fn tell(pruned: &Pruned, dry_run: bool, report: &mut Report) -> Result<()> {
     for name in &pruned.damaged {
         report.warn("damaged-snapshot", format!("{name} is not a complete snapshot: it is neither counted nor removed; `prune --date {name} --yes` does"));
     }
+    for warning in &pruned.warnings {
+        report.warn_value(warning.clone());
+    }
     for date in &pruned.skipped {
         report.warn("in-use", format!("{date} is in use and stays for now"));
         report.set_partial();

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use common::fault::Fault;
+use common::mutant;
 use common::profile::check_name;
 use common::retention::Retention;
 use common::run::{Cmd, tail};
@@ -160,7 +161,7 @@ impl Serving {
             Request::Receive { .. } => self.receive(&request, input, output),
             Request::Merge { source, times, again } => self.merge(source, times, again, input),
             Request::Flush => {
-                nix::unistd::syncfs(&self.writable()?.dir).context("cannot flush the store")?;
+                self.writable()?.pace.sync()?;
                 Ok(Value::Null)
             }
             Request::Part => {
@@ -412,7 +413,10 @@ impl Serving {
         } else if *again {
             compare.push(path([PARTIAL, source]));
         } else {
-            if *times && writable.resume_dir(source)?.is_some() {
+            if *times
+                && (*checksum || writable.copy || mutant::active("resumed-by-size-and-time"))
+                && writable.resume_dir(source)?.is_some()
+            {
                 compare.push(path([crate::store::RESUME, source]));
             }
             if let Some(base) = writable.base.as_ref().filter(|_| !writable.copy)
@@ -464,7 +468,7 @@ fn converse(
     let (mut to_child, mut from_child) =
         (child.take_stdin(), child.take_stdout().context("rsync has no stdout")?);
     let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id out of range")?);
-    let mut unflushed = Ok(());
+    let (mut unflushed, mut room) = (Ok(()), Ok(()));
     let piped: Result<()> = std::thread::scope(|scope| {
         let sender = scope.spawn(move || -> Result<()> {
             let mut buffer = vec![0; MAX_FRAME];
@@ -479,6 +483,7 @@ fn converse(
                 output.flush()?;
             }
         });
+        let watch = pace.map(|pace| pace::Watch::begin(scope, pace, pid));
         let mut frame = Vec::new();
         let received = loop {
             match protocol::receive(input, &mut frame) {
@@ -506,10 +511,11 @@ fn converse(
             child.end();
         }
         let sent = sender.join().unwrap_or_else(|_| bail!("internal error while passing on rsync's output"));
+        room = watch.map_or(Ok(()), pace::Watch::end);
         received.and(sent)
     });
     piped?;
-    if let Err(error) = unflushed {
+    if let Err(error) = unflushed.and(room) {
         child.end();
         return Err(error);
     }

@@ -789,7 +789,7 @@ mod tests {
         let check = |change: &dyn Fn(&mut Value), asked: &str| {
             let mut meta = good.clone();
             change(&mut meta);
-            plausible(&serde_json::from_value(meta).unwrap(), asked)
+            plausible(&serde_json::from_value(meta)?, asked)
         };
         check(&|_| {}, "latest").unwrap();
         check(&|_| {}, "2026-01-02T03-04-05Z").unwrap();

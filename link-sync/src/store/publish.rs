@@ -87,7 +87,7 @@ pub fn publish(
     }
     writable.store.check().context("the store changed while the snapshot was made")?;
     // One call for the whole file system: it returns when all of it is on the disk, or says why not.
-    nix::unistd::syncfs(&writable.dir).context("cannot make the snapshot durable")?;
+    writable.pace.sync().context("cannot make the snapshot durable")?;
     common::rename::noreplace(&writable.dir, PARTIAL, &writable.dir, date.as_str())
         .context("cannot publish the snapshot")?;
     writable.dir.sync_all().context("cannot make the new snapshot's name durable")?;
@@ -118,7 +118,7 @@ fn free_date(writable: &Writable) -> Result<String> {
 fn complete(writable: &Writable, mut meta: Value) -> Result<SnapshotMeta> {
     let base = writable.base.as_ref();
     let known = json!({
-        "schema": 1, "id": random_id()?, "date": "",
+        "schema": 1, "id": random_id()?, "date": jiff::Timestamp::now().strftime(DATE_FORMAT).to_string(),
         "base_id": base.map(|b| &b.id), "base_date": base.map(|b| &b.date),
         "published_at": "",
         "fake_super": !nix::unistd::geteuid().is_root(),
