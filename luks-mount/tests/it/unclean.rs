@@ -2,16 +2,16 @@
 
 use crate::world::{World, elsewhere, warnings};
 
-/// A container whose image was copied while it was mounted: as after a power cut.
+/// A container whose image and record were copied while it was mounted: as after a power cut.
 fn cut_short(file_system: &str) -> World {
     let world = World::with(300, file_system);
     world.attach().expect(0);
     world.sh(
         "echo one >run/container/f; sync; for n in $(seq 50); do echo $n >run/container/$n; done; sync run/container/50
-         cp --sparse=always s3/c.img cut",
+         cp --sparse=always s3/c.img cut; cp -p state/container.json record",
     );
     world.detach().expect(0);
-    world.sh("mv cut s3/c.img");
+    world.sh("mv cut s3/c.img; mv record state/container.json");
     world
 }
 
