@@ -161,7 +161,9 @@ fn layers(
     }
     Begun::forget(settings);
     if let Some(marks) = closed.filter(|_| down.clean && !watch.dead) {
-        Record::note_closed(settings, marks)?;
+        if let Err(error) = Record::note_closed(settings, marks) {
+            report.warn("not-noted", format!("it is not noted how the container was closed: {error:#}"));
+        }
     }
     Ok(())
 }
@@ -170,7 +172,8 @@ fn layers(
 /// next attach goes by what was noted at this one.
 fn marks(stack: &Stack, watch: &mut Watch) -> Option<Marks> {
     let mapping = stack.mapping.as_ref().filter(|m| !m.read_only && !watch.dead)?;
-    let file_system = FileSystem::from_word(&stack.mounts.first()?.fs_type).ok()?;
+    let mount = stack.mounts.iter().find(|m| !m.options.iter().any(|o| o == "ro"))?;
+    let file_system = FileSystem::from_word(&mount.fs_type).ok()?;
     Marks::read(file_system, &mapping.device(), watch).ok()
 }
 

@@ -66,7 +66,7 @@ impl Marks {
         let block = watch.checked(&cmd).context("cannot read the file system in the container")?.stdout;
         Marks::parse(file_system, &block).ok_or_else(|| {
             let what = format!("the container holds no {} any more", file_system.word());
-            Fault::config(what).hint("`offsite-push verify` and S3's disk tell more").into()
+            Fault::failed(what).hint("its first blocks on S3 are damaged").into()
         })
     }
 

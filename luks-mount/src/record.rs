@@ -104,15 +104,14 @@ impl Record {
         }
     }
 
-    /// Notes how the file system was left; durable on return. What was never written to stays as it was noted, and so
-    /// does what is not recorded.
+    /// Notes how the file system was left; durable on return. Without a record there is nothing to be noted.
     pub(crate) fn note_closed(settings: &Settings, marks: Marks) -> Result<()> {
         match Record::load(settings)? {
-            Some(mut record) if matches!(record.left, Some(Left::Opening(_) | Left::Open(_))) => {
+            Some(mut record) => {
                 record.left = Some(Left::Closed(marks));
                 record.save(settings)
             }
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 
