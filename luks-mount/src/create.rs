@@ -16,6 +16,7 @@ use crate::detach::take_down;
 use crate::header::Header;
 use crate::image::{self, Made};
 use crate::key;
+use crate::marks::{Left, Marks};
 use crate::record::Record;
 use crate::settings::{PROBE, Settings};
 use crate::stack::{self, State};
@@ -127,6 +128,7 @@ fn fill(
     let device = mapping.device();
     wanted.file_system.make(&device, size - DATA_OFFSET, wanted.bytes_per_inode, &mut watch)?;
     let mut record = Record::of(&facts, settings);
+    record.left = Some(Left::Closed(Marks::read(wanted.file_system, &device, &mut watch)?));
     record.file_system = Some(wanted.file_system.word().into());
     record.created_at = Some(status::now());
     if !take_down(settings, Some(&record), report)?.clean {

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::status::Report;
 
-use crate::attach::{ready, up};
+use crate::attach::{How, ready, up};
 use crate::cli::FileSystem;
 use crate::detach::take_down;
 use crate::record::Record;
@@ -37,7 +37,7 @@ pub(crate) fn run(settings: &Settings, size: u64, report: &mut Report) -> Result
     };
     if !was_attached {
         settings.prepare_mount_point()?;
-        up(settings, &mut record, false, report)?;
+        up(settings, &mut record, How::Writing { accept: false }, report)?;
     }
     let grown = (|| {
         if size > before {

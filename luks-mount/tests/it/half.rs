@@ -192,7 +192,7 @@ fn what_a_killed_create_leaves_is_cleared_and_told() {
     world.sh("echo x >state/container.json");
     world.attach().expect(78);
     let down = world.detach().expect(0);
-    assert_eq!(crate::world::warnings(&down), ["no-record"]);
+    assert_eq!(crate::world::warnings(&down), ["no-record", "not-noted"]);
     world.nothing_is_up();
 }
 

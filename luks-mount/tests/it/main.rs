@@ -9,5 +9,6 @@ mod keys;
 mod link;
 mod refusals;
 mod story;
+mod two;
 mod unclean;
 mod world;
