@@ -8,6 +8,7 @@ use common::profile::Bytes;
 use common::status::Report;
 
 use crate::settings::{Options, Settings};
+use crate::touch::Touch;
 use crate::{adopt, attach, create, detach, facts, grow, keys};
 
 /// The encrypted container: one file, opened and mounted on this machine only.
@@ -21,7 +22,16 @@ use crate::{adopt, attach, create, detach, facts, grow, keys};
 #[command(name = "luks-mount", version, max_term_width = 80, after_help = AFTER)]
 pub(crate) struct Cli {
     #[command(subcommand)]
-    action: Action,
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    #[command(flatten)]
+    Action(Action),
+    /// Touch the image, for another process of ours.
+    #[command(hide = true)]
+    Touch(Touch),
 }
 
 const AFTER: &str = "\
@@ -52,7 +62,7 @@ or a program missing; 75 attached or at work already; 77 rights; 78 profile,
 key, header or image is not what it should be; 128+N signal.";
 
 #[derive(Args, Debug)]
-struct Place {
+pub(crate) struct Place {
     /// Profile: /etc/nc-backup/PROFILE.toml.
     profile: Option<String>,
     /// Another file as the profile.
@@ -104,7 +114,7 @@ pub(crate) enum FileSystem {
 }
 
 #[derive(Debug, Subcommand)]
-enum Action {
+pub(crate) enum Action {
     /// Make a new container: image, header copy, file system.
     ///
     /// The image is sparse and little of it is written, also later: it can be
@@ -188,9 +198,9 @@ enum Action {
     },
 }
 
-impl Cli {
+impl Action {
     fn place(&self) -> (&'static str, &Place) {
-        match &self.action {
+        match self {
             Action::Create { place, .. } => ("create", place),
             Action::Adopt { place } => ("adopt", place),
             Action::Attach { place, .. } => ("attach", place),
@@ -211,7 +221,7 @@ impl Cli {
     /// Does it.
     pub(crate) fn run(self, report: &mut Report) -> Result<()> {
         let settings = self.place().1.settings()?;
-        match self.action {
+        match self {
             Action::Create { size, file_system, bytes_per_inode, pbkdf, .. } => {
                 let wanted = create::Wanted { size: size.0, file_system, bytes_per_inode, pbkdf };
                 create::run(&settings, &wanted, report)

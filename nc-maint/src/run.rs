@@ -14,6 +14,7 @@ use std::process::ExitStatus;
 use anyhow::{Context as _, Result};
 use common::account::Account;
 use common::fault::Fault;
+use common::processes::Process;
 use common::run::{Child, Cmd, Failure, Output, program};
 use common::status::Report;
 use common::{record, signals};
@@ -149,7 +150,7 @@ fn take_over(job: &Job, stage: Stage, guardian: &mut Child, relay: &mut Relay) -
 }
 
 /// What to say of a process that even SIGKILL did not end.
-pub(crate) fn survivor(process: &tree::Process) -> (String, String) {
+pub(crate) fn survivor(process: &Process) -> (String, String) {
     let (pid, name) = (process.pid, &process.name);
     (
         format!("process {pid} ({name}) of the command is stuck in the kernel, or not ours to end"),
