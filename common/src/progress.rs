@@ -84,6 +84,11 @@ impl Work {
         now.abs_diff(before) >= MOVED.0 + MOVED.1 * self.since(then).as_secs()
     }
 
+    /// How long ago that was.
+    pub fn age(&self) -> Duration {
+        self.at.elapsed()
+    }
+
     fn since(&self, then: &Work) -> Duration {
         self.at.saturating_duration_since(then.at)
     }
@@ -108,7 +113,7 @@ impl Quiet {
         if now.is_beyond(&self.then) {
             self.then = now;
         }
-        self.then.at.elapsed()
+        self.then.age()
     }
 }
 
