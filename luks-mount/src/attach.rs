@@ -9,7 +9,6 @@ use crate::begun::Begun;
 use crate::cli::FileSystem;
 use crate::detach::take_down;
 use crate::header::Header;
-use crate::losetup;
 use crate::marks::{self, Left, Marks};
 use crate::record::Record;
 use crate::settings::Settings;
@@ -69,9 +68,9 @@ pub(crate) fn ready(settings: &Settings, record: &Record) -> Result<()> {
 /// Brings all layers up, or none.
 pub(crate) fn up(settings: &Settings, record: &mut Record, how: How, report: &mut Report) -> Result<()> {
     let read_only = how == How::Reading;
-    compare(settings, report)?;
+    let mut watch = Watch::new(settings, false)?;
+    compare(settings, &mut watch, report)?;
     undoing(settings, Some(&record.clone()), report, |report| {
-        let mut watch = Watch::new(settings, false)?;
         match how {
             How::Reading => lease::tell(settings, record, &mut watch, report)?,
             How::Writing { accept } => lease::take(settings, record, accept, &mut watch, report)?,
@@ -172,10 +171,8 @@ pub(crate) fn open(
     watch: &mut Watch,
     report: &mut Report,
 ) -> Result<Mapping> {
-    let image = image::open(settings, false)?;
-    let device = losetup::attach(&settings.image, &image, read_only)
-        .context("cannot make a loop device for the image")?;
-    drop(image);
+    let device =
+        image::attach(settings, read_only, watch).context("cannot make a loop device for the image")?;
     Begun::save(settings, &device)?;
     watch.device = Some(device.name.clone());
     if !device.is_direct() {
@@ -184,8 +181,8 @@ pub(crate) fn open(
     }
     signals::check()?;
     let (name, tool) = (&settings.mapping, &settings.cryptsetup);
-    tool.open(&settings.header, &settings.key_file, &device.device(), name, read_only)?;
-    let active = tool.active_cipher(&settings.header, name)?;
+    tool.open(&settings.header, &settings.key_file, &device.device(), name, read_only, watch)?;
+    let active = tool.active_cipher(&settings.header, name, watch)?;
     if active != cipher {
         return Err(Fault::config(format!("it was opened with {active} instead of {cipher}")).into());
     }
@@ -195,14 +192,14 @@ pub(crate) fn open(
 }
 
 /// Says if the image's header is not ours. It makes no difference to us, but somebody may have tried something.
-fn compare(settings: &Settings, report: &mut Report) -> Result<()> {
+fn compare(settings: &Settings, watch: &mut Watch, report: &mut Report) -> Result<()> {
     let header = Header::read(&settings.cryptsetup, &settings.header)?;
-    let image = image::open(settings, false)?;
-    if image.metadata()?.len() <= header.data_offset {
+    let image = image::look(settings, header.compared(), watch)?;
+    if image.bytes <= header.data_offset {
         let what = format!("the image {} is too short to hold anything", settings.image.display());
         return Err(Fault::config(what).into());
     }
-    if !image::same_header(&image, &settings.header, header.compared())? {
+    if !image.same_header {
         let what = format!(
             "the header in {} is not the one it should have: damaged, or changed by somebody. It is not used; {} \
              with the present key puts ours there again",

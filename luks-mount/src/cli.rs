@@ -9,6 +9,7 @@ use common::status::Report;
 
 use crate::attach::How;
 use crate::settings::{Options, Settings};
+use crate::touch::Touch;
 use crate::{adopt, attach, create, detach, facts, grow, keys, lease};
 
 /// The encrypted container: one file, opened and mounted on this machine only.
@@ -22,7 +23,19 @@ use crate::{adopt, attach, create, detach, facts, grow, keys, lease};
 #[command(name = "luks-mount", version, max_term_width = 80, after_help = AFTER)]
 pub(crate) struct Cli {
     #[command(subcommand)]
-    pub(crate) action: Action,
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    #[command(flatten)]
+    Action(Action),
+    /// Touch the image, for another process of ours.
+    #[command(hide = true)]
+    Touch(Touch),
+    /// The lease beside the image, for another process of ours.
+    #[command(hide = true)]
+    Beside(Beside),
 }
 
 const AFTER: &str = "\
@@ -203,8 +216,6 @@ pub(crate) enum Action {
         #[arg(long)]
         size: Bytes,
     },
-    #[command(hide = true)]
-    Beside(Beside),
 }
 
 /// For ourselves: what is done beside the image is done by a child, because S3 may stop answering.
@@ -266,9 +277,9 @@ impl Over {
     }
 }
 
-impl Cli {
-    fn place(&self) -> (&'static str, Option<&Place>) {
-        let (name, place) = match &self.action {
+impl Action {
+    fn place(&self) -> (&'static str, &Place) {
+        match self {
             Action::Create { place, .. } => ("create", place),
             Action::Adopt { place } => ("adopt", place),
             Action::Attach { place, .. } => ("attach", place),
@@ -278,22 +289,19 @@ impl Cli {
             Action::AddKey { place, .. } => ("add-key", place),
             Action::BackupHeader { place, .. } => ("backup-header", place),
             Action::Grow { place, .. } => ("grow", place),
-            Action::Beside(_) => return ("beside", None),
-        };
-        (name, Some(place))
+        }
     }
 
     /// The action's name and the profile, for the status object.
     pub(crate) fn names(&self) -> (&'static str, Option<String>) {
         let (name, place) = self.place();
-        (name, place.and_then(|p| p.profile.clone()))
+        (name, place.profile.clone())
     }
 
     /// Does it.
     pub(crate) fn run(self, report: &mut Report) -> Result<()> {
-        let Some(place) = self.place().1 else { return Ok(()) };
-        let settings = place.settings()?;
-        match self.action {
+        let settings = self.place().1.settings()?;
+        match self {
             Action::Create { size, file_system, bytes_per_inode, pbkdf, .. } => {
                 let wanted = create::Wanted { size: size.0, file_system, bytes_per_inode, pbkdf };
                 create::run(&settings, &wanted, report)
@@ -309,7 +317,6 @@ impl Cli {
             Action::AddKey { new_key_file, pbkdf, .. } => keys::add(&settings, &new_key_file, &pbkdf, report),
             Action::BackupHeader { to, .. } => keys::backup(&settings, &to, report),
             Action::Grow { size, .. } => grow::run(&settings, size.0, report),
-            Action::Beside(_) => Ok(()),
         }
     }
 }

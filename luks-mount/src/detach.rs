@@ -152,7 +152,7 @@ fn layers(
             report.set("read_bytes", read);
             report.set("written_bytes", written);
         }
-        if !losetup::detach(device, BUSY)? {
+        if !losetup::detach(device, BUSY, |cmd| watch.output(cmd))? {
             return Err(busy(
                 &format!("the loop device {}", device.device().display()),
                 &device_holders(device),

@@ -15,6 +15,7 @@ use std::process::ExitStatus;
 use anyhow::{Context as _, Result};
 use common::account::Account;
 use common::fault::Fault;
+use common::processes::Process;
 use common::program::Program;
 use common::run::{Child, Cmd, Failure, Output, program};
 use common::status::Report;
@@ -153,7 +154,7 @@ fn take_over(job: &Job, stage: Stage, guardian: &mut Child, relay: &mut Relay) -
 }
 
 /// What to say of a process that even SIGKILL did not end.
-pub(crate) fn survivor(process: &tree::Process) -> (String, String) {
+pub(crate) fn survivor(process: &Process) -> (String, String) {
     let (pid, name) = (process.pid, &process.name);
     (
         format!("process {pid} ({name}) of the command is stuck in the kernel, or not ours to end"),

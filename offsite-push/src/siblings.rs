@@ -13,17 +13,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
-use common::mutant;
 use common::program::Program;
+use common::progress::{Quiet, Sources};
 use common::run::{Child, pidfd};
-use common::signals;
 use common::status::{Report, interrupted};
+use common::{mutant, signals};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::link::Watch;
+use crate::link::{Silence, Watch};
 use crate::settings::Settings;
 
 /// How long a sibling that was asked to stop may take to undo.
@@ -60,10 +60,19 @@ pub(crate) struct Call<'c> {
     pub(crate) action: &'static str,
     /// Options besides the profile.
     pub(crate) args: &'c [OsString],
-    /// The longest it may take.
-    pub(crate) limit: Option<Duration>,
+    /// The longest it may take, or rest.
+    pub(crate) limit: Option<Limit>,
     /// Runs to its end although a signal asked us to stop.
     pub(crate) cleanup: bool,
+}
+
+/// When a sibling is ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Limit {
+    /// After so long, whatever it does.
+    Time(Duration),
+    /// When nothing of any kind has moved for so long.
+    Rest(Duration),
 }
 
 /// How a sibling ended.
@@ -131,8 +140,8 @@ impl Answer {
 
 enum Stop {
     Signal(i32),
-    Silent,
-    Limit(Duration),
+    Silent(Silence),
+    Limit(Limit),
 }
 
 impl<'s> Siblings<'s> {
@@ -188,15 +197,23 @@ impl<'s> Siblings<'s> {
             _ if answer.done() => Ok(answer),
             None => Ok(answer),
             Some(Stop::Signal(signal)) => Err(interrupted(signal).into()),
-            Some(Stop::Silent) => Err(self.silence(&answer.name)),
-            Some(Stop::Limit(limit)) => {
+            Some(Stop::Silent(place)) => Err(self.silence(&answer.name, place)),
+            Some(Stop::Limit(Limit::Time(limit))) => {
                 Err(Fault::failed(format!("{} did not end within {limit:?}", answer.name)).into())
+            }
+            Some(Stop::Limit(Limit::Rest(limit))) => {
+                Err(Fault::failed(format!("{} got nowhere for {limit:?} and was ended", answer.name)).into())
             }
         }
     }
 
-    fn silence(&self, name: &str) -> anyhow::Error {
+    fn silence(&self, name: &str, place: Silence) -> anyhow::Error {
         let (far, patience) = (self.settings.far_name(), self.settings.patience);
+        if place == Silence::Here {
+            return Fault::unavailable(format!("{name} got nowhere for {patience:?} and was ended; {far} answers"))
+                .hint("does the disk of the store still answer? was a process stopped? The next push goes on from here")
+                .into();
+        }
         Fault::unavailable(format!("{far} has not answered for {patience:?}: {name} was ended"))
             .hint("does S3 still serve its disk? The next push goes on from here")
             .into()
@@ -205,14 +222,19 @@ impl<'s> Siblings<'s> {
     fn wait(&self, child: &mut Child, call: &Call) -> Result<(ExitStatus, Option<Stop>)> {
         let pidfd = pidfd(child.id())?;
         let begun = Instant::now();
+        let wire = Some(self.settings.runtime.join("s3.wire"));
+        let mut quiet = Quiet::begin(Sources { wire, device: None, tree: Some(child.id()) });
+        let step = |pid| self.watch.iter().for_each(|watch| watch.step(pid));
+        step(child.id());
         let mut stop: Option<(Stop, Instant)> = None;
         loop {
             if let Some(status) = child.try_wait()? {
+                step(0);
                 return Ok((status, stop.map(|s| s.0)));
             }
             match &stop {
                 None => {
-                    if let Some(why) = self.reason_to_stop(call, begun) {
+                    if let Some(why) = self.reason_to_stop(call, begun, &mut quiet) {
                         child.signal(Signal::SIGTERM);
                         let grace = if matches!(why, Stop::Signal(_)) { UNDO } else { UNDO_SILENT };
                         stop = Some((why, Instant::now() + grace));
@@ -235,8 +257,12 @@ impl<'s> Siblings<'s> {
         }
     }
 
-    fn reason_to_stop(&self, call: &Call, begun: Instant) -> Option<Stop> {
-        if let Some(limit) = call.limit.filter(|l| begun.elapsed() >= *l) {
+    fn reason_to_stop(&self, call: &Call, begun: Instant, quiet: &mut Quiet) -> Option<Stop> {
+        let over = |limit: &Limit| match limit {
+            Limit::Rest(limit) if !mutant::active("a-slow-detach-is-ended") => quiet.time() >= *limit,
+            Limit::Time(limit) | Limit::Rest(limit) => begun.elapsed() >= *limit,
+        };
+        if let Some(limit) = call.limit.filter(over) {
             return Some(Stop::Limit(limit));
         }
         if call.cleanup {
@@ -245,7 +271,7 @@ impl<'s> Siblings<'s> {
         if let Some(signal) = signals::caught() {
             return Some(Stop::Signal(signal));
         }
-        self.watch.as_ref().is_some_and(Watch::is_silent).then_some(Stop::Silent)
+        self.watch.as_ref().and_then(Watch::silence).map(Stop::Silent)
     }
 
     /// Puts the steps into the report, with their warnings, and what they left behind unless a later step of the same

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::generation::Known;
 use crate::push::record;
 use crate::settings::Settings;
-use crate::siblings::{Call, Siblings};
+use crate::siblings::{Call, Limit, Siblings};
 use crate::verify::Verified;
 use crate::view::Record;
 use crate::{TOOL, store, tell};
@@ -113,7 +113,8 @@ fn ask(
     tool: &'static str,
     report: &mut Report,
 ) -> Result<Value> {
-    let call = Call { step, tool, action: "status", args: &[], limit: Some(LOOK), cleanup: false };
+    let call =
+        Call { step, tool, action: "status", args: &[], limit: Some(Limit::Time(LOOK)), cleanup: false };
     let answer = siblings.run(&call)?;
     match answer.done() {
         true => Ok(answer.all_data()),

@@ -5,6 +5,7 @@
 mod adopt;
 mod attack;
 mod half;
+mod hangs;
 mod keys;
 mod link;
 mod refusals;
