@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use common::fault::{Fault, Kind, kind_of};
 use common::lock::Lock;
+use common::mutant;
 use jiff::{SignedDuration, Timestamp};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -187,7 +188,8 @@ fn decide(store: &Store, dir: &File, ask: &Ask, now: Timestamp) -> Result<(State
     pruned.timezone = Some(rules.zone());
     let a_day = SignedDuration::from_hours(24);
     state.for_clients.retain(|at| now.duration_since(*at) < a_day);
-    let mut room = ask.limit.map_or(usize::MAX, |limit| limit.saturating_sub(state.for_clients.len()));
+    let limit = ask.limit.filter(|_| !mutant::active("a-limit-of-removals-holds"));
+    let mut room = limit.map_or(usize::MAX, |limit| limit.saturating_sub(state.for_clients.len()));
     for (meta, Verdict { mut keep, mut reasons }) in metas.iter().zip(verdicts) {
         let others: Vec<_> = needed.iter().filter(|n| n.0 == meta.date).map(|n| n.1.clone()).collect();
         if !others.is_empty() {
