@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use common::account::Account;
+use common::durable;
 use common::fault::Fault;
 use common::lock::Lock;
 use common::places;
@@ -38,6 +39,9 @@ use crate::tree::join;
 const RESERVE: Bytes = Bytes(64 << 20);
 /// Estimated bytes of a file's line among the checksums.
 const LINE: u64 = 160;
+
+/// In the state folder: what the last copy that found something lacking in its base has found.
+const LACKS: &str = "copy-lacks.json";
 
 /// A snapshot of the local store, kept from being removed as long as this lives.
 struct Held {
@@ -111,6 +115,7 @@ pub fn copy(args: &Copy, report: &mut Report) -> Result<()> {
     let copying = Copying {
         store: &store,
         wanted: &wanted,
+        to: &to,
         state: places::state(&profile)?,
         progress: Progress::terminal(),
     };
@@ -172,6 +177,7 @@ fn common_base(store: &Store, dir: &File, there: &[SnapshotMeta]) -> Result<Opti
 struct Copying<'a> {
     store: &'a Store,
     wanted: &'a Held,
+    to: &'a Path,
     state: PathBuf,
     progress: Progress,
 }
@@ -197,6 +203,12 @@ impl Copying<'_> {
             self.transfer(&mut far, &opened, part, &mut total.merged)?;
         }
         report.set("lacking_paths", total.lacking);
+        if let Some(base) = base.filter(|_| total.lacking > 0) {
+            // Once this copy is published no later one notices it any more: whoever cares must find it after a cut, too.
+            let lacks = json!({"to": self.to, "base_date": base.meta.date, "date": self.wanted.meta.date,
+                "lacking_paths": total.lacking});
+            durable::write(&self.state.join(LACKS), lacks.to_string().as_bytes(), 0o600)?;
+        }
         self.checksums(&mut far, &parts)?;
         self.progress.begin("making it durable", 0);
         let published: Published = far.ask(&Request::Publish { meta: self.meta()?.into() })?;

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::fuse;
+use common::program::Program;
 use common::run::Cmd;
 use nix::sys::stat::SFlag;
 use serde_json::Value;
@@ -24,8 +25,7 @@ pub(crate) struct Look {
 }
 
 fn touch(settings: &Settings, what: &str, watch: &mut Watch, with: impl FnOnce(Cmd) -> Cmd) -> Result<Value> {
-    let exe = std::env::current_exe().context("cannot find this program's own file")?;
-    let cmd = with(Cmd::new(exe).args(["touch", what, "--image"]).arg(&settings.image));
+    let cmd = with(Program::own()?.cmd().args(["touch", what, "--image"]).arg(&settings.image));
     let output = watch.output(&cmd)?;
     match serde_json::from_slice(&output.stdout) {
         Ok(value) if output.status.success() => Ok(value),

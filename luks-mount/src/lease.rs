@@ -22,8 +22,8 @@ use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::fuse::Health;
 use common::mutant;
+use common::program::Program;
 use common::record::random_id;
-use common::run::Cmd;
 use common::status::{Report, now, utc};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, renameat};
@@ -291,9 +291,8 @@ fn ask(
     over: Option<Over>,
     held: Option<&Held>,
 ) -> Result<Answer> {
-    let exe = std::env::current_exe().context("cannot find this program's own file")?;
-    let mut cmd =
-        Cmd::new(exe).args(["beside", what.word(), "--image"]).arg(&settings.image).uninterruptible();
+    let mut cmd = Program::own()?.cmd().args(["beside", what.word(), "--image"]).arg(&settings.image);
+    cmd = cmd.uninterruptible();
     if let Some(over) = over {
         cmd = cmd.args(["--over", over.word()]);
     }

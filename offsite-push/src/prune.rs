@@ -228,25 +228,34 @@ fn call(up: &mut Up, settings: &Settings, keep: &[&str], dry_run: bool) -> Resul
     })
 }
 
-/// The rules as options of link-sync.
+/// The rules as options of link-sync: all there are, so that none that the profile takes is without effect.
 fn rules(retention: &Retention) -> Vec<OsString> {
+    let Retention {
+        keep_last,
+        keep_hourly,
+        keep_daily,
+        keep_weekly,
+        keep_monthly,
+        keep_yearly,
+        keep_within,
+        min_age,
+        max_gap,
+        max_removals_per_day,
+        timezone,
+    } = retention;
     let counts = [
-        ("--keep-last", retention.keep_last),
-        ("--keep-hourly", retention.keep_hourly),
-        ("--keep-daily", retention.keep_daily),
-        ("--keep-weekly", retention.keep_weekly),
-        ("--keep-monthly", retention.keep_monthly),
-        ("--keep-yearly", retention.keep_yearly),
-        ("--max-removals-per-day", Some(retention.max_removals_per_day.unwrap_or(MAX_REMOVALS))),
+        ("--keep-last", *keep_last),
+        ("--keep-hourly", *keep_hourly),
+        ("--keep-daily", *keep_daily),
+        ("--keep-weekly", *keep_weekly),
+        ("--keep-monthly", *keep_monthly),
+        ("--keep-yearly", *keep_yearly),
+        ("--max-removals-per-day", Some(max_removals_per_day.unwrap_or(MAX_REMOVALS))),
     ];
-    let lengths = [
-        ("--keep-within", retention.keep_within),
-        ("--min-age", retention.min_age),
-        ("--max-gap", retention.max_gap),
-    ];
+    let lengths = [("--keep-within", keep_within), ("--min-age", min_age), ("--max-gap", max_gap)];
     let counts = counts.into_iter().filter_map(|(name, n)| Some((name, n?.to_string())));
-    let lengths = lengths.into_iter().filter_map(|(name, n)| Some((name, n?.to_string())));
-    let zone = retention.timezone.iter().map(|zone| ("--timezone", zone.to_string()));
+    let lengths = lengths.into_iter().filter_map(|(name, n)| Some((name, n.as_ref()?.to_string())));
+    let zone = timezone.iter().map(|zone| ("--timezone", zone.to_string()));
     counts.chain(lengths).chain(zone).flat_map(|(name, value)| option(name, value)).collect()
 }
 

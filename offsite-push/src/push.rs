@@ -228,7 +228,7 @@ fn fill(
     say!(TOOL, "copying {}", wanted.date);
     let copy = copy(up, settings, options, wanted)?;
     report.changed |= copy.changed();
-    let mut damaged = whole::noticed(&copy, &wanted.date);
+    let mut damaged = whole::noticed(&copy, settings)?;
     if doubt.is_some() {
         damaged.extend(whole::compare(up, settings, report)?);
     }
@@ -237,6 +237,7 @@ fn fill(
         known.checked_at = whole::checked_at(&attached).or(known.checked_at.take());
         known.damaged.extend(damaged);
     })?;
+    whole::forget_noticed(settings)?;
     let stamped = change.needed(copy.changed());
     if stamped {
         up.siblings.doing = "generation";

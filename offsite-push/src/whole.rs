@@ -8,11 +8,12 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use common::status::Report;
-use common::{mutant, offsite, say};
+use common::{durable, mutant, offsite, say};
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::TOOL;
@@ -26,6 +27,17 @@ const LISTED: &str = "10000";
 
 /// Paths named of one date.
 const NAMED: usize = 3;
+
+/// What `link-sync copy` found lacking in its base, written before that copy was published.
+const LACKS: &str = "copy-lacks.json";
+
+#[derive(Deserialize)]
+struct Lacks {
+    to: PathBuf,
+    base_date: String,
+    date: String,
+    lacking_paths: u64,
+}
 
 /// What is damaged, by date.
 pub(crate) type Damaged = BTreeMap<String, String>;
@@ -137,19 +149,31 @@ fn by_date(data: &Value) -> Damaged {
     all.into_iter().map(said).collect()
 }
 
-/// What the copying itself has noticed.
-pub(crate) fn noticed(copy: &Answer, wanted: &str) -> Damaged {
+/// What the copying itself has noticed, now or before a push was cut off.
+pub(crate) fn noticed(copy: &Answer, settings: &Settings) -> Result<Damaged> {
     let mut damaged = Damaged::new();
-    if let (Some(base), Some(n @ 1..)) =
-        (copy.data("base_date").as_str(), copy.data("lacking_paths").as_u64())
-    {
-        let what = format!("{n} paths were missing when {wanted} was copied, and were sent again for that");
-        damaged.insert(base.to_owned(), what);
+    if let Some(text) = durable::read(&settings.state.join(LACKS))? {
+        let lacks: Lacks = serde_json::from_slice(&text).with_context(|| format!("{LACKS} is damaged"))?;
+        if lacks.to == offsite::store(&settings.container) {
+            let (n, date) = (lacks.lacking_paths, lacks.date);
+            let what = format!("{n} paths were missing when {date} was copied, and were sent again for that");
+            damaged.insert(lacks.base_date, what);
+        }
     }
     for date in texts(copy.data("damaged_dates")) {
         damaged.insert(date, "its description cannot be read".into());
     }
-    damaged
+    Ok(damaged)
+}
+
+/// It is in S2's own record now.
+pub(crate) fn forget_noticed(settings: &Settings) -> Result<()> {
+    match std::fs::remove_file(settings.state.join(LACKS)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).context(format!("cannot remove {LACKS}"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Tells what is not whole, each time.

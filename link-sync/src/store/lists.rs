@@ -202,8 +202,11 @@ fn merge(
     Ok(folder.sync_all()?)
 }
 
-/// The next line of a list and its path, `None` where the line is damaged: it stays as it is.
-fn next_of(list: &mut Option<Lines>) -> Result<Option<(Vec<u8>, Option<Vec<u8>>)>> {
+/// A line, and its path: `None` where the line is damaged, which stays as it is.
+type Line = (Vec<u8>, Option<Vec<u8>>);
+
+/// The next line of a list.
+fn next_of(list: &mut Option<Lines>) -> Result<Option<Line>> {
     let Some(line) = list.as_mut().map(Lines::next).transpose()?.flatten() else { return Ok(None) };
     Ok(Some((line.to_vec(), sums::parse(line).map(|(_, path)| path.into_owned()))))
 }

@@ -282,7 +282,8 @@ fn decide(store: &Store, dir: &File, ask: &Ask, now: Timestamp) -> Result<(Ledge
     let verdicts = rules.decide(&snapshots, now)?;
     pruned.timezone = Some(rules.zone());
     let removed = state.removals_since(now - SignedDuration::from_hours(24));
-    let mut room = ask.limit.map_or(u64::MAX, |limit| limit.saturating_sub(removed));
+    let limit = ask.limit.filter(|_| !mutant::active("a-limit-of-removals-holds"));
+    let mut room = limit.map_or(u64::MAX, |limit| limit.saturating_sub(removed));
     for (meta, Verdict { mut keep, mut reasons }) in metas.iter().zip(verdicts) {
         let others: Vec<_> = needed.iter().filter(|n| n.0 == meta.date).map(|n| n.1.clone()).collect();
         if !others.is_empty() {

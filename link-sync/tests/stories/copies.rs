@@ -160,6 +160,10 @@ fn what_the_base_has_lost_is_sent_again_and_never_handed_on() {
     // gone, d/e, d/e/1, d/e/2, link, f, f/1, file, short.
     assert_eq!(filled.json["data"]["lacking_paths"], 9, "{filled:?}");
     assert_eq!(warnings(&filled), ["base-lacks", "base-has-more"]);
+    // It was noted before the copy that fills them was published.
+    let noted = std::fs::read_to_string(world.state.join("copy-lacks.json")).unwrap();
+    let noted: serde_json::Value = serde_json::from_str(&noted).unwrap();
+    assert_eq!((&noted["base_date"], &noted["lacking_paths"]), (&second.as_str().into(), &9.into()));
     let said = filled.json["warnings"][0]["message"].as_str().unwrap();
     assert!(said.contains("9 paths are missing in the copy of") && said.contains("d/e/1"), "{said}");
     assert!(filled.json["warnings"][1]["message"].as_str().unwrap().contains("d/foreign"));

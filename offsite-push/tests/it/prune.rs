@@ -123,15 +123,22 @@ fn killed_in_the_middle_the_next_push_knows_the_container() {
 }
 
 #[test]
-fn the_limit_of_a_day_is_that_of_the_profile() {
+fn every_key_of_the_profile_has_its_effect() {
     let world = with_rules();
-    let profile = world.read("home.toml").replace("keep_last = 2", "keep_last = 2\nmax_removals_per_day = 1");
-    world.write("home.toml", &profile);
+    let rules = "keep_last = 2\nkeep_hourly = 3\nkeep_daily = 4\nkeep_weekly = 5\nkeep_monthly = 6\nkeep_yearly = 7\n\
+         keep_within = \"1d\"\nmin_age = \"2d\"\nmax_gap = \"9d\"\nmax_removals_per_day = 1\ntimezone = \"UTC\"\n";
+    let sshfs = "[offsite.sshfs]\nhost = \"nc@s3\"\ndirectory = \"/srv/backup\"\n";
+    world.write_profile(&format!("[offsite.retention]\n{rules}{sshfs}"), "container.img");
     world.run("prune", &[]).expect(0);
     let log = world.read("log");
     let calls: Vec<_> = log.lines().filter(|l| l.starts_with("link-sync prune")).collect();
-    assert_eq!(calls.len(), 2);
-    assert!(calls.iter().all(|l| l.contains("--max-removals-per-day 1 ")), "{calls:?}");
+    assert_eq!(calls.len(), 2, "{calls:?}");
+    let words = "--keep-last 2 --keep-hourly 3 --keep-daily 4 --keep-weekly 5 --keep-monthly 6 --keep-yearly 7 \
+         --max-removals-per-day 1 --keep-within 1d --min-age 2d --max-gap 9d --timezone UTC ";
+    assert!(calls.iter().all(|l| l.contains(words)), "{calls:?}");
+    // What is no key is refused, with the nearest one that is.
+    world.write_profile(&format!("[offsite.retention]\nmax_removals = 1\n{sshfs}"), "container.img");
+    assert!(world.run("prune", &[]).expect(78).json["error"].to_string().contains("max_removals_per_day"));
 }
 
 #[test]

@@ -5,7 +5,8 @@ use testkit::Ran;
 
 use crate::world::{DATES, World, steps};
 
-const MORE: &str = "2026-11-23T03-30-00Z";
+const NEXT: &str = "2026-11-23T03-30-00Z";
+const MORE: &str = "2026-11-24T03-30-00Z";
 
 /// Two dates pushed, a third waits.
 fn two_pushed() -> World {
@@ -124,15 +125,27 @@ fn a_comparison_that_did_not_end_is_made_up_for_by_the_next_push() {
 #[test]
 fn what_the_copying_noticed_is_kept_too_and_goes_with_the_date() {
     let world = two_pushed();
+    // Cut off right after the copy that fills the holes was published: no later one finds them.
     let lacking = format!(
-        "mv \"$to/.partial\" \"$to/$date\"; object 0 true '{{\"base_date\":\"{}\",\"lacking_paths\":2,\"damaged_dates\":[\"{}\"]}}'; exit 0\n",
-        DATES[1], DATES[0]
+        "printf '%s' '{{\"to\":\"{}/run/container/snapshots\",\"base_date\":\"{}\",\"date\":\"{}\",\"lacking_paths\":2}}' >\"$w/state/copy-lacks.json\"; \
+         mv \"$to/.partial\" \"$to/$date\"; kill -KILL $PPID; kill -KILL $$\n",
+        world.path("").display().to_string().trim_end_matches('/'),
+        DATES[1],
+        DATES[2]
     );
     world.plan("copying", &lacking);
-    let told = damaged(&world.push().expect(3));
-    assert!(told.contains("2 paths were missing") && told.contains("cannot be read"), "{told}");
+    assert!(!world.command("push", &[]).output().unwrap().status.success());
     std::fs::remove_file(world.path("plan/copying")).unwrap();
+    assert!(damaged(&world.push().expect(3)).contains("2 paths were missing"));
     damaged(&world.push().expect(3));
+    let unread = format!(
+        "mv \"$to/.partial\" \"$to/$date\"; object 0 true '{{\"damaged_dates\":[\"{}\"]}}'; exit 0\n",
+        DATES[0]
+    );
+    world.plan("copying", &unread);
+    world.snapshot(NEXT);
+    assert!(damaged(&world.push().expect(3)).contains("cannot be read"));
+    std::fs::remove_file(world.path("plan/copying")).unwrap();
     // Rules that keep two: the damaged ones go, and what was said of them.
     world.write_profile(
         "[offsite.retention]\nkeep_last = 2\n[offsite.sshfs]\nhost = \"nc@s3\"\ndirectory = \"/d\"\n",
@@ -140,6 +153,6 @@ fn what_the_copying_noticed_is_kept_too_and_goes_with_the_date() {
     );
     world.snapshot(MORE);
     world.push().expect(3);
-    assert_eq!(world.container(), [DATES[2], MORE]);
+    assert_eq!(world.container(), [NEXT, MORE]);
     assert_eq!(world.push().expect(0).json["warnings"], json!([]));
 }
