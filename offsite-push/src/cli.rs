@@ -66,6 +66,9 @@ pub(crate) struct Place {
     /// How long S3 may be silent before it is given up.
     #[arg(long, value_name = "TIME", default_value = "5m")]
     pub(crate) patience: Span,
+    /// How often the container's lease is renewed.
+    #[arg(long, value_name = "TIME", default_value = "5m", hide = true)]
+    pub(crate) renew_every: Span,
 }
 
 #[derive(Debug, Subcommand)]
@@ -94,7 +97,8 @@ pub(crate) enum Action {
         #[arg(long, value_name = "BYTES")]
         reserve_bytes: Option<Bytes>,
         /// Take the container as it is, once, though it is not the one left
-        /// behind: after it was restored, replaced or adopted on purpose.
+        /// behind, or another machine holds its lease: after it was restored,
+        /// replaced or adopted on purpose, or that machine is gone for good.
         #[arg(long)]
         accept_container: bool,
     },

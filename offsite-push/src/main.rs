@@ -3,6 +3,7 @@
 mod cli;
 mod generation;
 mod inside;
+mod lease;
 mod leftovers;
 mod link;
 mod pins;

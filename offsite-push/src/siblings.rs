@@ -22,6 +22,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::lease::{self, Keeper};
 use crate::link::Watch;
 use crate::settings::Settings;
 
@@ -42,6 +43,8 @@ pub(crate) struct Siblings<'s> {
     pub(crate) doing: &'static str,
     /// Notices when S3 falls silent during a step.
     pub(crate) watch: Option<Watch>,
+    /// Notices when another machine takes the container over.
+    pub(crate) lease: Option<Keeper>,
     dir: PathBuf,
 }
 
@@ -128,6 +131,7 @@ impl Answer {
 enum Stop {
     Signal(i32),
     Silent,
+    Lost,
     Limit(Duration),
 }
 
@@ -147,7 +151,12 @@ impl<'s> Siblings<'s> {
                     .into());
             }
         }
-        Ok(Siblings { settings, steps: Vec::new(), doing: "store", watch: None, dir })
+        Ok(Siblings { settings, steps: Vec::new(), doing: "store", watch: None, lease: None, dir })
+    }
+
+    /// Has the lease of a container that is open for writing renewed.
+    pub(crate) fn keep_lease(&mut self) {
+        self.lease = Some(Keeper::start(self.dir.join("luks-mount"), self.settings));
     }
 
     /// Runs a sibling to its end and notes the step. An error: it was not started, or it did not end by itself.
@@ -184,6 +193,7 @@ impl<'s> Siblings<'s> {
             _ if answer.done() => Ok(answer),
             None => Ok(answer),
             Some(Stop::Signal(signal)) => Err(interrupted(signal).into()),
+            Some(Stop::Lost) => Err(lease::lost()),
             Some(Stop::Silent) => Err(self.silence(&answer.name)),
             Some(Stop::Limit(limit)) => {
                 Err(Fault::failed(format!("{} did not end within {limit:?}", answer.name)).into())
@@ -240,6 +250,9 @@ impl<'s> Siblings<'s> {
         }
         if let Some(signal) = signals::caught() {
             return Some(Stop::Signal(signal));
+        }
+        if self.lease.as_ref().is_some_and(Keeper::is_lost) {
+            return Some(Stop::Lost);
         }
         self.watch.as_ref().is_some_and(Watch::is_silent).then_some(Stop::Silent)
     }
