@@ -123,8 +123,9 @@ pub(crate) enum Action {
     },
     /// Tell what was pushed, what is waiting, and what is mounted now.
     ///
-    /// data: last_push, last_verify, unconfirmed, newest, behind (snapshots newer than the
-    /// last one pushed), pushing, view, container, s3, steps. Exit code 0.
+    /// data: last_push, last_verify, unconfirmed, newest, behind (snapshots newer than
+    /// the last one pushed), pushing, view, container, s3, s3_fsync (whether what is
+    /// synced reaches S3's disk, as of the last mount), steps. Exit code 0.
     Status {
         #[command(flatten)]
         place: Place,

@@ -7,6 +7,7 @@ mod lease;
 mod leftovers;
 mod link;
 mod pins;
+mod promise;
 mod prune;
 mod push;
 mod room;

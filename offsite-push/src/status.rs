@@ -10,6 +10,7 @@ use common::status::Report;
 use serde_json::{Value, json};
 
 use crate::generation::Known;
+use crate::promise::Promise;
 use crate::push::record;
 use crate::settings::Settings;
 use crate::siblings::{Call, Siblings};
@@ -40,6 +41,16 @@ pub(crate) fn run(settings: &Settings, report: &mut Report) -> Result<()> {
     report.set("last_verify", json!(Verified::load(settings)));
     report.set("unconfirmed", known.as_ref().is_some_and(|k| k.next_generation.is_some()));
     report.set("dates", json!(known.as_ref().and_then(|k| k.dates.as_ref())));
+    let promise = Promise::load(settings);
+    if let Some(promise) = promise.as_ref().filter(|p| !p.fsync) {
+        let message = format!(
+            "the sftp server of {} had no fsync at {}: what was pushed may be lost there if it loses power",
+            settings.far_name(),
+            promise.at
+        );
+        report.warn("no-fsync", message);
+    }
+    report.set("s3_fsync", json!(promise.map(|p| p.fsync)));
     let age = date.and_then(store::age_seconds);
     report.set("age_seconds", json!(age));
     report.set("container_uuid", json!(known.as_ref().map(|k| &k.container_uuid)));

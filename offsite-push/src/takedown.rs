@@ -11,6 +11,7 @@ use common::{mounts, say, signals};
 
 use crate::TOOL;
 use crate::link::{Below, Watch};
+use crate::promise::Promise;
 use crate::siblings::{Answer, Call, Siblings, option};
 
 /// The longest a mount may take; it gives up by itself much earlier.
@@ -86,7 +87,9 @@ impl<'a, 's> Up<'a, 's> {
         })?;
         // What it undid itself, or never began, is not ours to take down: it may be somebody else's.
         self.s3 = !answer.undone();
-        answer.checked()?;
+        if let Some(fsync) = answer.checked()?.data("fsync").as_bool() {
+            Promise::save(self.siblings.settings, fsync)?;
+        }
         self.watch(None);
         Ok(())
     }
