@@ -47,6 +47,7 @@ pub(crate) fn run(settings: &Settings, report: &mut Report) -> Result<()> {
     let record = Record::need(settings)?;
     facts::tell(settings, Some(&record), &stack::look(settings, Some(&record))?, report)?;
     common::say!(TOOL, "{}: LUKS{}, {}, {}", settings.name, header.luks_version, header.cipher, header.uuid);
+    record.tell_recovery_sheet(header.data_offset);
     Ok(())
 }
 

@@ -55,9 +55,10 @@ belongs to root and has mode 0600 or less. To make one:
 
 data of every action: state (detached, loop-only, mapped, attached,
 mapping-without-image, mounted-elsewhere, foreign), image, image_bytes, loop,
-mapping, mount_point, read_only, uuid, luks_version, cipher, file_system,
-size_bytes, free_bytes, inodes_free, written_bytes, read_bytes, dirty_limit,
-header, key_slots. What is not known is null.
+mapping, mount_point, read_only, uuid, luks_version, cipher,
+data_offset_sectors, file_system, size_bytes, free_bytes, inodes_free,
+written_bytes, read_bytes, dirty_limit, header, key_slots. What is not known is
+null.
 
 The last line on stdout is one JSON object; docs/status.schema.json has it.
 Exit codes: 0 done; 1 failed, and undone; 2 usage; 4 something is still attached

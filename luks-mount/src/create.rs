@@ -66,6 +66,7 @@ pub(crate) fn run(settings: &Settings, wanted: &Wanted, report: &mut Report) -> 
                 TOOL,
                 "made {image}, {size} MiB; keep the key and a header backup somewhere else too"
             );
+            record.tell_recovery_sheet(DATA_OFFSET);
             Ok(())
         }
         Err(error) => {

@@ -160,10 +160,10 @@ fn layers(
         }
     }
     Begun::forget(settings);
-    if let Some(marks) = closed.filter(|_| down.clean && !watch.dead) {
-        if let Err(error) = Record::note_closed(settings, marks) {
-            report.warn("not-noted", format!("it is not noted how the container was closed: {error:#}"));
-        }
+    if let Some(marks) = closed.filter(|_| down.clean && !watch.dead)
+        && let Err(error) = Record::note_closed(settings, marks)
+    {
+        report.warn("not-noted", format!("it is not noted how the container was closed: {error:#}"));
     }
     Ok(())
 }

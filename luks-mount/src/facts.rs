@@ -15,7 +15,7 @@ use crate::stack::{self, Stack, State};
 use crate::watch::Watch;
 use crate::{dirty, image};
 
-const KEYS: [&str; 22] = [
+const KEYS: [&str; 23] = [
     "state",
     "foreign",
     "image",
@@ -28,6 +28,7 @@ const KEYS: [&str; 22] = [
     "uuid",
     "luks_version",
     "cipher",
+    "data_offset_sectors",
     "file_system",
     "size_bytes",
     "free_bytes",
@@ -99,6 +100,7 @@ pub(crate) fn tell(
         report.set("file_system", record.file_system.clone());
         if let Ok(header) = Header::read(&settings.cryptsetup, &settings.header) {
             report.set("key_slots", header.key_slots);
+            report.set("data_offset_sectors", header.data_offset / 512);
         }
     }
     layers(stack, answers, report)

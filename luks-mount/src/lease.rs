@@ -234,6 +234,7 @@ pub(crate) fn renew(settings: &Settings, report: &mut Report) -> Result<()> {
         return Err(Fault::failed(format!("the lease cannot be renewed: {why}")).into());
     }
     if !put.done {
+        report.set("lease_lost", true);
         return Err(lost(put.found.unwrap_or_default().as_bytes()));
     }
     report.changed = true;

@@ -115,6 +115,15 @@ impl Record {
         }
     }
 
+    /// Says what must be known to recognise the container without this machine.
+    pub(crate) fn tell_recovery_sheet(&self, data_offset: u64) {
+        let (cipher, sector) = (&self.cipher, data_offset / 512);
+        common::say!(
+            crate::TOOL,
+            "for docs/disaster-recovery.md, to be noted beside the key: CIPHER={cipher} OFFSET={sector}"
+        );
+    }
+
     /// An error unless `header` is of this container, with the very encryption it had from the beginning.
     pub(crate) fn agrees(&self, header: &Header, settings: &Settings) -> Result<()> {
         let ours = (&self.uuid, self.luks_version, &self.cipher, self.sector_size, self.key_bytes);

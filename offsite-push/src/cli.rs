@@ -67,6 +67,9 @@ pub(crate) struct Place {
     /// How long S3 may be silent before it is given up.
     #[arg(long, value_name = "TIME", default_value = "5m")]
     pub(crate) patience: Span,
+    /// How often the container's lease is renewed.
+    #[arg(long, value_name = "TIME", default_value = "5m", hide = true)]
+    pub(crate) renew_every: Span,
 }
 
 #[derive(Debug, Subcommand)]
@@ -99,8 +102,9 @@ pub(crate) enum Action {
         #[arg(long, value_name = "BYTES")]
         reserve_bytes: Option<Bytes>,
         /// Take the container as it is, once, though it is not the one left
-        /// behind, or lacks dates that were: after it was restored, replaced or
-        /// adopted, or a date was removed by hand, on purpose.
+        /// behind, or lacks dates that were, or another machine holds its lease:
+        /// after it was restored, replaced or adopted, or a date was removed by
+        /// hand, on purpose, or that machine is gone for good.
         #[arg(long)]
         accept_container: bool,
     },
@@ -128,7 +132,8 @@ pub(crate) enum Action {
     ///
     /// data: last_push, last_verify, unconfirmed, damaged (dates that are not
     /// whole), newest, behind (snapshots newer than the last one pushed), pushing,
-    /// view, container, s3, steps. Exit code 0.
+    /// view, container, s3, s3_fsync (whether what is synced reaches S3's disk, as
+    /// of the last mount), steps. Exit code 0.
     Status {
         #[command(flatten)]
         place: Place,

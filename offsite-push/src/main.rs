@@ -3,9 +3,11 @@
 mod cli;
 mod generation;
 mod inside;
+mod lease;
 mod leftovers;
 mod link;
 mod pins;
+mod promise;
 mod prune;
 mod push;
 mod room;

@@ -198,6 +198,7 @@ fn fill(
     list: &[Snapshot],
     report: &mut Report,
 ) -> Result<Filled> {
+    up.accept_container = options.accept_container;
     up.mount(options.bwlimit)?;
     let attached = up.attach(false)?;
     up.siblings.doing = "check";

@@ -33,6 +33,8 @@ pub(crate) struct Settings {
     pub(crate) runtime: PathBuf,
     /// How long S3 may be silent.
     pub(crate) patience: Duration,
+    /// How often the container's lease is renewed.
+    pub(crate) renew_every: Duration,
 }
 
 impl Settings {
@@ -71,6 +73,7 @@ impl Settings {
             state: places::state(&profile)?,
             runtime: places::runtime(&profile)?,
             patience: place.patience.0,
+            renew_every: place.renew_every.0,
             profile,
         })
     }

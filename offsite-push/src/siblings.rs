@@ -23,6 +23,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::lease::{self, Keeper};
 use crate::link::{Silence, Watch};
 use crate::settings::Settings;
 
@@ -46,6 +47,8 @@ pub(crate) struct Siblings<'s> {
     pub(crate) doing: &'static str,
     /// Notices when S3 falls silent during a step.
     pub(crate) watch: Option<Watch>,
+    /// Notices when another machine takes the container over.
+    pub(crate) lease: Option<Keeper>,
     tools: Vec<(&'static str, Program)>,
 }
 
@@ -141,6 +144,7 @@ impl Answer {
 enum Stop {
     Signal(i32),
     Silent(Silence),
+    Lost,
     Limit(Limit),
 }
 
@@ -158,7 +162,13 @@ impl<'s> Siblings<'s> {
             same_version(tool, &program)?;
             tools.push((tool, program));
         }
-        Ok(Siblings { settings, steps: Vec::new(), doing: "store", watch: None, tools })
+        Ok(Siblings { settings, steps: Vec::new(), doing: "store", watch: None, lease: None, tools })
+    }
+
+    /// Has the lease of a container that is open for writing renewed.
+    pub(crate) fn keep_lease(&mut self) {
+        let luks_mount = self.tools.iter().find(|t| t.0 == "luks-mount");
+        self.lease = luks_mount.map(|(_, program)| Keeper::start(program, self.settings));
     }
 
     /// Runs a sibling to its end and notes the step. An error: it was not started, or it did not end by itself.
@@ -197,6 +207,7 @@ impl<'s> Siblings<'s> {
             _ if answer.done() => Ok(answer),
             None => Ok(answer),
             Some(Stop::Signal(signal)) => Err(interrupted(signal).into()),
+            Some(Stop::Lost) => Err(lease::lost()),
             Some(Stop::Silent(place)) => Err(self.silence(&answer.name, place)),
             Some(Stop::Limit(Limit::Time(limit))) => {
                 Err(Fault::failed(format!("{} did not end within {limit:?}", answer.name)).into())
@@ -270,6 +281,9 @@ impl<'s> Siblings<'s> {
         }
         if let Some(signal) = signals::caught() {
             return Some(Stop::Signal(signal));
+        }
+        if self.lease.as_ref().is_some_and(Keeper::is_lost) {
+            return Some(Stop::Lost);
         }
         self.watch.as_ref().and_then(Watch::silence).map(Stop::Silent)
     }

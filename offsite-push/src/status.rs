@@ -10,6 +10,7 @@ use common::status::Report;
 use serde_json::{Value, json};
 
 use crate::generation::Known;
+use crate::promise::Promise;
 use crate::push::record;
 use crate::settings::Settings;
 use crate::siblings::{Call, Limit, Siblings};
@@ -46,6 +47,16 @@ pub(crate) fn run(settings: &Settings, report: &mut Report) -> Result<()> {
             say!(TOOL, "in the container, {date} is not whole: {what}");
         }
     }
+    let promise = Promise::load(settings);
+    if let Some(promise) = promise.as_ref().filter(|p| !p.fsync) {
+        let message = format!(
+            "the sftp server of {} had no fsync at {}: what was pushed may be lost there if it loses power",
+            settings.far_name(),
+            promise.at
+        );
+        report.warn("no-fsync", message);
+    }
+    report.set("s3_fsync", json!(promise.map(|p| p.fsync)));
     let age = date.and_then(store::age_seconds);
     report.set("age_seconds", json!(age));
     report.set("container_uuid", json!(known.as_ref().map(|k| &k.container_uuid)));

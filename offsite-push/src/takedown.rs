@@ -11,6 +11,7 @@ use common::{mounts, say, signals};
 
 use crate::TOOL;
 use crate::link::{Below, Watch};
+use crate::promise::Promise;
 use crate::siblings::{Answer, Call, Limit, Siblings, option};
 
 /// The longest a mount may take; it gives up by itself much earlier.
@@ -21,7 +22,7 @@ const MOUNT: Duration = Duration::from_secs(180);
 const REST: Duration = Duration::from_secs(35);
 
 /// What luks-mount warns of when it had to give up what was still to be written.
-const LOST: [&str; 2] = ["link-dead", "sync-failed"];
+const LOST: [&str; 3] = ["link-dead", "sync-failed", "lease-lost"];
 
 /// What is up because of us. Dropping it takes it down, too.
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub(crate) struct Up<'a, 's> {
     pub(crate) siblings: &'a mut Siblings<'s>,
     s3: bool,
     container: bool,
+    /// A container that is not the one left behind is opened for writing, too.
+    pub(crate) accept_container: bool,
     /// What the two steps of the take-down are called.
     names: [&'static str; 2],
 }
@@ -54,12 +57,12 @@ pub(crate) struct Down {
 impl<'a, 's> Up<'a, 's> {
     /// Nothing is up yet.
     pub(crate) fn new(siblings: &'a mut Siblings<'s>) -> Up<'a, 's> {
-        Up { siblings, s3: false, container: false, names: ["detach", "unmount"] }
+        Up { siblings, s3: false, container: false, accept_container: false, names: ["detach", "unmount"] }
     }
 
     /// What a killed run put up.
     pub(crate) fn found(siblings: &'a mut Siblings<'s>, s3: bool, container: bool) -> Up<'a, 's> {
-        Up { siblings, s3, container, names: ["clear-container", "clear-s3"] }
+        Up { siblings, s3, container, accept_container: false, names: ["clear-container", "clear-s3"] }
     }
 
     /// Mounts S3's folder, if the container is there, and watches it.
@@ -82,7 +85,9 @@ impl<'a, 's> Up<'a, 's> {
         })?;
         // What it undid itself, or never began, is not ours to take down: it may be somebody else's.
         self.s3 = !answer.undone();
-        answer.checked()?;
+        if let Some(fsync) = answer.checked()?.data("fsync").as_bool() {
+            Promise::save(self.siblings.settings, fsync)?;
+        }
         self.watch(None);
         Ok(())
     }
@@ -99,7 +104,9 @@ impl<'a, 's> Up<'a, 's> {
         signals::check()?;
         let target = self.siblings.settings.container.clone();
         say!(TOOL, "opening the container");
-        let args: Vec<OsString> = if read_only { vec!["--read-only".into()] } else { Vec::new() };
+        let accept = self.accept_container && !read_only;
+        let words = [(read_only, "--read-only"), (accept, "--accept-container")];
+        let args: Vec<OsString> = words.iter().filter(|w| w.0).map(|w| w.1.into()).collect();
         self.container = true;
         let answer = self.siblings.run(&Call {
             step: "attach",
@@ -120,6 +127,9 @@ impl<'a, 's> Up<'a, 's> {
             .hint("are both tools of the same version and mount namespace?")
             .into());
         }
+        if !read_only {
+            self.siblings.keep_lease();
+        }
         self.watch(answer.data("loop").as_str().map(PathBuf::from));
         Ok(answer)
     }
@@ -132,7 +142,7 @@ impl<'a, 's> Up<'a, 's> {
 
     /// Takes down what is up: first the container, then S3. Signals do not stop it, time does.
     pub(crate) fn down(&mut self) -> Down {
-        self.siblings.watch = None;
+        (self.siblings.watch, self.siblings.lease) = (None, None);
         let (s3, container) = (std::mem::take(&mut self.s3), std::mem::take(&mut self.container));
         let mut down = Down { closed: true, nothing_up: true, ..Down::default() };
         let (mut held, mut detached) = (false, true);

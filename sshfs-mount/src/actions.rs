@@ -18,7 +18,7 @@ use serde_json::json;
 use crate::mounted::{self, State};
 use crate::record::Record;
 use crate::settings::Settings;
-use crate::{TOOL, sshfs, wire};
+use crate::{TOOL, server, sshfs, wire};
 
 /// What `main` runs.
 pub(crate) type Work = fn(&Settings, &mut Report) -> Result<()>;
@@ -57,6 +57,7 @@ pub(crate) fn mount(settings: &Settings, report: &mut Report) -> Result<()> {
     mounted::prepare(settings)?;
     start(settings, report)?;
     report.changed = true;
+    ask_for_syncs(settings, report);
     tell(settings, &State::Healthy, report);
     say!(TOOL, "{} is mounted at {}", settings.source(), settings.mount_point.display());
     Ok(())
@@ -191,8 +192,36 @@ fn remember(settings: &Settings, child: &Child) -> Result<()> {
         mount_point: settings.mount_point.clone(),
         since: now(),
         bwlimit_bytes: settings.bwlimit(),
+        fsync: None,
     };
     record.save(settings)
+}
+
+/// Says, and notes, if what is synced on S3 may not be on its disk.
+fn ask_for_syncs(settings: &Settings, report: &mut Report) {
+    let asked = server::syncs(settings, connect_limit(settings));
+    let noted = Record::load(settings).map(|mut record| {
+        record.fsync = asked.as_ref().ok().copied();
+        record.save(settings)
+    });
+    if let Some(Err(error)) = noted {
+        report.warn("not-noted", format!("{error:#}"));
+    }
+    let machine = settings.machine();
+    match asked {
+        Ok(true) => {}
+        Ok(false) => report.warn(
+            "no-fsync",
+            format!(
+                "{machine} has no fsync: its sftp server does not know fsync@openssh.com, so what counts as written may \
+                 be lost if it loses power. OpenSSH 6.5 and newer has it; `sftp-server -P` may hide it"
+            ),
+        ),
+        Err(error) => report.warn(
+            "fsync-unknown",
+            format!("whether what is synced reaches the disk of {machine} could not be found out: {error:#}"),
+        ),
+    }
 }
 
 /// Waits until the mount answers.
@@ -230,6 +259,7 @@ fn tell(settings: &Settings, state: &State, report: &mut Report) {
     report.set("pid", json!(server.map(|s| s.pid)));
     report.set("since", json!(record.as_ref().map(|r| &r.since)));
     report.set("bwlimit_bytes", json!(record.as_ref().and_then(|r| r.bwlimit_bytes)));
+    report.set("fsync", json!(record.as_ref().and_then(|r| r.fsync)));
     let counts = wire::read(settings).filter(|_| !matches!(state, State::Foreign(_)) && remembered);
     report.set("sent_bytes", json!(counts.map(|c| c.sent)));
     report.set("received_bytes", json!(counts.map(|c| c.received)));

@@ -54,6 +54,7 @@ pub(crate) enum Action {
     ///
     /// Mounted from there already: nothing is done. A mount of ours that hangs or
     /// is dead is ended first. The mount point must be an empty folder of root.
+    /// A machine whose sftp server has no fsync is warned of (no-fsync).
     /// data: as of status.
     Mount(Place),
     /// Unmount it, and wait until its sshfs has ended.
@@ -67,7 +68,8 @@ pub(crate) enum Action {
     /// data: state (unmounted, healthy, hung, dead, foreign: something else is
     /// mounted there), mount_point, source, pid, since, sent_bytes,
     /// received_bytes (of this mount; of one that ended by itself until unmount
-    /// or mount), bwlimit_bytes (a second). What is not known is null.
+    /// or mount), bwlimit_bytes (a second), fsync (whether what is synced reaches
+    /// the machine's disk). What is not known is null.
     Status(Place),
     #[command(hide = true)]
     Relay(Relay),

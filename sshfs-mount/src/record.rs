@@ -23,6 +23,9 @@ pub(crate) struct Record {
     pub(crate) since: String,
     /// Upload limit.
     pub(crate) bwlimit_bytes: Option<u64>,
+    /// Whether a sync reaches S3's disk, if that could be found out.
+    #[serde(default)]
+    pub(crate) fsync: Option<bool>,
 }
 
 impl Record {

@@ -12,6 +12,9 @@ use crate::wire;
 /// Seconds to wait for a connection, unless the profile says otherwise.
 pub(crate) const CONNECT_TIMEOUT: u32 = 20;
 
+/// The options that a profile may add which are sshfs's own; all others are ssh's.
+const OWN: [&str; 3] = ["compression", "dir_cache", "max_conns"];
+
 /// The command that mounts and serves. It stays in the foreground of a session of its own, and lives on without us.
 pub(crate) fn command(settings: &Settings) -> Result<Cmd> {
     let sshfs = &settings.sshfs;
@@ -23,9 +26,20 @@ pub(crate) fn command(settings: &Settings) -> Result<Cmd> {
     Ok(cmd.outlives_us().own_session())
 }
 
-/// What follows each `-o`. `reconnect` is never among them: after it, files that were open fail one by one, so the
-/// container inside would be damaged instead of detached. sshfs itself forbids ssh to forward anything.
+/// What follows each `-o`.
 fn options(settings: &Settings) -> Result<Vec<String>> {
+    // Without sshfs_sync a write that S3 refuses (its disk is full) is reported as done, and once, later, as an error of
+    // some flush: a file system in the container could then be closed as clean although parts of it are missing.
+    let mut words: Vec<String> = ["nosuid", "nodev", "noexec", "sshfs_sync"].map(str::to_owned).into();
+    let own = settings.options.iter().filter(|(name, _)| OWN.contains(name));
+    let list = ssh_options(settings)?.into_iter().chain(own.map(|(name, value)| (name, value.to_owned())));
+    words.extend(list.map(|(name, value)| format!("{name}={}", fuse_value(&value))));
+    Ok(words)
+}
+
+/// How ssh connects. `reconnect` is never among them: after it, files that were open fail one by one, so the
+/// container inside would be damaged instead of detached. sshfs itself forbids ssh to forward anything.
+pub(crate) fn ssh_options(settings: &Settings) -> Result<Vec<(&'static str, String)>> {
     let sshfs = &settings.sshfs;
     let mut list: Vec<(&str, String)> = [
         ("BatchMode", "yes"),
@@ -56,18 +70,14 @@ fn options(settings: &Settings) -> Result<Vec<String>> {
         list.push((name, settings.options.number(name, number).to_string()));
     }
     for (name, value) in settings.options.iter() {
-        if !list.iter().any(|(known, _)| *known == name) {
+        if !OWN.contains(&name) && !list.iter().any(|(known, _)| *known == name) {
             list.push((name, value.to_owned()));
         }
     }
     if settings.counted() {
         list.push(("ProxyCommand", relay(settings)?));
     }
-    // Without sshfs_sync a write that S3 refuses (its disk is full) is reported as done, and once, later, as an error of
-    // some flush: a file system in the container could then be closed as clean although parts of it are missing.
-    let mut words: Vec<String> = ["nosuid", "nodev", "noexec", "sshfs_sync"].map(str::to_owned).into();
-    words.extend(list.into_iter().map(|(name, value)| format!("{name}={}", fuse_value(&value))));
-    Ok(words)
+    Ok(list)
 }
 
 /// Our own relay as ssh's ProxyCommand, which a shell reads, after ssh has put in `%h` and `%p`.

@@ -17,13 +17,15 @@ struct Real {
     /// Where the tools are.
     bin: PathBuf,
     sshd: Sshd,
+    /// The profile's.
+    name: &'static str,
 }
 
 impl Real {
     /// A container on S3, and a store with one snapshot of a few files.
     fn new() -> Real {
         let built = bin("offsite-push").parent().unwrap().to_owned();
-        let real = Real { dir: scratch(), bin: built, sshd: Sshd::start("root") };
+        let real = Real { dir: scratch(), bin: built, sshd: Sshd::start("root"), name: "home" };
         for name in ["s3", "source/folder", "store"] {
             std::fs::create_dir_all(real.path(name)).unwrap();
         }
@@ -81,8 +83,8 @@ impl Real {
     fn command(&self, tool: &str, action: &str, options: &[&str]) -> Command {
         let mut command = Command::new(self.bin.join(tool));
         command
-            .args([action, "home", "--config"])
-            .arg(self.path("home.toml"))
+            .args([action, self.name, "--config"])
+            .arg(self.path(&format!("{}.toml", self.name)))
             .args(options)
             .stdin(Stdio::null());
         command
@@ -154,10 +156,10 @@ impl Real {
         let dir = self.dir.path().to_str().unwrap();
         let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
         assert!(!mounts.contains(dir), "{mounts}");
-        assert!(!Path::new("/dev/mapper/nc-backup-home").exists());
+        assert!(!Path::new(&format!("/dev/mapper/nc-backup-{}", self.name)).exists());
         let loops = Command::new("losetup").arg("--all").output().unwrap();
         let loops = String::from_utf8_lossy(&loops.stdout).into_owned();
-        assert!(!loops.contains("container.img"), "{loops}");
+        assert!(!loops.contains(dir), "{loops}");
     }
 
     /// The newest snapshot in the container is that of the store; older dates are all there.
@@ -226,7 +228,7 @@ fn nights_with_the_real_tools() {
         (&false.into(), &0.into())
     );
     let ran = real.push().expect(78);
-    assert!(ran.json["error"]["message"].as_str().unwrap().contains("not the state that was left behind"));
+    assert!(ran.json["error"]["message"].as_str().unwrap().contains("not as this machine left it"));
     real.is_down();
     real.tool("offsite-push", "push", &["--accept-container"]).expect(0);
     real.arrived(&[&date, &second, &last]);
@@ -375,4 +377,115 @@ fn an_upgrade_in_the_middle_changes_nothing() {
     real.bin = bin("offsite-push").parent().unwrap().to_owned();
     real.is_down();
     assert_eq!(real.push().expect(0).json["changed"], false);
+}
+
+/// The SHA-256 of the image on S3.
+fn image_of(real: &Real) -> String {
+    let out = Command::new("sha256sum").arg(real.path("s3/container.img")).output().unwrap();
+    String::from_utf8(out.stdout).unwrap()
+}
+
+impl Real {
+    /// Another S2 with a copy of this one's state and store, as if it had been restored from a backup; the same S3.
+    fn twin(&self) -> Real {
+        let twin = Real { dir: scratch(), bin: self.bin.clone(), sshd: Sshd::start("root"), name: "twin" };
+        let script = format!(
+            "cd '{0}'; for f in key source store state; do cp -a \"$f\" '{1}/'; done
+             ln -s '{0}/s3' '{1}/s3'
+             sed -e 's|{0}|{1}|g' -e 's|^directory = .*|directory = \"{0}/s3\"|' home.toml >'{1}/twin.toml'
+             chmod 700 '{1}/store'; rm -rf '{1}/state/run'",
+            self.dir.path().display(),
+            twin.dir.path().display()
+        );
+        let done = Command::new("sh").args(["-euc", &script]).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        twin
+    }
+
+    /// A push with something new, which is refused with one of these codes and changes no byte of the image.
+    #[track_caller]
+    fn is_refused(&self, codes: &[i32], words: &str) {
+        self.file("folder/1", 7);
+        self.snapshot();
+        let before = image_of(self);
+        let ran = self.push();
+        assert!(codes.contains(&ran.code), "{}\n{:#}", ran.stderr, ran.json);
+        let message = ran.json["error"]["message"].as_str().unwrap();
+        assert!(message.contains(words), "{message}");
+        assert_eq!(image_of(self), before, "refused, and yet written to");
+        self.is_down();
+    }
+
+    /// What was pushed is what the store here has, to the byte.
+    #[track_caller]
+    fn verifies(&self) {
+        let ran = self.tool("offsite-push", "verify", &[]).expect(0);
+        assert_eq!(ran.json["data"]["fresh"], true, "{:#}", ran.json);
+        self.is_down();
+    }
+}
+
+#[test]
+fn of_two_s2_with_one_state_only_one_ever_writes() {
+    if run_me(
+        "real::of_two_s2_with_one_state_only_one_ever_writes",
+        Options { seconds: 500, ..Options::default() },
+    ) {
+        return;
+    }
+    let old = Real::new();
+    old.push().expect(0);
+    let restored = old.twin();
+
+    // In turn: the one that pushes first goes on, the other one is refused, and does not get in its way.
+    old.file("folder/2", 9);
+    old.snapshot();
+    old.push().expect(0);
+    restored.is_refused(&[78], "not as this machine left it");
+    restored.is_refused(&[78], "not as this machine left it");
+    old.verifies();
+
+    // The other order, after a word of the person in charge.
+    restored.tool("offsite-push", "push", &["--accept-container"]).expect(0);
+    restored.verifies();
+    old.is_refused(&[78], "not as this machine left it");
+    restored.file("folder/3", 9);
+    restored.snapshot();
+    restored.push().expect(0);
+    restored.verifies();
+
+    // At once: in the middle of the one's copy. Its image is written to, though not by the other.
+    let child = restored.start_slow(&[]);
+    old.file("folder/4", 3);
+    old.snapshot();
+    let ran = old.push().expect(75);
+    assert!(ran.stderr.contains("open for writing"), "{}", ran.stderr);
+    judge(child.wait_with_output().unwrap()).expect(0);
+    restored.verifies();
+
+    // Killed in the middle, with all it had up: its journal is not replayed by the other.
+    let mut child = restored.start_slow(&[]);
+    signal(child.id(), "KILL");
+    child.wait().unwrap();
+    signal(restored.sshfs(), "KILL");
+    restored.tool("offsite-push", "unview", &["--if-killed"]);
+    old.is_refused(&[75], "open for writing");
+    std::fs::rename(restored.path("s3/container.img.lease"), restored.path("aside")).unwrap();
+    old.is_refused(&[78], "not as this machine left it");
+    std::fs::rename(restored.path("aside"), restored.path("s3/container.img.lease")).unwrap();
+    restored.push().expect(0);
+    restored.verifies();
+
+    // Taken over on purpose in the middle of a push: that push ends, and writes nothing more.
+    let child = restored.start_slow(&["--renew-every", "1s"]);
+    let taken = old.tool("offsite-push", "push", &["--accept-container"]);
+    let ended = judge(child.wait_with_output().unwrap());
+    eprintln!("== taken over: {} {}\n== ended: {}", taken.code, taken.stderr, ended.stderr);
+    assert_ne!(ended.code, 0);
+    assert!(
+        ended.json["error"]["message"].as_str().unwrap().contains("taken the container over"),
+        "{:#}",
+        ended.json
+    );
+    restored.is_down();
 }

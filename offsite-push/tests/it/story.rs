@@ -140,3 +140,31 @@ fn the_siblings_get_the_words_they_need() {
         )
     );
 }
+
+#[test]
+fn an_s3_without_fsync_is_remembered_and_told_by_status() {
+    let world = World::new();
+    assert!(world.run("status", &[]).expect(0).json["data"]["s3_fsync"].is_null());
+    let mounted = |fsync: &str| {
+        format!(
+            "[ $1 != mount ] || {{ echo healthy >\"$w/s3\"; object 0 true '{{\"state\":\"healthy\",\"fsync\":{fsync}}}'; exit; }}\n"
+        )
+    };
+    let told = |world: &World| {
+        let ran = world.run("status", &[]).expect(0);
+        let warned = ran.json["warnings"].as_array().unwrap().iter().any(|w| w["kind"] == "no-fsync");
+        (ran.json["data"]["s3_fsync"].clone(), warned)
+    };
+    world.plan("sshfs-mount-mount", &mounted("false"));
+    world.push_ok();
+    assert_eq!(told(&world), (false.into(), true));
+    // It could not be found out: what was known stays.
+    world.snapshot(DATES[1]);
+    world.plan("sshfs-mount-mount", &mounted("null"));
+    world.push_ok();
+    assert_eq!(told(&world), (false.into(), true));
+    world.snapshot(DATES[2]);
+    world.plan("sshfs-mount-mount", &mounted("true"));
+    world.push_ok();
+    assert_eq!(told(&world), (true.into(), false));
+}

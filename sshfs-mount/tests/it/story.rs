@@ -195,3 +195,31 @@ fn of_two_mounts_at_once_the_second_is_busy_and_unmount_waits() {
     testkit::judge(waits.wait_with_output().unwrap()).expect(0);
     world.is_clean();
 }
+
+/// Whoever syncs through sshfs is told that all is well even by a server that cannot do it.
+#[test]
+fn a_server_without_fsync_is_warned_of_and_remembered() {
+    let world = World::new();
+    let ran = world.run("mount", &[]).expect(0);
+    assert_eq!((&ran.json["data"]["fsync"], &ran.json["warnings"]), (&true.into(), &serde_json::json!([])));
+    assert_eq!(world.run("status", &[]).expect(0).json["data"]["fsync"], true);
+    world.run("unmount", &[]).expect(0);
+    assert!(world.run("status", &[]).expect(0).json["data"]["fsync"].is_null());
+    world.is_clean();
+
+    world.sshd.set_key_options("command=\"internal-sftp -P fsync\",restrict");
+    let ran = world.run("mount", &[]).expect(0);
+    assert_eq!(
+        (&ran.json["data"]["fsync"], &ran.json["warnings"][0]["kind"]),
+        (&false.into(), &"no-fsync".into())
+    );
+    // It is said to be synced all the same.
+    let file = std::fs::File::create(world.near().join("f")).unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    assert_eq!(world.run("status", &[]).expect(0).json["data"]["fsync"], false);
+    let again = world.run("mount", &[]).expect(0);
+    assert_eq!((&again.json["changed"], &again.json["data"]["fsync"]), (&false.into(), &false.into()));
+    world.run("unmount", &[]).expect(0);
+    world.is_clean();
+}

@@ -10,13 +10,13 @@ use testkit::repo;
 
 use crate::world::{World, same};
 
-/// The page's commands, with other values for the names at its top.
-fn commands(values: &[(&str, String)]) -> String {
+/// The page's commands, or the first blocks of them, with other values for the names at its top.
+fn commands(values: &[(&str, String)], first: usize) -> String {
     let page = std::fs::read_to_string(repo().join("docs/disaster-recovery.md")).unwrap();
     let mut script = String::from("set -eux\n");
     let blocks: Vec<&str> = page.split("```sh\n").skip(1).map(|b| b.split("```").next().unwrap()).collect();
     assert!(blocks.len() >= 6, "the page has lost its commands");
-    for line in blocks.concat().lines() {
+    for line in blocks[..first.min(blocks.len())].concat().lines() {
         let value = values.iter().find(|(name, _)| line.starts_with(&format!("{name}=")));
         script += &value.map_or(line.to_owned(), |(name, value)| format!("{name}='{value}'"));
         script.push('\n');
@@ -95,15 +95,155 @@ fn with_nothing_but_the_disk_and_the_key() {
             .env("PGHOST", &cluster.socket)
             .env("PGPORT", cluster.port.to_string())
             .env("PGUSER", "postgres");
-        shell.env("DM_DISABLE_UDEV", "1").arg("-c").arg(commands(&values)).stdin(Stdio::null());
+        shell.env("DM_DISABLE_UDEV", "1").arg("-c").arg(commands(&values, usize::MAX)).stdin(Stdio::null());
         let ran = shell.output().unwrap();
         let said = String::from_utf8_lossy(&ran.stderr).into_owned();
         assert!(ran.status.success(), "{said}");
-        assert!(String::from_utf8_lossy(&ran.stdout).contains("aes-xts-plain64"), "the cipher is not shown");
+        let told = String::from_utf8_lossy(&ran.stdout).into_owned();
+        assert!(told.contains("aes-xts-plain64"), "the cipher is not shown");
+        let counted = told.lines().find_map(|l| l.strip_prefix("checked: ")).unwrap();
+        let (covered, files) = counted.strip_suffix(" files").unwrap().split_once(" of ").unwrap();
+        assert_eq!(covered, files, "{told}");
+        assert!(files.parse::<u32>().unwrap() > 30 && !told.contains("NOT CHECKED"), "{told}");
         same(&source, &out.join("data"));
         assert_eq!(psql("nextcloud", rows), before);
         assert_eq!(psql("nextcloud", "SELECT t FROM \"Odd Name\""), "x");
         world.nothing_is_up();
         std::fs::remove_dir_all(Path::new(&out)).unwrap();
+    }
+}
+
+/// What somebody who holds S3 puts in the place of the container: a file system of his own, which looks like ours.
+struct Evil<'w> {
+    world: &'w World,
+    key: String,
+    header: String,
+}
+
+impl Evil<'_> {
+    fn sh(&self, script: &str) -> String {
+        let out = Command::new("sh").env("DM_DISABLE_UDEV", "1").args(["-euc", script]).output().unwrap();
+        assert!(out.status.success(), "{script}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+
+    /// An image made with these options, with a snapshot of his.
+    fn image(&self, options: &str) -> String {
+        let image = self.world.path("evil.img").display().to_string();
+        let tree = self.world.path("evil").display().to_string();
+        self.sh(&format!(
+            "rm -f {image}; truncate -s 64M {image}; mkdir -p {tree}/snapshots/2026-01-01T00-00-00Z
+             cryptsetup luksFormat -q --type luks2 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 {options} --key-file {0} {image}
+             cryptsetup open --key-file {0} {image} evil; mkfs.ext4 -q -d {tree} /dev/mapper/evil; cryptsetup close evil",
+            self.key
+        ));
+        image
+    }
+
+    /// Runs the page as far as it mounts; `unchecked`: without what it looks at. Whether it mounted, and what it said.
+    fn page(&self, image: &str, header: &str, unchecked: bool) -> (bool, String) {
+        let rescue = self.world.path("rescue").display().to_string();
+        let values = [
+            ("IMAGE", image.to_owned()),
+            ("KEY", self.key.clone()),
+            ("HEADER", header.to_owned()),
+            ("WHERE", rescue.clone()),
+            ("OUT", self.world.path("out").display().to_string()),
+        ];
+        let mut script = commands(&values, 3);
+        if unchecked {
+            let whole = script.clone();
+            script = script
+                .replace("if [ \"$(dmsetup", "if : || [ \"$(dmsetup")
+                .replace("grep -i null", "grep -i nothing-of-that-kind");
+            assert_ne!(script, whole);
+        }
+        let ran = Command::new("sh")
+            .env("DM_DISABLE_UDEV", "1")
+            .args(["-c", &script])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let mounted = std::fs::read_to_string("/proc/mounts").unwrap().contains(&rescue);
+        assert_eq!(mounted, ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        self.sh(&format!(
+            "! mountpoint -q {rescue} || umount {rescue}; [ ! -e /dev/mapper/rescue ] || cryptsetup close rescue
+             losetup -j {image} -n -O NAME | while read -r l; do losetup -d $l; done"
+        ));
+        (mounted, String::from_utf8_lossy(&ran.stderr).into_owned())
+    }
+}
+
+/// Makes both copies of a LUKS2 header say `to` instead of `from`, with the right checksum: nobody needs a key for that.
+fn rewrite(image: &str, from: &str, to: &str) {
+    use std::io::Write as _;
+    use std::os::unix::fs::FileExt as _;
+    let file = std::fs::File::options().read(true).write(true).open(image).unwrap();
+    let mut first = vec![0; 4096];
+    file.read_exact_at(&mut first, 0).unwrap();
+    let size = u64::from_be_bytes(first[8..16].try_into().unwrap());
+    for at in [0, size] {
+        let mut header = vec![0; usize::try_from(size).unwrap()];
+        file.read_exact_at(&mut header, at).unwrap();
+        let json =
+            String::from_utf8(header[4096..].iter().copied().take_while(|b| *b != 0).collect()).unwrap();
+        let changed = json.replacen(from, to, 1);
+        assert_ne!(changed, json);
+        header[4096..].fill(0);
+        header[4096..4096 + changed.len()].copy_from_slice(changed.as_bytes());
+        header[448..512].fill(0);
+        let mut sum = Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        sum.stdin.take().unwrap().write_all(&header).unwrap();
+        let hex = sum.wait_with_output().unwrap().stdout;
+        for n in 0..32 {
+            let digits = std::str::from_utf8(&hex[2 * n..2 * n + 2]).unwrap();
+            header[448 + n] = u8::from_str_radix(digits, 16).unwrap();
+        }
+        file.write_all_at(&header, at).unwrap();
+    }
+    file.sync_all().unwrap();
+}
+
+#[test]
+fn a_container_that_somebody_else_made_is_not_mounted() {
+    if run_me(
+        "recovery::a_container_that_somebody_else_made_is_not_mounted",
+        Options { memory: 3072, seconds: 600 },
+    ) {
+        return;
+    }
+    let world = World::new(Setting { up_kbit: 0, down_kbit: 0, delay_ms: 0, ..Setting::default() });
+    world.create("64M");
+    let header = world.path("escrow.header").display().to_string();
+    world.act("luks-mount", "backup-header", &["--to", &header]).expect(0);
+    let evil = Evil { world: &world, key: world.key().display().to_string(), header };
+
+    // The page is right about what `luks-mount create` makes.
+    let made = "--cipher aes-xts-plain64 --key-size 512 --offset 4096";
+    let image = evil.image(made);
+    assert!(evil.page(&image, "", false).0, "{}", evil.page(&image, "", false).1);
+
+    // Another cipher, none at all, the data elsewhere.
+    for options in [
+        "--cipher aes-cbc-essiv:sha256 --key-size 256 --offset 4096",
+        "--cipher cipher_null-ecb --offset 4096",
+        "--cipher aes-xts-plain64 --key-size 512 --offset 8192",
+    ] {
+        let image = evil.image(options);
+        let (mounted, said) = evil.page(&image, "", false);
+        assert!(!mounted && said.contains("STOP: this"), "{options}: {said}");
+        assert!(evil.page(&image, "", true).0, "{options}: it would not have been mounted anyway");
+        // With S2's own header it is noise.
+        assert!(!evil.page(&image, &evil.header, false).0, "{options}");
+    }
+    // A key slot that any key opens.
+    let image = evil.image(made);
+    rewrite(&image, "\"encryption\":\"aes-xts-plain64\"", "\"encryption\":\"cipher_null-ecb\"");
+    let (mounted, said) = evil.page(&image, "", false);
+    assert!(!mounted && said.contains("STOP: this header does not encrypt"), "{said}");
+    // No encryption whatever.
+    evil.sh(&format!("mkfs.ext4 -qF -d {} {image}", world.path("evil").display()));
+    for header in ["", evil.header.as_str()] {
+        assert!(!evil.page(&image, header, false).0);
     }
 }
