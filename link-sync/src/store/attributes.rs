@@ -49,7 +49,9 @@ pub fn keep_owner(file: &File) -> Result<()> {
 /// What the file system or the rights do not allow fails, as it was possible on `from`.
 pub fn copy(from: &File, to: &File) -> Result<()> {
     let (source, target) = (from.metadata()?, to.metadata()?);
-    if (source.uid(), source.gid()) != (target.uid(), target.gid()) && !keeps_owner(from) {
+    // Only root can give a folder to somebody else, and where the owner is kept in an attribute it need not be.
+    let need_not = !nix::unistd::geteuid().is_root() && keeps_owner(from);
+    if (source.uid(), source.gid()) != (target.uid(), target.gid()) && !need_not {
         fchown(to, Some(Uid::from_raw(source.uid())), Some(Gid::from_raw(source.gid())))
             .context("cannot set a folder's owner")?;
     }
