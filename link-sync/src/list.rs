@@ -11,7 +11,7 @@ use crate::cli::List;
 use crate::far::Far;
 use crate::protocol::Request;
 use crate::store::meta::{is_date, taken};
-use crate::store::odd::Known;
+use crate::store::odd::{Known, Why};
 use crate::store::verified::Record;
 use crate::store::{Store, sizes};
 
@@ -118,13 +118,15 @@ pub fn answer(store: &Store, with_sizes: bool) -> Result<Value> {
     let known = Known::of(store, now)?;
     let (damaged, warnings) = (&known.damaged, known.warnings());
     let odd: Vec<_> = known.odd.iter().map(|o| o.0.date.clone()).collect();
-    let mut metas: Vec<_> = known.counted.into_iter().chain(known.odd.into_iter().map(|o| o.0)).collect();
-    metas.sort_by(|a, b| a.date.cmp(&b.date));
+    let counted = known.counted.into_iter().map(|meta| (meta, None));
+    let mut all: Vec<_> = counted.chain(known.odd.into_iter().map(|(meta, why)| (meta, Some(why)))).collect();
+    all.sort_by(|a, b| a.0.date.cmp(&b.0.date));
     let mut snapshots = Vec::new();
-    for meta in metas {
+    for (meta, why) in all {
         let alone = if with_sizes { Some(sizes::alone(&dir, &meta.date)?) } else { None };
         let mut snapshot = serde_json::to_value(meta)?;
         snapshot["alone_bytes"] = json!(alone);
+        snapshot["odd"] = json!(why.map(Why::text));
         snapshots.push(snapshot);
     }
     let verified = Record::load(store);

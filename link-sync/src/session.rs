@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use crate::acls;
 use crate::budget::{Budget, Rate, is_over};
 use crate::far::Far;
+use crate::fsid::FsId;
 use crate::index;
 use crate::maintenance;
 use crate::moved::distrust_moved;
@@ -82,7 +83,7 @@ struct Taken {
 /// Where a source lies: what must be the same the next time.
 #[derive(Clone, Debug, Default)]
 struct Place {
-    fs_id: Option<String>,
+    fs_id: FsId,
     fs_path: Option<String>,
     inode: Option<u64>,
     submounts: Vec<String>,
@@ -641,7 +642,8 @@ impl Session {
                 return Err("the index is not of the newest snapshot in the store".into());
             }
             Ok(Some(header))
-                if header.fs_id != checked.fs_id || header.path_b64 != index::encode_path(&source.path) =>
+                if !FsId::noted(header.fs_id.clone()).is(&checked.fs_id)
+                    || header.path_b64 != index::encode_path(&source.path) =>
             {
                 return Err("the index is of another folder or file system".into());
             }
@@ -939,7 +941,7 @@ impl Session {
         for taken in &self.taken {
             let file = index::path(&self.settings.state, &taken.source.name);
             if taken.source.name != DATABASE && taken.trusted {
-                let fs_id = taken.place.fs_id.as_deref();
+                let fs_id = taken.place.fs_id.name.as_deref();
                 index::save(&file, &taken.source.path, fs_id, &published.id, &taken.tree)?;
             }
         }
@@ -959,7 +961,7 @@ impl Taken {
         SourceMeta {
             name: self.source.name.clone(),
             path: index::encode_path(&self.source.path),
-            fs_id: self.place.fs_id.clone(),
+            fs_id: self.place.fs_id.name.clone(),
             fs_path: self.place.fs_path.clone(),
             inode: self.place.inode,
             submounts: self.place.submounts.clone(),
@@ -1078,7 +1080,7 @@ impl Place {
 
     fn held(held: &SourceMeta) -> Place {
         Place {
-            fs_id: held.fs_id.clone(),
+            fs_id: FsId::noted(held.fs_id.clone()),
             fs_path: held.fs_path.clone(),
             inode: held.inode,
             submounts: held.submounts.clone(),
@@ -1094,8 +1096,8 @@ impl Place {
         let shown = source.path.display();
         let hint = "if it was moved on purpose, run once with --allow-new-filesystem";
         let refuse = |message: String, hint: String| Err(Fault::config(message).hint(hint).into());
-        if before.fs_id.is_some() && before.fs_id != self.fs_id {
-            let id = |id: &Option<String>| id.clone().unwrap_or_else(|| "unknown".to_owned());
+        if before.fs_id.name.is_some() && !before.fs_id.is(&self.fs_id) {
+            let id = |id: &FsId| id.name.clone().unwrap_or_else(|| "unknown".to_owned());
             return refuse(
                 format!(
                     "source {}: {shown} is on file system {} now, and was on {} at the last snapshot: is its disk mounted?",

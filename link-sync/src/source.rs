@@ -14,6 +14,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::fstatfs;
 
+use crate::fsid::FsId;
 use crate::tree::Tree;
 use crate::walk::{Mounts, show};
 
@@ -35,8 +36,8 @@ pub struct Source {
 pub struct Checked {
     /// Its directory.
     pub dir: File,
-    /// What identifies its file system over reboots, if anything does.
-    pub fs_id: Option<String>,
+    /// Its file system.
+    pub fs_id: FsId,
     /// Where it lies in that file system, escaped for people.
     pub fs_path: Option<String>,
     /// The inode number of its folder.
@@ -99,7 +100,7 @@ impl Source {
             .filter(|o| *o != real)
             .filter_map(|o| o.strip_prefix(&real).ok().map(|p| p.as_os_str().as_bytes().to_vec()));
         Ok(Checked {
-            fs_id: fs_id(&dir)?,
+            fs_id: FsId::of(&dir)?,
             fs_path: mounts::place_in_file_system(&real).ok().map(|p| show(p.as_os_str().as_bytes())),
             inode: dir.metadata().with_context(|| format!("cannot look at {shown}"))?.ino(),
             mounts: mounts.filter(|_| !mutant::active("bind-mounts-are-known")).collect(),
@@ -200,45 +201,4 @@ pub fn distrust(dir: &File, name: impl FnOnce() -> Option<String>) -> Result<Opt
 /// The same by the name in the mount table.
 pub fn is_trusted_name(kind: &str) -> bool {
     ["ext2", "ext3", "ext4", "xfs", "btrfs", "zfs"].contains(&kind)
-}
-
-/// The file system's UUID where the kernel tells it (Linux 6.9), else where udev links it, else the
-/// id that statfs gives, which ext4 and btrfs derive from the UUID.
-fn fs_id(dir: &File) -> Result<Option<String>> {
-    if let Some(uuid) = ioctl_uuid(dir) {
-        return Ok(Some(uuid));
-    }
-    let dev = dir.metadata()?.dev();
-    if let Ok(links) = std::fs::read_dir("/dev/disk/by-uuid") {
-        for link in links.flatten() {
-            if std::fs::metadata(link.path()).is_ok_and(|m| m.rdev() == dev) {
-                return Ok(Some(link.file_name().to_string_lossy().to_lowercase()));
-            }
-        }
-    }
-    let id =
-        nix::sys::statvfs::fstatvfs(dir).context("cannot look at a source's file system")?.filesystem_id();
-    if id != 0 {
-        return Ok(Some(format!("fsid-{id:x}")));
-    }
-    Ok(None)
-}
-
-/// `FS_IOC_GETFSUUID`, `_IOR(0x15, 0, struct fsuuid2)`: a length byte and 16 bytes.
-#[expect(unsafe_code, reason = "the ioctl has no wrapper in nix")]
-fn ioctl_uuid(dir: &File) -> Option<String> {
-    use std::os::fd::AsRawFd as _;
-    let mut buffer = [0u8; 17];
-    // SAFETY: the request's size field is 17, the size of the buffer it fills.
-    let result = unsafe { libc::ioctl(dir.as_raw_fd(), 0x8011_1500, buffer.as_mut_ptr()) };
-    let bytes = buffer.get(1..=usize::from(buffer[0]))?;
-    if result != 0 || bytes.iter().all(|b| *b == 0) {
-        return None;
-    }
-    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-    let cut = |a: usize, b: usize| hex.get(a..b).unwrap_or_default();
-    if hex.len() != 32 {
-        return Some(hex);
-    }
-    Some([cut(0, 8), cut(8, 12), cut(12, 16), cut(16, 20), cut(20, 32)].join("-"))
 }

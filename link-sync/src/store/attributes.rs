@@ -1,6 +1,7 @@
 //! Giving one directory of the store the attributes of another.
 
-use std::ffi::OsStr;
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -19,11 +20,38 @@ pub fn is_kept(name: &OsStr) -> bool {
         && (common::mutant::active("acls-of-xfs-count-twice") || !name.starts_with(b"trusted.SGI_ACL_"))
 }
 
+/// Where rsync's fake-super keeps a path's mode, device and owner: `100640 0,0 33:33`.
+const STAT: &str = "user.rsync.%stat";
+
+/// Whether among the attributes of a path is its owner: then what the path itself belongs to means nothing.
+pub fn carries_owner(all: &BTreeMap<OsString, Vec<u8>>) -> bool {
+    all.contains_key(OsStr::new(STAT))
+}
+
+/// The same of an opened path.
+pub fn keeps_owner(file: &File) -> bool {
+    file.get_xattr(STAT).is_ok_and(|value| value.is_some())
+        && !common::mutant::active("a-stores-account-is-an-owner")
+}
+
+/// Writes the owner of a file or folder into the attribute if it is not there: rsync leaves that out where the source's owner has
+/// the number of the store's account, which may be another one on the store's next machine.
+pub fn keep_owner(file: &File) -> Result<()> {
+    if file.get_xattr(STAT).context("cannot read an extended attribute")?.is_some() {
+        return Ok(());
+    }
+    let meta = file.metadata()?;
+    let value = format!("{:o} 0,0 {}:{}", meta.mode(), meta.uid(), meta.gid());
+    file.set_xattr(STAT, value.as_bytes()).context("cannot note its owner")
+}
+
 /// Copies owner, mode, ACLs and extended attributes (rsync's fake-super one among them); not the times.
 /// What the file system or the rights do not allow fails, as it was possible on `from`.
 pub fn copy(from: &File, to: &File) -> Result<()> {
     let (source, target) = (from.metadata()?, to.metadata()?);
-    if (source.uid(), source.gid()) != (target.uid(), target.gid()) {
+    // Only root can give a folder to somebody else, and where the owner is kept in an attribute it need not be.
+    let need_not = !nix::unistd::geteuid().is_root() && keeps_owner(from);
+    if (source.uid(), source.gid()) != (target.uid(), target.gid()) && !need_not {
         fchown(to, Some(Uid::from_raw(source.uid())), Some(Gid::from_raw(source.gid())))
             .context("cannot set a folder's owner")?;
     }

@@ -19,7 +19,7 @@ use xattr::FileExt as _;
 
 use super::scan::Line;
 use super::sums::Sum;
-use super::{mtree, open_dir, open_file_at};
+use super::{attributes, mtree, open_dir, open_file_at};
 use crate::account::Taken;
 use crate::tree::join;
 
@@ -201,8 +201,11 @@ pub fn xattrs(words: &BTreeMap<String, Vec<u8>>, like: &[Option<&File>]) -> Resu
 /// Gives an open file or folder the attributes of `words`; the time last.
 pub fn set_open(file: &File, words: &BTreeMap<String, Vec<u8>>, xattrs: Option<&Xattrs>) -> Result<()> {
     let meta = file.metadata()?;
-    let (uid, gid) = (number(words, "uid", 10)?, number(words, "gid", 10)?);
-    if (meta.uid(), meta.gid()) != (uid, gid) {
+    // Kept in an attribute, it is not what the file itself belongs to.
+    let kept = xattrs.map_or_else(|| attributes::keeps_owner(file), attributes::carries_owner);
+    let owner = if kept { (meta.uid(), meta.gid()) } else { owner(words)? };
+    let (uid, gid) = owner;
+    if (meta.uid(), meta.gid()) != owner {
         fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).context("cannot set its owner")?;
     }
     fchmod(file, Mode::from_bits_truncate(number(words, "mode", 8)?)).context("cannot set its mode")?;
@@ -220,7 +223,8 @@ pub fn set_open(file: &File, words: &BTreeMap<String, Vec<u8>>, xattrs: Option<&
 /// The same for what is not opened.
 pub fn set_at(dir: &File, name: &[u8], words: &BTreeMap<String, Vec<u8>>, link: bool) -> Result<()> {
     let name = OsStr::from_bytes(name);
-    let (uid, gid) = (Uid::from_raw(number(words, "uid", 10)?), Gid::from_raw(number(words, "gid", 10)?));
+    let (uid, gid) = owner(words)?;
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     let stat = nix::sys::stat::fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
     if (stat.st_uid, stat.st_gid) != (uid.as_raw(), gid.as_raw()) {
         fchownat(dir, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
@@ -234,6 +238,10 @@ pub fn set_at(dir: &File, name: &[u8], words: &BTreeMap<String, Vec<u8>>, link: 
     let accessed = TimeSpec::new(stat.st_atime, stat.st_atime_nsec);
     utimensat(dir, name, &accessed, &time(words)?, UtimensatFlags::NoFollowSymlink)
         .context("cannot set its time")
+}
+
+fn owner(words: &BTreeMap<String, Vec<u8>>) -> Result<(u32, u32)> {
+    Ok((number(words, "uid", 10)?, number(words, "gid", 10)?))
 }
 
 fn number(words: &BTreeMap<String, Vec<u8>>, key: &str, radix: u32) -> Result<u32> {

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
+use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::Mode;
 use nix::unistd::linkat;
@@ -24,7 +25,7 @@ use super::open::{Writable, existing};
 use super::pace::Pace;
 use super::publish::AllDone;
 use super::sums::{Lines, Sum, hex};
-use super::{META, PARTIAL, ensure_dir, mtree, open_dir, open_file, split, sums};
+use super::{META, PARTIAL, attributes, ensure_dir, mtree, open_dir, open_file, open_file_at, split, sums};
 use crate::parallel;
 use crate::tree::join;
 use crate::walk::show;
@@ -237,7 +238,16 @@ fn hash_all(
 
 fn entry(top: &File, path: &[u8], read: impl FnMut(u64) -> Result<()>) -> Result<Entry> {
     let (dir, name) = split(path);
-    let looked = mtree::look(&open_dir(top, dir)?, name)?;
+    let parent = open_dir(top, dir)?;
+    if !nix::unistd::geteuid().is_root() {
+        // Whatever a store of an account holds is a file or a folder.
+        match open_dir(&parent, name) {
+            Ok(folder) => attributes::keep_owner(&folder)?,
+            Err(Errno::ENOTDIR) => attributes::keep_owner(&open_file_at(&parent, name)?)?,
+            Err(e) => return Err(e.into()),
+        }
+    }
+    let looked = mtree::look(&parent, name)?;
     let sum = looked.file.map(|mut file| sums::of_file(&mut file, read)).transpose()?;
     Ok(Entry { path: path.to_vec(), body: looked.body, sum: sum.map(|s| s.0) })
 }

@@ -1,8 +1,8 @@
 //! Lines of mtree(5): `./PATH type=file mode=0640 uid=33 gid=33 size=5 time=1.000000000 tags=xattr-…`.
 //!
-//! Attributes as they are found on the store's disk: with fake-super the owner is the store's account, and the
-//! source's owners are in an extended attribute. Of extended attributes (ACLs among them) there is a digest, as a
-//! tag, for which other programs have no meaning.
+//! Attributes as they are found on the store's disk. With fake-super the source's owners are in an extended attribute,
+//! and what the file itself belongs to is whatever account the store has on this machine: it is neither told nor compared
+//! then. Of extended attributes (ACLs among them) there is a digest, as a tag, for which other programs have no meaning.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,13 +12,14 @@ use std::fs::File;
 use std::os::unix::ffi::OsStrExt as _;
 
 use anyhow::{Context as _, Result};
+use common::mutant;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, readlinkat};
 use nix::sys::stat::{FileStat, fstat, fstatat, major, minor};
 use sha2::{Digest as _, Sha256};
 use xattr::FileExt as _;
 
-use super::{open_dir, open_file_at, sums};
+use super::{attributes, open_dir, open_file_at, sums};
 
 /// What the file begins with; what a check must pass over follows.
 pub const HEAD: &[u8] = b"#mtree\n. type=dir\n./.meta type=dir ignore optional\n";
@@ -50,14 +51,15 @@ pub fn look(dir: &File, name: &[u8]) -> Result<Looked> {
         libc::S_IFLNK => Some(readlinkat(dir, as_name)?),
         _ => None,
     };
-    let xattrs = opened.as_ref().map(xattr_digest).transpose()?.flatten();
-    let body = body(&stat, link.as_deref().map(|l| l.as_bytes()), xattrs.as_deref());
+    let xattrs = opened.as_ref().map(xattrs).transpose()?.unwrap_or_default();
+    let owned = !attributes::carries_owner(&xattrs) || mutant::active("a-stores-account-is-an-owner");
+    let body = body(&stat, owned, link.as_deref().map(|l| l.as_bytes()), digest(&xattrs).as_deref());
     let file = opened.filter(|_| stat.st_mode & libc::S_IFMT == libc::S_IFREG);
     Ok(Looked { stat, body, file })
 }
 
-/// `type=…` and so on.
-pub fn body(stat: &FileStat, link: Option<&[u8]>, xattrs: Option<&str>) -> Vec<u8> {
+/// `type=…` and so on; the owner if it is `owned` by whom its stat says.
+fn body(stat: &FileStat, owned: bool, link: Option<&[u8]>, xattrs: Option<&str>) -> Vec<u8> {
     let kind = match stat.st_mode & libc::S_IFMT {
         libc::S_IFREG => "file",
         libc::S_IFDIR => "dir",
@@ -68,8 +70,11 @@ pub fn body(stat: &FileStat, link: Option<&[u8]>, xattrs: Option<&str>) -> Vec<u
         _ => "socket",
     };
     let (mode, uid, gid) = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid);
-    let mut text = format!("type={kind} mode={mode:04o} uid={uid} gid={gid}");
+    let mut text = format!("type={kind} mode={mode:04o}");
     // Writing to a string does not fail.
+    if owned {
+        write!(text, " uid={uid} gid={gid}").ok();
+    }
     if kind == "file" {
         write!(text, " size={}", stat.st_size).ok();
     }
@@ -96,12 +101,34 @@ pub fn private_file(bytes: u64) -> Vec<u8> {
     format!("type=file mode=0600 uid={uid} gid={gid} size={bytes} time={now}.000000000").into_bytes()
 }
 
-/// A digest of the extended attributes; `None` if there are none.
-pub fn xattr_digest(file: &File) -> Result<Option<String>> {
-    Ok(digest(&xattrs(file)?))
+/// Whether two lines' attributes are the same. One that tells no owner is of a path whose owner is kept in an attribute;
+/// what an older version noted of the account that the store had then means nothing there.
+pub fn same(one: &[u8], other: &[u8]) -> bool {
+    one == other || (tells_owner(one) != tells_owner(other) && without_owner(one) == without_owner(other))
 }
 
-/// The same of attributes that were read.
+/// What is expected of a path that was `found` so, without what means nothing.
+pub fn comparable<'a>(expected: &'a [u8], found: &[u8]) -> Cow<'a, [u8]> {
+    match tells_owner(found) {
+        true => Cow::Borrowed(expected),
+        false => Cow::Owned(without_owner(expected)),
+    }
+}
+
+fn is_owner(word: &[u8]) -> bool {
+    word.starts_with(b"uid=") || word.starts_with(b"gid=")
+}
+
+fn tells_owner(body: &[u8]) -> bool {
+    body.split(|b| *b == b' ').any(is_owner)
+}
+
+fn without_owner(body: &[u8]) -> Vec<u8> {
+    let words: Vec<&[u8]> = body.split(|b| *b == b' ').filter(|word| !is_owner(word)).collect();
+    words.join(&b' ')
+}
+
+/// A digest of extended attributes; `None` if there are none.
 pub fn digest(all: &BTreeMap<std::ffi::OsString, Vec<u8>>) -> Option<String> {
     if all.is_empty() {
         return None;
@@ -234,5 +261,19 @@ mod tests {
         assert_eq!(&*parse(b"./a\\052\\134\\052 type=file").unwrap().0, b"a*\\*");
         assert!(HEAD.split(|b| *b == b'\n').all(|l| parse(l).is_none()));
         assert_eq!(words(b"type=link link=a\\040b")["link"], b"a b");
+    }
+
+    #[test]
+    fn an_owner_that_is_kept_elsewhere_is_not_compared_and_any_other_is() {
+        let (old, new) = (
+            &b"type=file mode=0600 uid=9 gid=9 size=1 tags=xattr-1"[..],
+            &b"type=file mode=0600 size=1 tags=xattr-1"[..],
+        );
+        assert!(same(old, new) && same(new, old) && same(old, old) && same(new, new));
+        assert_eq!(&*comparable(old, new), new);
+        let other = &b"type=file mode=0600 uid=8 gid=9 size=1 tags=xattr-1"[..];
+        assert!(!same(old, other));
+        assert_eq!(&*comparable(old, other), old);
+        assert!(!same(old, b"type=file mode=0600 size=1 tags=xattr-2"));
     }
 }

@@ -130,6 +130,7 @@ pub fn prune(store: &Store, ask: &Ask, now: Timestamp) -> Result<Pruned> {
     }
     Ok(Pruned { completed, paths, ..pruned })
 }
+
 /// Notes what is going to be removed. `false` if there is no room for that, where nobody has to be kept from asking again.
 fn note(ledger: &mut Ledger, dir: &File, ask: &Ask) -> Result<bool> {
     let for_client = matches!(&ask.what, What::Rules(rules) if rules.for_client);

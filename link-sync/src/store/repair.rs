@@ -208,14 +208,17 @@ impl Work<'_> {
         super::remove(&self.room, Path::new(NEW))?;
         let line = &finding.expected;
         for (date, other) in twins.get(&line.path).into_iter().flatten() {
-            if other != line || finding.places.contains(&(date.clone(), line.path.clone())) {
+            if other.sum != line.sum
+                || !mtree::same(&other.body, &line.body)
+                || finding.places.contains(&(date.clone(), line.path.clone()))
+            {
                 continue;
             }
             let top = self.top(date)?;
             let (parent, name) = split(&line.path);
             let Ok(parent) = open_dir(&top, parent) else { continue };
             let Ok(looked) = mtree::look(&parent, name) else { continue };
-            let good = looked.body == line.body
+            let good = mtree::same(&looked.body, &line.body)
                 && match (line.sum, looked.file) {
                     (Some(sum), Some(mut file)) => {
                         scan::hash(&mut file, |_| common::signals::check()).is_ok_and(|found| found == sum)
@@ -244,8 +247,11 @@ impl Work<'_> {
                 false => super::open_file_at(self.dir, &full)?,
             };
             let mut like: Vec<File> = vec![file.try_clone()?];
-            let twin =
-                twins.get(&line.path).into_iter().flatten().filter(|t| t.1.body == line.body || is_dir);
+            let twin = twins
+                .get(&line.path)
+                .into_iter()
+                .flatten()
+                .filter(|t| mtree::same(&t.1.body, &line.body) || is_dir);
             let twin = twin.map(|t| join(t.0.as_bytes(), &line.path));
             if is_dir {
                 like.extend(twin.filter_map(|p| open_dir(self.dir, &p).ok()));

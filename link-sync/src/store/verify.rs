@@ -465,14 +465,15 @@ fn digest(value: &impl std::hash::Hash) -> u64 {
 
 /// What is wrong with what is found, as far as its attributes tell.
 fn compare(line: &Line, found: &[u8]) -> Vec<(Kind, String)> {
-    if line.body.is_empty() || line.body == found {
+    let expected = mtree::comparable(&line.body, found);
+    if line.body.is_empty() || *expected == *found {
         return Vec::new();
     }
     if scan::kind(found) != line.kind() {
         return vec![(Kind::Type, format!("type={}", String::from_utf8_lossy(scan::kind(found))))];
     }
     let (size, other): (Vec<_>, Vec<_>) =
-        differences(&line.body, found).into_iter().partition(|o| o.starts_with("size="));
+        differences(&expected, found).into_iter().partition(|o| o.starts_with("size="));
     // Another size is other content.
     let all = [(Kind::Content, size), (Kind::Attributes, other)].into_iter();
     all.filter(|w| !w.1.is_empty()).map(|(kind, list)| (kind, list.join(" "))).collect()

@@ -321,3 +321,103 @@ fn a_copy_is_verified_against_the_store_it_came_from() {
     assert_eq!(warnings(&weaker), ["no-checksums"]);
     assert_eq!(weaker.json["data"]["weaker_dates"].as_array().unwrap().len(), 2);
 }
+
+/// A manifest as an older version wrote it, which noted the store's account everywhere.
+fn with_the_account(snapshot: &Path, uid: u32, gid: u32) {
+    let file = snapshot.join(".meta/mtree");
+    let lines = std::fs::read_to_string(&file).unwrap();
+    let of = |line: &str| match line.split_once(" mode=") {
+        Some((before, after)) if line.contains(" tags=") => {
+            let (mode, rest) = after.split_once(' ').unwrap();
+            format!("{before} mode={mode} uid={uid} gid={gid} {rest}")
+        }
+        _ => line.to_owned(),
+    };
+    let text: String = lines.lines().map(|line| of(line) + "\n").collect();
+    // Not through a link to another date's.
+    std::fs::remove_file(&file).unwrap();
+    std::fs::write(&file, &text).unwrap();
+    let json = snapshot.join(".meta/snapshot.json");
+    let mut meta: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let sum = ok("sha256sum", &[file.to_str().unwrap()]);
+    meta["manifest"]["mtree"] = json!({"sha256": sum[..64], "bytes": text.len()});
+    std::fs::write(&json, meta.to_string()).unwrap();
+}
+
+#[test]
+fn a_store_whose_account_has_another_number_is_what_was_published() {
+    // Given a store of an account, with files of several owners, of which one has the account's own number,
+    let remote = Remote::new();
+    let world = &remote.world;
+    let number = |path: &Path| {
+        let meta = path.symlink_metadata().unwrap();
+        (meta.uid(), meta.gid())
+    };
+    let (uid, gid) = number(&remote.store);
+    let owners = [
+        ("root", (0, 0)),
+        ("www", (33, 33)),
+        ("own/file", (uid, gid)),
+        ("own", (uid, gid)),
+        ("gone", (5, 5)),
+    ];
+    for (name, (uid, gid)) in owners {
+        if name != "own" {
+            world.file(name, name);
+        }
+        std::os::unix::fs::chown(world.source.join(name), Some(uid), Some(gid)).unwrap();
+    }
+    std::os::unix::fs::symlink("root", world.source.join("link")).unwrap();
+    let first = folder(&world.snapshot(&[]).expect(0));
+    let text = std::fs::read_to_string(first.join(".meta/mtree")).unwrap();
+    assert!(text.contains("tags=") && !text.contains("uid="), "{text}");
+    world.file("new", "new");
+    let second = folder(&world.snapshot(&[]).expect(0));
+    with_the_account(&second, uid, gid);
+    // when it is moved to a machine where the account has other numbers,
+    let there = Remote::new();
+    let world = &there.world;
+    let store = there.store.to_str().unwrap();
+    ok("cp", &["-a", &format!("{}/.", remote.store.display()), store]);
+    ok("cp", &["-a", &format!("{}/.", remote.world.source.display()), world.source.to_str().unwrap()]);
+    ok("chown", &["-Rh", &format!("{0}:{0}", there.account.name), store]);
+    assert_ne!(number(&there.store), (uid, gid));
+    let (first, second) = (first.file_name().unwrap(), second.file_name().unwrap());
+    // then a verification finds nothing,
+    let here = ["--store", store];
+    world.act("verify", &here).expect(0);
+    // what is lost is fetched from the other date, though one manifest notes the account and the other does not,
+    std::fs::remove_file(there.store.join(first).join("docs/gone")).unwrap();
+    world.act("verify", &[&here[..], &["--repair"]].concat()).expect(0);
+    std::fs::remove_file(there.store.join(second).join("docs/gone")).unwrap();
+    let file = there.store.join(second).join("docs/www");
+    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o666)).unwrap();
+    world.act("verify", &[&here[..], &["--repair"]].concat()).expect(0);
+    world.act("verify", &here).expect(0);
+    // the account backs up there (of a source that lies elsewhere in this test), as if nothing had been,
+    world.file("newer", "newer");
+    let third = folder(&world.snapshot(&["--allow-new-filesystem"]).expect(0));
+    world.snapshot(&[]).expect(0);
+    world.act("verify", &here).expect(0);
+    // and everything comes back to whom it belonged.
+    for date in [first, second, third.file_name().unwrap()] {
+        let (date, to) = (date.to_str().unwrap(), world.dir.join("to"));
+        world.act("restore", &["--store", store, "--date", date, "--to", to.to_str().unwrap()]).expect(0);
+        for (name, owner) in owners {
+            assert_eq!(number(&to.join("docs").join(name)), owner, "{date} {name}");
+        }
+        std::fs::remove_dir_all(&to).unwrap();
+    }
+}
+
+#[test]
+fn the_owners_of_a_store_of_roots_are_compared() {
+    let world = World::new();
+    world.file("a", "a");
+    let held = world.publish();
+    std::os::unix::fs::chown(held.join("docs/a"), Some(5), Some(6)).unwrap();
+    let wrong = world.act("verify", &[]).expect(1);
+    assert_eq!(found(&wrong), [finding("attributes", "docs/a", 1)]);
+    world.act("verify", &["--repair"]).expect(0);
+    assert_eq!(held.join("docs/a").metadata().unwrap().uid(), 0);
+}

@@ -265,3 +265,46 @@ fn inodes_stay_free_too() {
     reserve(&world, &store, 0);
     world.snapshot(&[]).expect(0);
 }
+
+#[test]
+fn a_copy_leaves_free_what_must_stay_free_whoever_else_writes_there() {
+    // Given a snapshot of 60 MB, and a disk with room enough for it when it is looked at,
+    let world = World::new();
+    contents(&world, 2, 1000, 'o');
+    world.publish();
+    let disk = Disk::of("ext4", 160, &[]);
+    let to = disk.path.join("copies");
+    crate::world::private(&to);
+    let copy = |reserve: u64| {
+        let options =
+            ["--to", to.to_str().unwrap(), "--reserve-bytes", &reserve.to_string()].map(str::to_owned);
+        let mut command = world.command("copy", &[]);
+        command.args(options).args(["--flush-bytes", "262144"]);
+        command
+    };
+    testkit::run(&mut copy(1)).expect(0);
+    let then = picture(&to.join(&dates(&to)[0]));
+    contents(&world, 60, 1 << 20, 'n');
+    world.publish();
+    let reserve = free(&to).0 - (70 << 20);
+    let filler = disk.path.join("filler");
+    let mut running = copy(reserve);
+    let ran = std::thread::scope(|scope| {
+        let running = scope.spawn(|| testkit::run(&mut running));
+        // when somebody takes half of that while it is copied,
+        crate::world::until("it is copied", || {
+            std::fs::read_dir(to.join(".incoming/docs")).is_ok_and(|list| list.count() > 0)
+        });
+        ok("fallocate", &["-l", "40M", filler.to_str().unwrap()]);
+        running.join().unwrap()
+    });
+    // then it stops, and goes on when there is room.
+    assert!(told(&ran.expect(1)).contains("as full as it may be"));
+    assert!(free(&to).0 > reserve - (4 << 20), "{} of {reserve}", free(&to).0);
+    picture(&to.join(&dates(&to)[0])).same_as(&then);
+    std::fs::remove_file(&filler).unwrap();
+    let next = testkit::run(&mut copy(1)).expect(0);
+    assert!(next.json["data"]["resumed_files"].as_u64().unwrap() > 0, "{next:?}");
+    let newest = to.join(dates(&to).pop().unwrap()).join("docs");
+    picture(&world.source).same_as(&picture(&newest));
+}

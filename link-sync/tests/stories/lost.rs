@@ -78,7 +78,7 @@ fn what_was_lost_on_its_way_to_the_disk_is_not_taken_out_of_memory() {
     let store = liar.mount.join("store");
     let world = with_store(&store);
     for n in 0..30 {
-        world.file(&format!("f{n}"), &format!("{n}").repeat(1 << 20)[..1 << 20].to_owned());
+        world.file(&format!("f{n}"), &format!("{n}").repeat(1 << 20)[..1 << 20]);
     }
     let failed = world.snapshot(&[]).expect(1);
     assert!(told(&failed).contains("did not reach its disk"), "{failed:?}");

@@ -180,3 +180,97 @@ fn a_time_that_the_store_has_no_room_for_is_no_hole() {
         assert_eq!(first(&ran)["changed_paths"], 0, "{ran:?}");
     }
 }
+
+/// The CRC-32 at the end of an index.
+fn crc(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
+    })
+}
+
+/// Makes the last snapshot and its index say that the source's file system was called `id`.
+fn noted_as(world: &World, id: &str) {
+    let file = world.store.join(world.dates().pop().unwrap()).join(".meta/snapshot.json");
+    let mut meta: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let was = meta["sources"][0]["fs_id"].as_str().unwrap().to_owned();
+    meta["sources"][0]["fs_id"] = id.into();
+    std::fs::write(&file, meta.to_string()).unwrap();
+    let index = world.state.join("index-docs");
+    let bytes = std::fs::read(&index).unwrap();
+    let (head, rest) = bytes.split_at(bytes.iter().position(|b| *b == b'\n').unwrap());
+    let head = String::from_utf8(head.to_vec()).unwrap().replace(&was, id);
+    let mut bytes = [head.as_bytes(), &rest[..rest.len() - 4]].concat();
+    bytes.extend(crc(&bytes).to_le_bytes());
+    std::fs::write(&index, bytes).unwrap();
+}
+
+/// The id that statfs gives, which is all that some kernels tell.
+fn statfs_id(path: &std::path::Path) -> String {
+    format!("fsid-{:x}", nix::sys::statvfs::statvfs(path).unwrap().filesystem_id())
+}
+
+#[test]
+fn what_another_kernel_calls_a_file_system_is_the_same_one() {
+    // Given sources on a subvolume of btrfs, on ext4 and on XFS, noted as a kernel does that tells no UUID,
+    for kind in ["btrfs", "ext4", "xfs"] {
+        let mut world = World::new();
+        let disk = crate::world::Disk::of(kind, if kind == "xfs" { 320 } else { 128 }, &[]);
+        world.source = disk.path.join("source");
+        match kind {
+            "btrfs" => drop(ok("btrfs", &["subvolume", "create", world.source.to_str().unwrap()])),
+            _ => std::fs::create_dir(&world.source).unwrap(),
+        }
+        world.profile("", "");
+        world.file("a", "a");
+        settled();
+        world.publish();
+        let id = || {
+            let file = world.store.join(world.dates().pop().unwrap()).join(".meta/snapshot.json");
+            let meta: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+            meta["sources"][0]["fs_id"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(id().matches('-').count(), 4, "{kind}: {}", id());
+        let uuid = id();
+        noted_as(&world, &statfs_id(&world.source));
+        // then neither the snapshot nor the index is of another one, and the next night notes what does not change.
+        let ran = world.snapshot(&[]).expect(0);
+        assert_eq!(first(&ran)["way"], "index", "{kind}: {ran:?}");
+        assert!(warnings(&ran).is_empty(), "{kind}: {ran:?}");
+        assert_eq!(id(), uuid);
+        // What really is another one is refused, in whichever form it was noted,
+        noted_as(&world, "fsid-1234abcd");
+        for noted in [
+            "fsid-1234abcd",
+            "0f0f0f0f-0000-4000-8000-000000000001",
+            "0f0f0f0f-0000-4000-8000-000000000001/5",
+        ] {
+            noted_as(&world, noted);
+            let refused = world.snapshot(&[]).expect(78);
+            assert!(crate::world::told(&refused).contains("--allow-new-filesystem"), "{kind}: {refused:?}");
+        }
+        // until somebody says that it is meant.
+        world.snapshot(&["--allow-new-filesystem"]).expect(0);
+    }
+}
+
+#[test]
+fn another_subvolume_in_the_place_of_the_source_is_refused() {
+    let mut world = World::new();
+    let disk = crate::world::Disk::of("btrfs", 128, &[]);
+    let at = |name: &str| disk.path.join(name).to_str().unwrap().to_owned();
+    for name in ["one", "two"] {
+        ok("btrfs", &["subvolume", "create", &at(name)]);
+    }
+    world.source = disk.path.join("source");
+    ok("mv", &[&at("one"), &at("source")]);
+    world.profile("", "");
+    world.file("a", "a");
+    world.publish();
+    ok("mv", &[&at("source"), &at("one")]);
+    ok("mv", &[&at("two"), &at("source")]);
+    world.file("a", "a");
+    assert!(crate::world::told(&world.snapshot(&[]).expect(78)).contains("--allow-new-filesystem"));
+    ok("mv", &[&at("source"), &at("two")]);
+    ok("mv", &[&at("one"), &at("source")]);
+    world.snapshot(&[]).expect(0);
+}

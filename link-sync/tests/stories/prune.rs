@@ -385,6 +385,8 @@ fn a_date_that_is_still_to_come_counts_for_nothing_and_blocks_nothing() {
     // They are no proof of a backup, and a verification tells them, too.
     let listed = world.act("list", &["--max-age=1h"]).expect(0);
     assert_eq!(listed.json["data"]["odd"], json!(odd));
+    let each = listed.json["data"]["snapshots"].as_array().unwrap();
+    assert_eq!(each.iter().filter(|s| s["odd"].is_string()).count(), 2, "{listed:?}");
     assert_eq!(warnings(&listed), ["odd-snapshot", "odd-snapshot"]);
     assert!(warnings(&world.act("verify", &["--date", &made]).expect(0)).contains(&"odd-snapshot"));
     // Whoever wants them gone says so.

@@ -246,7 +246,8 @@ fn an_accounts_store_is_repaired_with_its_rights() {
     let mtree = first.join(".meta/mtree");
     let text = std::fs::read_to_string(&mtree).unwrap();
     let line = text.lines().find(|l| l.starts_with("./docs/a ")).unwrap();
-    let evil = line.replace("mode=0644", "mode=4755").replace("uid=", "uid=0 was=");
+    let (evil, _) = line.split_once(" tags=").unwrap();
+    let evil = evil.replace("mode=0644", "mode=4755 uid=0 gid=0");
     assert_ne!(line, evil);
     std::fs::write(&mtree, text.replace(line, &evil)).unwrap();
     let sum = ok("sha256sum", &[mtree.to_str().unwrap()]);

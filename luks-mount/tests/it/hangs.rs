@@ -88,7 +88,6 @@ impl Far {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        eprintln!("== {action} {args:?} term {term}: {:?}", begin.elapsed());
         judge(child.wait_with_output().unwrap())
     }
 
