@@ -18,7 +18,7 @@ use crate::mounted::{self, State};
 use crate::record::Record;
 use crate::session::Process;
 use crate::settings::Settings;
-use crate::{TOOL, sshfs, wire};
+use crate::{TOOL, scope, sshfs, wire};
 
 /// What `main` runs.
 pub(crate) type Work = fn(&Settings, &mut Report) -> Result<()>;
@@ -168,7 +168,7 @@ fn start(settings: &Settings, report: &mut Report) -> Result<()> {
     if settings.counted() {
         wire::reset(settings)?;
     }
-    let mut child = sshfs::command(settings)?.start(Stdio::null(), Stdio::null())?;
+    let mut child = sshfs::command(settings, &scope::words(report))?.start(Stdio::null(), Stdio::null())?;
     let result = remember(settings, &child).and_then(|()| served(settings, &mut child));
     let Err(error) = result else {
         child.detach();

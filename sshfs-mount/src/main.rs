@@ -11,6 +11,7 @@ mod mounted;
 mod options;
 mod record;
 mod relay;
+mod scope;
 mod session;
 mod settings;
 mod sshfs;
