@@ -47,8 +47,9 @@ fn until(what: &str, seconds: u64, mut holds: impl FnMut() -> bool) {
 }
 
 fn journal() -> String {
-    let words = ["-b", "--no-pager", "-o", "short-monotonic", "-n", "150"];
-    String::from_utf8_lossy(&output("journalctl", &words).stdout).into_owned()
+    let words = ["-b", "--no-pager", "-o", "short-monotonic", "-n", "60"];
+    let told = sh(&format!("tail -n 20 {SRV}/*.out | cut -c1-2000"));
+    format!("{}\n{told}", String::from_utf8_lossy(&output("journalctl", &words).stdout))
 }
 
 /// A unit of systemd.
@@ -75,14 +76,25 @@ impl Unit {
     fn ended(&self) -> i32 {
         until(&format!("{} ends", self.0), 120, || self.is("inactive") || self.is("failed"));
         let status: i32 = self.show("ExecMainStatus").parse().unwrap();
-        if self.show("ExecMainCode") == "1" { status } else { 128 + status }
+        match self.show("ExecMainCode").as_str() {
+            // It exited; or it did so well that systemd has forgotten it.
+            "1" | "0" => status,
+            _ => 128 + status,
+        }
     }
-    /// What it printed last: a status object.
+    /// The last status object of what it runs (and not of what follows that).
     #[track_caller]
     fn told(&self) -> serde_json::Value {
+        let action = sh(&format!(
+            "systemctl show --value -p ExecStart {} | sed 's/.*argv\\[\\]=[^ ]* \\([^ ]*\\).*/\\1/'",
+            self.0
+        ));
         let text = std::fs::read_to_string(format!("{SRV}/{}.out", self.0)).unwrap_or_default();
-        let line = text.lines().rfind(|line| line.starts_with('{'));
-        serde_json::from_str(line.unwrap_or_else(|| panic!("{} printed no object: {text}", self.0))).unwrap()
+        let objects = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let last = objects
+            .filter(|object| [action.as_str(), "run"].contains(&object["action"].as_str().unwrap()))
+            .last();
+        last.unwrap_or_else(|| panic!("{} printed no object: {text}", self.0))
     }
     /// Settings of this machine: `systemctl edit`.
     fn edit(&self, name: &str, text: &str) {
@@ -105,7 +117,7 @@ const PRUNE: Unit = Unit("nc-backup-prune@home.service");
 fn install() {
     assert!(in_guest(), "only for a guest that was booted for it");
     assert_eq!(std::fs::read_to_string("/proc/1/comm").unwrap(), "systemd\n");
-    sh("systemctl --quiet is-active basic.target");
+    sh("systemctl --quiet is-active sysinit.target");
     let bin = testkit::bin("link-sync").parent().unwrap().to_owned();
     sh(&format!("'{}/install' --bin '{}'", scripts().display(), bin.display()));
     sh(&format!("mkdir -p {SRV}; mount -o loop {DISK} {SRV}"));
@@ -126,7 +138,7 @@ fn install() {
 }
 
 fn disk(shared: &Path) {
-    sh(&format!("truncate -s 1G '{0}/disk'; mkfs.ext4 -q -m 0 '{0}/disk'", shared.display()));
+    sh(&format!("truncate -s 4G '{0}/disk'; mkfs.ext4 -q -m 0 '{0}/disk'", shared.display()));
 }
 
 // ---- S2 ----
@@ -147,8 +159,8 @@ fn s3() {
         line.trim_matches('\'').to_owned()
     };
     let profile = format!(
-        "state_dir = \"{SRV}/state\"\n[store]\npath = \"{SRV}/store\"\n[store.retention]\nkeep_last = 2\n[offsite]\nreserve_bytes = 1048576\n\
-         [offsite.sshfs]\nhost = \"root@127.0.0.1\"\nport = {}\nidentity = \"{}\"\nknown_hosts = \"{}\"\ndirectory = \"{SRV}/s3\"\nbwlimit = \"1m\"\n\
+        "state_dir = \"{SRV}/state\"\nruntime_dir = \"/run/nc-backup/home\"\n[store]\npath = \"{SRV}/store\"\n[store.retention]\nkeep_last = 2\nmin_age = \"0s\"\n[offsite]\nreserve_bytes = 1048576\n\
+         [offsite.sshfs]\nhost = \"root@127.0.0.1\"\nport = {}\nidentity = \"{}\"\nknown_hosts = \"{}\"\ndirectory = \"{SRV}/s3\"\nbwlimit = \"2m\"\n\
          [offsite.luks]\nimage = \"container.img\"\nkey_file = \"{SRV}/key\"\n",
         value("SSHPORT="),
         value("SSHIDENTITY="),
@@ -202,14 +214,14 @@ fn sshfs() -> Option<(String, String)> {
     Some((pid, cgroup.trim().rsplit('/').next().unwrap_or_default().to_owned()))
 }
 
-/// A push that has begun to copy 12 MB at 1 MiB a second.
-fn begin_push() -> String {
-    let date = snapshot(12 << 10);
+/// A push that has begun to copy so many MiB, at 2 MiB a second if nothing else is said; its date.
+fn begin_push(mib: usize) -> String {
+    let date = snapshot(mib << 10);
     PUSH.starts();
     until("the copy is in the middle", 60, || {
         sh(&format!("du -skc {CONTAINER}/snapshots/.[!.]* 2>/dev/null | tail -n 1 | cut -f1"))
             .parse()
-            .is_ok_and(|kib: u64| kib > 3 << 10)
+            .is_ok_and(|kib: u64| kib > 1 << 10)
     });
     date
 }
@@ -258,7 +270,7 @@ fn s2_first_boot() {
     assert_eq!(VERIFY.told()["data"]["dates"].as_array().map(Vec::len), Some(1), "{:#}", VERIFY.told());
 
     // Told to stop in the middle: it takes down in order, sshfs last.
-    let date = begin_push();
+    let date = begin_push(8);
     let (_, unit) = sshfs().unwrap();
     assert!(unit.ends_with(".scope"), "sshfs is in {unit}");
     assert!(mounted(CONTAINER) && mounted(S3), "what is mounted is seen by everybody");
@@ -269,8 +281,12 @@ fn s2_first_boot() {
     next_push(&date);
 
     // It does not stop: systemd kills it, and what it had mounted is taken down by the unit, not from under the container.
-    PUSH.edit("stop", "[Service]\nTimeoutStopSec=20s\nKillSignal=SIGCONT\n");
-    let date = begin_push();
+    PUSH.edit("stop", "[Service]\nTimeoutStopSec=25s\nKillSignal=SIGCONT\n");
+    let rate =
+        |rate: &str| sh(&format!("sed -i 's/^bwlimit = .*/bwlimit = \"{rate}\"/' /etc/nc-backup/home.toml"));
+    rate("400k");
+    let date = begin_push(16);
+    rate("2m");
     sh(&format!("systemctl stop {}", PUSH.0));
     assert_eq!(PUSH.ended(), 128 + 9);
     is_down();
@@ -278,7 +294,7 @@ fn s2_first_boot() {
     next_push(&date);
 
     // Somebody is in the container when the push ends: it stays, says so, and stays whole after the unit.
-    let date = begin_push();
+    let date = begin_push(4);
     sh(&format!("systemd-run --quiet --unit=guest -p WorkingDirectory={CONTAINER} sleep 600"));
     assert_eq!(PUSH.ended(), 4, "{}", journal());
     assert_eq!(PUSH.told()["left_behind"][0]["what"].as_str().map(|w| w.contains("container")), Some(true));
@@ -293,11 +309,11 @@ fn s2_first_boot() {
 
     // What the rules do not keep.
     assert_eq!(PRUNE.runs(), 0, "{}", journal());
-    assert_eq!(sh(&format!("ls -d {SRV}/store/20* | wc -l")), "2");
+    assert_eq!(sh(&format!("ls -d {SRV}/store/20* | wc -l")), "2", "{}", journal());
     assert!(!PRUNE.is("failed"));
 
     // And the power goes, in order, in the middle of a push.
-    std::fs::write(format!("{SRV}/date"), begin_push()).unwrap();
+    std::fs::write(format!("{SRV}/date"), begin_push(8)).unwrap();
 }
 
 #[test]
