@@ -18,7 +18,7 @@ use serde_json::json;
 use crate::mounted::{self, State};
 use crate::record::Record;
 use crate::settings::Settings;
-use crate::{TOOL, server, sshfs, wire};
+use crate::{TOOL, scope, server, sshfs, wire};
 
 /// What `main` runs.
 pub(crate) type Work = fn(&Settings, &mut Report) -> Result<()>;
@@ -169,7 +169,7 @@ fn start(settings: &Settings, report: &mut Report) -> Result<()> {
     if settings.counted() {
         wire::reset(settings)?;
     }
-    let mut child = sshfs::command(settings)?.start(Stdio::null(), Stdio::null())?;
+    let mut child = sshfs::command(settings, &scope::words(report))?.start(Stdio::null(), Stdio::null())?;
     let result = remember(settings, &child).and_then(|()| served(settings, &mut child));
     let Err(error) = result else {
         child.detach();

@@ -11,6 +11,7 @@ mod mounted;
 mod options;
 mod record;
 mod relay;
+mod scope;
 mod server;
 mod session;
 mod settings;

@@ -1,5 +1,6 @@
 //! The program sshfs: its command line, and what its complaints mean.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -16,9 +17,13 @@ pub(crate) const CONNECT_TIMEOUT: u32 = 20;
 const OWN: [&str; 3] = ["compression", "dir_cache", "max_conns"];
 
 /// The command that mounts and serves. It stays in the foreground of a session of its own, and lives on without us.
-pub(crate) fn command(settings: &Settings) -> Result<Cmd> {
-    let sshfs = &settings.sshfs;
-    let cmd = if sshfs.program.is_empty() { Cmd::new("sshfs") } else { Cmd::from_argv(&sshfs.program)? };
+/// `before`: the words that start it in a scope of its own.
+pub(crate) fn command(settings: &Settings, before: &[OsString]) -> Result<Cmd> {
+    let program: Vec<OsString> = match settings.sshfs.program.as_slice() {
+        [] => vec!["sshfs".into()],
+        words => words.iter().map(OsString::from).collect(),
+    };
+    let cmd = Cmd::from_argv(&[before, &program].concat())?;
     let mut cmd = cmd.arg("-f").arg(settings.source()).arg(&settings.mount_point);
     for option in options(settings)? {
         cmd = cmd.arg("-o").arg(option);

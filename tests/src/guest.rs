@@ -21,7 +21,7 @@ const GUESTS: usize = 2;
 const TURN: Duration = Duration::from_secs(3600);
 
 /// What of our environment a test needs in the guest too.
-const KEPT: [&str; 7] = [
+const KEPT: [&str; 8] = [
     "CARGO_MANIFEST_",
     "CARGO_PKG_",
     "CARGO_BIN_EXE_",
@@ -29,6 +29,7 @@ const KEPT: [&str; 7] = [
     "PROPTEST_",
     "NC_BACKUP_ROUNDS",
     "NC_BACKUP_SEED",
+    "NC_BACKUP_TEST_SCRIPTS",
 ];
 
 /// What a test needs of its guest.
@@ -58,7 +59,7 @@ pub fn run_me(test: &str, options: Options) -> bool {
     if in_guest() || native() {
         return false;
     }
-    run_there(test, options);
+    run_there(test, options, None);
     true
 }
 
@@ -68,15 +69,27 @@ pub fn run_me_there(test: &str, options: Options) -> bool {
     if in_guest() {
         return false;
     }
-    run_there(test, options);
+    run_there(test, options, None);
     true
+}
+
+/// Boots a guest with systemd as its init, and runs one test of this executable there, as a unit, which is an ignored
+/// one here; then the guest is powered off in order. `shared` is its /run/vm, which outlives it. Panics unless the
+/// test passed.
+#[track_caller]
+pub fn boot(test: &str, options: Options, shared: &Path) {
+    assert!(!in_guest(), "guests boot no guests");
+    run_there(test, options, Some(shared));
 }
 
 /// Runs one test of this executable in a guest. Panics unless it passed.
 #[track_caller]
-fn run_there(test: &str, options: Options) {
+fn run_there(test: &str, options: Options, booted: Option<&Path>) {
     let exe = std::env::current_exe().expect("a test knows its own path");
     let mut command = vm_run(options);
+    if let Some(shared) = booted {
+        command.arg("--systemd").arg("--share").arg(shared);
+    }
     for (name, value) in std::env::vars() {
         // CARGO_BIN_EXE_NAME of a program with a dash is no name for a shell's variable.
         if KEPT.iter().any(|kept| name.starts_with(kept)) && !name.contains('-') {
