@@ -6,23 +6,29 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::os::fd::{AsRawFd as _, RawFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use common::account::Account;
 use common::fault::Fault;
 use common::lock::Lock;
+use common::mutant;
 use common::places;
 use common::profile::{Bytes, Profile};
 use common::run::Cmd;
 use common::status::Report;
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::unistd::{geteuid, getppid};
 use serde_json::{Value, json};
 
 use crate::budget::Budget;
 use crate::cli::Copy;
 use crate::far::Far;
 use crate::progress::Progress;
-use crate::protocol::{Merged, Opened, Published, Request};
+use crate::protocol::{CopyIdle, CopyOnly, Door, Making, Merged, Opened, Published};
 use crate::rsync::Transfer;
 use crate::session::{list_file, uncommented};
 use crate::settings::rsync_argv;
@@ -73,7 +79,10 @@ pub fn copy(args: &Copy, report: &mut Report) -> Result<()> {
     report.set("date", wanted.meta.date.as_str());
     report.set("id", wanted.meta.id.as_str());
     report.set("path", to.join(&wanted.meta.date).display().to_string());
-    let mut far = Far::start(&far_end(args, &profile, &to)?, None, &to)?;
+    let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
+    let cmd = far_end(args, &profile, &to, theirs.as_raw_fd())?;
+    let mut far = Far::start(&cmd, None, &to, Door::Copy)?;
+    drop((ours, theirs));
     let there: Vec<SnapshotMeta> = there(&mut far)?;
     if let Some(same) = there.iter().find(|s| s.date == wanted.meta.date || s.id == wanted.meta.id) {
         if (&same.date, &same.id) == (&wanted.meta.date, &wanted.meta.id) {
@@ -121,16 +130,18 @@ fn source(args: &Copy, profile: &Profile) -> Result<Store> {
     Ok(Store { path, mount, reserve_bytes: 0, rsync, read_only: true, flush_bytes: None })
 }
 
-/// `link-sync serve` for the other store, as a child.
-fn far_end(args: &Copy, profile: &Profile, to: &Path) -> Result<Cmd> {
+/// The far end of the other store, as a child: its door opens to nobody but the process that has made the socket `starter`.
+fn far_end(args: &Copy, profile: &Profile, to: &Path, starter: RawFd) -> Result<Cmd> {
     let exe = std::env::current_exe().context("cannot find our own program")?;
     let reserve = args.reserve_bytes.or(profile.offsite.reserve_bytes.map(Bytes)).unwrap_or(RESERVE);
-    let cmd = Cmd::new(exe).arg("serve").arg("--store").arg(to);
-    Ok(cmd.args([format!("--reserve-bytes={}", reserve.0), format!("--flush-bytes={}", args.flush_bytes.0)]))
+    let cmd = Cmd::new(exe).arg("copy-end").arg(format!("--starter-fd={starter}")).arg("--store").arg(to);
+    Ok(cmd
+        .inherit(starter)
+        .args([format!("--reserve-bytes={}", reserve.0), format!("--flush-bytes={}", args.flush_bytes.0)]))
 }
 
 fn there(far: &mut Far) -> Result<Vec<SnapshotMeta>> {
-    let answer: Value = far.ask(&Request::List { sizes: false })?;
+    let answer = far.ask_in_parts(&CopyIdle::List {}, "snapshots", |_, _| ())?;
     serde_json::from_value(answer["snapshots"].clone()).context("an answer that is not understood")
 }
 
@@ -154,6 +165,20 @@ fn common_base(store: &Store, dir: &File, there: &[SnapshotMeta]) -> Result<Opti
     both.map(|meta| hold(store, dir, &meta.date)).transpose()
 }
 
+/// Whether the process that started this one has left the socket `starter` for it: nothing that comes through a login, a forced
+/// command or a shell can.
+pub fn started_by_copy(starter: RawFd) -> Result<()> {
+    let by_hand = || Fault::usage("copy-end is started by copy, never by hand");
+    if starter < 3 {
+        return Err(by_hand().into());
+    }
+    let socket = crate::rsync::inherited(starter).ok_or_else(by_hand)?;
+    let peer = getsockopt(&socket, PeerCredentials).map_err(|_| by_hand())?;
+    // A pair is made by one process: ours is the child of that.
+    let ours = (peer.pid(), peer.uid()) == (getppid().as_raw(), geteuid().as_raw());
+    if ours || mutant::active("copy-end-by-hand") { Ok(()) } else { Err(by_hand().into()) }
+}
+
 struct Copying<'a> {
     store: &'a Store,
     wanted: &'a Held,
@@ -168,14 +193,14 @@ impl Copying<'_> {
         for source in &self.wanted.meta.sources {
             parts.push(self.part(&source.name, base)?);
         }
-        let request = Request::Open { copy: true, base: base.map(|b| b.meta.date.clone()) };
+        let request = CopyIdle::Open { base: base.map(|b| b.meta.date.clone()) };
         let opened: Opened = far.ask(&request)?;
         for warning in &opened.warnings {
             report.warn_value(warning.clone());
         }
         self.resume(&mut far, &opened, report)?;
         let (bytes, inodes) = estimate(&parts);
-        let () = far.ask(&Request::Room { source: None, bytes, inodes })?;
+        let () = far.ask(&Making::Room { source: None, bytes, inodes })?;
         let (mut total, mut linked) = (Merged::default(), 0);
         for part in &parts {
             linked += self.clone(&mut far, part)?;
@@ -183,7 +208,7 @@ impl Copying<'_> {
         }
         self.checksums(&mut far, &parts)?;
         self.progress.begin("making it durable", 0);
-        let published: Published = far.ask(&Request::Publish { meta: self.meta()?.into() })?;
+        let published: Published = far.ask(&CopyOnly::Publish { text: self.meta()? })?;
         report.changed = true;
         for warning in &published.warnings {
             report.warn_value(warning.clone());
@@ -226,7 +251,7 @@ impl Copying<'_> {
             report
                 .warn("continues", "an interrupted copy is continued: what had arrived is not copied again");
         }
-        far.ask_with_list(&Request::Resume { id: id.clone(), keep }, |list| {
+        far.ask_with_list(&CopyOnly::Resume { id: id.clone(), keep }, |list| {
             stale.iter().try_for_each(|path| list.path(path))
         })
     }
@@ -250,7 +275,7 @@ impl Copying<'_> {
     fn clone(&self, far: &mut Far, part: &Part) -> Result<u64> {
         let source = part.name.clone();
         if !part.clone {
-            let () = far.ask(&Request::Fresh { source })?;
+            let () = far.ask(&Making::Fresh { source })?;
             return Ok(0);
         }
         let all = part.changes.shared + part.changes.folders;
@@ -260,7 +285,7 @@ impl Copying<'_> {
         let fill = |list: &mut crate::protocol::ListWriter<'_, _>| {
             part.changes.left_out.iter().try_for_each(|path| list.path(path))
         };
-        let reply: Value = far.ask_with_list_watched(&Request::Clone { source }, fill, watch)?;
+        let reply: Value = far.ask_with_list_watched(&Making::Clone { source }, fill, watch)?;
         Ok(reply["linked"].as_u64().unwrap_or(0))
     }
 
@@ -287,7 +312,7 @@ impl Copying<'_> {
             acls_only: false,
             budget: &budget,
         };
-        let request = Request::Merge { source: part.name.clone(), times: true, again: false };
+        let request = Making::Merge { source: part.name.clone(), times: true, again: false };
         let changes = &part.changes;
         if let Some(root) = &changes.root {
             let list = list_file(&self.state, [&b"."[..]].into_iter())?;
@@ -334,7 +359,7 @@ impl Copying<'_> {
             files.map(|m| join(part.name.as_bytes(), &m.path)).collect::<Vec<_>>()
         };
         let paths: HashSet<Vec<u8>> = parts.iter().flat_map(files).collect();
-        far.ask_with_list(&Request::Part, |list| {
+        far.ask_with_list(&CopyOnly::Part {}, |list| {
             manifest::part(&self.wanted.dir, &paths, |line| list.path(line))
         })
     }
