@@ -154,7 +154,7 @@ impl Drop for Working<'_> {
     }
 }
 
-/// What the other end says, or takes.
+/// What the other end says.
 #[derive(Debug)]
 pub struct Watched<'a, T> {
     inner: T,
@@ -174,26 +174,18 @@ impl<T: Read> Read for Watched<'_, T> {
     }
 }
 
-impl<T: Write> Write for Watched<'_, T> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.alive.wait(|| self.inner.write(bytes))
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.alive.wait(|| self.inner.flush())
-    }
-}
-
 /// Whole frames on an output that others write to as well: what is written goes out when it is flushed, in one piece.
 #[derive(Debug)]
 pub struct Frames<'a, W> {
     output: &'a Mutex<W>,
+    alive: &'a Alive,
     piece: Vec<u8>,
 }
 
 impl<'a, W: Write> Frames<'a, W> {
-    /// On `output`.
-    pub fn on(output: &'a Mutex<W>) -> Frames<'a, W> {
-        Frames { output, piece: Vec::new() }
+    /// On `output`; `alive` knows when that is not taken. Signs of life are no word, so they pass by it.
+    pub fn on(output: &'a Mutex<W>, alive: &'a Alive) -> Frames<'a, W> {
+        Frames { output, alive, piece: Vec::new() }
     }
 }
 
@@ -203,9 +195,11 @@ impl<W: Write> Write for Frames<'_, W> {
         Ok(bytes.len())
     }
     fn flush(&mut self) -> std::io::Result<()> {
-        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
-        output.write_all(&self.piece)?;
-        self.piece.clear();
-        output.flush()
+        let piece = std::mem::take(&mut self.piece);
+        self.alive.wait(|| {
+            let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+            output.write_all(&piece)?;
+            output.flush()
+        })
     }
 }

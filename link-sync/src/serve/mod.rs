@@ -56,11 +56,11 @@ pub struct Terms {
 /// Serves until the input ends.
 pub fn serve(store: &Store, terms: &Terms, input: impl Read, output: impl Write + Send) -> Result<()> {
     let alive = Alive::new(terms.silence);
-    let output = Mutex::new(crate::signs::Watched::new(output, &alive));
+    let output = Mutex::new(output);
     std::thread::scope(|scope| {
         scope.spawn(|| alive.tell(&output));
         scope.spawn(|| alive.watch());
-        let mut line = Line::new(terms.door, input, Frames::on(&output), &alive);
+        let mut line = Line::new(terms.door, input, Frames::on(&output, &alive), &alive);
         let done = line.greet(store.path.display().to_string()).and_then(|stays| match terms.door {
             _ if !stays => Ok(()),
             Door::Backup => backup(&mut line, store, terms),

@@ -53,7 +53,8 @@ fn value(answer: impl Serialize) -> Result<Value> {
 }
 
 fn named(source: &str) -> Result<()> {
-    if mutant::active("sources-of-any-name") {
+    // Not where it would lead anywhere else on the machine.
+    if mutant::active("sources-of-any-name") && !source.contains('/') {
         return Ok(());
     }
     check_name(source).map_err(|message| Fault::denied(message).into())

@@ -77,6 +77,10 @@ pub fn publish(
         set_times(&dir, writable.base_dir(&source.name)?.as_ref(), times)
             .with_context(|| format!("cannot set the times of {}", source.name))?;
     }
+    if !writable.copy {
+        // What an attempt that failed has left.
+        super::remove(&partial, Path::new(META))?;
+    }
     ensure_dir(&partial, META.as_bytes())?;
     let (mut warnings, mut hashed) = (Vec::new(), (0, 0));
     if !writable.copy {

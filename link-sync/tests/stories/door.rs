@@ -158,11 +158,19 @@ fn one_day_may_add_so_much_and_no_more() {
     let world = World::on(&disk);
     let limit = |bytes: u64| world.profile("", &format!("max_bytes_per_day = {bytes}"));
     let grow = |name: &str| std::fs::write(world.source.join(name), vec![1; 12 << 20]).unwrap();
-    limit(30 << 20);
+    // The source lies on the same disk, and what fills that counts.
+    limit(55 << 20);
+    // What changed in the last two seconds before a walk is sent again, and might take room again.
+    let grow = |name: &str| {
+        std::thread::sleep(Duration::from_millis(2100));
+        grow(name);
+    };
     grow("a");
+    std::thread::sleep(Duration::from_millis(2100));
     world.publish();
     grow("b");
     world.publish();
+    std::thread::sleep(Duration::from_millis(2100));
     // Each is small enough; together they are not.
     grow("c");
     let full = world.snapshot(&[]).expect(1);
@@ -170,7 +178,7 @@ fn one_day_may_add_so_much_and_no_more() {
     assert_eq!(world.dates().len(), 2);
     // Who does not ask whether there is room is told when there is none.
     std::thread::sleep(Duration::from_millis(1050));
-    let limits = ["--max-bytes-per-day", &(30 << 20).to_string()];
+    let limits = ["--max-bytes-per-day", &(55 << 20).to_string()];
     let mut talk = Talk::begun(&world.store, &limits);
     let room = |bytes: u64| json!({"ask": "room", "source": null, "bytes": bytes, "inodes": 1});
     assert!(talk.ask(&room(1)).get("ok").is_some());
@@ -261,37 +269,37 @@ fn long_answers_come_in_parts_and_take_no_more_memory_than_is_allowed() {
     let world = World::new();
     let folder = world.source.join("d");
     std::fs::DirBuilder::new().mode(0o755).create(&folder).unwrap();
-    for n in 0..6000 {
+    for n in 0..3000 {
         std::fs::write(folder.join(format!("{n}-{}", "n".repeat(220))), "").unwrap();
     }
     world.publish();
     let first = world.dates();
     std::fs::remove_dir_all(&folder).unwrap();
     std::fs::create_dir(&folder).unwrap();
-    for n in 0..6000 {
+    for n in 0..3000 {
         std::fs::write(folder.join(format!("{n}-{}", "m".repeat(220))), "").unwrap();
     }
     std::thread::sleep(Duration::from_millis(1050));
     world.snapshot(&["--allow-shrink"]).expect(0);
     // Whole, with a limit above all that there is.
     let found = world.act("find", &["--name", "*-*", "--limit", "400000"]).expect(0).json["data"].clone();
-    assert_eq!((&found["found"], &found["truncated"]), (&12_000.into(), &false.into()));
-    assert_eq!(found["paths"].as_array().unwrap().len(), 12_000);
+    assert_eq!((&found["found"], &found["truncated"]), (&6_000.into(), &false.into()));
+    assert_eq!(found["paths"].as_array().unwrap().len(), 6_000);
     let differ =
         world.act("diff", &["--from", &first[0], "--limit", "400000"]).expect(0).json["data"].clone();
-    assert_eq!((differ["changes"].as_array().unwrap().len(), &differ["truncated"]), (12_001, &false.into()));
+    assert_eq!((differ["changes"].as_array().unwrap().len(), &differ["truncated"]), (6_002, &false.into()));
     // As many as there is memory for; the counts are complete.
-    let mut talk = Talk::at(At::Read, &world.store, &["--max-memory", "1m"]);
+    let mut talk = Talk::at(At::Read, &world.store, &["--max-memory", "500k"]);
     let find = json!({"ask": "find", "pattern": "*-*", "source": null, "user": null, "limit": 400_000});
     let some = talk.ask(&find);
     let parts = some["parts"].as_array().unwrap().len();
-    assert!((100..6000).contains(&parts), "{parts}");
-    assert_eq!((&some["ok"]["found"], &some["ok"]["truncated"]), (&12_000.into(), &true.into()));
+    assert!((100..3000).contains(&parts), "{parts}");
+    assert_eq!((&some["ok"]["found"], &some["ok"]["truncated"]), (&6_000.into(), &true.into()));
     let diff = json!({"ask": "diff", "from": first[0], "to": "latest", "source": null, "limit": 400_000});
     let some = talk.ask(&diff);
     let parts = some["parts"].as_array().unwrap().len();
-    assert!((100..6000).contains(&parts), "{parts}");
-    assert_eq!((&some["ok"]["counts"]["added"], &some["ok"]["truncated"]), (&6000.into(), &true.into()));
+    assert!((100..3000).contains(&parts), "{parts}");
+    assert_eq!((&some["ok"]["counts"]["added"], &some["ok"]["truncated"]), (&3000.into(), &true.into()));
     assert!(talk.peak < BASE, "{} MB", talk.peak >> 20);
     talk.end();
 }

@@ -3,6 +3,7 @@
 //! `NCB_HOSTILE_ROUNDS=N NCB_HOSTILE_SEED=S` tries longer, or again what failed.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use crate::talk::{At, PROTOCOL, Talk, list, record};
 use crate::world::{World, private};
 
 /// Conversations in scripts/test, and how long they may take together.
-const ROUNDS: u64 = 150;
+const ROUNDS: u64 = 600;
 const AT_MOST: Duration = Duration::from_secs(40);
 /// What the far end may remember of lists, and the most memory it may have in all.
 const MEMORY: &str = "16m";
@@ -75,9 +76,9 @@ impl Truth {
             }
             let all = picture(&store.join(&name));
             for path in all.0.keys() {
-                let full = store
-                    .join(&name)
-                    .join(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(path));
+                let name_here = <OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(path);
+                let top = store.join(&name);
+                let full = if path.is_empty() { top } else { top.join(name_here) };
                 inodes.insert((name.clone(), path.clone()), full.symlink_metadata().unwrap().ino());
             }
             seen.insert(name, all);
@@ -218,7 +219,7 @@ fn send_list(dice: &mut Dice, talk: &mut Talk) {
     }
     if dice.one_in(40) {
         // So many that they may not all be remembered.
-        for frame in 0..40 {
+        for frame in 0..60 {
             let many: Vec<_> = (0..6000).map(|n| format!("{frame:x}/{n:x}/x").into_bytes()).collect();
             talk.frame(b'L', &list(&many));
         }
@@ -264,13 +265,14 @@ fn converse(dice: &mut Dice, store: &Path, date: &str, said: &mut Vec<String>) -
     }
     // Mostly into a state in which there is something to be done.
     let into: &[&str] = match at {
-        At::Backup => &["open", "clone"],
+        At::Backup => &["open", "clone", "publish"],
         At::Read => &["hold"],
-        At::Copy => &["open", "resume", "fresh"],
+        At::Copy => &["open", "resume", "fresh", "publish"],
     };
     for ask in &into[..dice.roll(into.len() + 1)] {
         let request = match (at, *ask) {
             (At::Copy, "open") => json!({"ask": "open", "base": date}),
+            (At::Copy, "publish") => all.iter().find(|r| r.get("text").is_some()).unwrap().clone(),
             _ => all.iter().find(|r| r["ask"] == *ask).unwrap().clone(),
         };
         said.push(request.to_string());
@@ -285,7 +287,7 @@ fn converse(dice: &mut Dice, store: &Path, date: &str, said: &mut Vec<String>) -
         if dice.one_in(3) {
             mutate(dice, &mut request);
         }
-        if request["ask"] == "publish" && !dice.one_in(4) {
+        if request["ask"] == "publish" && dice.one_in(2) {
             continue;
         }
         said.push(request.to_string().chars().take(300).collect());
