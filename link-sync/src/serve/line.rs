@@ -91,13 +91,9 @@ impl<'a, I: Read, O: Write + Send> Line<'a, I, O> {
             Ok(_) => Fault::denied(format!("more than {REQUESTS} requests in one conversation")),
             Err(_) => self.refuse::<All>(state),
         };
-        let again = Fault {
-            relayed: None,
-            hint: refused.hint.clone(),
-            ..Fault::new(refused.kind, &*refused.message)
-        };
+        let said = Fault::new(refused.kind, refused.message.clone());
         self.reply::<()>(Err(refused.into()))?;
-        Err(again.into())
+        Err(said.into())
     }
 
     fn refuse<All: DeserializeOwned>(&self, state: &str) -> Fault {

@@ -22,6 +22,8 @@ const LONGEST: u64 = 4096;
 const BYTES: u64 = 16 << 30;
 /// The same for inodes.
 const INODES: u64 = 1_000_000;
+/// Snapshots of one day: one every five minutes. Each is looked at whenever there is another.
+const SNAPSHOTS: usize = 300;
 /// The disk is asked after so many bytes.
 const STEP: u64 = 16 << 20;
 
@@ -67,6 +69,16 @@ impl Allowance {
     /// Today's, of the store opened as `dir`. `first`: it holds no snapshot yet.
     pub fn today(store: &Store, dir: &File, limits: Limits, first: bool) -> Result<Allowance> {
         let now = jiff::Timestamp::now().strftime("%F").to_string();
+        let names = super::visit::names(&super::open_dir(dir, b"")?)?;
+        let today = names.iter().filter(|(name, _, _)| name.starts_with(now.as_bytes())).count();
+        if today >= SNAPSHOTS && !mutant::active("any-number-of-snapshots") {
+            return Err(Fault::failed(format!(
+                "{} holds {today} snapshots of today: that is enough",
+                store.path.display()
+            ))
+            .hint("what makes so many? the next day begins anew")
+            .into());
+        }
         let (bytes, inodes) = free(dir)?;
         let file = store.path.join(FILE);
         let noted = super::open_file(dir, FILE).ok().and_then(|file| {
@@ -78,6 +90,8 @@ impl Allowance {
         // A clock that is put back begins no new day.
         let day = match noted.filter(|day| day.day >= now && !mutant::active("every-snapshot-is-a-new-day")) {
             Some(day) => day,
+            // What the very first snapshot took is no measure for the rest of that day.
+            None if first => Day { day: now, bytes, inodes },
             None => {
                 let day = Day { day: now, bytes, inodes };
                 let text = format!("{}\n", serde_json::to_string(&day)?);

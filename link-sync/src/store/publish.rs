@@ -95,7 +95,7 @@ pub fn publish(
     }
     let date = meta.date.clone();
     ensure!(super::meta::is_date(&date), "'{date}' is not a snapshot's date");
-    check_length(&text)?;
+    check_length(&text, writable.copy)?;
     let folder = writable.store.path.join(PARTIAL).join(META);
     common::durable::write(&folder.join("snapshot.json"), text.as_bytes(), 0o600)?;
     common::durable::write(&folder.join("lock"), b"", 0o600)?;
@@ -165,15 +165,18 @@ fn check_date(date: &str) -> Result<()> {
         .into())
 }
 
+/// A description of a source's own making: all of them are read whenever there is another.
+const DESCRIPTION: usize = 256 << 10;
+
 /// What could not be read again must not be published.
-fn check_length(text: &str) -> Result<()> {
-    if text.len() < super::meta::LONGEST || mutant::active("descriptions-of-any-length") {
+fn check_length(text: &str, copy: bool) -> Result<()> {
+    let most = if copy { super::meta::LONGEST } else { DESCRIPTION };
+    if text.len() < most || mutant::active("descriptions-of-any-length") {
         return Ok(());
     }
     Err(Fault::config(format!(
-        "the snapshot's description takes {} bytes, and {} are the most that is read again: it is not published",
+        "the snapshot's description takes {} bytes, and {most} are the most that it may: it is not published",
         text.len(),
-        super::meta::LONGEST
     ))
     .hint("does a source hold many thousand mount points? exclude them, or make sources of their own of them")
     .into())

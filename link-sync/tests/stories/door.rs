@@ -159,7 +159,7 @@ fn one_day_may_add_so_much_and_no_more() {
     let limit = |bytes: u64| world.profile("", &format!("max_bytes_per_day = {bytes}"));
     let grow = |name: &str| std::fs::write(world.source.join(name), vec![1; 12 << 20]).unwrap();
     // The source lies on the same disk, and what fills that counts.
-    limit(55 << 20);
+    limit(30 << 20);
     // What changed in the last two seconds before a walk is sent again, and might take room again.
     let grow = |name: &str| {
         std::thread::sleep(Duration::from_millis(2100));
@@ -171,14 +171,14 @@ fn one_day_may_add_so_much_and_no_more() {
     grow("b");
     world.publish();
     std::thread::sleep(Duration::from_millis(2100));
-    // Each is small enough; together they are not.
+    // Each is small enough; together they are not. The day began with the second, as the first may be as large as it is.
     grow("c");
     let full = world.snapshot(&[]).expect(1);
     assert!(told(&full).contains("one day may add") && told(&full).contains("max_bytes_per_day"), "{full:?}");
     assert_eq!(world.dates().len(), 2);
     // Who does not ask whether there is room is told when there is none.
     std::thread::sleep(Duration::from_millis(1050));
-    let limits = ["--max-bytes-per-day", &(55 << 20).to_string()];
+    let limits = ["--max-bytes-per-day", &(30 << 20).to_string()];
     let mut talk = Talk::begun(&world.store, &limits);
     let room = |bytes: u64| json!({"ask": "room", "source": null, "bytes": bytes, "inodes": 1});
     assert!(talk.ask(&room(1)).get("ok").is_some());
@@ -203,6 +203,12 @@ fn one_day_may_add_so_much_and_no_more() {
     std::fs::write(&day, text.replacen("20", "19", 1)).unwrap();
     world.publish();
     world.newest_is_source();
+    // One every five minutes.
+    let today = jiff::Timestamp::now().strftime("%F").to_string();
+    for n in 0..300 {
+        private(&world.store.join(format!("{today}T00-{:02}-{:02}Z", n / 60, n % 60)));
+    }
+    refused(&Talk::at(At::Backup, &world.store, &limits).ask(&json!({"ask": "open"})), 1, "that is enough");
 }
 
 #[test]

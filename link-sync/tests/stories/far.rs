@@ -104,6 +104,24 @@ fn a_talkative_shell_and_a_forced_command() {
         2
     );
 
+    // What the key for backups does not read is said with its cure; another key, or the same words on S2, read it.
+    let first = dates(&remote.store).remove(0);
+    let reads: [(&str, &[&str]); 3] =
+        [("find", &["--name", "a"]), ("diff", &["--from", &first]), ("list", &["--sizes"])];
+    for (action, options) in reads {
+        let refused = told(&remote.world.act(action, options).expect(77));
+        assert!(
+            refused.contains("not read them") && refused.contains("restore_identity"),
+            "{action}: {refused}"
+        );
+    }
+    remote.sshd.set_key_options(&forced.replace(" serve ", " serve --read-only "));
+    for (action, options) in reads {
+        remote.world.act(action, options).expect(0);
+    }
+    assert!(told(&remote.world.snapshot(&[]).expect(77)).contains("not change it"));
+    remote.sshd.set_key_options(&forced);
+
     profile(&remote.account.folder("elsewhere"));
     assert!(told(&remote.world.snapshot(&[]).expect(78)).contains("the other machine serves"));
     assert_eq!(dates(&remote.store).len(), 2);
