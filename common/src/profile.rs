@@ -222,6 +222,10 @@ pub struct Store {
     pub mount: Option<PathBuf>,
     /// Room that must stay free, in bytes. Default 1 GiB.
     pub reserve_bytes: Option<u64>,
+    /// Bytes that the snapshots of one day may add. Default: half of what is free when it begins, at least 16 GiB.
+    pub max_bytes_per_day: Option<u64>,
+    /// Files and folders that the snapshots of one day may add. Default: half of the free inodes, at least 1,000,000.
+    pub max_inodes_per_day: Option<u64>,
     /// argv of rsync. Default `rsync`.
     #[serde(default)]
     pub rsync: Vec<String>,

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
+use common::mutant;
 use common::profile::Profile;
 use common::retention::Retention;
 use common::status::{self, Report};
@@ -12,14 +13,17 @@ use serde_json::Value;
 
 use crate::agent;
 use crate::cli::{self, Abort, Diff, Run};
+use crate::copy;
 use crate::far::Far;
 use crate::maintenance;
 use crate::progress::Progress;
-use crate::protocol::Request;
-use crate::serve::serve;
+use crate::protocol::{BackupIdle, Door, ReadIdle};
+use crate::serve::{Terms, serve};
 use crate::session::{Allow, Session};
 use crate::settings::{DATABASE, rsync_argv};
+use crate::signs::SILENCE;
 use crate::store::Store;
+use crate::store::allowance::Limits;
 use crate::store::find::{Wanted, is_user};
 
 /// Bytes that stay free in a store unless told otherwise.
@@ -56,7 +60,7 @@ pub fn abort(abort: &Abort, report: &mut Report) -> Result<()> {
     }
     if abort.discard {
         let _lock = agent::wait_for_end(&settings.runtime)?;
-        let () = Far::connect(&settings)?.ask(&Request::Discard)?;
+        let () = Far::connect(&settings)?.ask(&BackupIdle::Discard {})?;
         report.changed = true;
     }
     Ok(())
@@ -102,8 +106,8 @@ pub fn find(find: &cli::Find, report: &mut Report) -> Result<()> {
         user: find.user.clone(),
         limit: find.limit,
     };
-    let mut far = Far::connect(&find.profile.options().settings()?)?;
-    let answer: Value = far.ask(&Request::Find(wanted))?;
+    let mut far = Far::connect_reading(&find.profile.options().settings()?)?;
+    let answer = far.ask_in_parts(&ReadIdle::Find(wanted), "paths", |_, _| ())?;
     for path in answer["paths"].as_array().into_iter().flatten() {
         status::tell(format_args!("{}", path["path"].as_str().unwrap_or("?")));
         for event in path["events"].as_array().into_iter().flatten() {
@@ -132,14 +136,14 @@ pub fn find(find: &cli::Find, report: &mut Report) -> Result<()> {
 
 /// What differs between two snapshots.
 pub fn diff(diff: &Diff, report: &mut Report) -> Result<()> {
-    let mut far = Far::connect(&diff.profile.options().settings()?)?;
-    let request = Request::Diff {
+    let mut far = Far::connect_reading(&diff.profile.options().settings()?)?;
+    let request = ReadIdle::Diff {
         from: diff.from.clone(),
         to: diff.to.clone(),
         source: diff.source.clone(),
         limit: diff.limit,
     };
-    let answer: Value = far.ask(&request)?;
+    let answer = far.ask_in_parts(&request, "changes", |_, _| ())?;
     for change in answer["changes"].as_array().into_iter().flatten() {
         let text = |n: usize| change[n].as_str().unwrap_or("?");
         status::tell(format_args!("{:<10} {}", text(0), text(1)));
@@ -160,13 +164,35 @@ pub fn diff(diff: &Diff, report: &mut Report) -> Result<()> {
 
 /// The far end. stdout is the protocol's, so there is no status object; the exit code and stderr tell.
 pub fn serve_store(args: &cli::Serve) -> Result<()> {
-    let (store, retention) = served(args)?;
+    let (store, terms) = served(args)?;
     // The owner of stdin and stdout for the whole life of this process.
-    serve(&store, retention, std::io::stdin().lock(), std::io::stdout())
+    serve(&store, &terms, std::io::stdin().lock(), std::io::stdout())
+}
+
+/// The far end of a copy.
+pub fn copy_end(args: &cli::CopyEnd) -> Result<()> {
+    copy::started_by_copy(args.starter_fd)?;
+    let store = Store {
+        path: args.store.clone(),
+        mount: None,
+        reserve_bytes: args.reserve_bytes,
+        read_only: false,
+        flush_bytes: Some(args.flush_bytes),
+        rsync: rsync_argv(&[]),
+    };
+    let terms = Terms {
+        door: Door::Copy,
+        retention: Retention::default(),
+        limits: None,
+        silence: SILENCE,
+        // It is ours at both ends, and nothing waits for it: a whole store may have changed.
+        memory: u64::MAX,
+    };
+    serve(&store, &terms, std::io::stdin().lock(), std::io::stdout())
 }
 
 /// The store to be served: this machine's profile decides, and options that say otherwise are refused.
-fn served(args: &cli::Serve) -> Result<(Store, Retention)> {
+fn served(args: &cli::Serve) -> Result<(Store, Terms)> {
     let named = args.profile.is_some() || args.config.is_some();
     let file = args
         .config
@@ -203,8 +229,30 @@ fn served(args: &cli::Serve) -> Result<(Store, Retention)> {
         mount: args.mount.clone().or_else(|| table.as_ref().and_then(|t| t.mount.clone())),
         reserve_bytes: args.reserve_bytes.or(table.as_ref().and_then(|t| t.reserve_bytes)).unwrap_or(RESERVE),
         read_only: args.read_only,
-        flush_bytes: args.flush_bytes,
+        flush_bytes: None,
         rsync: rsync_argv(&if args.rsync.is_empty() { from_table(&[]) } else { args.rsync.clone() }),
     };
-    Ok((store, retention))
+    let number = |given: Option<u64>, of: fn(&common::profile::Store) -> Option<u64>| {
+        given.or_else(|| table.as_ref().and_then(of))
+    };
+    let limits = Limits {
+        bytes: number(args.max_bytes_per_day, |t| t.max_bytes_per_day),
+        inodes: number(args.max_inodes_per_day, |t| t.max_inodes_per_day),
+    };
+    let door = match args.read_only {
+        true if mutant::active("read-only-key-writes") => Door::Backup,
+        true => Door::Read,
+        false if mutant::active("any-key-reads") => Door::Read,
+        false if mutant::active("any-key-copies") => Door::Copy,
+        false => Door::Backup,
+    };
+    let terms = Terms {
+        door,
+        retention,
+        // On a machine of one's own, and by hand, what is asked for is what is wanted.
+        limits: (named || limits != Limits::default()).then_some(limits),
+        silence: args.max_silence.0,
+        memory: args.max_memory.0,
+    };
+    Ok((store, terms))
 }

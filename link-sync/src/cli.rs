@@ -112,6 +112,8 @@ pub enum Action {
     Agent(Agent),
     #[command(hide = true)]
     Tunnel(Tunnel),
+    #[command(hide = true)]
+    CopyEnd(CopyEnd),
 }
 
 /// Options every action understands.
@@ -482,12 +484,23 @@ pub struct Serve {
     /// Bytes that must stay free [default: 1 GiB].
     #[arg(long, value_name = "BYTES")]
     pub reserve_bytes: Option<u64>,
-    /// Flush to the disk whenever so many bytes were written.
-    #[arg(long, value_name = "BYTES", hide = true)]
-    pub flush_bytes: Option<u64>,
+    /// Bytes that the snapshots of one day may add [default: half of what is free
+    /// when the day begins, but at least 16 GiB; with a profile].
+    #[arg(long, value_name = "BYTES")]
+    pub max_bytes_per_day: Option<u64>,
+    /// Files and folders that the snapshots of one day may add [default: half of
+    /// the inodes that are free, but at least 1,000,000; with a profile].
+    #[arg(long, value_name = "N")]
+    pub max_inodes_per_day: Option<u64>,
     /// Only what reads is allowed: for the key that restores.
     #[arg(long)]
     pub read_only: bool,
+    /// Give up when the other end is silent for so long.
+    #[arg(long, value_name = "TIME", default_value = "26h")]
+    pub max_silence: Span,
+    /// Remember no more than this of the paths that the other end names at once.
+    #[arg(long, value_name = "BYTES", default_value = "1g")]
+    pub max_memory: common::profile::Bytes,
     /// A word of rsync's argv; repeatable.
     #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
     pub rsync: Vec<String>,
@@ -504,6 +517,23 @@ pub struct Agent {
     /// Lock.
     #[arg(long)]
     pub lock_fd: i32,
+}
+
+/// Options of the far end of a copy.
+#[derive(Args, Clone, Debug)]
+pub struct CopyEnd {
+    /// Socket of the process that started it.
+    #[arg(long)]
+    pub starter_fd: i32,
+    /// The folder of snapshots.
+    #[arg(long)]
+    pub store: PathBuf,
+    /// Bytes that must stay free.
+    #[arg(long)]
+    pub reserve_bytes: u64,
+    /// Flush to the disk whenever so many bytes were written.
+    #[arg(long)]
+    pub flush_bytes: u64,
 }
 
 /// What rsync gives its "remote shell".

@@ -7,6 +7,8 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::os::fd::{AsRawFd as _, RawFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -14,11 +16,15 @@ use common::account::Account;
 use common::durable;
 use common::fault::Fault;
 use common::lock::Lock;
+use common::mutant;
 use common::places;
 use common::profile::{Bytes, Profile};
 use common::program::Program;
 use common::run::Cmd;
 use common::status::Report;
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::unistd::{geteuid, getppid};
 use serde_json::{Value, json};
 
 use crate::budget::Budget;
@@ -26,7 +32,7 @@ use crate::cli::Copy;
 use crate::far::Far;
 use crate::holes::{Holes, Two};
 use crate::progress::Progress;
-use crate::protocol::{Cloned, Merged, Opened, Published, Request};
+use crate::protocol::{Cloned, CopyIdle, CopyOnly, Door, Making, Merged, Opened, Published};
 use crate::rsync::Transfer;
 use crate::session::{list_file, some, uncommented};
 use crate::settings::rsync_argv;
@@ -90,7 +96,10 @@ pub fn copy(args: &Copy, report: &mut Report) -> Result<()> {
     report.set("date", wanted.meta.date.as_str());
     report.set("id", wanted.meta.id.as_str());
     report.set("path", to.join(&wanted.meta.date).display().to_string());
-    let mut far = Far::start(&far_end(args, &profile, &to)?, None, &to)?;
+    let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
+    let cmd = far_end(args, &profile, &to, theirs.as_raw_fd())?;
+    let mut far = Far::start(&cmd, None, &to, Door::Copy)?;
+    drop((ours, theirs));
     let (there, damaged) = there(&mut far)?;
     report.set("damaged_dates", damaged);
     if let Some(same) = there.iter().find(|s| s.date == wanted.meta.date || s.id == wanted.meta.id) {
@@ -140,16 +149,19 @@ fn source(args: &Copy, profile: &Profile) -> Result<Store> {
     Ok(Store { path, mount, reserve_bytes: 0, rsync, read_only: true, flush_bytes: None })
 }
 
-/// `link-sync serve` for the other store, as a child.
-fn far_end(args: &Copy, profile: &Profile, to: &Path) -> Result<Cmd> {
+/// The far end of the other store, as a child: its door opens to nobody but the process that has made the socket `starter`.
+fn far_end(args: &Copy, profile: &Profile, to: &Path, starter: RawFd) -> Result<Cmd> {
     let reserve = args.reserve_bytes.or(profile.offsite.reserve_bytes.map(Bytes)).unwrap_or(RESERVE);
-    let cmd = Program::own()?.cmd().arg("serve").arg("--store").arg(to);
-    Ok(cmd.args([format!("--reserve-bytes={}", reserve.0), format!("--flush-bytes={}", args.flush_bytes.0)]))
+    let cmd =
+        Program::own()?.cmd().arg("copy-end").arg(format!("--starter-fd={starter}")).arg("--store").arg(to);
+    Ok(cmd
+        .inherit(starter)
+        .args([format!("--reserve-bytes={}", reserve.0), format!("--flush-bytes={}", args.flush_bytes.0)]))
 }
 
 /// What the other store holds, and which of its folders only look like snapshots.
 fn there(far: &mut Far) -> Result<(Vec<SnapshotMeta>, Vec<String>)> {
-    let answer: Value = far.ask(&Request::List { sizes: false })?;
+    let answer = far.ask_in_parts(&CopyIdle::List {}, "snapshots", |_, _| ())?;
     let both = json!([answer["snapshots"], answer["damaged"]]);
     serde_json::from_value(both).context("an answer that is not understood")
 }
@@ -174,6 +186,20 @@ fn common_base(store: &Store, dir: &File, there: &[SnapshotMeta]) -> Result<Opti
     both.map(|meta| hold(store, dir, &meta.date)).transpose()
 }
 
+/// Whether the process that started this one has left the socket `starter` for it: nothing that comes through a login, a forced
+/// command or a shell can.
+pub fn started_by_copy(starter: RawFd) -> Result<()> {
+    let by_hand = || Fault::usage("copy-end is started by copy, never by hand");
+    if starter < 3 {
+        return Err(by_hand().into());
+    }
+    let socket = crate::rsync::inherited(starter).ok_or_else(by_hand)?;
+    let peer = getsockopt(&socket, PeerCredentials).map_err(|_| by_hand())?;
+    // A pair is made by one process: ours is the child of that.
+    let ours = (peer.pid(), peer.uid()) == (getppid().as_raw(), geteuid().as_raw());
+    if ours || mutant::active("copy-end-by-hand") { Ok(()) } else { Err(by_hand().into()) }
+}
+
 struct Copying<'a> {
     store: &'a Store,
     wanted: &'a Held,
@@ -189,14 +215,14 @@ impl Copying<'_> {
         for source in &self.wanted.meta.sources {
             parts.push(self.part(&source.name, base)?);
         }
-        let request = Request::Open { copy: true, base: base.map(|b| b.meta.date.clone()) };
+        let request = CopyIdle::Open { base: base.map(|b| b.meta.date.clone()) };
         let opened: Opened = far.ask(&request)?;
         for warning in &opened.warnings {
             report.warn_value(warning.clone());
         }
         self.resume(&mut far, &opened, report)?;
         let (bytes, inodes) = estimate(&parts);
-        let () = far.ask(&Request::Room { source: None, bytes, inodes })?;
+        let () = far.ask(&Making::Room { source: None, bytes, inodes })?;
         let mut total = Total::default();
         for part in &mut parts {
             self.clone(&mut far, part, &mut total, report)?;
@@ -211,7 +237,7 @@ impl Copying<'_> {
         }
         self.checksums(&mut far, &parts)?;
         self.progress.begin("making it durable", 0);
-        let published: Published = far.ask(&Request::Publish { meta: self.meta()?.into() })?;
+        let published: Published = far.ask(&CopyOnly::Publish { text: self.meta()? })?;
         report.changed = true;
         for warning in &published.warnings {
             report.warn_value(warning.clone());
@@ -254,7 +280,7 @@ impl Copying<'_> {
             report
                 .warn("continues", "an interrupted copy is continued: what had arrived is not copied again");
         }
-        far.ask_with_list(&Request::Resume { id: id.clone(), keep }, |list| {
+        far.ask_with_list(&CopyOnly::Resume { id: id.clone(), keep }, |list| {
             stale.iter().try_for_each(|path| list.path(path))
         })
     }
@@ -278,7 +304,7 @@ impl Copying<'_> {
     fn clone(&self, far: &mut Far, part: &mut Part, total: &mut Total, report: &mut Report) -> Result<()> {
         let source = part.name.clone();
         let Some(base) = &part.base else {
-            return far.ask(&Request::Fresh { source });
+            return far.ask(&Making::Fresh { source });
         };
         let all = part.changes.shared + part.changes.folders;
         let bytes = part.changes.shared * pace::LINK + part.changes.folders * pace::FOLDER;
@@ -287,7 +313,7 @@ impl Copying<'_> {
         let fill = |list: &mut crate::protocol::ListWriter<'_, _>| {
             part.changes.left_out.iter().try_for_each(|path| list.path(path))
         };
-        let cloned: Cloned = far.ask_with_list_watched(&Request::Clone { source }, fill, watch)?;
+        let cloned: Cloned = far.ask_with_list_watched(&Making::Clone { source }, fill, watch)?;
         let two = Two { base, wanted: &part.wanted };
         let holes = two.fill(&part.name, &cloned, far, &mut part.changes)?;
         total.linked += cloned.linked;
@@ -295,7 +321,7 @@ impl Copying<'_> {
         self.tell(&part.name, &holes, report);
         if !holes.lost.is_empty() {
             let (bytes, inodes) = estimate(std::slice::from_ref(part));
-            let () = far.ask(&Request::Room { source: Some(part.name.clone()), bytes, inodes })?;
+            let () = far.ask(&Making::Room { source: Some(part.name.clone()), bytes, inodes })?;
         }
         Ok(())
     }
@@ -347,7 +373,7 @@ impl Copying<'_> {
             acls_only: false,
             budget: &budget,
         };
-        let request = Request::Merge { source: part.name.clone(), times: true, again: false };
+        let request = Making::Merge { source: part.name.clone(), times: true, again: false };
         let changes = &part.changes;
         if let Some(root) = &changes.root {
             let list = list_file(&self.state, [&b"."[..]].into_iter())?;
@@ -394,7 +420,7 @@ impl Copying<'_> {
             files.map(|m| join(part.name.as_bytes(), &m.path)).collect::<Vec<_>>()
         };
         let paths: HashSet<Vec<u8>> = parts.iter().flat_map(files).collect();
-        far.ask_with_list(&Request::Part, |list| {
+        far.ask_with_list(&CopyOnly::Part {}, |list| {
             manifest::part(&self.wanted.dir, &paths, |line| list.path(line))
         })
     }

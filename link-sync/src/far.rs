@@ -12,11 +12,14 @@ use common::program::Program;
 use common::run::{Child, Cmd, tail};
 use common::signals;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::budget::Budget;
-use crate::protocol::{self, GREETING, Hello, Kind, ListWriter, MAX_FRAME, Reply, Request};
+use crate::protocol::{self, Door, GREETING, Hello, Kind, Knock, ListWriter, MAX_ANSWER, MAX_FRAME, Reply};
 use crate::pulse::{Pipe, Pulse};
+use crate::serve::{READING, WRITING};
 use crate::settings::{Place, Settings};
 
 /// What a login shell may print before the far end's greeting, in bytes.
@@ -53,7 +56,7 @@ impl Far {
             Place::Local(path) => path.as_path(),
             Place::Ssh { path, .. } => Path::new(path),
         };
-        Far::start(&cmd, remote, wanted)
+        Far::start(&cmd, remote, wanted, Door::Backup)
     }
 
     /// Like [`Far::connect`], for reading alone: with the key that can do no more.
@@ -64,11 +67,11 @@ impl Far {
             Place::Local(path) => (local(&reading, path)?.arg("--read-only"), None, path.clone()),
             Place::Ssh { host, path } => (ssh(&reading, host, path, true)?, Some(host.as_str()), path.into()),
         };
-        Far::start(&cmd, remote, &wanted)
+        Far::start(&cmd, remote, &wanted, Door::Read)
     }
 
-    /// Starts `cmd`, a far end, and greets it. It must serve the store `wanted`.
-    pub fn start(cmd: &Cmd, remote: Option<&str>, wanted: &Path) -> Result<Far> {
+    /// Starts `cmd`, a far end, and greets it. It must serve the store `wanted`, at `door`.
+    pub fn start(cmd: &Cmd, remote: Option<&str>, wanted: &Path, door: Door) -> Result<Far> {
         let mut child = cmd.spawn_piped()?;
         let output = child.take_stdin().context("no pipe to the far end")?;
         let input = child.take_stdout().context("no pipe from the far end")?;
@@ -76,7 +79,7 @@ impl Far {
         let mut far = Far {
             input: BufReader::with_capacity(MAX_FRAME, pulse.pipe(input)),
             output: Some(BufWriter::with_capacity(MAX_FRAME, pulse.pipe(output))),
-            hello: Hello { protocol: 0, version: String::new(), store: String::new(), root: false },
+            hello: Hello { protocol: 0, door, version: String::new(), store: String::new(), root: false },
             remote: remote.is_some(),
             child,
             pulse: Some(pulse),
@@ -84,7 +87,7 @@ impl Far {
         if let Err(error) = far.greeting() {
             return Err(far.why_no_greeting(error, remote));
         }
-        far.hello = far.ask(&Request::Hello { protocol: protocol::VERSION })?;
+        far.hello = far.ask(&Knock::Hello { protocol: protocol::VERSION })?;
         if Path::new(&far.hello.store).components().ne(wanted.components()) {
             let wanted = wanted.display();
             return Err(Fault::config(format!(
@@ -94,7 +97,13 @@ impl Far {
             .hint("make store in [snapshot] here and path in [store] there the same")
             .into());
         }
-        Ok(far)
+        match (door, far.hello.door) {
+            (wanted, is) if wanted == is => Ok(far),
+            (Door::Read, _) => {
+                Err(Fault::denied("this key may write snapshots and not read them").hint(READING).into())
+            }
+            _ => Err(Fault::denied("this key may read the store and not change it").hint(WRITING).into()),
+        }
     }
 
     /// Skips what the login shell printed.
@@ -179,7 +188,7 @@ impl Far {
     }
 
     /// Asks, and waits for the answer.
-    pub fn ask<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T> {
+    pub fn ask<T: DeserializeOwned>(&mut self, request: &impl Serialize) -> Result<T> {
         self.send(request)?;
         self.answer()
     }
@@ -187,7 +196,7 @@ impl Far {
     /// Asks with a list.
     pub fn ask_with_list<T: DeserializeOwned>(
         &mut self,
-        request: &Request,
+        request: &impl Serialize,
         fill: impl FnOnce(&mut ListWriter<'_, BufWriter<Pipe<ChildStdin>>>) -> Result<()>,
     ) -> Result<T> {
         self.ask_with_list_watched(request, fill, |_| ())
@@ -196,7 +205,7 @@ impl Far {
     /// Asks with a list; `watch` is told how far the far end has come.
     pub fn ask_with_list_watched<T: DeserializeOwned>(
         &mut self,
-        request: &Request,
+        request: &impl Serialize,
         fill: impl FnOnce(&mut ListWriter<'_, BufWriter<Pipe<ChildStdin>>>) -> Result<()>,
         mut watch: impl FnMut(u64),
     ) -> Result<T> {
@@ -211,15 +220,32 @@ impl Far {
     /// Asks; `watch` is told how far the far end has come, and of how much.
     pub fn ask_watched<T: DeserializeOwned>(
         &mut self,
-        request: &Request,
+        request: &impl Serialize,
         watch: impl FnMut(u64, u64),
     ) -> Result<T> {
         self.send(request)?;
         self.answer_watched(watch)
     }
 
+    /// Asks for an object whose array `parts` may be long, and comes part by part.
+    pub fn ask_in_parts(
+        &mut self,
+        request: &impl Serialize,
+        parts: &str,
+        watch: impl FnMut(u64, u64),
+    ) -> Result<Value> {
+        self.send(request)?;
+        let mut list = Vec::new();
+        let mut answer: Value = self.answer_with(watch, |part| {
+            list.push(serde_json::from_slice::<Value>(part).context("an answer that is not understood")?);
+            Ok(())
+        })?;
+        answer[parts] = Value::Array(list);
+        Ok(answer)
+    }
+
     /// Sends a request.
-    pub fn send(&mut self, request: &Request) -> Result<()> {
+    pub fn send(&mut self, request: &impl Serialize) -> Result<()> {
         signals::check()?;
         let output = self.output.as_mut().context("the conversation has ended")?;
         protocol::send_message(output, request).map_err(|e| self.lost(e))
@@ -230,13 +256,23 @@ impl Far {
         self.answer_watched(|_, _| ())
     }
 
-    fn answer_watched<T: DeserializeOwned>(&mut self, mut watch: impl FnMut(u64, u64)) -> Result<T> {
+    fn answer_watched<T: DeserializeOwned>(&mut self, watch: impl FnMut(u64, u64)) -> Result<T> {
+        self.answer_with(watch, |_| bail!("the other end is out of step"))
+    }
+
+    fn answer_with<T: DeserializeOwned>(
+        &mut self,
+        mut watch: impl FnMut(u64, u64),
+        mut part: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<T> {
         let mut frame = Vec::new();
         loop {
-            let kind = protocol::receive(&mut self.input, &mut frame).map_err(|e| self.lost(e))?;
+            let kind =
+                protocol::receive(&mut self.input, &mut frame, MAX_ANSWER).map_err(|e| self.lost(e))?;
             match kind {
                 Some(Kind::Message) => return decode(&frame),
                 Some(Kind::Alive) => {}
+                Some(Kind::Item) => part(&frame)?,
                 Some(Kind::Count) => {
                     let number = |at: usize| {
                         let bytes = frame.get(at..).and_then(|rest| rest.first_chunk());
@@ -291,8 +327,14 @@ fn local(settings: &Settings, path: &Path) -> Result<Cmd> {
         if let Some(mount) = &store.mount {
             cmd = cmd.arg("--mount").arg(mount);
         }
-        if let Some(bytes) = store.reserve_bytes {
-            cmd = cmd.arg("--reserve-bytes").arg(bytes.to_string());
+        for (option, number) in [
+            ("--reserve-bytes", store.reserve_bytes),
+            ("--max-bytes-per-day", store.max_bytes_per_day),
+            ("--max-inodes-per-day", store.max_inodes_per_day),
+        ] {
+            if let Some(number) = number {
+                cmd = cmd.arg(option).arg(number.to_string());
+            }
         }
         for word in &store.rsync {
             cmd = cmd.arg(format!("--rsync={word}"));

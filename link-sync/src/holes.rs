@@ -11,7 +11,7 @@ use common::mutant;
 use nix::sys::stat::FileStat;
 
 use crate::far::Far;
-use crate::protocol::{Cloned, Request};
+use crate::protocol::{Cloned, Making};
 use crate::store::changes::{self, Changes, Marked};
 use crate::store::clone::Lacking;
 use crate::tree::{Census, Stamp, join};
@@ -46,7 +46,7 @@ impl Two<'_> {
             return Ok(Holes::default());
         }
         let mut folders: Paths = Vec::new();
-        let request = Request::Compare { source: source.to_owned() };
+        let request = Making::Compare { source: source.to_owned() };
         let lacking: Lacking = far.ask_with_list(&request, |list| {
             changes::shared(self.base, self.wanted, |dir, entry| match entry {
                 None => {

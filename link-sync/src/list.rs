@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::cli::List;
 use crate::far::Far;
-use crate::protocol::Request;
+use crate::protocol::{BackupIdle, ReadIdle};
 use crate::store::meta::{is_date, taken};
 use crate::store::odd::{Known, Why};
 use crate::store::verified::Record;
@@ -18,8 +18,12 @@ use crate::store::{Store, sizes};
 /// Does it.
 pub fn list(args: &List, report: &mut Report) -> Result<()> {
     let settings = args.profile.options().settings()?;
-    let mut far = Far::connect(&settings)?;
-    let mut answer: Value = far.ask(&Request::List { sizes: args.sizes })?;
+    // To add up sizes is to read.
+    let mut far = if args.sizes { Far::connect_reading(&settings)? } else { Far::connect(&settings)? };
+    let mut answer = match args.sizes {
+        true => far.ask_in_parts(&ReadIdle::List { sizes: true }, "snapshots", |_, _| ()),
+        false => far.ask_in_parts(&BackupIdle::List {}, "snapshots", |_, _| ()),
+    }?;
     // The store's clock, as the dates are of it; an older far end does not tell.
     let now = answer["now"].as_str().and_then(|t| t.parse().ok()).unwrap_or_else(Timestamp::now);
     report.set("store", far.hello.store.as_str());

@@ -75,6 +75,7 @@ fn main() -> ExitCode {
             report("prune", prune.profile.profile.as_deref(), &|r| prune::prune(prune, r))
         }
         Action::Serve(serve) => silent(process::normal().and_then(|()| actions::serve_store(serve))),
+        Action::CopyEnd(end) => silent(process::normal().and_then(|()| actions::copy_end(end))),
         Action::Agent(agent) => silent(
             process::normal()
                 .and_then(|()| common::signals::install())

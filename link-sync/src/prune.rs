@@ -12,7 +12,7 @@ use jiff::tz::TimeZone;
 use crate::account::become_owner;
 use crate::cli::Prune;
 use crate::far::Far;
-use crate::protocol::Request;
+use crate::protocol::BackupIdle;
 use crate::retention::Rules;
 use crate::settings::{Place, Settings};
 use crate::store::Store;
@@ -37,7 +37,9 @@ pub fn prune(args: &Prune, report: &mut Report) -> Result<()> {
             }
             let mut far = Far::connect(&settings)?;
             report.set("store", far.hello.store.as_str());
-            far.ask(&Request::Prune { dry_run: args.dry_run })?
+            let request = BackupIdle::Prune { dry_run: args.dry_run };
+            let answer = far.ask_in_parts(&request, "snapshots", |_, _| ())?;
+            serde_json::from_value(answer).context("an answer that is not understood")?
         }
     };
     tell(&pruned, args.dry_run, report)

@@ -1,6 +1,6 @@
 //! The far end of a restore: one published snapshot, kept from being removed, and what may be read of it.
 //!
-//! There are two doors. A key that writes snapshots cannot read their files, so that who breaks into the source
+//! A key that writes snapshots cannot get here ([`crate::serve`]), so that who breaks into the source
 //! gets at nothing that was deleted there long ago; the one for restoring reads and changes nothing.
 
 use std::ffi::OsString;
@@ -15,14 +15,16 @@ use anyhow::{Context as _, Result, bail, ensure};
 use common::account::Account;
 use common::fault::Fault;
 use common::lock::Lock;
+use common::mutant;
 use common::run::Cmd;
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, fstatat};
 
 use crate::parallel;
-use crate::protocol::{self, Looked, Request};
+use crate::protocol::{self, Kept, Looked, Sending};
 use crate::rsync::xattr_rules;
+use crate::serve::check_capabilities;
 use crate::store::meta::SnapshotMeta;
 use crate::store::{META, Store, open_dir, open_file, split, visit};
 use crate::tree::join;
@@ -31,6 +33,8 @@ use crate::walk::show;
 /// Bytes, and folders, of a path within which any rsync is at ease.
 const DEEP_BYTES: usize = 2100;
 const DEEP_FOLDERS: usize = 250;
+/// What a path that is looked at takes in memory, with the answer.
+const LOOKED: usize = 1024;
 
 /// A snapshot that stays as long as this does.
 #[derive(Debug)]
@@ -42,24 +46,6 @@ pub struct Reading {
     lock: Lock,
 }
 
-/// Whether this door lets a request through.
-pub fn check_door(request: &Request, read_only: bool) -> Result<()> {
-    let reads = matches!(request, Request::Hold { .. } | Request::Look | Request::Send { .. });
-    let both = matches!(
-        request,
-        Request::Hello { .. } | Request::List { .. } | Request::Diff { .. } | Request::Find(_)
-    );
-    match read_only {
-        true if !reads && !both => Err(Fault::denied("this key may read the store and not change it")
-            .hint("give the key for backups `link-sync serve PROFILE` without --read-only, on the store's machine")
-            .into()),
-        false if reads => Err(Fault::denied("this key may write snapshots and not read their files")
-            .hint("restore with a key of its own: restore_identity in [snapshot.ssh], and on the store's machine `link-sync serve PROFILE --read-only` for it (README, Getting it back)")
-            .into()),
-        _ => Ok(()),
-    }
-}
-
 impl Reading {
     /// Opens the snapshot of `date`.
     pub fn hold(store: &Store, date: &str) -> Result<(Reading, SnapshotMeta)> {
@@ -67,8 +53,7 @@ impl Reading {
         let date = store.find(date)?.date;
         let path = store.path.join(&date);
         let what = || format!("cannot open {}", path.display());
-        let lock = open_file(&top, &format!("{date}/{META}/lock")).with_context(what)?;
-        let lock = Lock::shared_file(lock, &path.join(META).join("lock"), &format!("the snapshot {date}"))?;
+        let lock = share(store, &top, &date)?;
         // After it was locked: it is there, and stays.
         let (meta, _) = SnapshotMeta::load(&top, &date).with_context(what)?;
         let dir = open_dir(&top, date.as_bytes()).with_context(what)?;
@@ -76,16 +61,12 @@ impl Reading {
         Ok((Reading { dir, path, fake_super: meta.fake_super, lock }, meta))
     }
 
-    /// Its folder.
-    pub fn folder(&self) -> &File {
-        &self.dir
-    }
-
     /// What the paths in the list are.
-    pub fn look(&self, input: &mut impl Read) -> Result<Vec<Option<Looked>>> {
+    pub fn look(&self, input: &mut impl Read, kept: &mut Kept) -> Result<Vec<Option<Looked>>> {
         let mut paths = Vec::new();
         protocol::read_list(input, |path| {
             check(path)?;
+            kept.more(LOOKED + path.len())?;
             paths.push(path.to_vec());
             Ok(())
         })?;
@@ -145,19 +126,16 @@ impl Reading {
     }
 
     /// The sending rsync for the one path in the list.
-    pub fn sender(&self, request: &Request, rsync: &[String], input: &mut impl Read) -> Result<Cmd> {
+    pub fn sender(&self, sending: &Sending, rsync: &[String], input: &mut impl Read) -> Result<Cmd> {
         let mut paths = Vec::new();
         protocol::read_list(input, |path| {
             check(path)?;
+            ensure!(paths.is_empty(), "one path at a time");
             paths.push(path.to_vec());
             Ok(())
         })?;
-        let Request::Send { strip, capabilities, checksum, dry, xattrs, acls } = request else {
-            bail!("not a request to send");
-        };
-        let letters =
-            capabilities.len() <= 32 && capabilities.bytes().all(|b| b.is_ascii_alphabetic() || b == b'.');
-        ensure!(letters, "the other rsync says odd things of itself: '{capabilities}'");
+        let Sending { strip, capabilities, checksum, dry, xattrs, acls } = sending;
+        check_capabilities(capabilities)?;
         let [path] = &paths[..] else { bail!("one path at a time") };
         ensure!(self.stat(path)?.is_some(), "there is no {} in this snapshot", show(path));
         let mut short = "-".to_owned();
@@ -191,6 +169,14 @@ impl Reading {
     }
 }
 
+/// Keeps the snapshot of `date` from being removed.
+pub fn share(store: &Store, top: &File, date: &str) -> Result<Lock> {
+    let path = store.path.join(date);
+    let lock = open_file(top, &format!("{date}/{META}/lock"));
+    let lock = lock.with_context(|| format!("cannot open {}", path.display()))?;
+    Lock::shared_file(lock, &path.join(META).join("lock"), &format!("the snapshot {date}"))
+}
+
 /// Whether one run of rsync should not see what is below `path`.
 fn is_deep(path: &[u8]) -> bool {
     path.len() > DEEP_BYTES || path.iter().filter(|b| **b == b'/').count() > DEEP_FOLDERS
@@ -204,7 +190,9 @@ fn check(path: &[u8]) -> Result<()> {
     protocol::check_path(path)?;
     // A leading dot would be no source; `.meta` is ours.
     match path.first() {
-        Some(b'.') => Err(Fault::denied(format!("{} is no part of a source: refused", show(path))).into()),
+        Some(b'.') if !mutant::active("readers-see-what-is-ours") => {
+            Err(Fault::denied(format!("{} is no part of a source: refused", show(path))).into())
+        }
         _ => Ok(()),
     }
 }

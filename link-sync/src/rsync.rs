@@ -30,7 +30,7 @@ use nix::unistd::Pid;
 use crate::budget::Budget;
 use crate::far::Far;
 use crate::progress::Progress;
-use crate::protocol::{self, Kind, MAX_FRAME, Received, Request};
+use crate::protocol::{self, Kind, MAX_ANSWER, MAX_FRAME, Making, Receive, Received};
 use crate::watch::Watch;
 
 /// rsync's way of saying that a file vanished before it could be sent.
@@ -104,7 +104,7 @@ impl Transfer<'_> {
             let status = child.wait(Some(START), true)?;
             return Err(anyhow::Error::from(child.failure_for(status)?).context("rsync could not be started"));
         };
-        let request = Request::Receive {
+        let request = Making::Receive(Receive {
             source: self.source.to_owned(),
             capabilities: capabilities(&argv)?,
             checksum: self.checksum,
@@ -113,7 +113,7 @@ impl Transfer<'_> {
             again: self.again,
             all_xattrs: self.all_xattrs,
             acls_only: self.acls_only,
-        };
+        });
         far.send(&request)?;
         let limit = self.budget.left().map(|left| end_after(&child, left)).transpose()?;
         let (bytes, received) = carry(false, far, pipes, ours, &mut child, progress)?;
@@ -283,6 +283,12 @@ pub fn accept(ours: &UnixStream, child: &mut Child) -> Result<Option<(Vec<OsStri
     Ok(pipes.next().zip(pipes.next()).map(|pipes| (argv, pipes)))
 }
 
+/// The descriptor `fd` that this process was started with; `None` if there is none.
+pub fn inherited(fd: RawFd) -> Option<OwnedFd> {
+    let open = Path::new("/proc/self/fd").join(fd.to_string()).symlink_metadata().is_ok();
+    open.then(|| own(fd))
+}
+
 #[expect(unsafe_code, reason = "descriptors received over a socket come as numbers")]
 fn own(fd: RawFd) -> OwnedFd {
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows its number.
@@ -344,7 +350,7 @@ fn pass_back(
     let mut to_rsync = Some(to_rsync);
     let mut frame = Vec::new();
     loop {
-        match protocol::receive(input, &mut frame)? {
+        match protocol::receive(input, &mut frame, MAX_ANSWER)? {
             Some(Kind::Stream) => {
                 came(frame.len() as u64);
                 // An rsync that has ended takes no more; its exit code tells.
@@ -360,7 +366,7 @@ fn pass_back(
             }
             Some(Kind::Message) => return Ok(frame),
             Some(Kind::Alive) => {}
-            Some(Kind::List | Kind::Count) => bail!("the other end is out of step"),
+            Some(Kind::List | Kind::Count | Kind::Item) => bail!("the other end is out of step"),
             None => bail!("it closed the connection"),
         }
     }

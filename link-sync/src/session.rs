@@ -24,7 +24,7 @@ use crate::index;
 use crate::maintenance;
 use crate::moved::distrust_moved;
 use crate::progress::Progress;
-use crate::protocol::{Cloned, Merged, Opened, Published, Request};
+use crate::protocol::{BackupIdle, BackupOnly, Cloned, Description, Making, Merged, Opened, Published};
 use crate::rsync::Transfer;
 use crate::settings::{self, DATABASE, Settings};
 use crate::source::{Checked, Source};
@@ -146,7 +146,7 @@ impl Session {
             drop(source.check(&settings.sources)?);
         }
         let mut far = Far::connect(&settings)?;
-        let opened: Opened = far.ask(&Request::Open { copy: false, base: None })?;
+        let opened: Opened = far.ask(&BackupIdle::Open {})?;
         for warning in &opened.warnings {
             report.warn_value(warning.clone());
         }
@@ -195,7 +195,7 @@ impl Session {
         let begin = Instant::now();
         // What is on the disks by now does not have to be written inside maintenance.
         self.far.within(&Budget::default());
-        let () = self.far.ask(&Request::Flush)?;
+        let () = self.far.ask(&Making::Flush {})?;
         for source in sources {
             write_back(&source.path)?;
         }
@@ -346,18 +346,18 @@ impl Session {
         let mut sources: Vec<&Taken> = self.taken.iter().collect();
         sources.sort_by_key(|t| place(&t.source.name));
         let sources: Vec<SourceMeta> = sources.iter().map(|t| t.meta()).collect();
-        let meta = json!({
-            "run_id": seal.map(|s| &s.run_id),
-            "consistency": consistency,
-            "started_at": self.started_at,
-            "tool_version": env!("CARGO_PKG_VERSION"),
-            "sources": sources,
-        });
+        let meta = Description {
+            run_id: seal.map(|s| s.run_id.clone()),
+            consistency,
+            started_at: self.started_at.clone(),
+            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+            sources,
+        };
         progress.begin("hashing what is new", 0);
         self.far.within(&Budget::default());
         let watch = |done, total| progress.reached_of(done, total);
         let published: Published =
-            self.far.ask_watched(&Request::Publish { meta }, watch).map_err(perhaps_published)?;
+            self.far.ask_watched(&BackupOnly::Publish { meta }, watch).map_err(perhaps_published)?;
         report.changed = true;
         for warning in &published.warnings {
             report.warn_value(warning.clone());
@@ -668,20 +668,20 @@ impl Session {
     ) -> Result<()> {
         if first {
             let (bytes, inodes) = self.estimate(source, tree, plan);
-            let () = self.far.ask(&Request::Room { source: Some(source.name.clone()), bytes, inodes })?;
+            let () = self.far.ask(&Making::Room { source: Some(source.name.clone()), bytes, inodes })?;
         }
         let name = source.name.clone();
         if let Some(old) = plan.clone.take() {
             let left_out = plan.changes.dropped.iter().chain(&plan.changes.replaced);
-            let cloned: Cloned = self.far.ask_with_list(&Request::Clone { source: name }, |list| {
+            let cloned: Cloned = self.far.ask_with_list(&Making::Clone { source: name }, |list| {
                 left_out.into_iter().try_for_each(|path| list.path(path))
             })?;
             plan.counts.cloned = cloned.linked;
             self.fill_holes(source, tree, plan, &old, &cloned, report)?;
         } else if first {
-            let () = self.far.ask(&Request::Fresh { source: name })?;
+            let () = self.far.ask(&Making::Fresh { source: name })?;
         } else if !first && !plan.changes.dropped.is_empty() {
-            let _dropped: Value = self.far.ask_with_list(&Request::Drop { source: name }, |list| {
+            let _dropped: Value = self.far.ask_with_list(&BackupOnly::Drop { source: name }, |list| {
                 plan.changes.dropped.iter().try_for_each(|path| list.path(path))
             })?;
             plan.gone = std::mem::take(&mut plan.changes.dropped);
@@ -719,7 +719,7 @@ impl Session {
             return Ok(());
         }
         let mut folders: Vec<Vec<u8>> = Vec::new();
-        let request = Request::Compare { source: source.name.clone() };
+        let request = Making::Compare { source: source.name.clone() };
         let lacking: Lacking = self.far.ask_with_list(&request, |list| {
             tree.cloned(old, |dir, entry| match entry {
                 None => {
@@ -784,7 +784,7 @@ impl Session {
         }
         plan.bytes = marked_bytes(tree, &plan.changes);
         let (bytes, inodes) = self.estimate(source, tree, plan);
-        self.far.ask(&Request::Room { source: Some(source.name.clone()), bytes, inodes })
+        self.far.ask(&Making::Room { source: Some(source.name.clone()), bytes, inodes })
     }
 
     /// Bytes and inodes the first pass over a source will take at most.
@@ -849,7 +849,7 @@ impl Session {
             budget,
         };
         let acls_apart = self.opened.acls && self.opened.xattrs && !self.far.hello.root;
-        let request = Request::Merge { source: name.clone(), times, again };
+        let request = Making::Merge { source: name.clone(), times, again };
         if tree.root_changed {
             progress.begin(format!("{name}: the folder itself"), 0);
             let list = list_file(&self.settings.state, [&b"."[..]].into_iter())?;

@@ -1,9 +1,14 @@
-//! Signs of life that the far end gives while it works on a request, so that the source can tell slow from dead.
+//! What the far end does beside its work: it gives signs of life while it works on a request, so that the source can tell
+//! slow from dead; and it watches over the other end, which may not keep it waiting for ever.
 
-use std::io::Write;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io::{Read, Write};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use common::mutant;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use crate::protocol::{self, Kind};
 
@@ -12,10 +17,27 @@ const EVERY: Duration = Duration::from_secs(1);
 /// A request that takes longer without another word is stuck (a disk that does not answer): no more signs, so that
 /// the source stops waiting.
 const LONGEST: Duration = Duration::from_secs(6 * 3600);
+/// How long who comes may take to say who it is.
+const GREETING: Duration = Duration::from_secs(120);
+/// The longest conversation. What has arrived by then is kept, and the next one continues.
+const WHOLE: Duration = Duration::from_secs(14 * 24 * 3600);
 
-/// When signs are given.
-#[derive(Debug, Default)]
+/// Silence after which the other end is gone, whatever its connection says: longer than a source may wait for the next step of a
+/// snapshot (`max`, 24 hours).
+pub const SILENCE: Duration = Duration::from_secs(26 * 3600);
+
+/// When signs are given, and when the other end was last heard.
+#[derive(Debug)]
 pub struct Alive {
+    begin: Instant,
+    /// How long it may be silent.
+    silence: Duration,
+    /// When a byte last passed, or somebody began to wait: milliseconds from `begin`.
+    passed: AtomicU64,
+    /// How many threads wait for the other end to say, or to take, something.
+    waiting: AtomicUsize,
+    /// It has said who it is.
+    met: AtomicBool,
     since: Mutex<Option<Instant>>,
     over: AtomicBool,
     wake: Condvar,
@@ -26,10 +48,29 @@ pub struct Alive {
 pub struct Working<'a>(&'a Alive);
 
 impl Alive {
+    /// For another end that may be silent for `silence`.
+    pub fn new(silence: Duration) -> Alive {
+        Alive {
+            begin: Instant::now(),
+            silence,
+            passed: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
+            met: AtomicBool::new(false),
+            since: Mutex::new(None),
+            over: AtomicBool::new(false),
+            wake: Condvar::new(),
+        }
+    }
+
     /// A request is being worked on.
     pub fn working(&self) -> Working<'_> {
         *self.since.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         Working(self)
+    }
+
+    /// It is known who is there.
+    pub fn met(&self) {
+        self.met.store(true, Ordering::SeqCst);
     }
 
     /// No more requests.
@@ -41,9 +82,7 @@ impl Alive {
 
     /// Gives signs on `output` until [`Alive::end`].
     pub fn tell<W: Write>(&self, output: &Mutex<W>) {
-        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
-        while !self.over.load(Ordering::SeqCst) {
-            since = self.wake.wait_timeout(since, EVERY).unwrap_or_else(PoisonError::into_inner).0;
+        while let Some(since) = self.tick() {
             if !since.is_some_and(|when| when.elapsed() >= EVERY && when.elapsed() < LONGEST) {
                 continue;
             }
@@ -55,6 +94,58 @@ impl Alive {
             }
         }
     }
+
+    /// Until [`Alive::end`], ends this process, as by a signal, when the other end has kept it waiting for too long. Nothing is
+    /// published then, and what has arrived is kept.
+    pub fn watch(&self) {
+        while self.tick().is_some() {
+            if let Some(why) = self.gone() {
+                common::say!(crate::TOOL, "{why}: ended");
+                // Also what waits in a read or a write that will never return.
+                nix::sys::signal::kill(Pid::this(), Signal::SIGTERM).ok();
+            }
+        }
+    }
+
+    /// A second later: since when a request is being worked on. `None` after [`Alive::end`].
+    fn tick(&self) -> Option<Option<Instant>> {
+        let since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.over.load(Ordering::SeqCst) {
+            return None;
+        }
+        let since = self.wake.wait_timeout(since, EVERY).unwrap_or_else(PoisonError::into_inner).0;
+        if self.over.load(Ordering::SeqCst) { None } else { Some(*since) }
+    }
+
+    /// Why the other end is not waited for any longer.
+    fn gone(&self) -> Option<String> {
+        if mutant::active("silence-is-waited-out") {
+            return None;
+        }
+        if self.begin.elapsed() >= WHOLE {
+            return Some(format!("this conversation has lasted for {} days", WHOLE.as_secs() / 86_400));
+        }
+        let limit = if self.met.load(Ordering::SeqCst) { self.silence } else { GREETING.min(self.silence) };
+        let silent = self.now().saturating_sub(self.passed.load(Ordering::SeqCst));
+        let silent = Duration::from_millis(silent);
+        (self.waiting.load(Ordering::SeqCst) > 0 && silent >= limit)
+            .then(|| format!("the other end has been silent for {} s", silent.as_secs()))
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Does something that waits for the other end.
+    fn wait<T>(&self, work: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
+        if self.waiting.fetch_add(1, Ordering::SeqCst) == 0 {
+            self.passed.store(self.now(), Ordering::SeqCst);
+        }
+        let done = work();
+        self.passed.store(self.now(), Ordering::SeqCst);
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        done
+    }
 }
 
 impl Drop for Working<'_> {
@@ -63,17 +154,38 @@ impl Drop for Working<'_> {
     }
 }
 
+/// What the other end says.
+#[derive(Debug)]
+pub struct Watched<'a, T> {
+    inner: T,
+    alive: &'a Alive,
+}
+
+impl<'a, T> Watched<'a, T> {
+    /// `inner`, and `alive` knows when it waits.
+    pub fn new(inner: T, alive: &'a Alive) -> Watched<'a, T> {
+        Watched { inner, alive }
+    }
+}
+
+impl<T: Read> Read for Watched<'_, T> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.alive.wait(|| self.inner.read(buffer))
+    }
+}
+
 /// Whole frames on an output that others write to as well: what is written goes out when it is flushed, in one piece.
 #[derive(Debug)]
 pub struct Frames<'a, W> {
     output: &'a Mutex<W>,
+    alive: &'a Alive,
     piece: Vec<u8>,
 }
 
 impl<'a, W: Write> Frames<'a, W> {
-    /// On `output`.
-    pub fn on(output: &'a Mutex<W>) -> Frames<'a, W> {
-        Frames { output, piece: Vec::new() }
+    /// On `output`; `alive` knows when that is not taken. Signs of life are no word, so they pass by it.
+    pub fn on(output: &'a Mutex<W>, alive: &'a Alive) -> Frames<'a, W> {
+        Frames { output, alive, piece: Vec::new() }
     }
 }
 
@@ -83,9 +195,11 @@ impl<W: Write> Write for Frames<'_, W> {
         Ok(bytes.len())
     }
     fn flush(&mut self) -> std::io::Result<()> {
-        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
-        output.write_all(&self.piece)?;
-        self.piece.clear();
-        output.flush()
+        let piece = std::mem::take(&mut self.piece);
+        self.alive.wait(|| {
+            let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+            output.write_all(&piece)?;
+            output.flush()
+        })
     }
 }

@@ -14,7 +14,7 @@ use crate::account::Taken;
 use crate::cli;
 use crate::far::Far;
 use crate::progress::Progress;
-use crate::protocol::Request;
+use crate::protocol::BackupIdle;
 use crate::settings::{Place, Settings, rsync_argv};
 use crate::store::fetch::Places;
 use crate::store::meta::is_date;
@@ -43,7 +43,8 @@ pub fn run(args: &cli::Verify, report: &mut Report) -> Result<()> {
             }
             let mut far = Far::connect(&settings)?;
             let watch = |done, total| progress.reached_of(done, total);
-            let answer = far.ask_watched(&Request::Verify { options: options.clone() }, watch)?;
+            let request = BackupIdle::Verify { options: options.clone() };
+            let answer = far.ask_in_parts(&request, "findings", watch)?;
             report.set("store", far.hello.store.as_str());
             answer
         }

@@ -23,7 +23,7 @@ use crate::drain;
 use crate::folder::{Folder, Partial};
 use crate::hold::Held;
 use crate::manifest::{self, Manifest, Stored};
-use crate::names::{Names, dump_id};
+use crate::names::{Names, dump_id, objects};
 use crate::programs::Program;
 use crate::psql::Psql;
 use crate::{check, facts, pg_dump, pg_restore};
@@ -245,8 +245,10 @@ impl<'w> Work<'w> {
                 let (schema, table) = by_oid.get(toc.get(&id)?)?;
                 Some(names.table(schema, table, suffix))
             });
+            let objects =
+                || objects(&original, &beginning(&dir.join(&original)).ok()?).map(|name| names.keep(&name));
             // A table made since the server was asked keeps its number this once.
-            let stored = table.unwrap_or_else(|| names.keep(&original));
+            let stored = table.or_else(objects).unwrap_or_else(|| names.keep(&original));
             if stored != original {
                 std::fs::rename(dir.join(&original), dir.join(&stored)).with_context(what)?;
             }
@@ -255,4 +257,12 @@ impl<'w> Work<'w> {
         }
         Ok(files)
     }
+}
+
+/// The first bytes of a file that pg_dump has just written.
+fn beginning(path: &Path) -> std::io::Result<Vec<u8>> {
+    use std::io::Read as _;
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(64).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }

@@ -68,6 +68,15 @@ pub(crate) fn dump_id(file: &str) -> Option<(u32, &str)> {
     Some((digits.parse().ok()?, suffix)).filter(|(_, s)| s.starts_with(".dat"))
 }
 
+/// A name for `blobs_ID.toc`, in which PostgreSQL 17 lists some of the large objects: by the first of them. `None` for every
+/// other file; `text` is how it begins.
+pub(crate) fn objects(file: &str, text: &[u8]) -> Option<String> {
+    let id = file.strip_prefix("blobs_")?.strip_suffix(".toc")?;
+    let first = std::str::from_utf8(text.split(|b| *b == b' ').next()?).ok()?;
+    let (_, first): (u32, u32) = (id.parse().ok()?, first.parse().ok()?);
+    Some(format!("blobs.{first}.toc"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,6 +121,20 @@ mod tests {
         assert_eq!(dump_id("3345.dat"), Some((3345, ".dat")));
         for other in ["toc.dat", "blobs.toc", "blob_16400.dat.gz", "blobs_12.toc", "3345", "3345.toc"] {
             assert_eq!(dump_id(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_list_of_large_objects_is_named_by_its_first() {
+        assert_eq!(objects("blobs_3504.toc", b"17105 blob_17105.dat\n17"), Some("blobs.17105.toc".into()));
+        for (file, text) in [
+            ("blobs.toc", "17105 blob_17105.dat"),
+            ("blobs_.toc", "17105 blob"),
+            ("blobs_3.toc", ""),
+            ("blobs_3.toc", "../x y"),
+            ("blobs_3.dat", "17105 blob"),
+        ] {
+            assert_eq!(objects(file, text.as_bytes()), None, "{file}: {text}");
         }
     }
 }

@@ -16,7 +16,7 @@ use common::run::Cmd;
 use super::partial::TEMPORARY;
 use crate::far::Far;
 use crate::progress::Progress;
-use crate::protocol::{ListWriter, Request};
+use crate::protocol::{ListWriter, ReadHolding, Sending};
 use crate::rsync::{START, accept, capabilities, carry, named_files, xattr_rules};
 
 /// One run of rsync.
@@ -56,14 +56,14 @@ impl Fetch<'_> {
             let status = child.wait(Some(START), true)?;
             return Err(anyhow::Error::from(child.failure_for(status)?).context("rsync could not be started"));
         };
-        far.send(&Request::Send {
+        far.send(&ReadHolding::Send(Sending {
             strip: self.strip,
             capabilities: capabilities(&argv)?,
             checksum: self.checksum,
             dry: self.dry,
             xattrs: self.xattrs,
             acls: self.acls,
-        })?;
+        }))?;
         let output = far.output.as_mut().context("the conversation has ended")?;
         let mut list = ListWriter::new(output);
         let sent = list.path(self.path).and_then(|()| list.finish());

@@ -33,7 +33,7 @@ use crate::cli::Restore;
 use crate::far::Far;
 use crate::maintenance;
 use crate::progress::Progress;
-use crate::protocol::{Looked, Request};
+use crate::protocol::{Looked, ReadHolding, ReadIdle};
 use crate::settings::{DATABASE, Settings};
 use crate::store::clear::clear;
 use crate::store::meta::SnapshotMeta;
@@ -93,7 +93,7 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
         false => None,
     };
     let mut far = Far::connect_reading(&settings)?;
-    let meta: SnapshotMeta = far.ask(&Request::Hold { date: args.date.clone() })?;
+    let meta: SnapshotMeta = far.ask(&ReadIdle::Hold { date: args.date.clone() })?;
     plausible(&meta, &args.date)?;
     report.set("date", meta.date.as_str());
     report.set("id", meta.id.as_str());
@@ -388,7 +388,7 @@ fn look(far: &mut Far, meta: &SnapshotMeta, wishes: &[(String, Vec<u8>)]) -> Res
                 .into());
         }
     }
-    let looked: Vec<Option<Looked>> = far.ask_with_list(&Request::Look, |list| {
+    let looked: Vec<Option<Looked>> = far.ask_with_list(&ReadHolding::Look {}, |list| {
         wishes.iter().try_for_each(|(source, path)| list.path(&full(source, path)))
     })?;
     let missing = wishes.iter().zip(&looked).find(|(_, l)| l.is_none());

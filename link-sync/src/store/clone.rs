@@ -23,15 +23,29 @@ use crate::parallel;
 use crate::tree::{Census, Stamp, join};
 use crate::walk::show;
 
-/// Paths to be left out, by the directory they are in.
+/// Names to be left out, by the directory they are in, each ended by NUL: there may be millions of them.
 #[derive(Debug, Default)]
-pub struct LeftOut(HashMap<Vec<u8>, HashSet<Vec<u8>>>);
+pub struct LeftOut(HashMap<Vec<u8>, Vec<u8>>);
+
+/// What a folder takes in memory, beside its path.
+const FOLDER: usize = 200;
 
 impl LeftOut {
-    /// Leaves out `path` and all below it.
-    pub fn add(&mut self, path: &[u8]) {
+    /// Leaves out `path` and all below it. Returns how much memory that took.
+    pub fn add(&mut self, path: &[u8]) -> usize {
         let (dir, name) = split(path);
-        self.0.entry(dir.to_vec()).or_default().insert(name.to_vec());
+        let (names, new) = match self.0.get_mut(dir) {
+            Some(names) => (names, 0),
+            None => (self.0.entry(dir.to_vec()).or_default(), FOLDER + 2 * dir.len()),
+        };
+        names.extend_from_slice(name);
+        names.push(0);
+        new + 2 * (name.len() + 1)
+    }
+
+    /// The names left out in `dir`.
+    fn of(&self, dir: &[u8]) -> HashSet<&[u8]> {
+        self.0.get(dir).into_iter().flat_map(|names| names.split(|b| *b == 0)).collect()
     }
 }
 
@@ -83,10 +97,10 @@ pub fn clone(
         let what = || format!("cannot clone the folder {}", show(&path));
         let (from, into) = above.open(base, to, &path).with_context(what)?;
         attributes::copy(&from, &into).with_context(what)?;
-        let skip = left_out.0.get(&path);
+        let skip = left_out.of(&path);
         let (mut census, folders) = (Census::default(), more.len());
         for (name, is_dir, _) in visit::names(&from).with_context(what)? {
-            if skip.is_some_and(|s| s.contains(&name)) {
+            if skip.contains(&name[..]) {
                 continue;
             }
             let as_name = OsStr::from_bytes(&name);

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 
 use anyhow::{Context as _, Result};
+use common::mutant;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, readlinkat};
 use nix::sys::stat::{FileStat, fstatat};
@@ -46,15 +47,25 @@ pub struct Difference {
     pub changes: Vec<(What, String)>,
     /// More than listed.
     pub truncated: bool,
+    /// Bytes that the list may still take.
+    #[serde(skip)]
+    memory: u64,
 }
 
-/// Compares two snapshots. Files of different inodes are compared byte by byte if all else is equal.
-pub fn diff(store: &Store, from: &str, to: &str, source: Option<&str>, limit: usize) -> Result<Difference> {
+/// Compares two snapshots; lists at most `limit` paths, and no more than fit into `memory` bytes. Files of different inodes are compared byte by byte if all else is equal.
+pub fn diff(
+    store: &Store,
+    from: &str,
+    to: &str,
+    source: Option<&str>,
+    limit: usize,
+    memory: u64,
+) -> Result<Difference> {
     let (old, new) = (store.find(from)?, store.find(to)?);
     let dir = store.check()?;
     let open = |date: &str| open_dir(&dir, date.as_bytes()).with_context(|| format!("cannot open {date}"));
     let (old_dir, new_dir) = (open(&old.date)?, open(&new.date)?);
-    let mut found = Difference { from: old.date, to: new.date, ..Difference::default() };
+    let mut found = Difference { from: old.date, to: new.date, memory, ..Difference::default() };
     let mut waiting = vec![Vec::new()];
     while let Some(path) = waiting.pop() {
         common::signals::check()?;
@@ -178,7 +189,9 @@ impl Difference {
             What::Attributes => "attributes",
         };
         *self.counts.entry(key.to_owned()).or_default() += 1;
-        if self.changes.len() < limit {
+        // As it is, and once more as it is told.
+        self.memory = self.memory.saturating_sub(512 + 2 * path.len() as u64);
+        if self.changes.len() < limit && (self.memory > 0 || mutant::active("diff-keeps-everything")) {
             self.changes.push((what, show(path)));
         } else {
             self.truncated = true;

@@ -1,6 +1,6 @@
 //! In which snapshots a name is, and where it changed. Only names and inodes are read, and what a match's inode says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt as _;
@@ -9,6 +9,8 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context as _, Result};
 use common::exclude::Excludes;
 use common::fault::{Kind, kind_of};
+use common::lock::Lock;
+use common::mutant;
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, fstatat};
@@ -17,12 +19,12 @@ use serde_json::{Map, Value, json};
 
 use super::{META, Store, open_dir, visit};
 use crate::parallel;
-use crate::reading::Reading;
 use crate::tree::join;
 use crate::walk::show;
 
 /// What to look for.
 #[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Wanted {
     /// As in `exclude`: a name at any depth, or `/path/from/the/source`; `*`, `?`, `**`, `{a,b}`, `[ab]`.
     pub pattern: String,
@@ -66,113 +68,174 @@ impl Seen {
     fn same(&self, other: &Seen) -> bool {
         self.folder == other.folder && (self.folder || self.inode == other.inode)
     }
-
-    fn event(&self, date: &str, what: What) -> Value {
-        let mtime = jiff::Timestamp::from_second(self.mtime).map(|t| t.to_string()).ok();
-        let size = (!self.folder).then_some(self.size);
-        json!({"date": date, "what": what, "size_bytes": size, "mtime": mtime})
-    }
 }
+
+/// Something that happened to a path: at which date (by number), what, and what was there then.
+type Event = (u32, What, Option<Seen>);
 
 /// One path's history.
 #[derive(Debug, Default)]
 struct History {
     last: Option<Seen>,
-    events: Vec<Value>,
+    events: Vec<Event>,
     dates: u64,
 }
 
-/// Looks through all snapshots, oldest first. Answer: `paths` (each with its `events`), `dates`, `passed_over`, `truncated`.
-pub fn find(store: &Store, wanted: &Wanted) -> Result<Value> {
+impl History {
+    /// At the date `number`, it is there, or not.
+    fn at(&mut self, number: u32, seen: Option<Seen>) {
+        let what = match (&self.last, &seen) {
+            (None, Some(_)) => Some(What::Appeared),
+            (Some(last), Some(seen)) if !last.same(seen) => Some(What::Changed),
+            (Some(_), None) => Some(What::Gone),
+            _ => None,
+        };
+        self.dates += u64::from(seen.is_some());
+        self.events.extend(what.map(|what| (number, what, seen)));
+        self.last = seen;
+    }
+
+    /// What it takes in memory, about.
+    fn size(&self, path: &[u8]) -> u64 {
+        (128 + path.len() + self.events.capacity() * size_of::<Event>()) as u64
+    }
+}
+
+/// The first matches by name, as many as are wanted and as there is memory for; all are counted.
+#[derive(Debug)]
+struct First {
+    paths: BTreeMap<Vec<u8>, History>,
+    limit: usize,
+    memory: u64,
+    used: u64,
+    found: u64,
+}
+
+impl First {
+    fn add(&mut self, path: Vec<u8>, mut history: History) {
+        self.found += 1;
+        history.events.shrink_to_fit();
+        self.used += history.size(&path);
+        self.paths.insert(path, history);
+        while self.paths.len() > self.limit
+            || (self.used > self.memory && !mutant::active("find-keeps-everything"))
+        {
+            let Some((path, history)) = self.paths.pop_last() else { break };
+            self.used -= history.size(&path);
+        }
+    }
+}
+
+/// A snapshot that stays as long as this does.
+#[derive(Debug)]
+struct Held {
+    date: String,
+    sources: Vec<String>,
+    _reading: Lock,
+}
+
+/// Looks through all snapshots. `tell` gets each path with its `events`, sorted by name, as many as `memory` bytes hold. Answer:
+/// `found`, `dates`, `passed_over`, `truncated`.
+pub fn find(
+    store: &Store,
+    wanted: &Wanted,
+    memory: u64,
+    mut tell: impl FnMut(Value) -> Result<()>,
+) -> Result<Value> {
     let pattern = Excludes::new(std::slice::from_ref(&wanted.pattern), Vec::new())?;
-    let mut known: BTreeMap<Vec<u8>, History> = BTreeMap::new();
-    let (mut dates, mut passed_over) = (Vec::new(), Vec::new());
+    let top = store.check()?;
+    let (mut held, mut passed_over) = (Vec::new(), Vec::new());
     for meta in store.snapshots()?.0 {
-        let reading = match Reading::hold(store, &meta.date) {
-            Ok((reading, _)) => reading,
+        match crate::reading::share(store, &top, &meta.date) {
+            Ok(lock) => held.push(Held {
+                date: meta.date,
+                sources: meta.sources.into_iter().map(|s| s.name).collect(),
+                _reading: lock,
+            }),
             // It is being removed.
-            Err(e) if kind_of(&e) == Kind::Busy => {
-                passed_over.push(meta.date);
-                continue;
-            }
+            Err(e) if kind_of(&e) == Kind::Busy => passed_over.push(meta.date),
             Err(e) => return Err(e),
-        };
-        let mut now = BTreeMap::new();
-        let sources = meta.sources.iter().map(|s| s.name.as_str());
-        for source in sources.filter(|name| wanted.source.as_deref().is_none_or(|w| w == *name)) {
-            look(reading.folder(), source, wanted, &pattern, &mut now)?;
-        }
-        compare(&mut known, &now, &meta.date);
-        dates.push(meta.date);
-    }
-    let truncated = known.len() > wanted.limit;
-    let paths: Vec<Value> = known.iter().take(wanted.limit).map(|(path, h)| tell(path, h)).collect();
-    Ok(
-        json!({"found": known.len(), "paths": paths, "dates": dates, "passed_over": passed_over, "truncated": truncated}),
-    )
-}
-
-fn compare(known: &mut BTreeMap<Vec<u8>, History>, now: &BTreeMap<Vec<u8>, Seen>, date: &str) {
-    for (path, seen) in now {
-        let history = known.entry(path.clone()).or_default();
-        history.dates += 1;
-        let what = match &history.last {
-            None => Some(What::Appeared),
-            Some(last) if !last.same(seen) => Some(What::Changed),
-            Some(_) => None,
-        };
-        history.events.extend(what.map(|what| seen.event(date, what)));
-        history.last = Some(*seen);
-    }
-    for (_, history) in known.iter_mut().filter(|(path, _)| !now.contains_key(*path)) {
-        if history.last.take().is_some() {
-            history.events.push(json!({"date": date, "what": What::Gone, "size_bytes": null, "mtime": null}));
         }
     }
+    let sources: BTreeSet<&str> = held.iter().flat_map(|h| &h.sources).map(String::as_str).collect();
+    let first = First { paths: BTreeMap::new(), limit: wanted.limit, memory, used: 0, found: 0 };
+    let first = Mutex::new(first);
+    for source in sources.into_iter().filter(|name| wanted.source.as_deref().is_none_or(|w| w == *name)) {
+        look(&top, &held, source, wanted, &pattern, &first)?;
+    }
+    let first = first.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let truncated = first.found > first.paths.len() as u64;
+    let dates: Vec<&str> = held.iter().map(|h| h.date.as_str()).collect();
+    for (path, history) in &first.paths {
+        tell(entry(path, history, &dates))?;
+    }
+    Ok(json!({"found": first.found, "dates": dates, "passed_over": passed_over, "truncated": truncated}))
 }
 
-fn tell(path: &[u8], history: &History) -> Value {
+fn entry(path: &[u8], history: &History, dates: &[&str]) -> Value {
     let mut entry = Map::new();
     common::status::put_text(&mut entry, "path", OsStr::from_bytes(path));
     entry.insert("dates".into(), history.dates.into());
     entry.insert("in_newest".into(), history.last.is_some().into());
-    entry.insert("events".into(), history.events.clone().into());
+    let event = |(number, what, seen): &Event| {
+        let mtime = seen.and_then(|s| jiff::Timestamp::from_second(s.mtime).map(|t| t.to_string()).ok());
+        let size = seen.filter(|s| !s.folder).map(|s| s.size);
+        let date = usize::try_from(*number).ok().and_then(|n| dates.get(n));
+        json!({"date": date, "what": what, "size_bytes": size, "mtime": mtime})
+    };
+    entry.insert("events".into(), history.events.iter().map(event).collect());
     Value::Object(entry)
 }
 
-/// The matches in one source of one snapshot, as `SOURCE/PATH`.
+/// The matches in one source, as `SOURCE/PATH`: folder by folder, each at all dates, so that what is known of the others need not
+/// be remembered.
 fn look(
     top: &File,
+    held: &[Held],
     source: &str,
     wanted: &Wanted,
     pattern: &Excludes,
-    now: &mut BTreeMap<Vec<u8>, Seen>,
+    first: &Mutex<First>,
 ) -> Result<()> {
     let begin = match (&wanted.user, source) {
         (Some(user), "data") => join(source.as_bytes(), user.as_bytes()),
         (Some(_), _) => return Ok(()),
         (None, _) => source.as_bytes().to_vec(),
     };
-    let found = Mutex::new(now);
     parallel::each(begin, |path, more| {
-        let what = || format!("cannot read the folder {}", show(&path));
-        let dir = match open_dir(top, &path) {
-            Ok(dir) => dir,
-            Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
-            Err(e) => return Err(e).with_context(what),
-        };
-        for (name, is_dir, _) in visit::names(&dir).with_context(what)? {
-            let full = join(&path, &name);
-            let inside = full.get(source.len() + 1..).unwrap_or_default();
-            if pattern.matches(inside, is_dir) {
-                let stat = fstatat(&dir, OsStr::from_bytes(&name), AtFlags::AT_SYMLINK_NOFOLLOW)
-                    .with_context(what)?;
-                found.lock().unwrap_or_else(PoisonError::into_inner).insert(full.clone(), Seen::of(&stat));
+        let (mut known, mut folders) = (BTreeMap::<Vec<u8>, History>::new(), BTreeSet::new());
+        for (number, held) in (0..).zip(held) {
+            let what = || format!("cannot read the folder {} of {}", show(&path), held.date);
+            let dir = match open_dir(top, &join(held.date.as_bytes(), &path)) {
+                Ok(dir) => Some(dir),
+                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => None,
+                Err(e) => return Err(e).with_context(what),
+            };
+            let names = dir.as_ref().map(visit::names).transpose().with_context(what)?.unwrap_or_default();
+            let mut now = BTreeMap::new();
+            for (dir, (name, is_dir, _)) in dir.iter().cycle().zip(names) {
+                let full = join(&path, &name);
+                if pattern.matches(full.get(source.len() + 1..).unwrap_or_default(), is_dir) {
+                    let stat = fstatat(dir, OsStr::from_bytes(&name), AtFlags::AT_SYMLINK_NOFOLLOW)
+                        .with_context(what)?;
+                    now.insert(full.clone(), Seen::of(&stat));
+                }
+                if is_dir {
+                    folders.insert(full);
+                }
             }
-            if is_dir {
-                more.push(full);
+            for (path, history) in &mut known {
+                history.at(number, now.remove(path));
+            }
+            for (path, seen) in now {
+                known.entry(path).or_default().at(number, Some(seen));
             }
         }
+        let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
+        for (path, history) in known {
+            first.add(path, history);
+        }
+        more.extend(folders);
         Ok(())
     })
 }

@@ -8,7 +8,7 @@ use common::mutant;
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// More bytes than a description has.
-const LONGEST: u64 = 1 << 20;
+pub const LONGEST: usize = 1 << 20;
 
 /// A published snapshot. Keys are only ever added.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -84,7 +84,7 @@ impl SnapshotMeta {
         let path = format!("{date}/{}/snapshot.json", super::META);
         let file = super::open_file(store, &path).with_context(|| format!("cannot open {path}"))?;
         let mut text = String::new();
-        file.take(LONGEST).read_to_string(&mut text).with_context(|| format!("cannot read {path}"))?;
+        file.take(LONGEST as u64).read_to_string(&mut text).with_context(|| format!("cannot read {path}"))?;
         let mut meta: SnapshotMeta =
             serde_json::from_str(&text).with_context(|| format!("{path} is damaged"))?;
         if !mutant::active("a-snapshot-names-itself") {
@@ -121,6 +121,13 @@ pub fn taken(date: &str) -> Result<jiff::Timestamp> {
     let civil = jiff::civil::DateTime::strptime(DATE_FORMAT, date);
     let utc = civil.and_then(|c| c.to_zoned(jiff::tz::TimeZone::UTC));
     Ok(utc.with_context(|| format!("'{date}' is not a snapshot's date"))?.timestamp())
+}
+
+/// The latest moment that is no date of the future: clocks differ by less, and are set back by less.
+pub fn tomorrow() -> jiff::Timestamp {
+    jiff::Timestamp::now()
+        .saturating_add(jiff::SignedDuration::from_hours(24))
+        .unwrap_or(jiff::Timestamp::MAX)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! interrupted run had received; `.trash` is being removed. `.lock` is held by whoever writes. `.pruned` holds published
 //! snapshots that are being removed, `.pins` names those that others need.
 
+pub mod allowance;
 pub mod attributes;
 pub mod changes;
 pub mod clear;

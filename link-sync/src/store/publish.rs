@@ -6,17 +6,18 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use common::fault::Fault;
+use common::mutant;
 use common::record::random_id;
 use nix::errno::Errno;
 use nix::fcntl::{readlinkat, renameat};
 use nix::sys::time::TimeSpec;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::manifest;
 use super::meta::{DATE_FORMAT, SnapshotMeta};
 use super::open::Writable;
 use super::{INCOMING, META, PARTIAL, RESUME, ensure_dir, open_dir, visit};
-use crate::protocol::Published;
+use crate::protocol::{Description, Published};
 use crate::walk::show;
 
 /// The directories of one source whose time must be set at the end: to what the source said, or (`None`: something
@@ -35,6 +36,15 @@ pub struct Done {
 /// [`Done`] by source.
 pub type AllDone = HashMap<String, Done>;
 
+/// What is said of the snapshot that is to be published.
+#[derive(Debug)]
+pub enum Described {
+    /// What the source knows of one it has made; the date is by the store's clock.
+    Source(Description),
+    /// The whole `snapshot.json` of one of another store, which is kept byte for byte, with its date.
+    Copy(String),
+}
+
 /// Publishes the partial snapshot. On return it is durable: every block of it, its name, and `latest` unless a
 /// warning says that it could not be moved.
 ///
@@ -42,16 +52,19 @@ pub type AllDone = HashMap<String, Done>;
 /// new is hashed.
 pub fn publish(
     writable: &Writable,
-    meta: Value,
+    described: Described,
     done: &AllDone,
     told: &(impl Fn(u64, u64) -> Result<()> + Sync),
 ) -> Result<Published> {
     let partial = open_dir(&writable.dir, PARTIAL.as_bytes()).context("there is no partial snapshot")?;
-    let (mut meta, mut text): (SnapshotMeta, String) = if writable.copy {
-        let text = meta.as_str().context("a copy is described by the text of its snapshot.json")?;
-        (serde_json::from_str(text).context("the source described the snapshot wrongly")?, text.to_owned())
-    } else {
-        (complete(writable, meta)?, String::new())
+    let (mut meta, mut text): (SnapshotMeta, String) = match described {
+        Described::Copy(text) => {
+            let meta: SnapshotMeta =
+                serde_json::from_str(&text).context("the source described the snapshot wrongly")?;
+            check_date(&meta.date)?;
+            (meta, text)
+        }
+        Described::Source(description) => (complete(writable, description)?, String::new()),
     };
     let names: Vec<_> =
         visit::names(&partial)?.into_iter().map(|n| n.0).filter(|n| n != META.as_bytes()).collect();
@@ -63,6 +76,10 @@ pub fn publish(
         let dir = writable.source_dir(PARTIAL, &source.name)?;
         set_times(&dir, writable.base_dir(&source.name)?.as_ref(), times)
             .with_context(|| format!("cannot set the times of {}", source.name))?;
+    }
+    if !writable.copy {
+        // What an attempt that failed has left.
+        super::remove(&partial, Path::new(META))?;
     }
     ensure_dir(&partial, META.as_bytes())?;
     let (mut warnings, mut hashed) = (Vec::new(), (0, 0));
@@ -78,6 +95,7 @@ pub fn publish(
     }
     let date = meta.date.clone();
     ensure!(super::meta::is_date(&date), "'{date}' is not a snapshot's date");
+    check_length(&text, writable.copy)?;
     let folder = writable.store.path.join(PARTIAL).join(META);
     common::durable::write(&folder.join("snapshot.json"), text.as_bytes(), 0o600)?;
     common::durable::write(&folder.join("lock"), b"", 0o600)?;
@@ -115,18 +133,53 @@ fn free_date(writable: &Writable) -> Result<String> {
 }
 
 /// The description without what is known last: the date and the checksums.
-fn complete(writable: &Writable, mut meta: Value) -> Result<SnapshotMeta> {
+fn complete(writable: &Writable, description: Description) -> Result<SnapshotMeta> {
     let base = writable.base.as_ref();
-    let known = json!({
-        "schema": 1, "id": random_id()?, "date": jiff::Timestamp::now().strftime(DATE_FORMAT).to_string(),
-        "base_id": base.map(|b| &b.id), "base_date": base.map(|b| &b.date),
-        "published_at": "",
-        "fake_super": !nix::unistd::geteuid().is_root(),
-    });
-    if let (Value::Object(all), Value::Object(known)) = (&mut meta, known) {
-        all.extend(known);
+    let Description { run_id, consistency, started_at, tool_version, sources } = description;
+    Ok(SnapshotMeta {
+        schema: 1,
+        id: random_id()?,
+        date: String::new(),
+        base_id: base.map(|b| b.id.clone()),
+        base_date: base.map(|b| b.date.clone()),
+        run_id,
+        consistency,
+        started_at,
+        published_at: String::new(),
+        tool_version,
+        fake_super: !nix::unistd::geteuid().is_root(),
+        sources,
+        manifest: None,
+    })
+}
+
+/// A copy has a date, and none that is still to come: it would be the newest for ever.
+fn check_date(date: &str) -> Result<()> {
+    if super::meta::taken(date)? <= super::meta::tomorrow() || mutant::active("copies-of-the-future") {
+        return Ok(());
     }
-    serde_json::from_value(meta).context("the source described the snapshot wrongly")
+    Err(Fault::config(format!("the snapshot {date} is of the future, by this machine's clock: it is not copied"))
+        .hint(format!(
+            "set the clock if it is wrong; else who made that date? `link-sync prune --date {date} --yes` removes it"
+        ))
+        .into())
+}
+
+/// A description of a source's own making: all of them are read whenever there is another.
+const DESCRIPTION: usize = 256 << 10;
+
+/// What could not be read again must not be published.
+fn check_length(text: &str, copy: bool) -> Result<()> {
+    let most = if copy { super::meta::LONGEST } else { DESCRIPTION };
+    if text.len() < most || mutant::active("descriptions-of-any-length") {
+        return Ok(());
+    }
+    Err(Fault::config(format!(
+        "the snapshot's description takes {} bytes, and {most} are the most that it may: it is not published",
+        text.len(),
+    ))
+    .hint("does a source hold many thousand mount points? exclude them, or make sources of their own of them")
+    .into())
 }
 
 /// Sets the directories' modification times: as the source said, else as in the base.

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use testkit::script;
 use testkit::sshd::Sshd;
 
-use crate::picture::picture;
+use crate::picture::{Picture, picture};
+use crate::talk::{At, PROTOCOL, Talk, record, refused};
 use crate::world::{Account, World, dates, ok, private, told};
 
 /// A store behind ssh, under an account of its own.
@@ -103,147 +104,285 @@ fn a_talkative_shell_and_a_forced_command() {
         2
     );
 
+    // What the key for backups does not read is said with its cure; another key, or the same words on S2, read it.
+    let first = dates(&remote.store).remove(0);
+    let reads: [(&str, &[&str]); 3] =
+        [("find", &["--name", "a"]), ("diff", &["--from", &first]), ("list", &["--sizes"])];
+    for (action, options) in reads {
+        let refused = told(&remote.world.act(action, options).expect(77));
+        assert!(
+            refused.contains("not read them") && refused.contains("restore_identity"),
+            "{action}: {refused}"
+        );
+    }
+    remote.sshd.set_key_options(&forced.replace(" serve ", " serve --read-only "));
+    for (action, options) in reads {
+        remote.world.act(action, options).expect(0);
+    }
+    assert!(told(&remote.world.snapshot(&[]).expect(77)).contains("not change it"));
+    remote.sshd.set_key_options(&forced);
+
     profile(&remote.account.folder("elsewhere"));
     assert!(told(&remote.world.snapshot(&[]).expect(78)).contains("the other machine serves"));
     assert_eq!(dates(&remote.store).len(), 2);
 }
 
-/// One who speaks the protocol but means harm.
-struct Hostile {
-    child: std::process::Child,
+/// A world with a published snapshot, a symbolic link in it that leads to a treasure outside.
+struct Attacked {
+    world: World,
+    outside: std::path::PathBuf,
+    date: String,
+    before: [Picture; 3],
 }
 
-impl Hostile {
-    fn at(store: &std::path::Path) -> Hostile {
-        let mut command = Command::new(testkit::bin("link-sync"));
-        command.arg("serve").arg("--store").arg(store).args(["--reserve-bytes", "0"]);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut greeting = [0; 24];
-        child.stdout.as_mut().unwrap().read_exact(&mut greeting).unwrap();
-        assert!(greeting.ends_with(b"ready\n"));
-        let mut hostile = Hostile { child };
-        assert!(hostile.ask(&json!({"ask": "hello", "protocol": 3})).get("ok").is_some());
-        hostile
+impl Attacked {
+    fn new() -> Attacked {
+        let world = World::new();
+        world.file("a", "a");
+        world.file("dir/b", "b");
+        let outside = world.dir.join("outside");
+        private(&outside);
+        std::fs::write(outside.join("treasure"), "t").unwrap();
+        std::os::unix::fs::symlink(&outside, world.source.join("link")).unwrap();
+        let held = world.publish();
+        let date = held.file_name().unwrap().to_str().unwrap().to_owned();
+        let before = [picture(&held), picture(&outside), picture(&world.source)];
+        Attacked { world, outside, date, before }
     }
 
-    fn frame(&mut self, kind: u8, payload: &[u8]) {
-        let mut bytes = vec![kind];
-        bytes.extend((payload.len() as u32).to_be_bytes());
-        bytes.extend(payload);
-        // It may have ended already; then there is no answer.
-        self.child.stdin.as_mut().unwrap().write_all(&bytes).ok();
-    }
-
-    /// `null` if it ended instead: whoever speaks out of turn is not served any more.
-    fn answer(&mut self) -> Value {
-        let out = self.child.stdout.as_mut().unwrap();
-        let mut head = [0; 5];
-        if out.read_exact(&mut head).is_err() {
-            return Value::Null;
+    /// Nothing has happened anywhere, and backups go on.
+    fn unharmed(self) {
+        let Attacked { world, outside, date, before } = self;
+        for (before, place) in before.iter().zip([&world.store.join(&date), &outside, &world.source]) {
+            before.same_as(&picture(place));
         }
-        let mut payload = vec![0; u32::from_be_bytes(head[1..].try_into().unwrap()) as usize];
-        out.read_exact(&mut payload).unwrap();
-        // The stream of an rsync that was refused ends first.
-        if head[0] == b'M' { serde_json::from_slice(&payload).unwrap() } else { self.answer() }
-    }
-
-    /// One that has begun a snapshot and cloned the base into it.
-    fn begun(store: &std::path::Path) -> Hostile {
-        let mut hostile = Hostile::at(store);
-        assert!(hostile.ask(&json!({"ask": "open"})).get("ok").is_some());
-        let clone = hostile.ask_with(&json!({"ask": "clone", "source": "docs"}), &[]);
-        assert!(clone.get("ok").is_some(), "{clone}");
-        hostile
-    }
-
-    fn end(mut self) {
-        drop(self.child.stdin.take());
-        self.child.wait().unwrap();
-    }
-
-    fn ask(&mut self, request: &Value) -> Value {
-        self.frame(b'M', request.to_string().as_bytes());
-        self.answer()
-    }
-
-    fn ask_with(&mut self, request: &Value, items: &[Vec<u8>]) -> Value {
-        self.frame(b'M', request.to_string().as_bytes());
-        let list: Vec<u8> =
-            items.iter().flat_map(|i| [&(i.len() as u32).to_le_bytes()[..], i].concat()).collect();
-        self.frame(b'L', &list);
-        self.frame(b'L', b"");
-        self.answer()
+        assert_eq!(world.dates(), [date]);
+        world.publish();
+        world.newest_is_source();
     }
 }
 
-fn record(kind: u32, path: &str) -> Vec<u8> {
-    [&kind.to_le_bytes()[..], &[0; 20], path.as_bytes()].concat()
+fn merge(source: &str) -> Value {
+    json!({"ask": "merge", "source": source, "times": true, "again": false})
+}
+
+fn receive(source: &str, capabilities: &str) -> Value {
+    json!({"ask": "receive", "source": source, "capabilities": capabilities, "checksum": false, "times": true,
+        "delta": false, "again": false, "all_xattrs": false, "acls_only": false})
 }
 
 #[test]
 fn a_hostile_source_reaches_nothing_but_the_open_partial() {
-    let world = World::new();
-    world.file("a", "a");
-    world.file("dir/b", "b");
-    let outside = world.dir.join("outside");
-    private(&outside);
-    std::fs::write(outside.join("treasure"), "t").unwrap();
-    // A symlink that leads out, as part of what is stored.
-    std::os::unix::fs::symlink(&outside, world.source.join("link")).unwrap();
-    let held = world.publish();
-    let date = held.file_name().unwrap().to_str().unwrap().to_owned();
-    let before = (picture(&held), picture(&outside), picture(&world.source));
-
-    let refused = |request: Value, items: &[Vec<u8>]| {
-        let mut hostile = Hostile::begun(&world.store);
-        let answer = hostile.ask_with(&request, items);
-        assert!(answer.get("ok").is_none(), "{request} {items:?}: {answer}");
-        hostile.end();
+    let attacked = Attacked::new();
+    let store = attacked.world.store.clone();
+    // What is refused leaves the conversation in step, so one is enough.
+    let mut talk = Talk::begun(&store, &[]);
+    let alive = |talk: &mut Talk| {
+        let flushed = talk.ask(&json!({"ask": "flush"}));
+        assert!(flushed.get("ok").is_some(), "{flushed}");
     };
-    let merge = |source: &str| json!({"ask": "merge", "source": source, "times": true, "again": false});
-    for source in ["..", ".", "../outside", "", ".meta", "/", "a/b", "A"] {
-        for ask in ["clone", "drop"] {
-            refused(json!({"ask": ask, "source": source}), &[b"a".to_vec()]);
+    for source in ["..", ".", "../outside", "", ".meta", "/", "a/b", "A", "-x"] {
+        for ask in ["clone", "drop", "compare"] {
+            let answer = talk.ask_with(&json!({"ask": ask, "source": source}), &[b"a".to_vec()]);
+            refused(&answer, 77, "is not a name");
         }
-        refused(merge(source), &[]);
+        refused(&talk.ask_with(&merge(source), &[]), 77, "is not a name");
+        refused(&talk.ask(&json!({"ask": "fresh", "source": source})), 77, "is not a name");
+        let room = json!({"ask": "room", "source": source, "bytes": 1, "inodes": 1});
+        refused(&talk.ask(&room), 77, "is not a name");
+        talk.frame(b'M', receive(source, "e.LsfxCIvu").to_string().as_bytes());
+        talk.frame(b'E', b"");
+        refused(&talk.answer(), 77, "is not a name");
     }
+    alive(&mut talk);
     let long = "x/".repeat(3000);
     for path in ["../docs/a", "/etc/passwd", "a/../../x", "dir//b", "./a", "dir/", "a\0b", &long] {
-        refused(json!({"ask": "drop", "source": "docs"}), &[path.into()]);
+        for ask in ["clone", "drop"] {
+            let answer = talk.ask_with(&json!({"ask": ask, "source": "docs"}), &[path.into()]);
+            refused(&answer, 77, "leads out of the snapshot: refused");
+        }
         for kind in [libc::S_IFDIR, libc::S_IFREG] {
-            refused(merge("docs"), &[record(kind, path)]);
+            let answer = talk.ask_with(&merge("docs"), &[record(kind, path.as_bytes())]);
+            refused(&answer, 77, "leads out of the snapshot: refused");
+        }
+        for kind in [0, libc::S_IFDIR] {
+            let answer =
+                talk.ask_with(&json!({"ask": "compare", "source": "docs"}), &[record(kind, path.as_bytes())]);
+            refused(&answer, 77, "leads out of the snapshot: refused");
         }
     }
+    // As deep as no folder is: whoever makes all of it, one below the other, needs a stack as deep.
+    let deep = ["d"; 60_000].join("/");
+    refused(
+        &talk.ask_with(&json!({"ask": "drop", "source": "docs"}), &[deep.clone().into()]),
+        77,
+        "too long",
+    );
+    refused(&talk.ask_with(&merge("docs"), &[record(libc::S_IFDIR, deep.as_bytes())]), 77, "too long");
+    alive(&mut talk);
     // rsync's arguments are not the source's to choose.
     for capabilities in ["-rf", ".Ls --config=/etc/passwd", "e;id", &"a".repeat(40)] {
-        let mut hostile = Hostile::begun(&world.store);
-        let receive = json!({"ask": "receive", "source": "docs", "capabilities": capabilities,
-            "checksum": false, "times": true, "delta": false, "again": false});
-        hostile.frame(b'M', receive.to_string().as_bytes());
-        hostile.frame(b'E', b"");
-        assert!(hostile.answer().get("ok").is_none(), "{capabilities}");
-        hostile.end();
+        talk.frame(b'M', receive("docs", capabilities).to_string().as_bytes());
+        talk.frame(b'E', b"");
+        refused(&talk.answer(), 77, "odd things of itself");
     }
-    let mut hostile = Hostile::begun(&world.store);
-    // Through the stored symlink: whatever the answer, nothing happens out there.
+    // Through the stored symlink nothing can be put, and nothing taken.
     for path in ["link/treasure", "link/new", "link/new/deep"] {
-        hostile.ask_with(&json!({"ask": "drop", "source": "docs"}), &[path.into()]);
+        refused(
+            &talk.ask_with(&json!({"ask": "drop", "source": "docs"}), &[path.into()]),
+            1,
+            "cannot remove link/",
+        );
         for kind in [libc::S_IFDIR, libc::S_IFREG] {
-            hostile.ask_with(&merge("docs"), &[record(kind, path)]);
+            let gone = talk.ask_with(&merge("docs"), &[record(kind, path.as_bytes())]);
+            assert_eq!((&gone["ok"]["missing"], &gone["ok"]["received"]), (&1.into(), &0.into()), "{gone}");
         }
     }
-    // A date of its own choosing, sources that are not there; and noise.
-    assert!(
-        hostile.ask(&json!({"ask": "publish", "meta": {"date": "2001-01-01T00-00-00Z"}})).get("ok").is_none()
-    );
-    assert!(hostile.ask(&json!({"ask": "open"})).get("ok").is_none(), "twice");
-    hostile.frame(b'Z', b"?");
-    hostile.end();
+    alive(&mut talk);
+    assert_eq!(talk.end().0, 0);
+    attacked.unharmed();
+}
 
-    before.0.same_as(&picture(&held));
-    before.1.same_as(&picture(&outside));
-    before.2.same_as(&picture(&world.source));
-    assert_eq!(world.dates(), [date]);
-    world.publish();
-    world.newest_is_source();
+#[test]
+fn a_key_may_ask_what_its_door_has_and_nothing_else() {
+    let attacked = Attacked::new();
+    let store = attacked.world.store.clone();
+    let date = attacked.date.clone();
+    let meta = |more: Value| {
+        let mut meta = json!({"run_id": null, "consistency": "sealed", "started_at": "", "tool_version": "",
+            "sources": [{"name": "docs", "path": "/", "fs_id": null, "submounts": [], "paths": 0, "bytes": 0}]});
+        meta.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        meta
+    };
+    let reads = [
+        json!({"ask": "hold", "date": date}),
+        json!({"ask": "look"}),
+        json!({"ask": "find", "pattern": "*", "source": null, "user": null, "limit": 9}),
+        json!({"ask": "diff", "from": date, "to": date, "source": null, "limit": 9}),
+        json!({"ask": "list", "sizes": true}),
+        json!({"ask": "send", "strip": 0, "capabilities": "", "checksum": false, "dry": false, "xattrs": false, "acls": false}),
+    ];
+    let copies = [
+        json!({"ask": "open", "copy": true}),
+        json!({"ask": "open", "base": date}),
+        json!({"ask": "open", "copy": true, "base": null}),
+        json!({"ask": "resume", "id": "x", "keep": true}),
+        json!({"ask": "part"}),
+        json!({"ask": "publish", "text": meta(json!({})).to_string()}),
+        json!({"ask": "publish", "meta": "text"}),
+        json!({"ask": "publish", "meta": meta(json!({"date": "2999-01-01T00-00-00Z"}))}),
+        json!({"ask": "publish", "meta": meta(json!({"manifest": null, "id": "mine"}))}),
+    ];
+    // The key that backs up: not in either state. Who asks is not served any more.
+    for ask in reads.iter().chain(&copies) {
+        let mut idle = Talk::at(At::Backup, &store, &[]);
+        refused(&idle.ask(ask), 77, "is no request for it");
+        assert_eq!(idle.ended().0, 77, "{ask}");
+        let mut writing = Talk::begun(&store, &[]);
+        refused(&writing.ask(ask), 77, "is no request for it");
+        assert_eq!(writing.ended().0, 77, "{ask}");
+    }
+    // The key that restores changes nothing.
+    let writes = [
+        json!({"ask": "open"}),
+        json!({"ask": "discard"}),
+        json!({"ask": "prune", "dry_run": false}),
+        json!({"ask": "fresh", "source": "docs"}),
+        json!({"ask": "clone", "source": "docs"}),
+        json!({"ask": "drop", "source": "docs"}),
+        json!({"ask": "flush"}),
+        json!({"ask": "publish", "meta": meta(json!({}))}),
+        json!({"ask": "verify", "options": {"date": "all", "sample": 100.0, "seed": 1, "limit": 1}}),
+        merge("docs"),
+        receive("docs", "e.LsfxCIvu"),
+    ];
+    for ask in writes.iter().chain(&copies) {
+        let mut idle = Talk::at(At::Read, &store, &[]);
+        refused(&idle.ask(ask), 77, "is no request for it");
+        assert_eq!(idle.ended().0, 77, "{ask}");
+    }
+    // At the wrong time.
+    for ask in [merge("docs"), json!({"ask": "flush"}), json!({"ask": "publish", "meta": meta(json!({}))})] {
+        refused(
+            &Talk::at(At::Backup, &store, &[]).ask(&ask),
+            1,
+            "cannot be asked now: no snapshot has been begun",
+        );
+    }
+    for ask in [json!({"ask": "open"}), json!({"ask": "list"}), json!({"ask": "prune", "dry_run": true})] {
+        refused(&Talk::begun(&store, &[]).ask(&ask), 1, "cannot be asked now: a snapshot has been begun");
+    }
+    refused(&Talk::at(At::Read, &store, &[]).ask(&reads[1]), 1, "cannot be asked now: no snapshot is held");
+    // Before hello; in another language; not at all understood.
+    for ask in [json!({"ask": "open"}), json!({"ask": "list"}), json!({"ask": "hold", "date": "latest"})] {
+        refused(&Talk::silent(At::Backup, &store, &[]).ask(&ask), 77, "is no request for it");
+    }
+    let old = Talk::silent(At::Backup, &store, &[]).ask(&json!({"ask": "hello", "protocol": 3}));
+    refused(&old, 78, "the source speaks protocol 3");
+    assert!(old["err"][1]["hint"].as_str().unwrap().contains("same version on both"), "{old}");
+    for nonsense in [json!(null), json!([]), json!({"ask": 7}), json!("open")] {
+        refused(&Talk::at(At::Backup, &store, &[]).ask(&nonsense), 1, "not understood");
+    }
+    // What is ours in a snapshot is no part of it.
+    let mut reader = Talk::at(At::Read, &store, &[]);
+    assert!(reader.ask(&reads[0]).get("ok").is_some());
+    refused(&reader.ask_with(&reads[1], &[b".meta/snapshot.json".to_vec()]), 77, "no part of a source");
+    refused(&reader.ask_with(&reads[1], &[b"../x".to_vec()]), 77, "leads out");
+    reader.end();
+    attacked.unharmed();
+}
+
+#[test]
+fn the_door_of_copies_opens_to_the_process_that_copies_and_to_nobody_else() {
+    let remote = Remote::new();
+    remote.world.snapshot(&[]).expect(0);
+    let store = remote.store.to_str().unwrap();
+    // By hand, with descriptors that anybody has, or a socket that somebody else has made.
+    let words = format!("copy-end --store {store} --reserve-bytes 0 --flush-bytes 1 --starter-fd");
+    for fd in ["0", "1", "2", "3", "9", "-1"] {
+        let script = format!("exec {} {words}={fd} 3<&0 </dev/null", testkit::bin("link-sync").display());
+        let ran = testkit::run(Command::new("sh").args(["-c", &script]));
+        assert_eq!(ran.code, 2, "{fd}: {ran:?}");
+        assert!(ran.stderr.contains("never by hand"), "{ran:?}");
+    }
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    use std::os::fd::AsRawFd as _;
+    nix::fcntl::fcntl(&theirs, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+    // A socket of ours, but a child of the shell's.
+    let line = format!("{} {words}={}; exit $?", testkit::bin("link-sync").display(), theirs.as_raw_fd());
+    assert_eq!(testkit::run(Command::new("sh").args(["-c", &line]).stdin(Stdio::null())).code, 2);
+    drop((ours, theirs));
+
+    // Through ssh: what the key's command is stands in authorized_keys; what the source would like instead is not run.
+    let forced = format!("command=\"{} serve --store {store}\",restrict", remote.program);
+    remote.sshd.set_key_options(&forced);
+    let ssh = |wanted: &str| {
+        let mut ssh = Command::new("ssh");
+        ssh.args(["-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-p", &remote.sshd.port.to_string()]);
+        ssh.arg("-i").arg(&remote.sshd.identity);
+        ssh.arg("-o").arg(format!("UserKnownHostsFile={}", remote.sshd.known_hosts.display()));
+        let mut child = ssh
+            .arg(format!("{}@127.0.0.1", remote.account.name))
+            .arg(wanted)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let text = format!("{{\"ask\":\"hello\",\"protocol\":{PROTOCOL}}}");
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(&[b"M", &(text.len() as u32).to_be_bytes()[..], text.as_bytes()].concat()).unwrap();
+        drop(stdin);
+        let mut said = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        child.wait().unwrap();
+        said
+    };
+    for wanted in [
+        "link-sync copy-end --starter-fd=3 --store=/",
+        "link-sync serve --read-only",
+        "copy-end",
+        "serve home --copy",
+    ] {
+        assert!(ssh(wanted).contains("\"door\":\"backup\""), "{wanted}");
+    }
 }

@@ -1,0 +1,112 @@
+//! rsync's own protocol, passed on in stream frames between its pipes and the other end.
+
+use std::io::{Read, Write};
+
+use anyhow::{Context as _, Result, bail};
+use common::run::{Cmd, tail};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
+
+use crate::protocol::{self, Kind, MAX_FRAME, Received};
+use crate::store::pace::{Pace, Watch};
+
+/// Runs rsync with its stdin and stdout in stream frames; `wrote` hears how many bytes it was sent before it gets more. One
+/// that writes is ended when what must stay free in the store of `pace` would not.
+pub fn converse(
+    cmd: Result<Cmd>,
+    pace: Option<&Pace>,
+    wrote: impl Fn(u64) -> Result<()>,
+    input: &mut impl Read,
+    output: &mut (impl Write + Send),
+) -> Result<Received> {
+    let child = cmd.and_then(|cmd| cmd.spawn_piped());
+    let mut child = match child {
+        Ok(child) => child,
+        Err(error) => {
+            // The source's rsync is waiting: end both directions, then say why.
+            protocol::send(output, Kind::End, &[])?;
+            output.flush()?;
+            swallow_stream(input)?;
+            return Err(error);
+        }
+    };
+    let (mut to_child, mut from_child) =
+        (child.take_stdin(), child.take_stdout().context("rsync has no stdout")?);
+    let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id out of range")?);
+    let (mut unflushed, mut room) = (Ok(()), Ok(()));
+    let piped: Result<()> = std::thread::scope(|scope| {
+        let sender = scope.spawn(move || -> Result<()> {
+            let mut buffer = vec![0; MAX_FRAME];
+            loop {
+                let n = from_child.read(&mut buffer)?;
+                if n == 0 {
+                    // The source's rsync waits for its "remote shell" to end, and only then ends itself.
+                    protocol::send(output, Kind::End, &[exit_code(pid)?])?;
+                    return Ok(output.flush()?);
+                }
+                protocol::send(output, Kind::Stream, &buffer[..n])?;
+                output.flush()?;
+            }
+        });
+        let watch = pace.map(|pace| Watch::begin(scope, pace, pid));
+        let mut frame = Vec::new();
+        let received = loop {
+            match protocol::receive(input, &mut frame, 0) {
+                Ok(Some(Kind::Stream)) => {
+                    // An rsync that has ended takes no more; the source is told by the other direction.
+                    if to_child.as_mut().is_some_and(|pipe| pipe.write_all(&frame).is_err()) {
+                        to_child = None;
+                    }
+                    // Nothing more is taken before this has reached the disk.
+                    if unflushed.is_ok() {
+                        unflushed = wrote(frame.len() as u64);
+                    }
+                    if unflushed.is_err() {
+                        // What still comes is read, so that the conversation stays in step.
+                        to_child = None;
+                    }
+                }
+                Ok(Some(Kind::End)) => break Ok(()),
+                Ok(_) => break Err(anyhow::anyhow!("the source went away")),
+                Err(e) => break Err(e),
+            }
+        };
+        drop(to_child);
+        if received.is_err() {
+            child.end();
+        }
+        let sent = sender.join().unwrap_or_else(|_| bail!("internal error while passing on rsync's output"));
+        room = watch.map_or(Ok(()), Watch::end);
+        received.and(sent)
+    });
+    piped?;
+    if let Err(error) = unflushed.and(room) {
+        child.end();
+        return Err(error);
+    }
+    let status = child.wait(None, false)?;
+    Ok(Received { exit_code: status.code().unwrap_or(255), stderr: tail(&child.stderr()?) })
+}
+
+/// Waits for child `pid` without taking its status away; 255 if a signal ended it.
+fn exit_code(pid: Pid) -> Result<u8> {
+    loop {
+        match waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) {
+            Ok(WaitStatus::Exited(_, code)) => return Ok(u8::try_from(code).unwrap_or(255)),
+            Ok(_) => return Ok(255),
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(e) => return Err(e).context("cannot wait for rsync"),
+        }
+    }
+}
+
+fn swallow_stream(input: &mut impl Read) -> Result<()> {
+    let mut frame = Vec::new();
+    loop {
+        match protocol::receive(input, &mut frame, 0)? {
+            Some(Kind::Stream) => {}
+            Some(Kind::End) => return Ok(()),
+            _ => bail!("the source went away"),
+        }
+    }
+}

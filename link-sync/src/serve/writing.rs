@@ -1,0 +1,411 @@
+//! The far end while a snapshot is being made: what is done to the partial one, for a backup and for a copy.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use common::fault::Fault;
+use common::mutant;
+use common::profile::check_name;
+use common::run::Cmd;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::Terms;
+use super::line::{Line, TELL, or_skip_list, teller};
+use super::pipe::converse;
+use crate::protocol::{self, BackupOnly, Cloned, CopyOnly, Kept, Kind, Making, Opened, Receive, Record};
+use crate::rsync::xattr_rules;
+use crate::store::allowance::Allowance;
+use crate::store::damaged::Damaged;
+use crate::store::merge::Merge;
+use crate::store::open::{self, Writable};
+use crate::store::publish::{AllDone, Described, DirTimes, Done, publish};
+use crate::store::{INCOMING, PARTIAL, RESUME, Store, clone, manifest, open_dir, pace, remove, split};
+use crate::tree::{Census, Stamp};
+
+/// What a folder's time takes in memory, beside its path.
+const TIME: usize = 200;
+
+/// A snapshot under way.
+#[derive(Debug)]
+pub struct Writing {
+    writable: Writable,
+    done: AllDone,
+    /// Nothing but the reserve counts for a copy.
+    allowance: Option<Allowance>,
+    /// For what is remembered until the end.
+    kept: Kept,
+    /// For what is remembered during a request.
+    memory: u64,
+    /// It is done.
+    pub published: bool,
+}
+
+fn value(answer: impl Serialize) -> Result<Value> {
+    serde_json::to_value(answer).context("cannot encode an answer")
+}
+
+fn named(source: &str) -> Result<()> {
+    // Not where it would lead anywhere else on the machine.
+    if mutant::active("sources-of-any-name") && !source.contains('/') {
+        return Ok(());
+    }
+    check_name(source).map_err(|message| Fault::denied(message).into())
+}
+
+impl Writing {
+    /// Begins one of this store's own.
+    pub fn backup(store: &Store, terms: &Terms) -> Result<(Writing, Opened)> {
+        let writable = open::open(store, None)?;
+        let first = writable.base.is_none();
+        let limits = terms.limits.map(|limits| Allowance::today(store, &writable.dir, limits, first));
+        let damaged = writable.base.as_ref().map(|base| Damaged::of(store, base)).unwrap_or_default();
+        Ok(Writing::begin(writable, limits.transpose()?, damaged, terms))
+    }
+
+    /// Begins the copy of another store's, with the snapshot `base` here.
+    pub fn copy(store: &Store, base: Option<&str>, terms: &Terms) -> Result<(Writing, Opened)> {
+        Ok(Writing::begin(open::open(store, Some(base))?, None, Damaged::default(), terms))
+    }
+
+    fn begin(
+        writable: Writable,
+        allowance: Option<Allowance>,
+        damaged: Damaged,
+        terms: &Terms,
+    ) -> (Writing, Opened) {
+        let opened = Opened {
+            resumed_id: open::copying(&writable.store),
+            store_id: writable.id.clone(),
+            damaged,
+            base: writable.base.clone(),
+            resumed: writable.resumed,
+            xattrs: writable.keeps.xattrs,
+            acls: writable.keeps.acls,
+            warnings: writable.warnings.clone(),
+        };
+        let memory = terms.memory / 2;
+        let writing = Writing {
+            writable,
+            done: HashMap::new(),
+            allowance,
+            kept: Kept::at_most(memory),
+            memory,
+            published: false,
+        };
+        (writing, opened)
+    }
+
+    /// What any partial snapshot can be asked.
+    pub fn make<I: Read, O: Write + Send>(
+        &mut self,
+        request: Making,
+        line: &mut Line<'_, I, O>,
+    ) -> Result<Value> {
+        match request {
+            Making::Room { source, bytes, inodes } => {
+                source.as_deref().map_or(Ok(()), named)?;
+                self.writable.room(source.as_deref(), bytes, inodes)?;
+                self.allowance.as_ref().map_or(Ok(()), |a| a.room(bytes, inodes)).map(|()| Value::Null)
+            }
+            Making::Fresh { source } => {
+                named(&source)?;
+                self.done.remove(&source);
+                self.fresh(&source).and_then(|_| self.wrote(pace::FOLDER)).map(|()| Value::Null)
+            }
+            Making::Clone { source } => self.clone_base(&source, line),
+            Making::Compare { source } => self.compare(&source, &mut line.input),
+            Making::Receive(receive) => {
+                let cmd = self.receiver(&receive);
+                value(converse(
+                    cmd,
+                    Some(&self.writable.pace),
+                    |bytes| self.wrote(bytes),
+                    &mut line.input,
+                    &mut line.output,
+                )?)
+            }
+            Making::Merge { source, times, again } => self.merge(source, times, again, &mut line.input),
+            Making::Flush {} => {
+                self.writable.pace.sync()?;
+                Ok(Value::Null)
+            }
+        }
+    }
+
+    /// What only a backup asks.
+    pub fn of_backup<I: Read, O: Write + Send>(
+        &mut self,
+        request: BackupOnly,
+        line: &mut Line<'_, I, O>,
+    ) -> Result<Value> {
+        match request {
+            BackupOnly::Drop { source } => self.drop_paths(&source, &mut line.input),
+            BackupOnly::Publish { meta } => self.publish(Described::Source(meta), line),
+        }
+    }
+
+    /// What only a copy asks.
+    pub fn of_copy<I: Read, O: Write + Send>(
+        &mut self,
+        request: CopyOnly,
+        line: &mut Line<'_, I, O>,
+    ) -> Result<Value> {
+        match request {
+            CopyOnly::Resume { id, keep } => self.resume(&id, keep, &mut line.input),
+            CopyOnly::Part {} => {
+                let mut part = or_skip_list(manifest::Part::begin(&self.writable), &mut line.input)?;
+                protocol::read_list(&mut line.input, |line| part.add(line))?;
+                part.finish().map(|()| Value::Null)
+            }
+            CopyOnly::Publish { text } => self.publish(Described::Copy(text), line),
+        }
+    }
+
+    fn publish<I: Read, O: Write + Send>(
+        &mut self,
+        described: Described,
+        line: &mut Line<'_, I, O>,
+    ) -> Result<Value> {
+        let published = publish(&self.writable, described, &self.done, &teller(&mut line.output))?;
+        self.published = true;
+        value(published)
+    }
+
+    /// So many bytes more are in the store, or on their way.
+    fn wrote(&self, bytes: u64) -> Result<()> {
+        self.writable.pace.wrote(bytes)?;
+        self.allowance.as_ref().map_or(Ok(()), |a| a.wrote(bytes))
+    }
+
+    fn resume(&mut self, id: &str, keep: bool, input: &mut impl Read) -> Result<Value> {
+        let writable = &mut self.writable;
+        let forgotten = if keep { Ok(()) } else { writable.forget(None) };
+        protocol::read_list(input, |path| {
+            protocol::check_path(path)?;
+            writable.forget(Some(path))
+        })?;
+        forgotten?;
+        writable.begin_copy(id)?;
+        Ok(Value::Null)
+    }
+
+    fn clone_base<I: Read, O: Write + Send>(
+        &mut self,
+        source: &str,
+        line: &mut Line<'_, I, O>,
+    ) -> Result<Value> {
+        let mut left_out = clone::LeftOut::default();
+        let mut done = Done { cloned: true, ..Done::default() };
+        let mut kept = Kept::at_most(self.memory);
+        protocol::read_list(&mut line.input, |path| {
+            protocol::check_path(path)?;
+            kept.more(left_out.add(path))?;
+            remember(&mut kept, &mut done.times, split(path).0)
+        })?;
+        named(source)?;
+        // What was known of another clone does not hold for one that fails halfway.
+        self.done.remove(source);
+        let writable = &self.writable;
+        let times = writable.keeps.times();
+        let Some(base) = writable.base_dir(source)? else {
+            ensure!(writable.copy, "the base does not hold this source");
+            // What the copy has lost is sent again, all of it.
+            self.fresh(source)?;
+            self.done.insert(source.to_owned(), Done::default());
+            return value(Cloned { linked: 0, census: Census::default(), times });
+        };
+        let watcher = Mutex::new((&mut line.output, Instant::now(), 0u64));
+        let wrote = |links: u64| -> Result<()> {
+            self.wrote(links * pace::LINK + pace::FOLDER)?;
+            let mut watcher = watcher.lock().unwrap_or_else(PoisonError::into_inner);
+            watcher.2 += links + 1;
+            if writable.copy && watcher.1.elapsed() >= TELL {
+                watcher.1 = Instant::now();
+                let count = watcher.2.to_be_bytes();
+                protocol::send(watcher.0, Kind::Count, &count)?;
+                watcher.0.flush()?;
+            }
+            Ok(())
+        };
+        let census = clone::clone(&base, &self.fresh(source)?, &left_out, times, &wrote)?;
+        self.done.insert(source.to_owned(), done);
+        value(Cloned { linked: census.files, census, times })
+    }
+
+    fn compare(&mut self, source: &str, input: &mut impl Read) -> Result<Value> {
+        let writable = &self.writable;
+        let ready = named(source).and_then(|()| {
+            Ok(clone::Compare::new(writable.source_dir(PARTIAL, source)?, writable.keeps.times()))
+        });
+        let mut compare = or_skip_list(ready, input)?;
+        protocol::read_list(input, |item| {
+            let Record { kind, size, mtime, path } = Record::decode(item)?;
+            if !path.is_empty() {
+                protocol::check_path(&path)?;
+            }
+            if kind == 0 {
+                return compare.folder(&path);
+            }
+            let mtime = Stamp { sec: mtime.0, nsec: mtime.1 };
+            compare.entry(split(&path).1, kind == libc::S_IFDIR, size, mtime)
+        })?;
+        value(compare.finish()?)
+    }
+
+    /// The folder of `source` in the partial snapshot, made anew.
+    fn fresh(&self, source: &str) -> Result<File> {
+        let top = open_dir(&self.writable.dir, PARTIAL.as_bytes()).context("there is no partial snapshot")?;
+        remove(&top, Path::new(source))?;
+        self.writable.source_dir(PARTIAL, source)
+    }
+
+    fn drop_paths(&mut self, source: &str, input: &mut impl Read) -> Result<Value> {
+        let ready = named(source).and_then(|()| self.writable.source_dir(PARTIAL, source));
+        let partial = or_skip_list(ready, input)?;
+        let times = &mut self.done.entry(source.to_owned()).or_default().times;
+        let kept = &mut self.kept;
+        let mut count = 0;
+        protocol::read_list(input, |path| {
+            protocol::check_path(path)?;
+            let (dir, name) = split(path);
+            count += 1;
+            remember(kept, times, dir)?;
+            match open_dir(&partial, dir) {
+                Ok(dir) => remove(&dir, Path::new(OsStr::from_bytes(name))),
+                Err(nix::errno::Errno::ENOENT) => Ok(()),
+                Err(e) => Err(e).with_context(|| format!("cannot remove {}", crate::walk::show(path))),
+            }
+        })?;
+        Ok(json!({"dropped": count}))
+    }
+
+    fn merge(&mut self, source: String, times: bool, again: bool, input: &mut impl Read) -> Result<Value> {
+        let mut merge = or_skip_list(self.merger(&source, times, again), input)?;
+        let mut done = self.done.remove(&source).unwrap_or_default();
+        let mut kept = std::mem::replace(&mut self.kept, Kept::at_most(0));
+        let merged = protocol::read_list(input, |item| {
+            let record = Record::decode(item)?;
+            let before = done.times.len();
+            merge.take(&record, &mut done.times)?;
+            if done.times.len() > before {
+                kept.more(TIME + 2 * record.path.len())?;
+            }
+            self.wrote(pace::LINK)
+        });
+        self.done.insert(source, done);
+        self.kept = kept;
+        merged?;
+        self.writable.pace.flush()?;
+        value(merge.finish())
+    }
+
+    fn merger(&self, source: &str, times: bool, again: bool) -> Result<Merge> {
+        named(source)?;
+        let writable = &self.writable;
+        // A later pass was compared with the partial snapshot alone.
+        let (resume, base) = match again {
+            true => (None, None),
+            false if writable.copy => (writable.resume_dir(source)?, None),
+            false => (if times { writable.resume_dir(source)? } else { None }, writable.base_dir(source)?),
+        };
+        let (partial, incoming) =
+            (writable.source_dir(PARTIAL, source)?, writable.source_dir(INCOMING, source)?);
+        Ok(Merge::new(partial, incoming, resume, base, again, times))
+    }
+
+    /// The receiving rsync. It inherits the lock, so that nobody else writes as long as it lives, whatever
+    /// happens to us.
+    fn receiver(&self, receive: &Receive) -> Result<Cmd> {
+        let Receive { source, capabilities, checksum, times, delta, again, all_xattrs, acls_only } = receive;
+        named(source)?;
+        check_capabilities(capabilities)?;
+        let writable = &self.writable;
+        if *acls_only && nix::unistd::geteuid().is_root() {
+            // It writes over what another run has received, which as root is never needed.
+            return Err(Fault::denied("ACLs are sent apart only to a store of an account").into());
+        }
+        if !acls_only {
+            drop(writable.fresh_incoming(source)?);
+        }
+        let path = |parts: [&str; 2]| writable.store.path.join(parts[0]).join(parts[1]);
+        let mut short = "-lgoDpRS".to_owned();
+        for (letter, wanted) in [
+            ("t", *times),
+            ("c", *checksum),
+            ("W", !*delta),
+            ("A", writable.keeps.acls),
+            ("X", writable.keeps.xattrs && !acls_only),
+            ("X", *all_xattrs),
+        ] {
+            if wanted {
+                short.push_str(letter);
+            }
+        }
+        short.push('e');
+        short.push_str(capabilities);
+        let mut compare = Vec::new();
+        if *acls_only {
+            // Compared with what has been received.
+        } else if *again {
+            compare.push(path([PARTIAL, source]));
+        } else {
+            if *times
+                && (*checksum || writable.copy || mutant::active("resumed-by-size-and-time"))
+                && writable.resume_dir(source)?.is_some()
+            {
+                compare.push(path([RESUME, source]));
+            }
+            if let Some(base) = writable.base.as_ref().filter(|_| !writable.copy)
+                && writable.base_dir(source)?.is_some()
+            {
+                compare.push(path([&base.date, source]));
+            }
+        }
+        let mut cmd = Cmd::from_argv(&writable.store.rsync)?.args([
+            "--server",
+            &short,
+            "--modify-window=-1",
+            "--numeric-ids",
+        ]);
+        if *acls_only {
+            cmd = cmd.arg("--existing");
+        }
+        for dir in compare {
+            cmd = cmd.arg("--compare-dest").arg(dir);
+        }
+        let root = nix::unistd::geteuid().is_root();
+        cmd = xattr_rules(cmd, root);
+        if !root {
+            cmd = cmd.arg("--fake-super");
+        }
+        let into = Path::new(INCOMING).join(source).join("");
+        Ok(cmd.arg(".").arg(into).dir(&writable.store.path).inherit(writable.lock.fd()))
+    }
+}
+
+/// The time of the folder `dir` is set at the end.
+fn remember(kept: &mut Kept, times: &mut DirTimes, dir: &[u8]) -> Result<()> {
+    if !times.contains_key(dir) {
+        kept.more(TIME + 2 * dir.len())?;
+        times.insert(dir.to_vec(), None);
+    }
+    Ok(())
+}
+
+/// What an rsync says it can do becomes a word of another one's command line.
+pub fn check_capabilities(said: &str) -> Result<()> {
+    let letters = said.len() <= 32 && said.bytes().all(|b| b.is_ascii_alphabetic() || b == b'.');
+    if letters || mutant::active("rsync-options-of-the-source") {
+        return Ok(());
+    }
+    let said: String = said.chars().take(64).collect();
+    Err(Fault::denied(format!("the other rsync says odd things of itself: '{said}'")).into())
+}
