@@ -55,6 +55,22 @@ find_bin() {
     refuse 69 "the tools are not found: install them (scripts/install), or give --bin DIR"
 }
 
+# hold_tools: from here on $bin has the tools of now, whatever an upgrade puts in their place or takes away, and $beside
+# the scripts. The tools find one another there, too. (Without root that cannot be: sudo runs what lies under the names
+# of its rules.) Wants $work.
+hold_tools() {
+    beside=$here held=''
+    [ -z "$sudo" ] && [ -n "$work" ] || return 0
+    [ -r "$bin/link-sync" ] && [ -r "$bin/pg-snap" ] && [ -r "$bin/nc-maint" ] || return 0
+    { mkdir "$work/bin" && cp "$here/settle-and-hold" "$here/lib.sh" "$work/bin"; } 2>/dev/null || return 0
+    exec 5<"$bin/link-sync" 6<"$bin/pg-snap" 7<"$bin/nc-maint"
+    ln -s "/proc/$$/fd/5" "$work/bin/link-sync" || return 0
+    ln -s "/proc/$$/fd/6" "$work/bin/pg-snap" || return 0
+    ln -s "/proc/$$/fd/7" "$work/bin/nc-maint" || return 0
+    bin=$work/bin beside=$work/bin held=1
+    export NC_BACKUP_TOOLS="$bin"
+}
+
 # Before a tool that needs root's rights: nothing, or sudo, with a rule that has exactly these words.
 if [ "$(id -u)" = 0 ]; then
     sudo=''
@@ -199,7 +215,7 @@ lock_instance() {
 
 # await COMMAND…: runs it so that a signal reaches it; its stdin is our 3. Sets $rc.
 await() {
-    "$@" <&3 3<&- 8>&- 9>&- &
+    "$@" <&3 3<&- 5<&- 6<&- 7<&- 8>&- 9>&- &
     child=$!
     [ -z "$signal" ] || kill -TERM "$child" 2>/dev/null || true
     rc=0

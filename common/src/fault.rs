@@ -148,3 +148,13 @@ pub fn kind_of(error: &anyhow::Error) -> Kind {
     }
     Kind::Failed
 }
+
+/// Whether a disk, or what an account may take of it, is full.
+pub fn no_room(error: &anyhow::Error) -> bool {
+    let full = [nix::errno::Errno::ENOSPC, nix::errno::Errno::EDQUOT];
+    error.chain().any(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+        let code = cause.downcast_ref::<nix::errno::Errno>().copied();
+        code.or_else(|| io.map(nix::errno::Errno::from_raw)).is_some_and(|code| full.contains(&code))
+    })
+}

@@ -14,7 +14,8 @@ use anyhow::{Context as _, Result};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
-use crate::fault::{Fault, Kind, kind_of};
+use crate::fault::{Fault, Kind, kind_of, no_room};
+use crate::mutant;
 
 /// A held lock; dropping it releases it, unless a child still has the descriptor.
 #[derive(Debug)]
@@ -26,16 +27,29 @@ pub struct Lock {
 
 impl Lock {
     /// Takes `path` alone, at once or not at all: [`crate::fault::Kind::Busy`] if someone else has it.
-    /// The file says who holds it, for people.
+    /// The file says who holds it, for people, if there is room for that: making room must need none.
     pub fn exclusive(path: &Path, what: &str) -> Result<Lock> {
         let mut lock = Lock::take(path, what, File::try_lock)?;
         let line = format!("pid {} since {}\n", std::process::id(), crate::status::now());
         let file = &mut lock.file;
-        file.set_len(0)
+        let told = file
+            .set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(line.as_bytes()))
-            .with_context(|| format!("cannot write the lock file {}", path.display()))?;
-        Ok(lock)
+            .with_context(|| format!("cannot write the lock file {}", path.display()));
+        match told {
+            Err(e) if mutant::active("a-lock-needs-room") || !no_room(&e) => Err(e),
+            _ => Ok(lock),
+        }
+    }
+
+    /// Takes `file`, opened elsewhere, alone, at once or not at all; also a folder. `path` is for messages.
+    pub fn exclusive_file(file: File, path: &Path, what: &str) -> Result<Lock> {
+        match file.try_lock() {
+            Ok(()) => Ok(Lock { file, path: path.to_owned() }),
+            Err(TryLockError::WouldBlock) => Err(busy(file, path, what)),
+            Err(TryLockError::Error(e)) => Err(e).with_context(|| format!("cannot lock {}", path.display())),
+        }
     }
 
     /// Like [`Lock::exclusive`], but a holder has `patience` to go: the children of a run that was killed are

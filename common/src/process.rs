@@ -28,6 +28,7 @@ pub fn normal() -> Result<()> {
     if mutant::active("a-process-stays-as-its-caller-left-it") {
         return Ok(());
     }
+    crate::program::take_name();
     // The standard library has opened /dev/null for each standard stream that was closed, and ignores SIGPIPE.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     nix::unistd::alarm::cancel();

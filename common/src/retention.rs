@@ -28,7 +28,7 @@ pub struct Retention {
     pub min_age: Option<Length>,
     /// A longer pause between snapshots, or since the newest, looks like a clock that jumped. Default 7 days.
     pub max_gap: Option<Length>,
-    /// Removals within 24 hours that another machine may ask for. Default 10.
+    /// Removals within 24 hours: those that another machine may ask for, and all from the container. Default 10.
     pub max_removals_per_day: Option<u32>,
     /// Where days begin and end, like `Europe/Vienna`. Default: this machine's.
     pub timezone: Option<Zone>,

@@ -28,7 +28,9 @@ use nix::unistd::{Gid, Uid};
 use crate::account::Account;
 use crate::capture::{Capture, Group, Limits, TICK};
 use crate::fault::{Fault, Kind};
-use crate::{mutant, signals};
+use crate::processes::Process;
+use crate::program::by_descriptor;
+use crate::{mutant, progress, signals};
 
 /// Where programs are looked for, whatever the caller's PATH says.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -123,6 +125,7 @@ impl Output {
 #[derive(Debug)]
 pub struct Cmd {
     argv: Vec<OsString>,
+    held: Option<Arc<OwnedFd>>,
     env: Vec<(OsString, OsString)>,
     stdin: Vec<u8>,
     dir: Option<PathBuf>,
@@ -163,6 +166,7 @@ impl Cmd {
     pub fn new(program: impl Into<OsString>) -> Cmd {
         Cmd {
             argv: vec![program.into()],
+            held: None,
             env: Vec::new(),
             stdin: Vec::new(),
             dir: None,
@@ -175,6 +179,13 @@ impl Cmd {
             account: None,
             own_session: false,
         }
+    }
+
+    /// A command that runs the program behind `file`, whatever lies at `path` by then.
+    pub(crate) fn held(path: PathBuf, file: Arc<OwnedFd>) -> Cmd {
+        // Inherited, as a script is read by name.
+        let cmd = Cmd::new(path).inherit(file.as_raw_fd());
+        Cmd { held: Some(file), ..cmd }
     }
 
     /// A command from a configured argv; `argv` must not be empty.
@@ -357,8 +368,14 @@ impl Cmd {
         if self.heed_signals {
             signals::check()?;
         }
-        let path = program(&self.argv[0])?;
+        let path = match &self.held {
+            Some(file) => by_descriptor(file),
+            None => program(&self.argv[0])?,
+        };
         let mut command = Command::new(&path);
+        if self.held.is_some() {
+            command.arg0(&self.argv[0]);
+        }
         command.args(&self.argv[1..]).env_clear().env("LC_ALL", "C.UTF-8").env("PATH", PATH);
         command.envs(self.env.iter().map(|(k, v)| (k, v)));
         command.current_dir(self.dir.as_deref().unwrap_or(Path::new("/")));
@@ -405,13 +422,14 @@ impl Cmd {
                 Ok(())
             });
         }
+        let shown = if self.held.is_some() { Path::new(&self.argv[0]) } else { &path };
         let child = command.spawn().map_err(|e| {
             let kind = match e.kind() {
                 std::io::ErrorKind::NotFound => Kind::Unavailable,
                 std::io::ErrorKind::PermissionDenied => Kind::Denied,
                 _ => Kind::Failed,
             };
-            anyhow::Error::from(Fault::new(kind, format!("cannot start {}: {e}", path.display())))
+            anyhow::Error::from(Fault::new(kind, format!("cannot start {}: {e}", shown.display())))
         })?;
         let pidfd = pidfd(child.id())?;
         let group = Group::new(child.id());
@@ -665,7 +683,7 @@ impl Rest {
 
     /// Whether the group of `leader`, which has `said` so many bytes, has rested for too long.
     fn is_over(&mut self, leader: u32, said: u64) -> bool {
-        let (moved, worked) = activity(leader);
+        let (moved, worked) = progress::activity(Process::all().iter().filter(|p| p.group == leader));
         let now = (said, moved, worked);
         let elapsed = self.since.elapsed();
         let busy = self.before.is_none_or(|before| {
@@ -678,36 +696,6 @@ impl Rest {
         }
         !busy && elapsed >= self.limit
     }
-}
-
-/// Bytes that the processes of a group have read and written, and the milliseconds they have worked; what cannot be
-/// told of a process of another account is left out.
-fn activity(group: u32) -> (u64, u64) {
-    let (mut moved, mut worked) = (0u64, 0u64);
-    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        if !entry.file_name().as_encoded_bytes().first().is_some_and(u8::is_ascii_digit) {
-            continue;
-        }
-        let dir = entry.path();
-        let Ok(stat) = std::fs::read(dir.join("stat")) else { continue };
-        // The name before it may hold anything.
-        let Some(end) = stat.iter().rposition(|b| *b == b')') else { continue };
-        let stat = String::from_utf8_lossy(&stat[end + 1..]).into_owned();
-        let fields: Vec<&str> = stat.split_whitespace().collect();
-        let number = |n: usize| fields.get(n).and_then(|f| f.parse::<u64>().ok());
-        if number(2) != Some(u64::from(group)) {
-            continue;
-        }
-        // utime and stime, in hundredths of a second on every Linux.
-        worked += 10 * (number(11).unwrap_or(0) + number(12).unwrap_or(0));
-        let io = std::fs::read_to_string(dir.join("io")).unwrap_or_default();
-        moved += io
-            .lines()
-            .filter_map(|l| l.strip_prefix("rchar: ").or_else(|| l.strip_prefix("wchar: ")))
-            .filter_map(|n| n.trim().parse::<u64>().ok())
-            .fold(0, u64::wrapping_add);
-    }
-    (moved, worked)
 }
 
 /// The line of a program's stderr that says what is wrong: the first that looks like it, else the first that says

@@ -183,6 +183,12 @@ pub fn now() -> String {
     jiff::Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
 }
 
+/// A moment in seconds since 1970, as RFC 3339 UTC.
+pub fn utc(seconds: u64) -> String {
+    let moment = i64::try_from(seconds).ok().and_then(|s| jiff::Timestamp::from_second(s).ok());
+    moment.map_or_else(|| format!("second {seconds}"), |m| m.to_string())
+}
+
 fn outcome(report: &Report, error: Option<&anyhow::Error>) -> (&'static str, u8) {
     if !report.left_behind.is_empty() {
         return ("dirty", 4);

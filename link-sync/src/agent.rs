@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use common::fault::{Fault, Kind, kind_of};
 use common::lock::Lock;
-use common::run::Cmd;
+use common::program::Program;
 use common::status::{Report, describe};
 use common::{places, signals};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -127,8 +127,8 @@ pub fn start(settings: &Settings, argv: &[OsString]) -> Result<UnixStream> {
     }
     let listener = with_short_name(&path, |p| UnixListener::bind(p))
         .with_context(|| format!("cannot listen on {}", path.display()))?;
-    let exe = std::env::current_exe().context("cannot find our own program")?;
-    let child = Cmd::new(exe)
+    let child = Program::own()?
+        .cmd()
         .arg("agent")
         .arg(format!("--listen-fd={}", listener.as_raw_fd()))
         .arg(format!("--lock-fd={}", lock.fd()))

@@ -343,7 +343,7 @@ pub struct Verify {
     #[arg(long, value_name = "DATE", default_value = "all")]
     pub date: String,
     /// Read only so many percent of the distinct files, chosen at random; names
-    /// and attributes are always checked.
+    /// and attributes are always checked, with 0 nothing else.
     #[arg(long, value_name = "N%", default_value = "100%")]
     pub sample: Percent,
     /// Choose the sample as the run did that told this number.
@@ -378,8 +378,8 @@ impl std::str::FromStr for Percent {
 
     fn from_str(text: &str) -> Result<Percent, String> {
         let number = text.strip_suffix('%').unwrap_or(text).parse::<f64>();
-        let percent = number.ok().filter(|n| *n > 0.0 && *n <= 100.0);
-        percent.map(Percent).ok_or_else(|| "write a share like 5%, more than 0 and at most 100".into())
+        let percent = number.ok().filter(|n| (0.0..=100.0).contains(n));
+        percent.map(Percent).ok_or_else(|| "write a share like 5%, from 0 to 100".into())
     }
 }
 
@@ -439,6 +439,10 @@ pub struct Rules {
     /// that the clock jumped: then nothing is removed [default: 7d].
     #[arg(long, value_name = "TIME")]
     pub max_gap: Option<Length>,
+    /// Remove no more within 24 hours. [default: no limit on the store's machine;
+    /// what S1 asks for has that of the profile, or 10]
+    #[arg(long, value_name = "N")]
+    pub max_removals_per_day: Option<u32>,
     /// Where days begin and end, like Europe/Vienna [default: this machine's].
     #[arg(long, value_name = "ZONE")]
     pub timezone: Option<Zone>,
@@ -457,7 +461,7 @@ impl Rules {
             keep_within: self.keep_within,
             min_age: self.min_age,
             max_gap: self.max_gap,
-            max_removals_per_day: None,
+            max_removals_per_day: self.max_removals_per_day,
             timezone: self.timezone.clone(),
         }
     }

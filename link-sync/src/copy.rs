@@ -1,7 +1,8 @@
 //! A snapshot of a local store, copied into another one: onto another disk, or into the off-site container.
 //!
 //! What changed is told by two snapshots of the local store, the wanted one and the newest that the other store
-//! holds too; both are kept from being removed meanwhile. Nothing of the other store's files is read. There is no
+//! holds too; both are kept from being removed meanwhile. Nothing of the other store's files is read, but what is linked
+//! there is counted: what the other store has lost of its base is sent again. There is no
 //! source to be checked and nothing to be sealed: a snapshot is what it is, and keeps its date.
 
 use std::collections::HashSet;
@@ -12,11 +13,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use common::account::Account;
+use common::durable;
 use common::fault::Fault;
 use common::lock::Lock;
 use common::mutant;
 use common::places;
 use common::profile::{Bytes, Profile};
+use common::program::Program;
 use common::run::Cmd;
 use common::status::Report;
 use nix::sys::socket::getsockopt;
@@ -27,10 +30,11 @@ use serde_json::{Value, json};
 use crate::budget::Budget;
 use crate::cli::Copy;
 use crate::far::Far;
+use crate::holes::{Holes, Two};
 use crate::progress::Progress;
-use crate::protocol::{CopyIdle, CopyOnly, Door, Making, Merged, Opened, Published};
+use crate::protocol::{Cloned, CopyIdle, CopyOnly, Door, Making, Merged, Opened, Published};
 use crate::rsync::Transfer;
-use crate::session::{list_file, uncommented};
+use crate::session::{list_file, some, uncommented};
 use crate::settings::rsync_argv;
 use crate::store::changes::{self, Changes, Marked};
 use crate::store::meta::SnapshotMeta;
@@ -41,6 +45,9 @@ use crate::tree::join;
 const RESERVE: Bytes = Bytes(64 << 20);
 /// Estimated bytes of a file's line among the checksums.
 const LINE: u64 = 160;
+
+/// In the state folder: what the last copy that found something lacking in its base has found.
+const LACKS: &str = "copy-lacks.json";
 
 /// A snapshot of the local store, kept from being removed as long as this lives.
 struct Held {
@@ -57,7 +64,17 @@ struct Part {
     name: String,
     path: PathBuf,
     changes: Changes,
-    clone: bool,
+    /// The source's folder in the wanted snapshot, and in the base.
+    wanted: File,
+    base: Option<File>,
+}
+
+/// What the copying came to.
+#[derive(Default)]
+struct Total {
+    merged: Merged,
+    linked: u64,
+    lacking: u64,
 }
 
 /// Does it.
@@ -83,7 +100,8 @@ pub fn copy(args: &Copy, report: &mut Report) -> Result<()> {
     let cmd = far_end(args, &profile, &to, theirs.as_raw_fd())?;
     let mut far = Far::start(&cmd, None, &to, Door::Copy)?;
     drop((ours, theirs));
-    let there: Vec<SnapshotMeta> = there(&mut far)?;
+    let (there, damaged) = there(&mut far)?;
+    report.set("damaged_dates", damaged);
     if let Some(same) = there.iter().find(|s| s.date == wanted.meta.date || s.id == wanted.meta.id) {
         if (&same.date, &same.id) == (&wanted.meta.date, &wanted.meta.id) {
             return Ok(());
@@ -106,6 +124,7 @@ pub fn copy(args: &Copy, report: &mut Report) -> Result<()> {
     let copying = Copying {
         store: &store,
         wanted: &wanted,
+        to: &to,
         state: places::state(&profile)?,
         progress: Progress::terminal(),
     };
@@ -132,17 +151,19 @@ fn source(args: &Copy, profile: &Profile) -> Result<Store> {
 
 /// The far end of the other store, as a child: its door opens to nobody but the process that has made the socket `starter`.
 fn far_end(args: &Copy, profile: &Profile, to: &Path, starter: RawFd) -> Result<Cmd> {
-    let exe = std::env::current_exe().context("cannot find our own program")?;
     let reserve = args.reserve_bytes.or(profile.offsite.reserve_bytes.map(Bytes)).unwrap_or(RESERVE);
-    let cmd = Cmd::new(exe).arg("copy-end").arg(format!("--starter-fd={starter}")).arg("--store").arg(to);
+    let cmd =
+        Program::own()?.cmd().arg("copy-end").arg(format!("--starter-fd={starter}")).arg("--store").arg(to);
     Ok(cmd
         .inherit(starter)
         .args([format!("--reserve-bytes={}", reserve.0), format!("--flush-bytes={}", args.flush_bytes.0)]))
 }
 
-fn there(far: &mut Far) -> Result<Vec<SnapshotMeta>> {
+/// What the other store holds, and which of its folders only look like snapshots.
+fn there(far: &mut Far) -> Result<(Vec<SnapshotMeta>, Vec<String>)> {
     let answer = far.ask_in_parts(&CopyIdle::List {}, "snapshots", |_, _| ())?;
-    serde_json::from_value(answer["snapshots"].clone()).context("an answer that is not understood")
+    let both = json!([answer["snapshots"], answer["damaged"]]);
+    serde_json::from_value(both).context("an answer that is not understood")
 }
 
 /// Opens a snapshot and keeps it from being removed.
@@ -182,6 +203,7 @@ pub fn started_by_copy(starter: RawFd) -> Result<()> {
 struct Copying<'a> {
     store: &'a Store,
     wanted: &'a Held,
+    to: &'a Path,
     state: PathBuf,
     progress: Progress,
 }
@@ -201,10 +223,17 @@ impl Copying<'_> {
         self.resume(&mut far, &opened, report)?;
         let (bytes, inodes) = estimate(&parts);
         let () = far.ask(&Making::Room { source: None, bytes, inodes })?;
-        let (mut total, mut linked) = (Merged::default(), 0);
-        for part in &parts {
-            linked += self.clone(&mut far, part)?;
-            self.transfer(&mut far, &opened, part, &mut total)?;
+        let mut total = Total::default();
+        for part in &mut parts {
+            self.clone(&mut far, part, &mut total, report)?;
+            self.transfer(&mut far, &opened, part, &mut total.merged)?;
+        }
+        report.set("lacking_paths", total.lacking);
+        if let Some(base) = base.filter(|_| total.lacking > 0) {
+            // Once this copy is published no later one notices it any more: whoever cares must find it after a cut, too.
+            let lacks = json!({"to": self.to, "base_date": base.meta.date, "date": self.wanted.meta.date,
+                "lacking_paths": total.lacking});
+            durable::write(&self.state.join(LACKS), lacks.to_string().as_bytes(), 0o600)?;
         }
         self.checksums(&mut far, &parts)?;
         self.progress.begin("making it durable", 0);
@@ -215,10 +244,10 @@ impl Copying<'_> {
         }
         let sum = |each: fn(&Part) -> u64| parts.iter().map(each).sum::<u64>();
         report.set("changed_paths", sum(|p| p.changes.marked.len() as u64));
-        report.set("copied_files", total.received);
-        report.set("copied_bytes", total.received_bytes);
-        report.set("resumed_files", total.resumed);
-        report.set("linked_paths", linked);
+        report.set("copied_files", total.merged.received);
+        report.set("copied_bytes", total.merged.received_bytes);
+        report.set("resumed_files", total.merged.resumed);
+        report.set("linked_paths", total.linked);
         report.set("paths", sum(|p| p.changes.shared + p.changes.folders) + sum(|p| p.not_folders()));
         Ok(())
     }
@@ -268,16 +297,15 @@ impl Copying<'_> {
             None => None,
         };
         let changes = changes::between(old.as_ref(), &wanted, None)?;
-        Ok(Part { name: name.to_owned(), path: self.wanted.path.join(name), changes, clone: old.is_some() })
+        Ok(Part { name: name.to_owned(), path: self.wanted.path.join(name), changes, wanted, base: old })
     }
 
-    /// Begins the source: the base's files linked, without what changed. Returns how many.
-    fn clone(&self, far: &mut Far, part: &Part) -> Result<u64> {
+    /// Begins the source: the base's files linked, without what changed. What the base has lost is sent with the rest.
+    fn clone(&self, far: &mut Far, part: &mut Part, total: &mut Total, report: &mut Report) -> Result<()> {
         let source = part.name.clone();
-        if !part.clone {
-            let () = far.ask(&Making::Fresh { source })?;
-            return Ok(0);
-        }
+        let Some(base) = &part.base else {
+            return far.ask(&Making::Fresh { source });
+        };
         let all = part.changes.shared + part.changes.folders;
         let bytes = part.changes.shared * pace::LINK + part.changes.folders * pace::FOLDER;
         self.progress.begin(format!("{}: {all} unchanged paths", part.name), bytes);
@@ -285,8 +313,41 @@ impl Copying<'_> {
         let fill = |list: &mut crate::protocol::ListWriter<'_, _>| {
             part.changes.left_out.iter().try_for_each(|path| list.path(path))
         };
-        let reply: Value = far.ask_with_list_watched(&Making::Clone { source }, fill, watch)?;
-        Ok(reply["linked"].as_u64().unwrap_or(0))
+        let cloned: Cloned = far.ask_with_list_watched(&Making::Clone { source }, fill, watch)?;
+        let two = Two { base, wanted: &part.wanted };
+        let holes = two.fill(&part.name, &cloned, far, &mut part.changes)?;
+        total.linked += cloned.linked;
+        total.lacking += holes.lost.len() as u64;
+        self.tell(&part.name, &holes, report);
+        if !holes.lost.is_empty() {
+            let (bytes, inodes) = estimate(std::slice::from_ref(part));
+            let () = far.ask(&Making::Room { source: Some(part.name.clone()), bytes, inodes })?;
+        }
+        Ok(())
+    }
+
+    /// Says what the base has lost.
+    fn tell(&self, source: &str, holes: &Holes, report: &mut Report) {
+        let base = report.data["base_date"].as_str().unwrap_or("?").to_owned();
+        if !holes.lost.is_empty() {
+            let message = format!(
+                "source {source}: {} paths are missing in the copy of {base}, or are not what was copied there, and are sent \
+                 again for {}: {}. What lost them? `verify` looks through all that is there",
+                holes.lost.len(),
+                self.wanted.meta.date,
+                some(holes.names())
+            );
+            report.warn("base-lacks", message);
+        }
+        if holes.removed > 0 {
+            let message = format!(
+                "source {source}: {} paths that nobody has copied there are in the copy of {base}, and are left out of {}: {}",
+                holes.removed,
+                self.wanted.meta.date,
+                holes.removed_names.join(", ")
+            );
+            report.warn("base-has-more", message);
+        }
     }
 
     /// Sends what changed, and has it put in its place.

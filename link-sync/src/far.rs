@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use common::fault::{Fault, Kind as FaultKind};
+use common::program::Program;
 use common::run::{Child, Cmd, tail};
 use common::signals;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -321,8 +322,7 @@ pub fn decode<T: DeserializeOwned>(frame: &[u8]) -> Result<T> {
 }
 
 fn local(settings: &Settings, path: &Path) -> Result<Cmd> {
-    let exe = std::env::current_exe().context("cannot find our own program")?;
-    let mut cmd = Cmd::new(exe).arg("serve").arg("--store").arg(path);
+    let mut cmd = Program::own()?.cmd().arg("serve").arg("--store").arg(path);
     if let Some(store) = settings.profile.store.as_ref().filter(|s| s.path == path) {
         if let Some(mount) = &store.mount {
             cmd = cmd.arg("--mount").arg(mount);

@@ -11,6 +11,7 @@ use crate::cli::List;
 use crate::far::Far;
 use crate::protocol::{BackupIdle, ReadIdle};
 use crate::store::meta::{is_date, taken};
+use crate::store::odd::Known;
 use crate::store::verified::Record;
 use crate::store::{Store, sizes};
 
@@ -27,6 +28,7 @@ pub fn list(args: &List, report: &mut Report) -> Result<()> {
     let now = answer["now"].as_str().and_then(|t| t.parse().ok()).unwrap_or_else(Timestamp::now);
     report.set("store", far.hello.store.as_str());
     let mut newest = None;
+    let odd: Vec<String> = serde_json::from_value(answer["odd"].clone()).unwrap_or_default();
     // Scripts make paths of them, and the far end may be anybody's.
     if let Some(all) = answer["snapshots"].as_array_mut() {
         all.retain(|snapshot| snapshot["date"].as_str().is_some_and(is_date));
@@ -35,14 +37,20 @@ pub fn list(args: &List, report: &mut Report) -> Result<()> {
         let date = snapshot["date"].as_str().unwrap_or("?").to_owned();
         let age = taken(&date).map(|t| now.duration_since(t).as_secs()).ok();
         snapshot["age_seconds"] = json!(age);
-        newest = age.map(|age| (date.clone(), age)).or(newest);
+        // What cannot be what it seems proves no backup.
+        let is_odd = odd.contains(&date);
+        newest = age.filter(|_| !is_odd).map(|age| (date.clone(), age)).or(newest);
         tell(snapshot, &date);
     }
     for name in answer["damaged"].as_array().into_iter().flatten() {
         report
             .warn("damaged-snapshot", format!("{} is not a complete snapshot", name.as_str().unwrap_or("?")));
     }
+    for warning in answer["warnings"].as_array().into_iter().flatten() {
+        report.warn_value(warning.clone());
+    }
     report.set("snapshots", answer["snapshots"].clone());
+    report.set("odd", odd);
     report.set("damaged", answer["damaged"].clone());
     report.set("newest_age_seconds", json!(newest.as_ref().map(|n| n.1)));
     let (last, open) = (&answer["verified"]["last"], &answer["verified"]["unresolved"]);
@@ -110,7 +118,12 @@ fn size(bytes: u64) -> String {
 /// For the far end.
 pub fn answer(store: &Store, with_sizes: bool) -> Result<Value> {
     let dir = store.check()?;
-    let (metas, damaged) = store.snapshots()?;
+    let now = Timestamp::now();
+    let known = Known::of(store, now)?;
+    let (damaged, warnings) = (&known.damaged, known.warnings());
+    let odd: Vec<_> = known.odd.iter().map(|o| o.0.date.clone()).collect();
+    let mut metas: Vec<_> = known.counted.into_iter().chain(known.odd.into_iter().map(|o| o.0)).collect();
+    metas.sort_by(|a, b| a.date.cmp(&b.date));
     let mut snapshots = Vec::new();
     for meta in metas {
         let alone = if with_sizes { Some(sizes::alone(&dir, &meta.date)?) } else { None };
@@ -120,6 +133,7 @@ pub fn answer(store: &Store, with_sizes: bool) -> Result<Value> {
     }
     let verified = Record::load(store);
     Ok(
-        json!({"snapshots": snapshots, "damaged": damaged, "verified": verified, "now": Timestamp::now().to_string()}),
+        json!({"snapshots": snapshots, "damaged": damaged, "odd": odd, "warnings": warnings, "verified": verified,
+            "now": now.to_string()}),
     )
 }

@@ -8,6 +8,7 @@ mod budget;
 mod cli;
 mod copy;
 mod far;
+mod holes;
 mod index;
 mod list;
 mod maintenance;

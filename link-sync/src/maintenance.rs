@@ -2,19 +2,30 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::mutant;
+use common::program::Program;
 use common::record::RunRecord;
-use common::run::Cmd;
 use serde_json::Value;
 
 use crate::settings::Settings;
 
 /// Long enough for an occ on a busy Raspberry Pi.
 const LIMIT: Duration = Duration::from_secs(120);
+
+/// The nc-maint that lay beside us when this was called first: at the beginning, by whatever will need it.
+pub fn nc_maint() -> Result<&'static Program> {
+    static NC_MAINT: OnceLock<Program> = OnceLock::new();
+    if let Some(program) = NC_MAINT.get() {
+        return Ok(program);
+    }
+    let program = Program::beside("nc-maint")?;
+    Ok(NC_MAINT.get_or_init(|| program))
+}
 
 /// nc-maint's record of the run that is under way. It is there from after the switch was proven to before it is
 /// thrown back.
@@ -28,8 +39,7 @@ pub fn proof(settings: &Settings, record: Option<RunRecord>) -> Result<Result<Ru
     let Some(record) = record else {
         return Ok(Err("no nc-maint run is under way".into()));
     };
-    let exe = std::env::current_exe().context("cannot find our own program")?;
-    let mut cmd = Cmd::new(exe.with_file_name("nc-maint")).arg("status").timeout(LIMIT);
+    let mut cmd = nc_maint()?.cmd().arg("status").timeout(LIMIT);
     if settings.profile.file.is_none() {
         return Ok(Err("there is no profile, so Nextcloud cannot be asked".into()));
     }
@@ -67,8 +77,7 @@ pub fn proof(settings: &Settings, record: Option<RunRecord>) -> Result<Result<Ru
 
 /// Has nc-maint write maintenance into the configuration of the instance in `dir`, which is not in its place yet.
 pub fn close(dir: &File) -> Result<()> {
-    let exe = std::env::current_exe().context("cannot find our own program")?;
-    let cmd = Cmd::new(exe.with_file_name("nc-maint")).args(["close", "--dir"]);
+    let cmd = nc_maint()?.cmd().args(["close", "--dir"]);
     // What arrived, and not what lies under its name by now. The dot: a link of /proc is followed only on the way.
     let cmd = cmd.arg(format!("/proc/self/fd/{}/.", dir.as_raw_fd())).inherit(dir.as_raw_fd()).timeout(LIMIT);
     let output = cmd.output().context("cannot run nc-maint")?;

@@ -69,16 +69,23 @@ fn local(args: &Prune, settings: &Settings, path: &Path, report: &mut Report) ->
             What::Rules(Box::new(rules(args.rules.retention().or(&of_profile), false)?))
         }
     };
+    // Who is on the store's machine is limited only if he says so.
+    let limit = match &what {
+        What::Rules(rules) if args.rules.max_removals_per_day.is_some() => Some(rules.max_removals()),
+        _ => None,
+    };
     // What lies in the store of an account is handled with its rights, as it could have put anything there.
     become_owner(path)?;
     let needed = args.keep.iter().map(|date| (date.clone(), "needed (--keep)".to_owned())).collect();
-    prune_store(&store, &Ask { what, dry_run: args.dry_run, needed }, Timestamp::now())
+    prune_store(&store, &Ask { what, dry_run: args.dry_run, needed, limit }, Timestamp::now())
 }
 
 /// For the far end: what this machine's profile says, counted so that a client cannot do harm.
 pub fn for_client(store: &Store, retention: &Retention, dry_run: bool) -> Result<Pruned> {
-    let what = What::Rules(Box::new(rules(retention.clone(), true)?));
-    prune_store(store, &Ask { what, dry_run, needed: Vec::new() }, Timestamp::now())
+    let rules = rules(retention.clone(), true)?;
+    let limit = Some(rules.max_removals());
+    let what = What::Rules(Box::new(rules));
+    prune_store(store, &Ask { what, dry_run, needed: Vec::new(), limit }, Timestamp::now())
 }
 
 fn rules(written: Retention, for_client: bool) -> Result<Rules> {
@@ -104,6 +111,9 @@ fn tell(pruned: &Pruned, dry_run: bool, report: &mut Report) -> Result<()> {
     for name in &pruned.damaged {
         report.warn("damaged-snapshot", format!("{name} is not a complete snapshot: it is neither counted nor removed; `prune --date {name} --yes` does"));
     }
+    for warning in &pruned.warnings {
+        report.warn_value(warning.clone());
+    }
     for date in &pruned.skipped {
         report.warn("in-use", format!("{date} is in use and stays for now"));
         report.set_partial();
@@ -112,10 +122,20 @@ fn tell(pruned: &Pruned, dry_run: bool, report: &mut Report) -> Result<()> {
         report.warn(
             "removal-limit",
             format!(
-                "{} more dates are to go, but max_removals_per_day is reached: they go later, or at once by `link-sync prune` on the store's machine",
+                "{} more dates are to go, but max_removals_per_day is reached: they go later (from a store, also at once by \
+                 `link-sync prune` on its machine)",
                 pruned.postponed.len()
             ),
         );
+    }
+    for (date, why) in &pruned.unlisted {
+        let what =
+            "files that other dates share with it may be in no list any more that can be checked by hand";
+        report.warn(
+            "list-not-handed-on",
+            format!("the checksums in {date} could not all be kept: {what}: {why}"),
+        );
+        report.set_partial();
     }
     let would = if dry_run { "would be " } else { "" };
     let kept = pruned.snapshots.iter().filter(|s| s["action"] == "keep").count();

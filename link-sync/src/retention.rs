@@ -8,6 +8,7 @@
 use std::collections::HashSet;
 
 use anyhow::{Context as _, Result};
+use common::mutant;
 use common::retention::{Length, Retention};
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, Zoned};
@@ -70,9 +71,9 @@ impl Rules {
         name.unwrap_or_else(|| Timestamp::UNIX_EPOCH.to_zoned(self.zone.clone()).strftime("%:z").to_string())
     }
 
-    /// Removals within 24 hours that a client may ask for.
-    pub fn max_removals(&self) -> usize {
-        usize::try_from(self.written.max_removals_per_day.unwrap_or(MAX_REMOVALS)).unwrap_or(usize::MAX)
+    /// Removals within 24 hours, for whoever is given a limit.
+    pub fn max_removals(&self) -> u64 {
+        self.written.max_removals_per_day.unwrap_or(MAX_REMOVALS).into()
     }
 
     fn min_age(&self) -> Length {
@@ -117,7 +118,8 @@ impl Rules {
                 }
             }
         }
-        let young = self.before(now, self.min_age())?;
+        // A clock that is ahead makes nothing older than the newest snapshot says.
+        let young = self.before(now.min(newest.taken), self.min_age())?;
         for (at, _) in snapshots.iter().enumerate().filter(|(_, s)| s.taken > young) {
             kept[at].push(format!("younger than {}", self.min_age()));
         }
@@ -126,6 +128,12 @@ impl Rules {
             reasons: if kept.is_empty() { not } else { kept },
         };
         Ok(kept.into_iter().zip(not).map(verdict).collect())
+    }
+
+    /// Whether what was taken at `at`, if that is known, is younger at `now` than anything that is removed.
+    pub fn is_young(&self, at: Option<Timestamp>, now: Timestamp) -> Result<bool> {
+        let young = self.before(now, self.min_age())?;
+        Ok(at.is_some_and(|at| at > young) && !mutant::active("the-sources-clock-says-nothing"))
     }
 
     /// `keep_last`.

@@ -239,4 +239,27 @@ proptest! {
             prop_assert!(old <= most as usize, "{} kept, {:?}", old, written);
         }
     }
+
+    #[test]
+    fn a_clock_that_is_wrong_removes_nothing_that_a_right_one_keeps(
+        all in year(), (written, client) in some_rules(), hours in -2000i64..72, nights in 0usize..8,
+    ) {
+        prop_assume!(!all.is_empty());
+        let rules = Rules::new(written, vienna(), client);
+        let now = all.last().unwrap().taken + 5.minutes();
+        let kept = after(&rules, &all, now);
+        let wrong = now + hours.hours();
+        // Behind: what is still to come by that clock counts for nothing (`store::odd`), and stays. A little ahead: the
+        // young are still young. Some nights may be missing, too.
+        let known: Vec<_> = all.iter().filter(|s| s.taken <= wrong).cloned().collect();
+        let left = after(&rules, &known, wrong);
+        for snapshot in known.iter().filter(|s| kept.contains(s)) {
+            prop_assert!(left.contains(snapshot), "{} goes at {}", snapshot.taken, wrong);
+        }
+        let fewer: Vec<_> = all.iter().take(all.len().saturating_sub(nights)).cloned().collect();
+        let left = after(&rules, &fewer, now);
+        for snapshot in fewer.iter().filter(|s| kept.contains(s)) {
+            prop_assert!(left.contains(snapshot), "{} goes without {nights} nights", snapshot.taken);
+        }
+    }
 }

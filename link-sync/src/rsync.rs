@@ -18,6 +18,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use common::account::Account;
 use common::fault::Fault;
+use common::program::Program;
 use common::run::{Child, Cmd};
 use common::signals;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -124,11 +125,7 @@ impl Transfer<'_> {
     }
 
     fn command(&self, remote: bool, fd: RawFd) -> Result<Cmd> {
-        let exe = std::env::current_exe().context("cannot find our own program")?;
-        let exe = exe
-            .to_str()
-            .filter(|e| !e.contains('\''))
-            .with_context(|| format!("this program's path cannot be given to rsync: {}", exe.display()))?;
+        let own = Program::own()?;
         let mut cmd = Cmd::from_argv(self.rsync)?.args(["-lpgoDS", "--modify-window=-1", "--numeric-ids"]);
         for (option, wanted) in [
             ("--times", self.times),
@@ -153,8 +150,12 @@ impl Transfer<'_> {
         cmd = cmd.args(["--files-from=-", "--from0", "--ignore-missing-args"]);
         let mut source = OsString::from(self.path);
         source.push("/");
-        cmd = cmd.arg("-e").arg(format!("'{exe}' tunnel --fd={fd}")).arg("--").arg(source);
-        Ok(cmd.arg("store:incoming/").inherit(fd))
+        cmd = cmd
+            .arg("-e")
+            .arg(format!("{} tunnel --fd={fd}", own.inherited().display()))
+            .arg("--")
+            .arg(source);
+        Ok(cmd.arg("store:incoming/").inherit(fd).inherit(own.fd()))
     }
 
     /// What rsync's end means: `Ok(true)` if a file vanished.

@@ -135,6 +135,8 @@ impl Session {
     /// Reaches the store, takes its lock, and clears what an interrupted run left.
     pub fn begin(settings: Settings, allow: Allow, report: &mut Report) -> Result<Session> {
         let started_at = common::status::now();
+        // The one of now, whatever lies there by then. That it is not there is told where it is needed.
+        maintenance::nc_maint().ok();
         store_apart(&settings)?;
         // A restore sets its mark under the lock that is ours by now.
         restoring::none(&settings.state, &settings.profile.name, crate::restore::html(&settings))?;
@@ -831,7 +833,9 @@ impl Session {
             checksum: if acls_only {
                 !times
             } else {
-                plan.checksum && (!first || self.opened.base.is_some() || self.opened.resumed)
+                // What an interrupted run had received may be no more than a size and a time.
+                (plan.checksum || first && self.opened.resumed && !mutant::active("resumed-by-size-and-time"))
+                    && (!first || self.opened.base.is_some() || self.opened.resumed)
             },
             times,
             again,
@@ -1152,7 +1156,7 @@ fn tell_of_beyond(source: &Source, tree: &Tree, report: &mut Report) {
 }
 
 /// The first of a list, for people.
-fn some(list: impl ExactSizeIterator<Item = String>) -> String {
+pub fn some(list: impl ExactSizeIterator<Item = String>) -> String {
     let more = list.len().saturating_sub(NAMED);
     let named = list.take(NAMED).collect::<Vec<_>>().join(", ");
     if more > 0 { format!("{named}, and {more} more") } else { named }

@@ -18,6 +18,7 @@ use crate::protocol::BackupIdle;
 use crate::settings::{Place, Settings, rsync_argv};
 use crate::store::fetch::Places;
 use crate::store::meta::is_date;
+use crate::store::odd::Known;
 use crate::store::repair::repair;
 use crate::store::verify::{Options, Outcome, verify};
 use crate::store::{Store, verified};
@@ -80,6 +81,10 @@ fn local(
         Ok::<_, anyhow::Error>(Store { path, mount: None, ..store.clone() })
     });
     let against = against.transpose()?;
+    drop(store.check()?);
+    for warning in Known::of(&store, jiff::Timestamp::now())?.warnings() {
+        report.warn_value(warning);
+    }
     progress.begin("reading", 0);
     let told = |done, total| {
         progress.reached_of(done, total);

@@ -9,15 +9,25 @@ use crate::begun::Begun;
 use crate::cli::FileSystem;
 use crate::detach::take_down;
 use crate::header::Header;
-use crate::losetup;
+use crate::marks::{self, Left, Marks};
 use crate::record::Record;
 use crate::settings::Settings;
 use crate::stack::{self, Mapping, State};
 use crate::watch::Watch;
-use crate::{dirty, facts, image, key};
+use crate::{dirty, facts, image, key, lease};
+
+/// What it is attached for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum How {
+    /// Looking and restoring.
+    Reading,
+    /// `accept`: also one that is not as this machine left it.
+    Writing { accept: bool },
+}
 
 /// `attach`.
-pub(crate) fn run(settings: &Settings, read_only: bool, report: &mut Report) -> Result<()> {
+pub(crate) fn run(settings: &Settings, how: How, report: &mut Report) -> Result<()> {
+    let read_only = how == How::Reading;
     let _lock = settings.lock()?;
     let mut record = Record::need(settings)?;
     let stack = stack::look(settings, Some(&record))?;
@@ -37,7 +47,7 @@ pub(crate) fn run(settings: &Settings, read_only: bool, report: &mut Report) -> 
     if !done {
         ready(settings, &record)?;
         settings.prepare_mount_point()?;
-        up(settings, &mut record, read_only, report)?;
+        up(settings, &mut record, how, report)?;
         report.changed = true;
     }
     facts::tell_what_can_be(settings, &record, report);
@@ -56,20 +66,21 @@ pub(crate) fn ready(settings: &Settings, record: &Record) -> Result<()> {
 }
 
 /// Brings all layers up, or none.
-pub(crate) fn up(
-    settings: &Settings,
-    record: &mut Record,
-    read_only: bool,
-    report: &mut Report,
-) -> Result<()> {
-    compare(settings, report)?;
+pub(crate) fn up(settings: &Settings, record: &mut Record, how: How, report: &mut Report) -> Result<()> {
+    let read_only = how == How::Reading;
+    let mut watch = Watch::new(settings, false)?;
+    compare(settings, &mut watch, report)?;
     undoing(settings, Some(&record.clone()), report, |report| {
-        let mut watch = Watch::new(settings, false)?;
+        match how {
+            How::Reading => lease::tell(settings, record, &mut watch, report)?,
+            How::Writing { accept } => lease::take(settings, record, accept, &mut watch, report)?,
+        }
         let mapping = open(settings, &record.cipher, read_only, &mut watch, report)?;
         let file_system = match record.file_system.as_deref() {
             Some(word) => FileSystem::from_word(word)?,
             None => FileSystem::find(&mapping.device(), &mut watch)?,
         };
+        as_it_was_left(settings, record, file_system, &mapping, how, &mut watch, report)?;
         file_system.mount(
             &mapping.device(),
             &settings.mount_point,
@@ -91,12 +102,48 @@ pub(crate) fn up(
         known.file_system = Some(file_system.word().to_owned());
         // It has been checked.
         known.check_needed &= read_only;
+        if !read_only {
+            known.left = Some(Left::Open(Marks::read(file_system, &mapping.device(), &mut watch)?));
+        }
         if known != *record {
             known.save(settings)?;
             *record = known;
         }
         Ok(())
     })
+}
+
+/// Looks, before anything is replayed, checked or changed, whether this is what this machine left behind, and notes
+/// durably that it is about to be changed.
+///
+/// Once that holds, mounting it for writing does no harm, though only what is inside tells the generation: a container
+/// whose superblock is the one that this machine closed is the one whose generation it was content with then.
+fn as_it_was_left(
+    settings: &Settings,
+    record: &mut Record,
+    file_system: FileSystem,
+    mapping: &Mapping,
+    how: How,
+    watch: &mut Watch,
+    report: &mut Report,
+) -> Result<()> {
+    let found = Marks::read(file_system, &mapping.device(), watch)?;
+    let why = marks::objection(record.left.as_ref(), &found, record.check_needed);
+    match (why, how) {
+        (None, _) => {}
+        (Some(why), How::Reading) => {
+            report.warn("not-as-left", format!("the container is not as this machine left it: {why}"));
+        }
+        (Some(why), How::Writing { accept: true }) => {
+            report.warn("container-accepted", format!("the container is taken as it is: {why}"));
+        }
+        (Some(why), How::Writing { accept: false }) => return Err(marks::refusal(&why)),
+    }
+    if how != How::Reading {
+        record.left = Some(Left::Opening(found));
+        record.save(settings)?;
+    }
+    Ok(())
 }
 
 /// Does `work`, and takes everything down again if it fails. The first error is the one that is told.
@@ -124,10 +171,8 @@ pub(crate) fn open(
     watch: &mut Watch,
     report: &mut Report,
 ) -> Result<Mapping> {
-    let image = image::open(settings, false)?;
-    let device = losetup::attach(&settings.image, &image, read_only)
-        .context("cannot make a loop device for the image")?;
-    drop(image);
+    let device =
+        image::attach(settings, read_only, watch).context("cannot make a loop device for the image")?;
     Begun::save(settings, &device)?;
     watch.device = Some(device.name.clone());
     if !device.is_direct() {
@@ -136,8 +181,8 @@ pub(crate) fn open(
     }
     signals::check()?;
     let (name, tool) = (&settings.mapping, &settings.cryptsetup);
-    tool.open(&settings.header, &settings.key_file, &device.device(), name, read_only)?;
-    let active = tool.active_cipher(&settings.header, name)?;
+    tool.open(&settings.header, &settings.key_file, &device.device(), name, read_only, watch)?;
+    let active = tool.active_cipher(&settings.header, name, watch)?;
     if active != cipher {
         return Err(Fault::config(format!("it was opened with {active} instead of {cipher}")).into());
     }
@@ -147,14 +192,14 @@ pub(crate) fn open(
 }
 
 /// Says if the image's header is not ours. It makes no difference to us, but somebody may have tried something.
-fn compare(settings: &Settings, report: &mut Report) -> Result<()> {
+fn compare(settings: &Settings, watch: &mut Watch, report: &mut Report) -> Result<()> {
     let header = Header::read(&settings.cryptsetup, &settings.header)?;
-    let image = image::open(settings, false)?;
-    if image.metadata()?.len() <= header.data_offset {
+    let image = image::look(settings, header.compared(), watch)?;
+    if image.bytes <= header.data_offset {
         let what = format!("the image {} is too short to hold anything", settings.image.display());
         return Err(Fault::config(what).into());
     }
-    if !image::same_header(&image, &settings.header, header.compared())? {
+    if !image.same_header {
         let what = format!(
             "the header in {} is not the one it should have: damaged, or changed by somebody. It is not used; {} \
              with the present key puts ours there again",

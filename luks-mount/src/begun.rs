@@ -1,12 +1,13 @@
 //! Which loop device we made, and what it had counted by then: `container.loop.json` in the runtime folder.
 //!
 //! A loop device keeps counting when it is used again. And when the image's file system is gone, its path no longer
-//! tells whose it is; the number the kernel gives to each use does.
+//! tells whose it is; the number the kernel gives to each use does. These numbers begin anew with each boot, and the folder
+//! may survive one: so the boot is noted, too, and what was made before it is nobody's.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
-use common::durable;
+use common::{durable, processes};
 use serde::{Deserialize, Serialize};
 
 use crate::losetup::Loop;
@@ -19,6 +20,8 @@ pub(crate) struct Begun {
     diskseq: u64,
     read_bytes: u64,
     written_bytes: u64,
+    #[serde(default)]
+    boot_id: Option<String>,
 }
 
 fn path(settings: &Settings) -> PathBuf {
@@ -31,7 +34,8 @@ impl Begun {
         let (Some(diskseq), Some((read_bytes, written_bytes))) = (device.diskseq, device.traffic()) else {
             return Ok(());
         };
-        let begun = Begun { device: device.name.clone(), diskseq, read_bytes, written_bytes };
+        let boot_id = processes::boot_id();
+        let begun = Begun { device: device.name.clone(), diskseq, read_bytes, written_bytes, boot_id };
         durable::write(&path(settings), &serde_json::to_vec(&begun)?, 0o600)
     }
 
@@ -48,7 +52,8 @@ impl Begun {
 
     /// Whether this is the use of `device` that was remembered.
     pub(crate) fn is(&self, device: &Loop) -> bool {
-        self.device == device.name && device.diskseq == Some(self.diskseq)
+        let same_use = self.device == device.name && device.diskseq == Some(self.diskseq);
+        same_use && processes::is_this_boot(self.boot_id.as_deref())
     }
 
     /// Bytes read and written through `device` since then.

@@ -7,8 +7,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use common::profile::Bytes;
 use common::status::Report;
 
+use crate::attach::How;
 use crate::settings::{Options, Settings};
-use crate::{adopt, attach, create, detach, facts, grow, keys};
+use crate::touch::Touch;
+use crate::{adopt, attach, create, detach, facts, grow, keys, lease};
 
 /// The encrypted container: one file, opened and mounted on this machine only.
 ///
@@ -21,7 +23,19 @@ use crate::{adopt, attach, create, detach, facts, grow, keys};
 #[command(name = "luks-mount", version, max_term_width = 80, after_help = AFTER)]
 pub(crate) struct Cli {
     #[command(subcommand)]
-    action: Action,
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    #[command(flatten)]
+    Action(Action),
+    /// Touch the image, for another process of ours.
+    #[command(hide = true)]
+    Touch(Touch),
+    /// The lease beside the image, for another process of ours.
+    #[command(hide = true)]
+    Beside(Beside),
 }
 
 const AFTER: &str = "\
@@ -52,7 +66,7 @@ or a program missing; 75 attached or at work already; 77 rights; 78 profile,
 key, header or image is not what it should be; 128+N signal.";
 
 #[derive(Args, Debug)]
-struct Place {
+pub(crate) struct Place {
     /// Profile: /etc/nc-backup/PROFILE.toml.
     profile: Option<String>,
     /// Another file as the profile.
@@ -104,7 +118,7 @@ pub(crate) enum FileSystem {
 }
 
 #[derive(Debug, Subcommand)]
-enum Action {
+pub(crate) enum Action {
     /// Make a new container: image, header copy, file system.
     ///
     /// The image is sparse and little of it is written, also later: it can be
@@ -136,12 +150,20 @@ enum Action {
         place: Place,
     },
     /// Open the container and mount it.
+    ///
+    /// For writing, only as this machine left it: one that another machine has
+    /// mounted since, or whose lease (the file IMAGE.lease beside the image) another
+    /// machine holds, is refused before anything in it is replayed or changed.
     Attach {
         #[command(flatten)]
         place: Place,
         /// Only for looking and restoring.
         #[arg(long)]
         read_only: bool,
+        /// Take the container as it is, once, though it is not as this machine
+        /// left it, or another machine holds its lease.
+        #[arg(long, conflicts_with = "read_only")]
+        accept_container: bool,
     },
     /// Unmount and close it, from whatever state it is in.
     ///
@@ -149,6 +171,14 @@ enum Action {
     /// the image, because the link was dead (warning link-dead) or writing failed
     /// (sync-failed).
     Detach {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Move this machine's lease on while it is attached for writing.
+    ///
+    /// offsite-push does it every few minutes. Exit code 78: another machine has
+    /// taken the container over.
+    Renew {
         #[command(flatten)]
         place: Place,
     },
@@ -188,13 +218,73 @@ enum Action {
     },
 }
 
-impl Cli {
+/// For ourselves: what is done beside the image is done by a child, because S3 may stop answering.
+#[derive(Args, Debug)]
+pub(crate) struct Beside {
+    /// What to do with the lease.
+    pub(crate) what: What,
+    /// The container's file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) image: PathBuf,
+    /// What may be there already, for `put`.
+    #[arg(long)]
+    pub(crate) over: Option<Over>,
+    /// Whose lease it is.
+    #[arg(long)]
+    pub(crate) holder: Option<String>,
+    /// How often it was renewed.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) serial: u64,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    /// Tell what is there.
+    Look,
+    /// Write it.
+    Put,
+    /// Remove it, if it is the holder's.
+    Drop,
+}
+
+impl What {
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            What::Look => "look",
+            What::Put => "put",
+            What::Drop => "drop",
+        }
+    }
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Over {
+    /// There must be none.
+    Nothing,
+    /// The holder's own.
+    Ours,
+    /// Whatever is there.
+    Anything,
+}
+
+impl Over {
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Over::Nothing => "nothing",
+            Over::Ours => "ours",
+            Over::Anything => "anything",
+        }
+    }
+}
+
+impl Action {
     fn place(&self) -> (&'static str, &Place) {
-        match &self.action {
+        match self {
             Action::Create { place, .. } => ("create", place),
             Action::Adopt { place } => ("adopt", place),
             Action::Attach { place, .. } => ("attach", place),
             Action::Detach { place } => ("detach", place),
+            Action::Renew { place } => ("renew", place),
             Action::Status { place } => ("status", place),
             Action::AddKey { place, .. } => ("add-key", place),
             Action::BackupHeader { place, .. } => ("backup-header", place),
@@ -211,14 +301,18 @@ impl Cli {
     /// Does it.
     pub(crate) fn run(self, report: &mut Report) -> Result<()> {
         let settings = self.place().1.settings()?;
-        match self.action {
+        match self {
             Action::Create { size, file_system, bytes_per_inode, pbkdf, .. } => {
                 let wanted = create::Wanted { size: size.0, file_system, bytes_per_inode, pbkdf };
                 create::run(&settings, &wanted, report)
             }
             Action::Adopt { .. } => adopt::run(&settings, report),
-            Action::Attach { read_only, .. } => attach::run(&settings, read_only, report),
+            Action::Attach { read_only, accept_container, .. } => {
+                let how = if read_only { How::Reading } else { How::Writing { accept: accept_container } };
+                attach::run(&settings, how, report)
+            }
             Action::Detach { .. } => detach::run(&settings, report),
+            Action::Renew { .. } => lease::renew(&settings, report),
             Action::Status { .. } => facts::run(&settings, report),
             Action::AddKey { new_key_file, pbkdf, .. } => keys::add(&settings, &new_key_file, &pbkdf, report),
             Action::BackupHeader { to, .. } => keys::backup(&settings, &to, report),

@@ -1,26 +1,25 @@
 //! Making a new container: header, image, file system. Little is written, so that it can be made through a slow
 //! link.
 
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use common::durable;
-use common::fault::Fault;
+use common::fault::{Fault, Kind, kind_of};
 use common::fuse::{self, Health};
 use common::status::{self, Report};
 
 use crate::attach::{open, undoing};
 use crate::cli::{FileSystem, Pbkdf};
-use crate::cryptsetup::Cryptsetup;
 use crate::detach::take_down;
 use crate::header::Header;
-use crate::image::{self, Made};
-use crate::key;
+use crate::marks::{Left, Marks};
 use crate::record::Record;
 use crate::settings::{PROBE, Settings};
 use crate::stack::{self, State};
 use crate::watch::Watch;
-use crate::{TOOL, facts};
+use crate::{TOOL, facts, image, key};
 
 /// Where the encrypted data begins: after 32 KiB of metadata and 1 MiB of key slots, aligned.
 const DATA_OFFSET: u64 = 2 << 20;
@@ -55,12 +54,12 @@ pub(crate) fn run(settings: &Settings, wanted: &Wanted, report: &mut Report) -> 
     settings.reachable()?;
     let header = new_header(settings, &wanted.pbkdf)?;
     report.changed = true;
-    let made = image::make(settings)?;
+    let mut watch = Watch::new(settings, false)?;
+    image::make(settings, &mut watch).inspect_err(|error| doubt(settings, error, report))?;
     let result =
-        undoing(settings, None, report, |report| fill(settings, wanted, size, &made, &header, report));
+        undoing(settings, None, report, |report| fill(settings, wanted, size, &header, &mut watch, report));
     match result {
         Ok(record) => {
-            made.keep();
             facts::tell(settings, Some(&record), &stack::look(settings, Some(&record))?, report)?;
             let (image, size) = (settings.image.display(), size >> 20);
             common::say!(
@@ -70,7 +69,7 @@ pub(crate) fn run(settings: &Settings, wanted: &Wanted, report: &mut Report) -> 
             Ok(())
         }
         Err(error) => {
-            remove(settings, made, report);
+            remove(settings, report);
             report.changed = !report.leftovers().is_empty();
             Err(error)
         }
@@ -102,7 +101,7 @@ fn new_header(settings: &Settings, pbkdf: &Pbkdf) -> Result<Vec<u8>> {
     let tool = &settings.cryptsetup;
     tool.format(&whole, &settings.key_file, DATA_OFFSET, pbkdf)?;
     let file = std::fs::File::open(&whole)?;
-    scratch.header_of(tool, &file)
+    scratch.header_by(|to| tool.header_backup(file.as_fd(), to))
 }
 
 /// From the header to a file system, all of it durable; what is returned is recorded.
@@ -110,8 +109,8 @@ fn fill(
     settings: &Settings,
     wanted: &Wanted,
     size: u64,
-    made: &Made,
     header: &[u8],
+    watch: &mut Watch,
     report: &mut Report,
 ) -> Result<Record> {
     let (copy, tool) = (&settings.header, &settings.cryptsetup);
@@ -119,26 +118,26 @@ fn fill(
     let facts = Header::read(tool, copy)?;
     facts.strong()?;
     tool.must_open(copy, &settings.key_file)?;
-    made.file.set_len(size).context("cannot give the image its size")?;
+    image::set_size(settings, size, watch)?;
     image::fits(header, facts.data_offset)?;
-    image::put_header(&made.file, header)?;
-    let mut watch = Watch::new(settings, false)?;
-    let mapping = open(settings, &facts.cipher, false, &mut watch, report)?;
+    image::put_header(settings, watch)?;
+    let mapping = open(settings, &facts.cipher, false, watch, report)?;
     let device = mapping.device();
-    wanted.file_system.make(&device, size - DATA_OFFSET, wanted.bytes_per_inode, &mut watch)?;
+    wanted.file_system.make(&device, size - DATA_OFFSET, wanted.bytes_per_inode, watch)?;
     let mut record = Record::of(&facts, settings);
+    record.left = Some(Left::Closed(Marks::read(wanted.file_system, &device, watch)?));
     record.file_system = Some(wanted.file_system.word().into());
     record.created_at = Some(status::now());
     if !take_down(settings, Some(&record), report)?.clean {
         return Err(Fault::unavailable("the link to the image died before all was written").into());
     }
-    made.file.sync_all().context("cannot make the image durable")?;
+    image::sync(settings, watch)?;
     record.save(settings)?;
     Ok(record)
 }
 
 /// Takes back what a failed `create` made.
-fn remove(settings: &Settings, made: Made, report: &mut Report) {
+fn remove(settings: &Settings, report: &mut Report) {
     for path in [&settings.header, &Record::path(settings)] {
         if path.exists()
             && let Err(e) = std::fs::remove_file(path)
@@ -149,16 +148,26 @@ fn remove(settings: &Settings, made: Made, report: &mut Report) {
     // A file system that does not answer would keep us waiting for ever.
     let link = settings.link().ok().flatten();
     let answers = link.is_none_or(|l| fuse::probe(&l.target, PROBE).is_ok_and(|h| h == Health::Healthy));
-    let removed = if answers {
-        made.remove()
-    } else {
-        made.keep();
-        Err(anyhow::anyhow!("its file system does not answer"))
+    let removed = match answers {
+        true => Watch::new(settings, true).and_then(|mut watch| image::remove(settings, &mut watch)),
+        false => Err(anyhow::anyhow!("its file system does not answer")),
     };
     if let Err(e) = removed {
         let what = format!("the unfinished image {}: {e:#}", settings.image.display());
         report.left_behind(what, "remove the file");
     }
+}
+
+/// Whoever was given up while it made the image may have made it.
+fn doubt(settings: &Settings, error: &anyhow::Error, report: &mut Report) {
+    if matches!(kind_of(error), Kind::Unavailable | Kind::Interrupted(_)) && mounts_fuse(settings) {
+        let what = format!("the unfinished image {} may be there", settings.image.display());
+        report.left_behind(what, "look once S3 answers again, and remove it if it is empty");
+    }
+}
+
+fn mounts_fuse(settings: &Settings) -> bool {
+    settings.link().is_ok_and(|link| link.is_some())
 }
 
 /// Files of the moment in the state folder, 0600. What a killed run left is replaced.
@@ -202,11 +211,10 @@ impl Scratch {
         Ok(path)
     }
 
-    /// The header of the opened image, as cryptsetup backs it up.
-    pub(crate) fn header_of(&self, tool: &Cryptsetup, image: &std::fs::File) -> Result<Vec<u8>> {
-        use std::os::fd::AsFd as _;
+    /// The header that `copy` brings into a new file.
+    pub(crate) fn header_by(&self, copy: impl FnOnce(&Path) -> Result<()>) -> Result<Vec<u8>> {
         let path = self.path("backup");
-        tool.header_backup(image.as_fd(), &path)?;
+        copy(&path)?;
         read(&path)
     }
 }

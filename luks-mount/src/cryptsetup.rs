@@ -33,6 +33,11 @@ impl Cryptsetup {
         Cryptsetup { argv: if argv.is_empty() { vec!["cryptsetup".into()] } else { argv } }
     }
 
+    /// How it is run.
+    pub(crate) fn argv(&self) -> &[String] {
+        &self.argv
+    }
+
     fn cmd<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Cmd> {
         Ok(without_udev(Cmd::from_argv(&self.argv)?).args(args).timeout(LIMIT))
     }
@@ -104,11 +109,12 @@ impl Cryptsetup {
         device: &Path,
         name: &str,
         read_only: bool,
+        watch: &mut Watch,
     ) -> Result<()> {
         let cmd = self.cmd(["open", "--batch-mode", "--type=luks", "--header"])?;
         let cmd = cmd.arg(header).arg("--key-file").arg(key);
         let cmd = cmd.args(read_only.then_some("--readonly")).arg(device).arg(name);
-        let out = cmd.output()?;
+        let out = watch.output(&cmd)?;
         match out.status.code() {
             Some(0) => return Ok(()),
             Some(WRONG_KEY) => return Err(wrong_key(header, key)),
@@ -123,8 +129,8 @@ impl Cryptsetup {
     }
 
     /// The cipher that mapping `name` really works with.
-    pub(crate) fn active_cipher(&self, header: &Path, name: &str) -> Result<String> {
-        let out = self.cmd(["status", "--header"])?.arg(header).arg(name).checked()?;
+    pub(crate) fn active_cipher(&self, header: &Path, name: &str, watch: &mut Watch) -> Result<String> {
+        let out = watch.checked(&self.cmd(["status", "--header"])?.arg(header).arg(name))?;
         let text = out.text();
         let line = text.lines().find_map(|l| l.trim().strip_prefix("cipher:"));
         Ok(line.context("cryptsetup status tells no cipher")?.trim().to_owned())
@@ -149,9 +155,9 @@ impl Cryptsetup {
     }
 
     /// Lets mapping `name` take all of its device, which has grown.
-    pub(crate) fn resize(&self, header: &Path, key: &Path, name: &str) -> Result<()> {
+    pub(crate) fn resize(&self, header: &Path, key: &Path, name: &str, watch: &mut Watch) -> Result<()> {
         let cmd = self.cmd(["resize", "--batch-mode", "--header"])?;
-        cmd.arg(header).arg("--key-file").arg(key).arg(name).checked()?;
+        watch.checked(&cmd.arg(header).arg("--key-file").arg(key).arg(name))?;
         Ok(())
     }
 

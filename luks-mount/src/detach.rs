@@ -13,12 +13,14 @@ use common::signals;
 use common::status::Report;
 
 use crate::begun::Begun;
+use crate::cli::FileSystem;
 use crate::losetup::{self, Loop};
+use crate::marks::Marks;
 use crate::record::Record;
 use crate::settings::Settings;
 use crate::stack::{self, Mapping, Stack, State};
 use crate::watch::Watch;
-use crate::{facts, fs};
+use crate::{facts, fs, lease};
 
 /// How long a busy file system, mapping or loop device is tried again.
 const BUSY: Duration = Duration::from_secs(20);
@@ -60,16 +62,28 @@ pub(crate) fn take_down(settings: &Settings, record: Option<&Record>, report: &m
         return Err(Fault::config(format!("this is not ours to detach: {foreign}")).into());
     }
     let mut down = Down { changed: stack.state != State::Detached, clean: true };
+    let mut watch = Watch::new(settings, true)?;
     if !down.changed {
+        lease::release(settings, &mut watch, report);
         return Ok(down);
     }
-    let mut watch = Watch::new(settings, true)?;
     watch.device = stack.loops.first().map(|l| l.name.clone());
     // One that does not answer at once may be slow: that shows while it is worked with.
     if matches!(watch.health(SHORT)?, Some(Health::Dead(_))) {
         watch.end_link()?;
     }
     let writable = stack.mapping.as_ref().is_some_and(|m| !m.read_only);
+    if writable
+        && !watch.dead
+        && let Some(whose) = lease::is_lost(settings, &mut watch)
+    {
+        down.clean = false;
+        // What is still to be written would make noise of what the other machine writes.
+        report.warn("lease-lost", format!("another machine has taken the container over: {whose}"));
+        if settings.link()?.is_some() {
+            watch.end_link()?;
+        }
+    }
     let all_down = layers(settings, &stack, &mut watch, &mut down, report);
     if watch.dead {
         down.clean &= !writable;
@@ -86,6 +100,9 @@ pub(crate) fn take_down(settings: &Settings, record: Option<&Record>, report: &m
             report.left_behind(what, format!("end what holds it, then {}", settings.hint("detach")));
         }
         return Err(error);
+    }
+    if writable && down.clean {
+        lease::release(settings, &mut watch, report);
     }
     Ok(down)
 }
@@ -125,6 +142,7 @@ fn layers(
     for mount in stack.mounts.iter().rev() {
         unmount(mount, watch)?;
     }
+    let closed = marks(stack, watch).filter(|_| down.clean);
     if let Some(mapping) = &stack.mapping {
         close(settings, mapping, stack.mounts.first(), watch)?;
     }
@@ -134,7 +152,7 @@ fn layers(
             report.set("read_bytes", read);
             report.set("written_bytes", written);
         }
-        if !losetup::detach(device, BUSY)? {
+        if !losetup::detach(device, BUSY, |cmd| watch.output(cmd))? {
             return Err(busy(
                 &format!("the loop device {}", device.device().display()),
                 &device_holders(device),
@@ -142,7 +160,21 @@ fn layers(
         }
     }
     Begun::forget(settings);
+    if let Some(marks) = closed.filter(|_| down.clean && !watch.dead) {
+        if let Err(error) = Record::note_closed(settings, marks) {
+            report.warn("not-noted", format!("it is not noted how the container was closed: {error:#}"));
+        }
+    }
     Ok(())
+}
+
+/// What the file system says after its last unmount, if it was mounted for writing. Not known, it is not noted: then the
+/// next attach goes by what was noted at this one.
+fn marks(stack: &Stack, watch: &mut Watch) -> Option<Marks> {
+    let mapping = stack.mapping.as_ref().filter(|m| !m.read_only && !watch.dead)?;
+    let mount = stack.mounts.iter().find(|m| !m.options.iter().any(|o| o == "ro"))?;
+    let file_system = FileSystem::from_word(&mount.fs_type).ok()?;
+    Marks::read(file_system, &mapping.device(), watch).ok()
 }
 
 /// Makes the next attach for writing check the file system.

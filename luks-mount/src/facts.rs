@@ -1,9 +1,9 @@
 //! `data` of the status object, the same keys for every action; and the action that only looks.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
-use common::fuse::Health;
+use common::fuse::{self, Health};
 use common::run::Cmd;
 use common::status::Report;
 use serde_json::{Value, json};
@@ -124,8 +124,9 @@ fn layers(stack: &Stack, answers: bool, report: &mut Report) -> Result<()> {
     report.set("dirty_limit", if mapping.read_only { Value::Null } else { dirty::read(mapping, mount) });
     if answers {
         let cmd = Cmd::new("stat").args(["-f", "-c", "%S %b %a %d", "--"]).arg(&mount.target);
-        let out = cmd.timeout(Duration::from_secs(20)).uninterruptible().output()?;
-        let numbers: Vec<u64> = out.text().split(' ').filter_map(|n| n.parse().ok()).collect();
+        let out = fuse::ask(&cmd.uninterruptible(), PROBE)?;
+        let text = out.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default();
+        let numbers: Vec<u64> = text.split(' ').filter_map(|n| n.parse().ok()).collect();
         if let [block, blocks, free, inodes] = numbers[..] {
             report.set("size_bytes", block * blocks);
             report.set("free_bytes", block * free);

@@ -67,7 +67,7 @@ impl FileSystem {
     }
 
     /// Checks it if it needs that, or ext4 for writing if `suspect`, and mounts it; `data.fsck` says whether something
-    /// was repaired.
+    /// was repaired, `data.checked_before` when ext4 had been checked before, by whomever, and `data.checked_at` when it was now.
     pub(crate) fn mount(
         self,
         device: &Path,
@@ -84,6 +84,8 @@ impl FileSystem {
         }
         if self == FileSystem::Ext4 {
             let found = Super::read(device, watch)?;
+            report.set("checked_before", found.last_checked.clone());
+            report.set("checked_at", found.last_checked.clone());
             if read_only && found.needs_replay {
                 let what =
                     "it was not unmounted cleanly: shown as it is, without what its journal still holds";
@@ -96,6 +98,7 @@ impl FileSystem {
                 }
                 if found.needs_check || suspect {
                     check(device, found.needs_check, watch, report)?;
+                    report.set("checked_at", Super::read(device, watch)?.last_checked);
                 }
                 options.push_str(WRITING);
                 if found.has_journal {
@@ -149,6 +152,11 @@ fn remount(device: &Path, target: &Path, option: &str, watch: &mut Watch) -> Res
     Ok(())
 }
 
+/// What an ext4 of ours can do: named one by one, for else the machine's mke2fs.conf decides. Newer ones add what an older
+/// e2fsck on a rescue system refuses, and what is written at once (orphan_file: 2 MiB).
+const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,flex_bg,sparse_super,large_file,\
+                        huge_file,dir_nlink,extra_isize,metadata_csum";
+
 /// What mkfs.ext4 is told. The journal bounds how much metadata can be waiting to be written. Small descriptors, and
 /// room to grow to four times the size, not to a thousand times: both are written once for each copy.
 fn mkfs_ext4(size: u64, bytes_per_inode: u32) -> Cmd {
@@ -159,11 +167,13 @@ fn mkfs_ext4(size: u64, bytes_per_inode: u32) -> Cmd {
         _ => 32,
     };
     let mut extended = "lazy_itable_init=1,lazy_journal_init=1,nodiscard".to_owned();
-    let mut cmd = Cmd::new("mkfs.ext4").args(["-q", "-b", "4096", "-m", "0", "-I", "256"]);
+    let mut features = FEATURES.to_owned();
     if size <= SMALL_DESCRIPTORS {
-        cmd = cmd.args(["-O", "^64bit"]);
         extended.push_str(&format!(",resize={}", size / 4096 * 4));
+    } else {
+        features.push_str(",64bit");
     }
+    let cmd = Cmd::new("mkfs.ext4").args(["-q", "-b", "4096", "-m", "0", "-I", "256", "-O", &features]);
     let (inodes, journal) = (bytes_per_inode.to_string(), format!("size={journal}"));
     cmd.args(["-i", &inodes, "-J", &journal, "-E", &extended])
 }
@@ -218,6 +228,8 @@ struct Super {
     has_journal: bool,
     needs_replay: bool,
     needs_check: bool,
+    /// As dumpe2fs writes it.
+    last_checked: Option<String>,
 }
 
 impl Super {
@@ -240,6 +252,7 @@ impl Super {
             needs_check: value("Filesystem state:") != Some("clean")
                 || counted("Journal errno:")
                 || counted("FS Error count:"),
+            last_checked: value("Last checked:").map(str::to_owned),
         }
     }
 }
@@ -270,8 +283,10 @@ mod tests {
         assert!(with("FS Error count:           2\n"));
         assert_eq!(
             Super::parse("garbage"),
-            Super { has_journal: false, needs_replay: false, needs_check: true }
+            Super { has_journal: false, needs_replay: false, needs_check: true, last_checked: None }
         );
+        let when = Super::parse("Last checked:             Thu Nov 26 17:00:00 2026\n").last_checked;
+        assert_eq!(when.as_deref(), Some("Thu Nov 26 17:00:00 2026"));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::status::Report;
 
-use crate::attach::{ready, up};
+use crate::attach::{How, ready, up};
 use crate::cli::FileSystem;
 use crate::detach::take_down;
 use crate::record::Record;
@@ -20,8 +20,8 @@ pub(crate) fn run(settings: &Settings, size: u64, report: &mut Report) -> Result
     let _lock = settings.lock()?;
     let mut record = Record::need(settings)?;
     ready(settings, &record)?;
-    let image = image::open(settings, true)?;
-    let before = image.metadata()?.len();
+    let mut watch = Watch::new(settings, false)?;
+    let before = image::look(settings, 0, &mut watch)?.bytes;
     if size < before {
         let what = format!("--size: the image has {before} bytes; a container only grows");
         return Err(Fault::config(what).into());
@@ -37,14 +37,13 @@ pub(crate) fn run(settings: &Settings, size: u64, report: &mut Report) -> Result
     };
     if !was_attached {
         settings.prepare_mount_point()?;
-        up(settings, &mut record, false, report)?;
+        up(settings, &mut record, How::Writing { accept: false }, report)?;
     }
     let grown = (|| {
         if size > before {
-            image.set_len(size).context("cannot make the image bigger")?;
-            image.sync_all().context("cannot make the image's size durable")?;
+            image::set_size(settings, size, &mut watch).context("cannot make the image bigger")?;
         }
-        layers(settings, &record)
+        layers(settings, &record, &mut watch)
     })();
     facts::tell_what_can_be(settings, &record, report);
     if !was_attached {
@@ -61,18 +60,17 @@ pub(crate) fn run(settings: &Settings, size: u64, report: &mut Report) -> Result
 }
 
 /// Each layer takes what the one below it has. Whether the file system became bigger.
-fn layers(settings: &Settings, record: &Record) -> Result<bool> {
+fn layers(settings: &Settings, record: &Record, watch: &mut Watch) -> Result<bool> {
     let stack = stack::look(settings, Some(record))?;
     let (Some(device), Some(mapping)) = (stack.loops.first(), &stack.mapping) else {
         return Err(Fault::failed("the container is not attached any more").into());
     };
-    losetup::refresh(device)?;
+    watch.device = Some(device.name.clone());
+    losetup::refresh(device, watch)?;
     let sectors = || std::fs::read_to_string(losetup::sys(&mapping.dm).join("size")).unwrap_or_default();
     let before = sectors();
-    settings.cryptsetup.resize(&settings.header, &settings.key_file, &mapping.name)?;
-    let mut watch = Watch::new(settings, false)?;
-    watch.device = Some(device.name.clone());
+    settings.cryptsetup.resize(&settings.header, &settings.key_file, &mapping.name, watch)?;
     let word = record.file_system.as_deref().unwrap_or_default();
-    FileSystem::from_word(word)?.grow(&mapping.device(), &settings.mount_point, &mut watch)?;
+    FileSystem::from_word(word)?.grow(&mapping.device(), &settings.mount_point, watch)?;
     Ok(sectors() != before)
 }

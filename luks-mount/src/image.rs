@@ -1,57 +1,87 @@
-//! The container's file, which somebody else may have put there: opened without following any link, written at
-//! its header only.
+//! The container's file, as seen from here: never touched by this process. Each touch is a child's ([`crate::touch`]), which
+//! is watched, given up when nothing moves any more, and freed by ending the link below it.
 
-use std::fs::File;
-use std::io::Read as _;
-use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::fuse;
+use common::program::Program;
 use common::run::Cmd;
-use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
-use nix::sys::stat::{Mode, SFlag};
+use nix::sys::stat::SFlag;
+use serde_json::Value;
 
+use crate::losetup::{self, Loop};
 use crate::settings::{PROBE, Settings};
+use crate::watch::Watch;
 
-/// The header is written in blocks of this size, and only those that differ.
-const BLOCK: usize = 4096;
-
-fn open_as(settings: &Settings, flags: OFlag) -> nix::Result<File> {
-    // The far end could turn any part of the path into a link to one of our own disks.
-    let how = OpenHow::new()
-        .flags(flags | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
-        .mode(if flags.contains(OFlag::O_CREAT) { Mode::S_IRUSR | Mode::S_IWUSR } else { Mode::empty() })
-        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    openat2(AT_FDCWD, &settings.image, how).map(File::from)
+/// What a look at the image tells.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Look {
+    /// Its size.
+    pub(crate) bytes: u64,
+    /// Its header is ours.
+    pub(crate) same_header: bool,
 }
 
-/// The image, for reading, or for writing too; a regular file or an error.
-pub(crate) fn open(settings: &Settings, write: bool) -> Result<File> {
-    let name = settings.image.display();
-    let file = match open_as(settings, if write { OFlag::O_RDWR } else { OFlag::O_RDONLY }) {
-        Ok(file) => file,
-        Err(nix::errno::Errno::ENOENT) => {
-            let fault = Fault::config(format!("there is no image {name}"));
-            return Err(fault.hint(format!("{} makes one", settings.hint("create"))).into());
-        }
-        Err(nix::errno::Errno::ELOOP) => {
-            return Err(
-                Fault::config(format!("the image {name} is a symbolic link, or lies behind one")).into()
-            );
-        }
-        Err(e) => {
-            return Err(std::io::Error::from(e)).with_context(|| format!("cannot open the image {name}"));
-        }
-    };
-    if !file.metadata().with_context(|| format!("cannot look at the image {name}"))?.is_file() {
-        return Err(Fault::config(format!("the image {name} is not a regular file")).into());
+fn touch(settings: &Settings, what: &str, watch: &mut Watch, with: impl FnOnce(Cmd) -> Cmd) -> Result<Value> {
+    let cmd = with(Program::own()?.cmd().args(["touch", what, "--image"]).arg(&settings.image));
+    let output = watch.output(&cmd)?;
+    match serde_json::from_slice(&output.stdout) {
+        Ok(value) if output.status.success() => Ok(value),
+        Ok(error) => Err(Fault::relay(output.status.code().unwrap_or(1), error).into()),
+        Err(_) => Err(cmd.failure(&output).into()),
     }
-    Ok(file)
 }
 
-/// The image's size, if it can be told. A link that answered a moment ago may hang now, and is not waited for.
+/// Looks at it, and compares its first `compared` bytes with this machine's header.
+pub(crate) fn look(settings: &Settings, compared: usize, watch: &mut Watch) -> Result<Look> {
+    let with = |cmd: Cmd| cmd.arg("--header").arg(&settings.header).arg("--bytes").arg(compared.to_string());
+    let told = touch(settings, "look", watch, with)?;
+    let bytes = told["bytes"].as_u64().context("the image's size is not told")?;
+    Ok(Look { bytes, same_header: told["same_header"] == true })
+}
+
+/// Makes a new one; an existing file is never touched.
+pub(crate) fn make(settings: &Settings, watch: &mut Watch) -> Result<()> {
+    touch(settings, "make", watch, |cmd| cmd).map(drop)
+}
+
+/// Gives it its size; durable on return.
+pub(crate) fn set_size(settings: &Settings, bytes: u64, watch: &mut Watch) -> Result<()> {
+    touch(settings, "size", watch, |cmd| cmd.arg("--bytes").arg(bytes.to_string())).map(drop)
+}
+
+/// Writes this machine's header, which [`fits`], at its start, where it differs from what is there; durable on return. The
+/// number of bytes written.
+pub(crate) fn put_header(settings: &Settings, watch: &mut Watch) -> Result<u64> {
+    let told = touch(settings, "put-header", watch, |cmd| cmd.arg("--header").arg(&settings.header))?;
+    told.as_u64().context("it is not told how much was written")
+}
+
+/// Copies its header to the local file `to`, which must not exist.
+pub(crate) fn get_header(settings: &Settings, to: &Path, watch: &mut Watch) -> Result<()> {
+    let words = settings.cryptsetup.argv().iter().map(|word| format!("--cryptsetup={word}"));
+    touch(settings, "get-header", watch, |cmd| cmd.arg("--header").arg(to).args(words)).map(drop)
+}
+
+/// Makes a loop device for it.
+pub(crate) fn attach(settings: &Settings, read_only: bool, watch: &mut Watch) -> Result<Loop> {
+    let told = touch(settings, "loop", watch, |cmd| cmd.args(read_only.then_some("--read-only")))?;
+    told.as_str().and_then(losetup::one).context("the loop device is not there any more")
+}
+
+/// Makes all that was written to it durable.
+pub(crate) fn sync(settings: &Settings, watch: &mut Watch) -> Result<()> {
+    touch(settings, "sync", watch, |cmd| cmd).map(drop)
+}
+
+/// Removes it.
+pub(crate) fn remove(settings: &Settings, watch: &mut Watch) -> Result<()> {
+    touch(settings, "remove", watch, Cmd::uninterruptible).map(drop)
+}
+
+/// Its size, if it can be told. A link that answered a moment ago may hang now, and is not waited for.
 pub(crate) fn size(settings: &Settings) -> Result<Option<u64>> {
     let stat = Cmd::new("stat").args(["-c", "%f %s", "--"]).arg(&settings.image).uninterruptible();
     let Some(output) = fuse::ask(&stat, PROBE)?.filter(|o| o.status.success()) else { return Ok(None) };
@@ -60,48 +90,6 @@ pub(crate) fn size(settings: &Settings) -> Result<Option<u64>> {
     let is_file =
         u32::from_str_radix(mode, 16).is_ok_and(|m| m & SFlag::S_IFMT.bits() == SFlag::S_IFREG.bits());
     Ok(bytes.parse().ok().filter(|_| is_file))
-}
-
-/// A new image; an existing file is never touched.
-pub(crate) fn make(settings: &Settings) -> Result<Made> {
-    let file = open_as(settings, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL).map_err(|e| {
-        let what = format!("cannot make the image {}: {e}", settings.image.display());
-        match e {
-            nix::errno::Errno::EEXIST => Fault::config(what).hint("nothing is overwritten"),
-            nix::errno::Errno::EACCES | nix::errno::Errno::EROFS => Fault::denied(what),
-            _ => Fault::failed(what),
-        }
-    })?;
-    Ok(Made { file, path: settings.image.clone(), keep: false })
-}
-
-/// An image that goes away again unless it is kept.
-#[derive(Debug)]
-pub(crate) struct Made {
-    pub(crate) file: File,
-    path: PathBuf,
-    keep: bool,
-}
-
-impl Made {
-    pub(crate) fn keep(mut self) {
-        self.keep = true;
-    }
-
-    /// Removes it again.
-    pub(crate) fn remove(mut self) -> Result<()> {
-        self.keep = true;
-        std::fs::remove_file(&self.path).with_context(|| format!("cannot remove {}", self.path.display()))
-    }
-}
-
-impl Drop for Made {
-    fn drop(&mut self) {
-        if !self.keep {
-            // Only on a panic: everything else says keep or remove.
-            drop(std::fs::remove_file(&self.path));
-        }
-    }
 }
 
 /// An error unless `header` ends before the encrypted data begins, at `data_offset`: it would overwrite some of it.
@@ -117,59 +105,14 @@ pub(crate) fn fits(header: &[u8], data_offset: u64) -> Result<()> {
     Err(Fault::config(what).hint("put back the header of a backup that `backup-header` made").into())
 }
 
-/// Writes `header`, which [`fits`], at the image's start, where it differs from what is there; durable on return. The number of
-/// bytes written.
-pub(crate) fn put_header(image: &File, header: &[u8]) -> Result<u64> {
-    let mut written = 0;
-    let mut there = [0; BLOCK];
-    for (n, block) in header.chunks(BLOCK).enumerate() {
-        let at = u64::try_from(n * BLOCK)?;
-        let there = &mut there[..block.len()];
-        image.read_exact_at(there, at).context("cannot read the image's header")?;
-        if there != block {
-            image.write_all_at(block, at).context("cannot write the image's header")?;
-            written += u64::try_from(block.len())?;
-        }
-    }
-    image.sync_all().context("cannot make the image's header durable")?;
-    Ok(written)
-}
-
-/// Whether the first `bytes` of the image are those of the header copy.
-pub(crate) fn same_header(image: &File, copy: &Path, bytes: usize) -> Result<bool> {
-    let mut ours = vec![0; bytes];
-    let mut file = File::open(copy).with_context(|| format!("cannot read {}", copy.display()))?;
-    file.read_exact(&mut ours).with_context(|| format!("{} is too short", copy.display()))?;
-    let mut theirs = vec![0; bytes];
-    match image.read_exact_at(&mut theirs, 0) {
-        Ok(()) => Ok(ours == theirs),
-        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
-        Err(e) => Err(e).context("cannot read the image's header"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_header_never_reaches_into_the_data() {
-        assert!(fits(&[0; BLOCK], 4096).is_ok());
-        let error = fits(&[0; BLOCK + 1], 4096).unwrap_err();
+        assert!(fits(&[0; 4096], 4096).is_ok());
+        let error = fits(&[0; 4097], 4096).unwrap_err();
         assert_eq!(common::fault::kind_of(&error), common::fault::Kind::Config);
-    }
-
-    #[test]
-    fn only_blocks_that_differ_are_written() {
-        let mut image = tempfile::tempfile().unwrap();
-        std::io::Write::write_all(&mut image, &[0; 4 * BLOCK]).unwrap();
-        let mut header = vec![0; 3 * BLOCK + 100];
-        assert_eq!(put_header(&image, &header).unwrap(), 0);
-        header[BLOCK] = 1;
-        header[3 * BLOCK] = 2;
-        assert_eq!(put_header(&image, &header).unwrap(), 4096 + 100);
-        let mut back = vec![0; header.len()];
-        image.read_exact_at(&mut back, 0).unwrap();
-        assert!(back == header);
     }
 }

@@ -13,6 +13,7 @@ use crate::create::Scratch;
 use crate::header::Header;
 use crate::record::Record;
 use crate::settings::Settings;
+use crate::watch::Watch;
 use crate::{TOOL, attach, facts, image, key, stack};
 
 /// `add-key`: first our copy, proven with both keys, then the image's header. With a key that opens it already, only
@@ -23,11 +24,12 @@ pub(crate) fn add(settings: &Settings, new: &Path, pbkdf: &Pbkdf, report: &mut R
     let record = Record::need(settings)?;
     attach::ready(settings, &record)?;
     key::check(&new)?;
-    let image = image::open(settings, true)?;
+    let mut watch = Watch::new(settings, false)?;
+    image::look(settings, 0, &mut watch)?;
     let (tool, copy) = (&settings.cryptsetup, &settings.header);
     tool.must_open(copy, &settings.key_file)?;
     let has_it = tool.opens(copy, &new)?;
-    let mut bytes = std::fs::read(copy).with_context(|| format!("cannot read {}", copy.display()))?;
+    let bytes = std::fs::read(copy).with_context(|| format!("cannot read {}", copy.display()))?;
     image::fits(&bytes, Header::read(tool, copy)?.data_offset)?;
     if !has_it {
         let scratch = Scratch::new(settings)?;
@@ -37,12 +39,12 @@ pub(crate) fn add(settings: &Settings, new: &Path, pbkdf: &Pbkdf, report: &mut R
         record.agrees(&header, settings)?;
         tool.must_open(&next, &settings.key_file)?;
         tool.must_open(&next, &new)?;
-        bytes = std::fs::read(&next)?;
+        let bytes = std::fs::read(&next)?;
         image::fits(&bytes, header.data_offset)?;
         durable::write(copy, &bytes, 0o600)?;
         report.changed = true;
     }
-    let written = image::put_header(&image, &bytes)
+    let written = image::put_header(settings, &mut watch)
         .context("this machine's header has the key, the image's has not; `add-key` again finishes it")?;
     report.changed |= written > 0;
     report.set("header_bytes_written", written);

@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use common::fault::Fault;
-use common::run::Cmd;
+use common::run::{Cmd, Output};
 use nix::sys::stat::{major, minor};
+
+use crate::watch::Watch;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -89,7 +91,8 @@ pub(crate) fn one(name: &str) -> Option<Loop> {
 }
 
 /// Makes a loop device for `image`, which must be exactly what the kernel then says it opened: this path, and the very
-/// file that is `opened`. (losetup itself always opens a path, even when it is given a descriptor below `/proc`.)
+/// file that is `opened`. (losetup itself always opens a path, even when it is given a descriptor below `/proc`.) All of it
+/// asks the file's server.
 pub(crate) fn attach(image: &Path, opened: &File, read_only: bool) -> Result<Loop> {
     let cmd = Cmd::new("losetup").args(["--find", "--show", "--direct-io=on"]);
     let cmd = cmd.args(read_only.then_some("--read-only")).arg("--").arg(image).timeout(LIMIT);
@@ -100,14 +103,14 @@ pub(crate) fn attach(image: &Path, opened: &File, read_only: bool) -> Result<Loo
     };
     if made.file != image {
         // Ours, whatever it opened: it was made a moment ago.
-        detach(&made, LIMIT)?;
+        detach(&made, LIMIT, Cmd::output)?;
         let what = format!("{} turned into {} while it was opened", image.display(), made.file.display());
         return Err(Fault::config(what).into());
     }
     match is_on(&made, opened) {
         Ok(true) => Ok(made),
         other => {
-            detach(&made, LIMIT)?;
+            detach(&made, LIMIT, Cmd::output)?;
             other?;
             let what = format!("{} was replaced by another file while it was opened", image.display());
             Err(Fault::config(what).into())
@@ -125,10 +128,18 @@ fn is_on(device: &Loop, opened: &File) -> Result<bool> {
     Ok((words.next(), words.next()) == (Some(&ours.0), Some(&ours.1)))
 }
 
-/// Ends a loop device; false if something still holds it after `patience`.
-pub(crate) fn detach(device: &Loop, patience: Duration) -> Result<bool> {
+/// Ends a loop device; false if something still holds it after `patience`. `run` knows how to wait for what may hang.
+pub(crate) fn detach(
+    device: &Loop,
+    patience: Duration,
+    run: impl FnOnce(&Cmd) -> Result<Output>,
+) -> Result<bool> {
+    let cmd = Cmd::new("losetup").arg("--detach").arg(device.device()).timeout(LIMIT).uninterruptible();
+    let output = run(&cmd)?;
+    if !output.status.success() {
+        return Err(cmd.failure(&output).into());
+    }
     let begin = Instant::now();
-    Cmd::new("losetup").arg("--detach").arg(device.device()).timeout(LIMIT).uninterruptible().checked()?;
     // A device in use only gets marked for its end, and losetup is content.
     while one(&device.name)
         .is_some_and(|now| (now.diskseq, now.file) == (device.diskseq, device.file.clone()))
@@ -141,9 +152,9 @@ pub(crate) fn detach(device: &Loop, patience: Duration) -> Result<bool> {
     Ok(true)
 }
 
-/// Tells the kernel that the file has grown.
-pub(crate) fn refresh(device: &Loop) -> Result<()> {
-    Cmd::new("losetup").arg("--set-capacity").arg(device.device()).timeout(LIMIT).checked()?;
+/// Tells the kernel that the file has grown, for which it asks the file's server.
+pub(crate) fn refresh(device: &Loop, watch: &mut Watch) -> Result<()> {
+    watch.checked(&Cmd::new("losetup").arg("--set-capacity").arg(device.device()))?;
     Ok(())
 }
 
@@ -168,7 +179,7 @@ mod tests {
         std::fs::write(&image, vec![0; 1 << 20]).unwrap();
         let made = attach(&image, &File::open(&image).unwrap(), true).unwrap();
         assert!(all().contains(&made) && made.is_of(&image) && made.traffic().is_some());
-        assert!(detach(&made, Duration::from_secs(5)).unwrap());
+        assert!(detach(&made, Duration::from_secs(5), Cmd::output).unwrap());
         // Another file took its name since it was looked at.
         let before = File::open(&image).unwrap();
         std::fs::rename(&image, dir.path().join("old")).unwrap();

@@ -15,20 +15,31 @@ mod header;
 mod image;
 mod key;
 mod keys;
+mod lease;
 mod losetup;
+mod marks;
 mod record;
 mod settings;
 mod stack;
+mod touch;
 mod watch;
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use cli::Command;
 
 const TOOL: &str = "luks-mount";
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
-    let (action, profile) = cli.names();
-    common::status::run(TOOL, env!("CARGO_PKG_VERSION"), action, profile.as_deref(), |report| cli.run(report))
+    let action = match cli::Cli::parse().command {
+        // Children of ours: their stdout is an answer to us, not a status object.
+        Command::Touch(touch) => return touch::answer(&touch),
+        Command::Beside(beside) => return lease::answer(&beside),
+        Command::Action(action) => action,
+    };
+    let (name, profile) = action.names();
+    common::status::run(TOOL, env!("CARGO_PKG_VERSION"), name, profile.as_deref(), |report| {
+        action.run(report)
+    })
 }

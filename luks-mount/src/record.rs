@@ -8,6 +8,8 @@ use common::fault::Fault;
 use serde::{Deserialize, Serialize};
 
 use crate::header::Header;
+use crate::lease::Held;
+use crate::marks::{Left, Marks};
 use crate::settings::Settings;
 
 /// The content of the file.
@@ -36,6 +38,12 @@ pub(crate) struct Record {
     /// Not all that was written may have reached the image: ext4 is checked before it is written to again.
     #[serde(default)]
     pub(crate) check_needed: bool,
+    /// How this machine left the file system; not known of one that was adopted.
+    #[serde(default)]
+    pub(crate) left: Option<Left>,
+    /// Its lease, while it writes, and after it was cut off.
+    #[serde(default)]
+    pub(crate) lease: Option<Held>,
 }
 
 impl Record {
@@ -52,6 +60,8 @@ impl Record {
             created_at: None,
             adopted_at: None,
             check_needed: false,
+            left: None,
+            lease: None,
         }
     }
 
@@ -91,6 +101,17 @@ impl Record {
                 record.save(settings)
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Notes how the file system was left; durable on return. Without a record there is nothing to be noted.
+    pub(crate) fn note_closed(settings: &Settings, marks: Marks) -> Result<()> {
+        match Record::load(settings)? {
+            Some(mut record) => {
+                record.left = Some(Left::Closed(marks));
+                record.save(settings)
+            }
+            None => Ok(()),
         }
     }
 

@@ -161,10 +161,6 @@ impl Settings {
                 Health::Hung => return Err(unavailable(format!("{at} is mounted, but does not answer"))),
             }
         }
-        let folder = self.image.parent().unwrap_or(Path::new("/"));
-        if !folder.is_dir() {
-            return Err(unavailable(format!("there is no folder {}", folder.display())));
-        }
         Ok(())
     }
 

@@ -1,8 +1,8 @@
 //! Waiting for a child that reads or writes the container through a link that may die, or be slow.
 //!
-//! A time limit alone would be wrong either way. So: as long as the loop device gets on with its work, bytes leave
-//! this machine, or the far end answers, it is waited; if nothing of that happens, the link is dead. A question is
-//! no proof by itself: on a slow link it waits behind all that is on its way.
+//! A time limit alone would be wrong either way. So: as long as anything moves ([`common::progress`]), or the far end
+//! answers, it is waited; if nothing of that happens, the link is dead. A question is no proof by itself: on a slow link it
+//! waits behind all that is on its way. A child that the kernel does not let go is freed by ending the link.
 
 use std::io::Read as _;
 use std::path::PathBuf;
@@ -12,20 +12,25 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::fuse::{self, Health};
+use common::progress::{Quiet, Sources};
 use common::run::{Child, Cmd, Output};
-use common::signals;
+use common::{mutant, signals};
+use nix::sys::signal::Signal;
 
-use crate::losetup;
 use crate::settings::{PROBE, Settings};
 
 /// No progress for so long, and the far end is asked.
 const QUIET: Duration = Duration::from_secs(8);
 /// The same where sshfs-mount does not count what leaves: some megabytes can be on their way unseen.
 const QUIET_UNSEEN: Duration = Duration::from_secs(45);
-/// Bytes on the wire that are progress; less is ssh asking whether the other side is alive.
-const MOVED: u64 = 8192;
 /// The longest that is waited without any progress, whatever the far end answers.
 const STUCK: Duration = Duration::from_secs(300);
+/// Between two looks at what moves.
+const LOOK: Duration = Duration::from_millis(250);
+/// What a child that is given up gets to end in: asked, then killed.
+const GRACE: Duration = Duration::from_secs(5);
+/// The longest that one is waited for which the kernel does not let go, as long as bytes move.
+const SLOW: Duration = Duration::from_secs(60);
 /// What a child gets to end in once the link below it has been ended.
 const AFTER_END: Duration = Duration::from_secs(60);
 
@@ -54,9 +59,10 @@ impl Watch {
     /// How the link is, asked for at most `limit`; `None` if there is none. One that is busy is healthy.
     pub(crate) fn health(&self, limit: Duration) -> Result<Option<Health>> {
         let Some(link) = &self.link else { return Ok(None) };
-        let before = self.work();
+        let sources = self.sources(None);
+        let before = sources.look();
         Ok(Some(match fuse::probe(link, limit)? {
-            Health::Hung if self.work().is_beyond(&before) => Health::Healthy,
+            Health::Hung if sources.look().is_beyond_below(&before) => Health::Healthy,
             other => other,
         }))
     }
@@ -73,30 +79,27 @@ impl Watch {
     /// Runs `cmd` to its end; its output is small.
     pub(crate) fn output(&mut self, cmd: &Cmd) -> Result<Output> {
         let mut child = cmd.start(Stdio::null(), Stdio::piped())?;
-        let mut quiet_since = Instant::now();
-        let mut moved_at = Instant::now();
-        let mut work = self.work();
+        let mut quiet = Quiet::begin(self.sources(Some(child.id())));
+        let unseen = self.link.is_some() && !self.wire.exists();
+        let mut asked = Instant::now();
         let status = loop {
             if let Some(status) = child.try_wait()? {
                 break status;
             }
             if !self.clean_up && signals::caught().is_some() {
-                child.end();
+                self.give_up(&mut child)?;
                 signals::check()?;
             }
-            std::thread::sleep(Duration::from_millis(20));
-            let now = self.work();
-            if now.is_beyond(&work) {
-                (work, quiet_since, moved_at) = (now, Instant::now(), Instant::now());
-            }
-            let patience = match work.wire {
+            child.ended_by(Some(Instant::now() + LOOK), !self.clean_up)?;
+            let rest = quiet.time();
+            let patience = match unseen {
                 _ if self.dead => AFTER_END,
-                None if self.link.is_some() => QUIET_UNSEEN,
-                _ => QUIET,
+                true => QUIET_UNSEEN,
+                false => QUIET,
             };
-            if quiet_since.elapsed() > patience || moved_at.elapsed() > STUCK {
-                self.ask(&mut child, moved_at.elapsed())?;
-                quiet_since = Instant::now();
+            if rest.min(asked.elapsed()) > patience || rest > STUCK {
+                self.ask(&mut child, rest)?;
+                asked = Instant::now();
             }
         };
         let mut stdout = Vec::new();
@@ -112,10 +115,33 @@ impl Watch {
         if output.status.success() { Ok(output) } else { Err(cmd.failure(&output).into()) }
     }
 
-    fn work(&self) -> Work {
-        let device = self.device.as_deref().and_then(losetup::one).and_then(|l| l.traffic());
-        let wire = std::fs::read_to_string(&self.wire).ok().filter(|_| self.link.is_some());
-        Work { device, wire: wire.map(|text| bytes_of(&text)) }
+    fn sources(&self, tree: Option<u32>) -> Sources {
+        let wire = self.link.is_some().then(|| self.wire.clone());
+        Sources { wire, device: self.device.clone(), tree }
+    }
+
+    /// Ends a child. One that waits for S3 in the kernel is freed: by its answer, if bytes still move, else by ending the link.
+    fn give_up(&mut self, child: &mut Child) -> Result<()> {
+        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+            child.signal(signal);
+            if child.ended_by(Some(Instant::now() + GRACE), false)? {
+                child.try_wait()?;
+                return Ok(());
+            }
+        }
+        let begin = Instant::now();
+        let mut quiet = Quiet::begin(self.sources(None));
+        while !child.ended_by(Some(Instant::now() + LOOK), false)? {
+            if quiet.time() > QUIET / 2 || begin.elapsed() > SLOW {
+                if !mutant::active("a-stuck-child-is-left") {
+                    self.end_link()?;
+                }
+                break;
+            }
+        }
+        // Or it is left to the kernel.
+        child.end();
+        Ok(())
     }
 
     /// Nothing moves: is the far end still there?
@@ -130,7 +156,7 @@ impl Watch {
         if self.link.is_some() && self.clean_up && !self.dead {
             return self.end_link();
         }
-        child.end();
+        self.give_up(child)?;
         let seconds = quiet.as_secs();
         let what = match &self.link {
             Some(link) => {
@@ -139,45 +165,5 @@ impl Watch {
             None => format!("the container's image did not answer for {seconds} s"),
         };
         Err(Fault::unavailable(what).into())
-    }
-}
-
-/// How far things have got.
-#[derive(Debug, PartialEq, Eq)]
-struct Work {
-    /// Read and written by the loop device.
-    device: Option<(u64, u64)>,
-    /// On the wire, both ways.
-    wire: Option<u64>,
-}
-
-impl Work {
-    fn is_beyond(&self, before: &Work) -> bool {
-        let moved = |(now, then): (u64, u64)| now >= then.saturating_add(MOVED);
-        self.device != before.device || self.wire.zip(before.wire).is_some_and(moved)
-    }
-}
-
-/// The sum of what sshfs-mount counts: one line a connection, of process, bytes sent and bytes received.
-fn bytes_of(text: &str) -> u64 {
-    let numbers = |line: &str| -> u64 {
-        line.split_whitespace().skip(1).filter_map(|n| n.parse::<u64>().ok()).fold(0, u64::saturating_add)
-    };
-    text.lines().map(numbers).fold(0, u64::saturating_add)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_few_bytes_that_ask_whether_one_lives_are_no_progress() {
-        let work = |device, text: &str| Work { device, wire: Some(bytes_of(text)) };
-        let before = work(Some((0, 512)), "  17  100000  500\n  18  0 0\n");
-        assert_eq!(before.wire, Some(100_500));
-        assert!(!work(Some((0, 512)), "17 100300 800\n18 0 0\n").is_beyond(&before));
-        assert!(work(Some((0, 512)), "17 100300 800\n18 9000 0\n").is_beyond(&before));
-        assert!(work(Some((0, 1024)), "17 100000 500").is_beyond(&before));
-        assert!(!Work { device: Some((0, 512)), wire: None }.is_beyond(&before));
     }
 }

@@ -9,16 +9,20 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 
 use anyhow::{Context as _, Result};
 use common::account::Account;
 use common::fault::Fault;
+use common::processes::Process;
+use common::program::Program;
 use common::run::{Child, Cmd, Failure, Output, program};
 use common::status::Report;
 use common::{record, signals};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
+use nix::unistd::{AccessFlags, access};
 use serde_json::{Value, json};
 
 use crate::claim::Ledger;
@@ -33,7 +37,8 @@ pub(crate) fn run(settings: &Settings, command: &[OsString], report: &mut Report
     let first = command.first().ok_or_else(|| Fault::usage("no command is given"))?;
     program(first)?;
     // A directory that is gone or closed to us is no reason to fail.
-    let dir = std::env::current_dir().map_or_else(|_| OsString::from("/"), Into::into);
+    let enter = |dir: &PathBuf| access(dir, AccessFlags::X_OK).is_ok();
+    let dir = std::env::current_dir().ok().filter(enter).map_or_else(|| OsString::from("/"), Into::into);
     let (settings, command) = (settings.clone(), command.to_vec());
     let job = Job { settings, run_id: record::random_id()?, command, dir, account };
     report.set("run_id", job.run_id.as_str());
@@ -44,7 +49,7 @@ pub(crate) fn run(settings: &Settings, command: &[OsString], report: &mut Report
     let (out, out_end) = pipe().context("cannot make a pipe")?;
     let (err, err_end) = pipe().context("cannot make a pipe")?;
     let (theirs, out_end, err_end) = (OwnedFd::from(theirs), OwnedFd::from(out_end), OwnedFd::from(err_end));
-    let guardian = Cmd::new("/proc/self/exe").arg("guardian").own_session().outlives_us();
+    let guardian = Program::own()?.cmd().arg("guardian").own_session().outlives_us();
     // Never dropped: that would kill it, and it is what ends maintenance when we fail.
     let mut guardian =
         ManuallyDrop::new(guardian.start_streams(theirs.into(), out_end.into(), err_end.into())?);
@@ -149,7 +154,7 @@ fn take_over(job: &Job, stage: Stage, guardian: &mut Child, relay: &mut Relay) -
 }
 
 /// What to say of a process that even SIGKILL did not end.
-pub(crate) fn survivor(process: &tree::Process) -> (String, String) {
+pub(crate) fn survivor(process: &Process) -> (String, String) {
     let (pid, name) = (process.pid, &process.name);
     (
         format!("process {pid} ({name}) of the command is stuck in the kernel, or not ours to end"),

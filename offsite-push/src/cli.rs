@@ -40,7 +40,8 @@ refused: see push --accept-container.
 
 The last line on stdout is one JSON object; docs/status.schema.json has it.
 Exit codes: 0 the newest snapshot is there; 1 failed, nothing is mounted; 2
-usage; 3 pushed, but something was left out; 4 something is still mounted (the
+usage; 3 pushed, but something was left out, or older dates in the container
+are not whole; 4 something is still mounted (the
 object says what); 69 S3 or a program is not there; 75 another push, or a view,
 is open; 77 rights; 78 profile, store or container wrong; 128+N signal.";
 
@@ -74,7 +75,11 @@ pub(crate) enum Action {
     ///
     /// What a killed push left mounted is cleared first. When the newest snapshot
     /// was pushed before, the container is not opened. A push that was stopped is
-    /// continued by the next one.
+    /// continued by the next one. What the newest date in the container has lost
+    /// is sent again. After a repair of its file system, whoever made it, the
+    /// names and sizes of all dates are compared first; what is not whole is told
+    /// at each push (exit code 3) until `verify` of all dates finds nothing, or
+    /// those dates are pruned.
     ///
     /// data: store, date, id, failed_step, push (date, id, base_date, sent_bytes,
     /// received_bytes, copied_bytes, written_bytes, duration_ms, behind), prune (if
@@ -94,18 +99,20 @@ pub(crate) enum Action {
         #[arg(long, value_name = "BYTES")]
         reserve_bytes: Option<Bytes>,
         /// Take the container as it is, once, though it is not the one left
-        /// behind: after it was restored, replaced or adopted on purpose.
+        /// behind, or lacks dates that were: after it was restored, replaced or
+        /// adopted, or a date was removed by hand, on purpose.
         #[arg(long)]
         accept_container: bool,
     },
     /// Remove from the container what the rules in [offsite.retention] do not keep.
     ///
     /// `push` does it by itself, after its copy is confirmed. Never removed: the
-    /// newest, the newest sealed one, and the one the next push begins with. See
-    /// link-sync prune. Sudo: /usr/sbin/offsite-push prune home
+    /// newest, the newest sealed one, and the one the next push begins with; and
+    /// no more than max_removals_per_day (10) within 24 hours. See link-sync prune.
+    /// Sudo: /usr/sbin/offsite-push prune home
     ///
-    /// data: prune (kept, removed, skipped, paths, snapshots: of each its date,
-    /// action and reasons), dry_run, failed_step, steps.
+    /// data: prune (kept, removed, skipped, postponed, paths, snapshots: of each
+    /// its date, action and reasons), dry_run, failed_step, steps.
     Prune {
         #[command(flatten)]
         place: Place,
@@ -119,8 +126,9 @@ pub(crate) enum Action {
     },
     /// Tell what was pushed, what is waiting, and what is mounted now.
     ///
-    /// data: last_push, last_verify, unconfirmed, newest, behind (snapshots newer than the
-    /// last one pushed), pushing, view, container, s3, steps. Exit code 0.
+    /// data: last_push, last_verify, unconfirmed, damaged (dates that are not
+    /// whole), newest, behind (snapshots newer than the last one pushed), pushing,
+    /// view, container, s3, steps. Exit code 0.
     Status {
         #[command(flatten)]
         place: Place,

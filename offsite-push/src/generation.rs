@@ -5,11 +5,13 @@
 //! copy is published; S2 confirms it once the container has been closed cleanly. A push that ends anywhere in between
 //! leaves a container that has one of the two values S2 then knows.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Result;
 use common::durable;
 use common::fault::Fault;
+use common::mutant;
 use common::record::random_id;
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +35,18 @@ pub(crate) struct Known {
     /// The dates in the container when it was last closed cleanly, oldest first.
     #[serde(default)]
     pub(crate) dates: Option<Vec<String>>,
+    /// Of these, the ones that a prune is about to remove, or was when it was cut off: they may be gone.
+    #[serde(default)]
+    pub(crate) going: Vec<String>,
+    /// When its file system was last checked, as that says itself. Who checks it without us may have repaired it.
+    #[serde(default)]
+    pub(crate) checked_at: Option<String>,
+    /// Why the names and sizes of all its dates are to be compared before anything is confirmed.
+    #[serde(default)]
+    pub(crate) compare: Option<String>,
+    /// Dates in it that are not whole, and what was found; told until a verification finds nothing.
+    #[serde(default)]
+    pub(crate) damaged: BTreeMap<String, String>,
 }
 
 /// Facts of the last push that ended well.
@@ -99,7 +113,13 @@ impl Known {
 
     /// Whether snapshot `id` is known to be the newest one there, with nothing left open.
     pub(crate) fn holds(&self, id: &str) -> bool {
-        self.next_generation.is_none() && self.id.as_deref() == Some(id)
+        self.next_generation.is_none() && self.compare.is_none() && self.id.as_deref() == Some(id)
+    }
+
+    /// The dates that were confirmed, that nothing of ours was removing, and that are not among `there`.
+    fn lost(&self, there: &[String]) -> Vec<&str> {
+        let all = self.dates.iter().flatten().filter(|d| !there.contains(d) && !self.going.contains(d));
+        all.map(String::as_str).collect()
     }
 }
 
@@ -133,7 +153,11 @@ pub(crate) fn objection(known: Option<&Known>, uuid: &str, content: &Content) ->
     }
     let expected = [&known.generation, &known.next_generation];
     if expected.into_iter().flatten().any(|g| *g == stamp.generation) {
-        return None;
+        let lost = known.lost(&content.dates);
+        if lost.is_empty() || mutant::active("a-date-that-is-gone-is-missed") {
+            return None;
+        }
+        return Some(format!("what was confirmed in it is gone: {}", lost.join(", ")));
     }
     Some(format!("it is not the state that was left behind: it is of {} ({})", stamp.pushed_at, stamp.date))
 }
@@ -151,7 +175,8 @@ pub(crate) fn refusal(why: &str) -> anyhow::Error {
 /// A change of the container under way.
 #[derive(Clone, Debug)]
 pub(crate) struct Change {
-    before: Known,
+    /// S2's record as it is now.
+    known: Known,
     /// The value the container is about to get.
     pub(crate) next: String,
     interrupted: bool,
@@ -159,7 +184,7 @@ pub(crate) struct Change {
 
 impl Change {
     /// Notes on S2, durably, that the container with `content` is about to be changed. `fresh`: what was known
-    /// before does not count any more.
+    /// before does not count any more, but what is damaged in it stays damaged.
     pub(crate) fn begin(
         path: &Path,
         known: Option<&Known>,
@@ -167,19 +192,35 @@ impl Change {
         content: &Content,
         fresh: bool,
     ) -> Result<Change> {
-        let old = known.filter(|k| !fresh && k.container_uuid == uuid).cloned();
-        let interrupted = fresh || old.as_ref().is_none_or(|k| k.next_generation.is_some());
+        let old = known.filter(|k| k.container_uuid == uuid);
+        let interrupted = fresh || old.is_none_or(|k| k.next_generation.is_some());
         let next = random_id()?;
+        let base = match old {
+            Some(old) if !fresh => old.clone(),
+            Some(old) => Known {
+                damaged: old.damaged.clone(),
+                checked_at: old.checked_at.clone(),
+                compare: old.compare.clone(),
+                ..Known::default()
+            },
+            None => Known::default(),
+        };
         let known = Known {
             schema: 1,
             container_uuid: uuid.to_owned(),
             // What it really holds now: of the two that were known, the other one is out of date.
             generation: content.stamp.as_ref().map(|s| s.generation.clone()),
             next_generation: Some(next.clone()),
-            ..old.unwrap_or_default()
+            ..base
         };
         known.save(path)?;
-        Ok(Change { before: known, next, interrupted })
+        Ok(Change { known, next, interrupted })
+    }
+
+    /// Notes more, durably: it holds whether this change is ever confirmed or not.
+    pub(crate) fn note(&mut self, path: &Path, more: impl FnOnce(&mut Known)) -> Result<()> {
+        more(&mut self.known);
+        self.known.save(path)
     }
 
     /// Whether the container has to get the new value: it does unless nothing in it changed and nothing was open.
@@ -195,11 +236,13 @@ impl Change {
         last: Option<Last>,
         dates: Vec<String>,
     ) -> Result<()> {
-        let mut known = self.before.clone();
+        let mut known = self.known.clone();
         if written {
             known.generation = Some(self.next.clone());
         }
         known.next_generation = None;
+        known.going.clear();
+        known.damaged.retain(|date, _| dates.contains(date));
         known.dates = Some(dates);
         if let Some(last) = last {
             // Pushing an old date again does not make it the newest.
@@ -270,6 +313,43 @@ mod tests {
             let why = objection(known, uuid, content);
             assert_eq!(why.is_none(), accepted, "{known:?} {uuid} {content:?}: {why:?}");
         }
+    }
+
+    #[test]
+    fn a_confirmed_date_that_is_gone_is_an_objection_unless_a_prune_was_at_it() {
+        let date = |name: &str| name.to_owned();
+        let mut left = known(Some("a"), None);
+        left.dates = Some(vec![date("c"), date("d")]);
+        let why = objection(Some(&left), "u", &stamp("a")).unwrap();
+        assert!(why.contains("is gone: c"), "{why}");
+        left.going = vec![date("c")];
+        assert_eq!(objection(Some(&left), "u", &stamp("a")), None);
+        // More than was to go.
+        left.dates = Some(vec![date("b"), date("c"), date("d")]);
+        assert!(objection(Some(&left), "u", &stamp("a")).unwrap().ends_with("is gone: b"));
+        // A date more, of a push that was cut off, is none.
+        left.dates = Some(Vec::new());
+        assert_eq!(objection(Some(&left), "u", &stamp("a")), None);
+    }
+
+    #[test]
+    fn what_is_damaged_outlives_cuts_and_an_accepted_container_but_not_the_date() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("offsite.json");
+        let load = || Known::load(&path).unwrap().unwrap();
+        let mut change =
+            Change::begin(&path, Some(&known(Some("a"), None)), "u", &stamp("a"), false).unwrap();
+        change.note(&path, |k| drop(k.damaged.insert("d".into(), "a hole".into()))).unwrap();
+        // Cut off; then accepted as it is.
+        let again = Change::begin(&path, Some(&load()), "u", &stamp("a"), true).unwrap();
+        again.confirm(&path, true, None, vec!["d".into(), "e".into()]).unwrap();
+        assert_eq!(load().damaged["d"], "a hole");
+        let gone = Change::begin(&path, Some(&load()), "u", &stamp(&again.next), false).unwrap();
+        gone.confirm(&path, true, None, vec!["e".into()]).unwrap();
+        assert!(load().damaged.is_empty());
+        // It says nothing about another container.
+        let other = Change::begin(&path, Some(&load()), "v", &stamp("a"), true).unwrap();
+        assert!(other.known.damaged.is_empty());
     }
 
     #[test]

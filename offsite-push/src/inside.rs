@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
-use common::run::{Cmd, Failure};
+use common::program::Program;
+use common::run::Failure;
 use common::{durable, offsite};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -55,8 +56,8 @@ fn child(
     patience: Duration,
     stdin: Vec<u8>,
 ) -> Result<Vec<u8>> {
-    let exe = std::env::current_exe().context("cannot find this program's own file")?;
-    let mut cmd = Cmd::new(exe).args(["inside", what, "--container"]).arg(dir).stdin(stdin).timeout(patience);
+    let mut cmd =
+        Program::own()?.cmd().args(["inside", what, "--container"]).arg(dir).stdin(stdin).timeout(patience);
     if let Some(image) = image {
         cmd = cmd.arg("--image").arg(image);
     }

@@ -7,7 +7,7 @@ use common::fault::Fault;
 use common::status::Report;
 use serde_json::Value;
 
-use crate::siblings::{Answer, Call, Siblings};
+use crate::siblings::{Answer, Call, Limit, Siblings};
 use crate::takedown::Up;
 use crate::view::Record;
 
@@ -26,7 +26,7 @@ pub(crate) struct Look {
 impl Look {
     /// Asks both.
     pub(crate) fn take(siblings: &mut Siblings, cleanup: bool) -> Result<Look> {
-        let limit = Some(LOOK);
+        let limit = Some(Limit::Time(LOOK));
         let call = Call {
             step: "status-container",
             tool: "luks-mount",

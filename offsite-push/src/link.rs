@@ -1,25 +1,27 @@
-//! Whether what is below the container still gets on with its work, looked at all the time while a long step needs it.
+//! Whether a step, and what is below the container, still get on with their work, looked at all the time while a long step
+//! needs it.
 //!
 //! A link that is cut ends by itself (ssh notices). A server that keeps the connection but no longer serves files is
 //! noticed by nobody, and what waits for it waits for ever. So: when a question to S3 has no answer, or requests of
 //! the loop device wait, and in all that time neither bytes moved on the wire nor the loop device finished anything,
 //! it is silent. An answer that is late proves nothing: on a slow link a question waits behind all that is on its way.
+//! And when nothing of any kind moves ([`common::progress`]), whatever S3 answers, the step itself hangs: on the disk of the
+//! store, or because somebody stopped what reads it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use common::fuse::{Health, probe};
+use common::mutant;
+use common::progress::{Sources, Work};
 
 /// Between two questions.
 const EVERY: Duration = Duration::from_secs(5);
 
 /// Between two looks at the counters.
 const LOOK: Duration = Duration::from_millis(500);
-
-/// Bytes on the wire that are progress, at once and each second; less is ssh asking whether the other side is alive.
-const MOVED: (u64, u64) = (8192, 256);
 
 /// What is watched.
 #[derive(Clone, Debug)]
@@ -32,13 +34,34 @@ pub(crate) struct Below {
     pub(crate) device: Option<PathBuf>,
 }
 
+impl Below {
+    /// What may move, the tree of process `tree` with it.
+    fn sources(&self, tree: Option<u32>) -> Sources {
+        let device = self.device.as_deref().and_then(Path::file_name);
+        let device = device.map(|name| name.to_string_lossy().into_owned());
+        Sources { wire: Some(self.wire.clone()), device, tree }
+    }
+}
+
+/// Where nothing moves any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Silence {
+    /// S3 does not answer.
+    Far,
+    /// S3 may answer, but the step gets nowhere.
+    Here,
+}
+
 #[derive(Debug, Default)]
 struct Flags {
-    silent: AtomicBool,
+    /// 1: far, 2: here.
+    silent: AtomicU8,
     stop: AtomicBool,
     /// A question is open.
     asking: AtomicBool,
     answers: AtomicU64,
+    /// The step's process; 0 between steps.
+    step: AtomicU32,
 }
 
 /// Watches until it is dropped.
@@ -59,9 +82,18 @@ impl Watch {
         Watch(flags)
     }
 
-    /// Whether it has fallen silent.
-    pub(crate) fn is_silent(&self) -> bool {
-        self.0.silent.load(Ordering::SeqCst)
+    /// Now the step of this process is under way; 0 when it is over.
+    pub(crate) fn step(&self, pid: u32) {
+        self.0.step.store(pid, Ordering::SeqCst);
+    }
+
+    /// Whether it has fallen silent, and where.
+    pub(crate) fn silence(&self) -> Option<Silence> {
+        match self.0.silent.load(Ordering::SeqCst) {
+            0 => None,
+            1 => Some(Silence::Far),
+            _ => Some(Silence::Here),
+        }
     }
 }
 
@@ -83,114 +115,79 @@ fn ask(flags: &Flags, target: &Path, patience: Duration) {
 }
 
 fn look(flags: &Flags, below: &Below, patience: Duration) {
-    let mut quiet: Option<Quiet> = None;
+    let (mut far, mut here): (Option<Seen>, Option<Seen>) = (None, None);
     while !flags.stop.load(Ordering::SeqCst) {
-        let now = Work::of(flags, below);
-        let begun = match quiet.take() {
-            Some(begun) if now.waits_since(&begun) => begun,
-            _ => Quiet { since: Instant::now(), work: now },
-        };
-        if begun.since.elapsed() >= patience {
-            flags.silent.store(true, Ordering::SeqCst);
-            return;
+        let now = Seen::now(flags, below);
+        far = Some(far.filter(|then| now.waits_since(then)).unwrap_or(now));
+        here = Some(here.filter(|then| now.rests_since(then)).unwrap_or(now));
+        let over = |seen: Option<Seen>| seen.is_some_and(|s| s.work.age() >= patience);
+        let silent = if over(far) { 1 } else { 2 * u8::from(over(here)) };
+        if silent > 0 {
+            return flags.silent.store(silent, Ordering::SeqCst);
         }
-        quiet = Some(begun);
         std::thread::sleep(LOOK.min(patience));
     }
 }
 
-/// Since when nothing has moved, and how far things were then.
-struct Quiet {
-    since: Instant,
-    work: Work,
-}
-
 /// How far things have got.
-#[derive(Clone, Copy, Debug, Default)]
-struct Work {
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    work: Work,
     asking: bool,
     answers: u64,
-    /// What the loop device has finished: reads, writes, flushes and their like.
-    finished: u64,
-    /// What it has begun.
-    in_flight: u64,
-    /// On the wire, both ways.
-    wire: u64,
-    at: Option<Instant>,
+    step: u32,
 }
 
-impl Work {
-    fn of(flags: &Flags, below: &Below) -> Work {
-        let name = below.device.as_deref().and_then(Path::file_name);
-        let stat = name.map(|name| Path::new("/sys/block").join(name).join("stat"));
-        let stat = stat.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
-        let (finished, in_flight) = requests(&stat);
-        let wire = std::fs::read_to_string(&below.wire).map_or(0, |text| bytes_of(&text));
-        Work {
+impl Seen {
+    fn now(flags: &Flags, below: &Below) -> Seen {
+        let step = flags.step.load(Ordering::SeqCst);
+        Seen {
+            work: below.sources(Some(step).filter(|pid| *pid > 0)).look(),
             asking: flags.asking.load(Ordering::SeqCst),
             answers: flags.answers.load(Ordering::SeqCst),
-            finished,
-            in_flight,
-            wire,
-            at: Some(Instant::now()),
+            step,
         }
     }
 
-    /// Something waits, and nothing has moved since `begun`.
-    fn waits_since(&self, begun: &Quiet) -> bool {
-        let seconds = self.at.map_or(0, |at| at.saturating_duration_since(begun.since).as_secs());
-        let moved = MOVED.0 + MOVED.1 * seconds;
-        let then = &begun.work;
+    /// Something waits for S3, and nothing has moved since `then`.
+    fn waits_since(&self, then: &Seen) -> bool {
         let asked_in_vain = self.asking && self.answers == then.answers;
-        (self.in_flight > 0 || asked_in_vain)
-            && self.finished == then.finished
-            && self.wire < then.wire.saturating_add(moved)
+        (self.work.in_flight > 0 || asked_in_vain) && !self.work.is_beyond_below(&then.work)
     }
-}
 
-/// Finished and begun requests, from `/sys/block/loopN/stat`.
-fn requests(stat: &str) -> (u64, u64) {
-    let fields: Vec<u64> = stat.split_whitespace().filter_map(|n| n.parse().ok()).collect();
-    let field = |n: usize| fields.get(n).copied().unwrap_or(0);
-    // Requests finished of each kind: reads, writes, discards, flushes.
-    ([0, 4, 11, 15].map(field).iter().sum(), field(8))
-}
-
-/// The sum of what sshfs-mount counts: one line a connection, of process, bytes sent and bytes received.
-fn bytes_of(text: &str) -> u64 {
-    let numbers = |line: &str| -> u64 {
-        line.split_whitespace().skip(1).filter_map(|n| n.parse::<u64>().ok()).fold(0, u64::saturating_add)
-    };
-    text.lines().map(numbers).fold(0, u64::saturating_add)
+    /// A step is under way, and nothing of any kind has moved since `then`.
+    fn rests_since(&self, then: &Seen) -> bool {
+        let same = self.step > 0 && self.step == then.step && !mutant::active("a-step-may-rest-for-ever");
+        same && !self.work.is_beyond(&then.work)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn counters_are_read() {
-        let stat = "  10 0 80 5  20 0 160 7  3 9 12  1 0 8 0  4 2\n";
-        assert_eq!(requests(stat), (35, 3));
-        assert_eq!(requests(""), (0, 0));
-        assert_eq!(bytes_of("  17  100000  500\n  18  1 2\n"), 100_503);
-    }
+    use common::run::Cmd;
 
     #[test]
     fn silence_is_when_something_waits_and_nothing_moves() {
-        let since = Instant::now();
-        let then = Work { answers: 5, finished: 100, wire: 1_000_000, ..Work::default() };
-        let now = Work { at: Some(since + Duration::from_secs(100)), ..then };
-        let waits = |now: Work| now.waits_since(&Quiet { since, work: then });
+        let dir = tempfile::tempdir().unwrap();
+        let wire = dir.path().join("wire");
+        let below = Below { target: None, wire: wire.clone(), device: None };
+        let flags = Flags::default();
+        std::fs::write(&wire, "1 1000000 0\n").unwrap();
+        let then = Seen { answers: 5, ..Seen::now(&flags, &below) };
+        let waits = |now: Seen| now.waits_since(&then);
         // link-sync compares: nothing is wanted from S3, and it answers.
-        assert!(!waits(now));
-        assert!(!waits(Work { asking: true, answers: 6, ..now }));
-        assert!(waits(Work { asking: true, ..now }));
-        assert!(waits(Work { in_flight: 1, answers: 9, ..now }), "an answer is no proof that a disk works");
+        assert!(!waits(then));
+        assert!(!waits(Seen { asking: true, answers: 6, ..then }));
+        assert!(waits(Seen { asking: true, ..then }));
+        let mut device = then;
+        device.work.in_flight = 1;
+        assert!(waits(Seen { answers: 9, ..device }), "an answer is no proof that a disk works");
         // A few bytes that ask whether the other side is alive are no progress.
-        assert!(waits(Work { asking: true, wire: 1_020_000, ..now }));
-        assert!(!waits(Work { asking: true, wire: 1_040_000, ..now }), "slow, but it moves");
-        assert!(!waits(Work { in_flight: 3, asking: true, finished: 101, ..now }));
+        std::fs::write(&wire, "1 1004000 0\n").unwrap();
+        assert!(waits(Seen { asking: true, answers: 5, ..Seen::now(&flags, &below) }));
+        std::fs::write(&wire, "1 1040000 0\n").unwrap();
+        assert!(!waits(Seen { asking: true, answers: 5, ..Seen::now(&flags, &below) }), "slow, but it moves");
     }
 
     #[test]
@@ -198,6 +195,25 @@ mod tests {
         let below = Below { target: None, wire: "/nonexistent".into(), device: Some("/dev/loop0".into()) };
         let watch = Watch::start(below, Duration::from_millis(50));
         std::thread::sleep(Duration::from_millis(300));
-        assert!(!watch.is_silent());
+        assert_eq!(watch.silence(), None);
+    }
+
+    #[test]
+    fn a_step_that_gets_nowhere_is_told_from_one_that_works() {
+        let below = Below { target: None, wire: "/nonexistent".into(), device: None };
+        let watch = Watch::start(below, Duration::from_secs(3));
+        let script = "while :; do cat /proc/kallsyms >/dev/null; done";
+        let mut child = Cmd::new("sh").args(["-c", script]).spawn_piped().unwrap();
+        watch.step(child.id());
+        std::thread::sleep(Duration::from_secs(6));
+        assert_eq!(watch.silence(), None);
+        child.signal(nix::sys::signal::Signal::SIGSTOP);
+        let begin = std::time::Instant::now();
+        while watch.silence().is_none() && begin.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert_eq!(watch.silence(), Some(Silence::Here));
+        assert!(begin.elapsed() >= Duration::from_secs(2));
+        child.end();
     }
 }

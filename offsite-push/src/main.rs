@@ -17,6 +17,7 @@ mod takedown;
 mod tell;
 mod verify;
 mod view;
+mod whole;
 
 use std::process::ExitCode;
 

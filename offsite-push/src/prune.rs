@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use anyhow::Result;
 use common::fault::Fault;
 use common::lock::Lock;
+use common::mutant;
 use common::offsite;
 use common::profile::Bytes;
 use common::retention::Retention;
@@ -24,6 +25,10 @@ use crate::siblings::{Answer, Call, Siblings, option};
 use crate::store::{self, Snapshot};
 use crate::takedown::Up;
 use crate::view::Record;
+use crate::whole;
+
+/// So many go within 24 hours, unless `max_removals_per_day` says otherwise.
+const MAX_REMOVALS: u32 = 10;
 
 /// What the command line says.
 #[derive(Clone, Copy, Debug, Default)]
@@ -121,15 +126,36 @@ fn work(
     if let Some(why) = objection(Some(known), uuid, &content) {
         return Err(refusal(&why));
     }
-    let needed = common_date(&content.dates, list);
+    let path = record(settings);
+    let mut known = Some(known.clone());
+    if !options.dry_run
+        && let Some(why) = whole::doubt(&path, &mut known, &attached, false)?
+    {
+        // What is damaged now may be whole in just the date that would go.
+        return Err(Fault::unavailable(format!(
+            "nothing is removed before the names in the container are compared: {why}"
+        ))
+        .hint("`offsite-push push` compares them")
+        .into());
+    }
+    let keep: Vec<&str> = common_date(&content.dates, list).into_iter().collect();
+    let look = call(up, settings, &keep, true)?.checked()?;
     if options.dry_run {
-        let answer = call(up, settings, needed, true)?.checked()?;
-        report.set("prune", facts(&answer));
+        report.set("prune", facts(&look, &look));
         return Ok(None);
     }
-    let change = Change::begin(&record(settings), Some(known), uuid, &content, false)?;
-    let answer = call(up, settings, needed, false)?.checked()?;
-    report.set("prune", facts(&answer));
+    let going: Vec<&String> = content.dates.iter().filter(|d| removes(&look, d)).collect();
+    let keep: Vec<&str> = content.dates.iter().filter(|d| !going.contains(d)).map(String::as_str).collect();
+    let mut change = Change::begin(&path, known.as_ref(), uuid, &content, false)?;
+    // Before anything goes, so that a cut in between does not look like a loss.
+    change.note(&path, |known| {
+        known.checked_at = whole::checked_at(&attached).or(known.checked_at.take());
+        if !mutant::active("what-is-to-go-is-noted-before") {
+            known.going = going.into_iter().cloned().collect();
+        }
+    })?;
+    let answer = call(up, settings, &keep, false)?.checked()?;
+    report.set("prune", facts(&look, &answer));
     report.changed |= answer.changed();
     if answer.code == 3 {
         report.set_partial();
@@ -155,7 +181,8 @@ pub(crate) fn due(
     if !settings.profile.offsite.retention.has_rule() {
         return Ok(false);
     }
-    let answer = call(up, settings, common_date(dates, list), true)?;
+    let keep: Vec<&str> = common_date(dates, list).into_iter().collect();
+    let answer = call(up, settings, &keep, true)?;
     if !answer.done() {
         not_pruned(&answer.fault(), report);
         return Ok(false);
@@ -174,10 +201,15 @@ pub(crate) fn common_date<'d>(dates: &'d [String], list: &[Snapshot]) -> Option<
     dates.iter().rfind(|d| list.iter().any(|s| s.date == **d)).map(String::as_str)
 }
 
-fn call(up: &mut Up, settings: &Settings, needed: Option<&str>, dry_run: bool) -> Result<Answer> {
+/// Whether `date` is one of those that go.
+fn removes(look: &Answer, date: &str) -> bool {
+    look.data("removed").as_array().is_some_and(|removed| removed.iter().any(|r| r == date))
+}
+
+fn call(up: &mut Up, settings: &Settings, keep: &[&str], dry_run: bool) -> Result<Answer> {
     let mut args: Vec<OsString> = option("--store", offsite::store(&settings.container)).into();
     args.extend(rules(&settings.profile.offsite.retention));
-    if let Some(date) = needed {
+    for date in keep {
         args.extend(option("--keep", date));
     }
     if dry_run {
@@ -196,30 +228,40 @@ fn call(up: &mut Up, settings: &Settings, needed: Option<&str>, dry_run: bool) -
     })
 }
 
-/// The rules as options of link-sync.
+/// The rules as options of link-sync: all there are, so that none that the profile takes is without effect.
 fn rules(retention: &Retention) -> Vec<OsString> {
+    let Retention {
+        keep_last,
+        keep_hourly,
+        keep_daily,
+        keep_weekly,
+        keep_monthly,
+        keep_yearly,
+        keep_within,
+        min_age,
+        max_gap,
+        max_removals_per_day,
+        timezone,
+    } = retention;
     let counts = [
-        ("--keep-last", retention.keep_last),
-        ("--keep-hourly", retention.keep_hourly),
-        ("--keep-daily", retention.keep_daily),
-        ("--keep-weekly", retention.keep_weekly),
-        ("--keep-monthly", retention.keep_monthly),
-        ("--keep-yearly", retention.keep_yearly),
+        ("--keep-last", *keep_last),
+        ("--keep-hourly", *keep_hourly),
+        ("--keep-daily", *keep_daily),
+        ("--keep-weekly", *keep_weekly),
+        ("--keep-monthly", *keep_monthly),
+        ("--keep-yearly", *keep_yearly),
+        ("--max-removals-per-day", Some(max_removals_per_day.unwrap_or(MAX_REMOVALS))),
     ];
-    let lengths = [
-        ("--keep-within", retention.keep_within),
-        ("--min-age", retention.min_age),
-        ("--max-gap", retention.max_gap),
-    ];
+    let lengths = [("--keep-within", keep_within), ("--min-age", min_age), ("--max-gap", max_gap)];
     let counts = counts.into_iter().filter_map(|(name, n)| Some((name, n?.to_string())));
-    let lengths = lengths.into_iter().filter_map(|(name, n)| Some((name, n?.to_string())));
-    let zone = retention.timezone.iter().map(|zone| ("--timezone", zone.to_string()));
+    let lengths = lengths.into_iter().filter_map(|(name, n)| Some((name, n.as_ref()?.to_string())));
+    let zone = timezone.iter().map(|zone| ("--timezone", zone.to_string()));
     counts.chain(lengths).chain(zone).flat_map(|(name, value)| option(name, value)).collect()
 }
 
-/// For the report.
-fn facts(answer: &Answer) -> Value {
-    let data = answer.all_data();
+/// For the report: why, as the look before has told it, and what was done.
+fn facts(look: &Answer, done: &Answer) -> Value {
+    let (why, data) = (look.all_data(), done.all_data());
     json!({"kept": data["kept"], "removed": data["removed"], "skipped": data["skipped"],
-        "snapshots": data["snapshots"], "paths": data["paths"]})
+        "postponed": why["postponed"], "snapshots": why["snapshots"], "paths": data["paths"]})
 }

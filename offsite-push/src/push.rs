@@ -21,7 +21,7 @@ use crate::siblings::{Answer, Call, Siblings, option};
 use crate::store::{self, Snapshot};
 use crate::takedown::{Down, Up};
 use crate::view::Record;
-use crate::{inside, pins, prune, room, tell};
+use crate::{inside, pins, prune, room, tell, whole};
 
 /// A push that was killed is gone within this time.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
@@ -102,12 +102,15 @@ fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report:
             "behind": store::newer_than(&list, known.as_ref().and_then(|k| k.date.as_deref()))});
         report.set("push", facts);
         pins::write(settings, store, &[&wanted.date], report);
+        if let Some(known) = &known {
+            whole::tell(known, report);
+        }
         say!(TOOL, "nothing new: {} was pushed before", wanted.date);
         return Ok(());
     }
 
     let mut up = Up::new(siblings);
-    let filled = fill(&mut up, settings, options, known.as_ref(), &wanted, &list, report);
+    let filled = fill(&mut up, settings, options, known, &wanted, &list, report);
     let at = up.siblings.doing;
     let down = up.down();
     drop(up);
@@ -129,7 +132,11 @@ fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report:
         }
         Ok(filled) => confirm(&filled, &down, facts.clone(), settings, report),
     };
-    let date = Known::load(&record(settings))?.and_then(|k| k.date);
+    let known = Known::load(&record(settings))?;
+    if let Some(known) = &known {
+        whole::tell(known, report);
+    }
+    let date = known.and_then(|k| k.date);
     report.set(
         "push",
         json!({"date": facts.date, "id": facts.id, "base_date": base_date, "sent_bytes": facts.sent_bytes,
@@ -186,7 +193,7 @@ fn fill(
     up: &mut Up,
     settings: &Settings,
     options: &Options,
-    known: Option<&Known>,
+    mut known: Option<Known>,
     wanted: &Snapshot,
     list: &[Snapshot],
     report: &mut Report,
@@ -197,7 +204,7 @@ fn fill(
     let uuid = attached.data("uuid").as_str().filter(|u| !u.is_empty());
     let uuid = uuid.ok_or_else(|| Fault::failed("luks-mount attach did not tell the container's UUID"))?;
     let content = inside::read(&settings.container, settings.patience)?;
-    let why = objection(known, uuid, &content);
+    let why = objection(known.as_ref(), uuid, &content);
     match &why {
         Some(why) if options.accept_container => {
             report.warn("container-accepted", format!("the container is taken as it is: {why}"));
@@ -205,10 +212,15 @@ fn fill(
         Some(why) => return Err(refusal(why)),
         None => {}
     }
+    let path = record(settings);
+    let accepted = why.is_some() && !content.dates.is_empty();
+    known = known.filter(|k| k.container_uuid == uuid);
+    let doubt = whole::doubt(&path, &mut known, &attached, accepted)?;
     up.siblings.doing = "room";
     room::check(settings, wanted, &content, options.reserve(settings), report)?;
     up.siblings.doing = "check";
-    let change = Change::begin(&record(settings), known, uuid, &content, why.is_some())?;
+    let mut change = Change::begin(&path, known.as_ref(), uuid, &content, why.is_some())?;
+    change.note(&path, |known| known.compare.clone_from(&doubt))?;
     inside::prepare(&settings.container, settings.patience)?;
     let needed: Vec<_> =
         prune::common_date(&content.dates, list).into_iter().chain([wanted.date.as_str()]).collect();
@@ -216,6 +228,16 @@ fn fill(
     say!(TOOL, "copying {}", wanted.date);
     let copy = copy(up, settings, options, wanted)?;
     report.changed |= copy.changed();
+    let mut damaged = whole::noticed(&copy, settings)?;
+    if doubt.is_some() {
+        damaged.extend(whole::compare(up, settings, report)?);
+    }
+    change.note(&path, |known| {
+        known.compare = None;
+        known.checked_at = whole::checked_at(&attached).or(known.checked_at.take());
+        known.damaged.extend(damaged);
+    })?;
+    whole::forget_noticed(settings)?;
     let stamped = change.needed(copy.changed());
     if stamped {
         up.siblings.doing = "generation";

@@ -8,25 +8,29 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
 use std::os::fd::AsFd as _;
-use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
-use common::run::{Child, Cmd, pidfd};
-use common::signals;
+use common::program::Program;
+use common::progress::{Quiet, Sources};
+use common::run::{Child, pidfd};
 use common::status::{Report, interrupted};
+use common::{mutant, signals};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::link::Watch;
+use crate::link::{Silence, Watch};
 use crate::settings::Settings;
 
 /// How long a sibling that was asked to stop may take to undo.
 const UNDO: Duration = Duration::from_secs(60);
+
+/// How long a tool may take to tell its version.
+const ASKED: Duration = Duration::from_secs(60);
 
 /// How long it may take if S3 is silent: it cannot undo much then, the take-down can.
 const UNDO_SILENT: Duration = Duration::from_secs(10);
@@ -42,7 +46,7 @@ pub(crate) struct Siblings<'s> {
     pub(crate) doing: &'static str,
     /// Notices when S3 falls silent during a step.
     pub(crate) watch: Option<Watch>,
-    dir: PathBuf,
+    tools: Vec<(&'static str, Program)>,
 }
 
 /// One call of a sibling.
@@ -56,10 +60,19 @@ pub(crate) struct Call<'c> {
     pub(crate) action: &'static str,
     /// Options besides the profile.
     pub(crate) args: &'c [OsString],
-    /// The longest it may take.
-    pub(crate) limit: Option<Duration>,
+    /// The longest it may take, or rest.
+    pub(crate) limit: Option<Limit>,
     /// Runs to its end although a signal asked us to stop.
     pub(crate) cleanup: bool,
+}
+
+/// When a sibling is ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Limit {
+    /// After so long, whatever it does.
+    Time(Duration),
+    /// When nothing of any kind has moved for so long.
+    Rest(Duration),
 }
 
 /// How a sibling ended.
@@ -127,27 +140,25 @@ impl Answer {
 
 enum Stop {
     Signal(i32),
-    Silent,
-    Limit(Duration),
+    Silent(Silence),
+    Limit(Limit),
 }
 
 impl<'s> Siblings<'s> {
-    /// The tools beside this program; all that are needed must be there.
+    /// The tools beside this program, opened: from now on these, whatever an upgrade puts in their place. All that are
+    /// needed must be there, and of this version.
     pub(crate) fn find(settings: &'s Settings) -> Result<Siblings<'s>> {
-        let exe = std::env::current_exe().context("cannot find this program's own file")?;
-        let dir = exe.parent().unwrap_or(Path::new("/usr/sbin")).to_owned();
         let mut needed = vec!["luks-mount", "link-sync"];
         if settings.s3.is_some() {
             needed.insert(0, "sshfs-mount");
         }
+        let mut tools = Vec::new();
         for tool in needed {
-            if nix::unistd::access(&dir.join(tool), nix::unistd::AccessFlags::X_OK).is_err() {
-                return Err(Fault::unavailable(format!("{} is not there", dir.join(tool).display()))
-                    .hint(format!("install {tool} beside offsite-push"))
-                    .into());
-            }
+            let program = Program::beside(tool)?;
+            same_version(tool, &program)?;
+            tools.push((tool, program));
         }
-        Ok(Siblings { settings, steps: Vec::new(), doing: "store", watch: None, dir })
+        Ok(Siblings { settings, steps: Vec::new(), doing: "store", watch: None, tools })
     }
 
     /// Runs a sibling to its end and notes the step. An error: it was not started, or it did not end by itself.
@@ -159,7 +170,9 @@ impl<'s> Siblings<'s> {
         let begun = Instant::now();
         let fd = memfd_create(c"status", MFdFlags::MFD_CLOEXEC).context("cannot make a memory file")?;
         let stdout = File::from(fd);
-        let mut cmd = Cmd::new(self.dir.join(call.tool)).arg(call.action).args(&self.settings.words);
+        let program = self.tools.iter().find(|(tool, _)| *tool == call.tool);
+        let (_, program) = program.with_context(|| format!("{} was not asked for", call.tool))?;
+        let mut cmd = program.cmd().arg(call.action).args(&self.settings.words);
         cmd = cmd.args(call.args);
         if let Some(term) = std::env::var_os("TERM") {
             // Its progress bar looks at it.
@@ -184,15 +197,23 @@ impl<'s> Siblings<'s> {
             _ if answer.done() => Ok(answer),
             None => Ok(answer),
             Some(Stop::Signal(signal)) => Err(interrupted(signal).into()),
-            Some(Stop::Silent) => Err(self.silence(&answer.name)),
-            Some(Stop::Limit(limit)) => {
+            Some(Stop::Silent(place)) => Err(self.silence(&answer.name, place)),
+            Some(Stop::Limit(Limit::Time(limit))) => {
                 Err(Fault::failed(format!("{} did not end within {limit:?}", answer.name)).into())
+            }
+            Some(Stop::Limit(Limit::Rest(limit))) => {
+                Err(Fault::failed(format!("{} got nowhere for {limit:?} and was ended", answer.name)).into())
             }
         }
     }
 
-    fn silence(&self, name: &str) -> anyhow::Error {
+    fn silence(&self, name: &str, place: Silence) -> anyhow::Error {
         let (far, patience) = (self.settings.far_name(), self.settings.patience);
+        if place == Silence::Here {
+            return Fault::unavailable(format!("{name} got nowhere for {patience:?} and was ended; {far} answers"))
+                .hint("does the disk of the store still answer? was a process stopped? The next push goes on from here")
+                .into();
+        }
         Fault::unavailable(format!("{far} has not answered for {patience:?}: {name} was ended"))
             .hint("does S3 still serve its disk? The next push goes on from here")
             .into()
@@ -201,14 +222,19 @@ impl<'s> Siblings<'s> {
     fn wait(&self, child: &mut Child, call: &Call) -> Result<(ExitStatus, Option<Stop>)> {
         let pidfd = pidfd(child.id())?;
         let begun = Instant::now();
+        let wire = Some(self.settings.runtime.join("s3.wire"));
+        let mut quiet = Quiet::begin(Sources { wire, device: None, tree: Some(child.id()) });
+        let step = |pid| self.watch.iter().for_each(|watch| watch.step(pid));
+        step(child.id());
         let mut stop: Option<(Stop, Instant)> = None;
         loop {
             if let Some(status) = child.try_wait()? {
+                step(0);
                 return Ok((status, stop.map(|s| s.0)));
             }
             match &stop {
                 None => {
-                    if let Some(why) = self.reason_to_stop(call, begun) {
+                    if let Some(why) = self.reason_to_stop(call, begun, &mut quiet) {
                         child.signal(Signal::SIGTERM);
                         let grace = if matches!(why, Stop::Signal(_)) { UNDO } else { UNDO_SILENT };
                         stop = Some((why, Instant::now() + grace));
@@ -231,8 +257,12 @@ impl<'s> Siblings<'s> {
         }
     }
 
-    fn reason_to_stop(&self, call: &Call, begun: Instant) -> Option<Stop> {
-        if let Some(limit) = call.limit.filter(|l| begun.elapsed() >= *l) {
+    fn reason_to_stop(&self, call: &Call, begun: Instant, quiet: &mut Quiet) -> Option<Stop> {
+        let over = |limit: &Limit| match limit {
+            Limit::Rest(limit) if !mutant::active("a-slow-detach-is-ended") => quiet.time() >= *limit,
+            Limit::Time(limit) | Limit::Rest(limit) => begun.elapsed() >= *limit,
+        };
+        if let Some(limit) = call.limit.filter(over) {
             return Some(Stop::Limit(limit));
         }
         if call.cleanup {
@@ -241,7 +271,7 @@ impl<'s> Siblings<'s> {
         if let Some(signal) = signals::caught() {
             return Some(Stop::Signal(signal));
         }
-        self.watch.as_ref().is_some_and(Watch::is_silent).then_some(Stop::Silent)
+        self.watch.as_ref().and_then(Watch::silence).map(Stop::Silent)
     }
 
     /// Puts the steps into the report, with their warnings, and what they left behind unless a later step of the same
@@ -311,6 +341,22 @@ const PARTS: [Part; 3] = [
     },
     Part { tool: "link-sync", what: "", up: None, steps: &["copy"], down: "" },
 ];
+
+/// In the moment of an upgrade, one of them may be of before and the other of after it.
+fn same_version(tool: &str, program: &Program) -> Result<()> {
+    let output = program.cmd().arg("--version").timeout(ASKED).uninterruptible().checked()?;
+    let (said, ours) = (output.text(), format!("{tool} {}", env!("CARGO_PKG_VERSION")));
+    if said == ours || mutant::active("tools-of-any-version") {
+        return Ok(());
+    }
+    let path = program.path().display();
+    Err(Fault::unavailable(format!(
+        "{path} says it is '{}', where {ours} belongs",
+        common::show::escaped(&said)
+    ))
+    .hint("if an upgrade is under way, try again when it has ended; else install all tools of one version")
+    .into())
+}
 
 fn exit_code(status: ExitStatus) -> i32 {
     use std::os::unix::process::ExitStatusExt as _;

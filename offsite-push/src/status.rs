@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::generation::Known;
 use crate::push::record;
 use crate::settings::Settings;
-use crate::siblings::{Call, Siblings};
+use crate::siblings::{Call, Limit, Siblings};
 use crate::verify::Verified;
 use crate::view::Record;
 use crate::{TOOL, store, tell};
@@ -40,6 +40,12 @@ pub(crate) fn run(settings: &Settings, report: &mut Report) -> Result<()> {
     report.set("last_verify", json!(Verified::load(settings)));
     report.set("unconfirmed", known.as_ref().is_some_and(|k| k.next_generation.is_some()));
     report.set("dates", json!(known.as_ref().and_then(|k| k.dates.as_ref())));
+    report.set("damaged", json!(known.as_ref().map(|k| &k.damaged)));
+    if let Some(known) = &known {
+        for (date, what) in &known.damaged {
+            say!(TOOL, "in the container, {date} is not whole: {what}");
+        }
+    }
     let age = date.and_then(store::age_seconds);
     report.set("age_seconds", json!(age));
     report.set("container_uuid", json!(known.as_ref().map(|k| &k.container_uuid)));
@@ -107,7 +113,8 @@ fn ask(
     tool: &'static str,
     report: &mut Report,
 ) -> Result<Value> {
-    let call = Call { step, tool, action: "status", args: &[], limit: Some(LOOK), cleanup: false };
+    let call =
+        Call { step, tool, action: "status", args: &[], limit: Some(Limit::Time(LOOK)), cleanup: false };
     let answer = siblings.run(&call)?;
     match answer.done() {
         true => Ok(answer.all_data()),

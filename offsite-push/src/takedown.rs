@@ -11,16 +11,14 @@ use common::{mounts, say, signals};
 
 use crate::TOOL;
 use crate::link::{Below, Watch};
-use crate::siblings::{Answer, Call, Siblings, option};
+use crate::siblings::{Answer, Call, Limit, Siblings, option};
 
 /// The longest a mount may take; it gives up by itself much earlier.
 const MOUNT: Duration = Duration::from_secs(180);
 
-/// The longest the container may take to close. What is still to be written is bounded; a slow link takes a while.
-const DETACH: Duration = Duration::from_secs(300);
-
-/// The longest S3 may take to unmount.
-const UNMOUNT: Duration = Duration::from_secs(60);
+/// What takes the layers down ends by itself, within limits of its own; so it may rest for so long at least. Not a limit of
+/// time: a slow link takes as long as it takes.
+const REST: Duration = Duration::from_secs(35);
 
 /// What luks-mount warns of when it had to give up what was still to be written.
 const LOST: [&str; 2] = ["link-dead", "sync-failed"];
@@ -79,7 +77,7 @@ impl<'a, 's> Up<'a, 's> {
             tool: "sshfs-mount",
             action: "mount",
             args: &args,
-            limit: Some(MOUNT),
+            limit: Some(Limit::Time(MOUNT)),
             cleanup: false,
         })?;
         // What it undid itself, or never began, is not ours to take down: it may be somebody else's.
@@ -177,13 +175,17 @@ impl<'a, 's> Up<'a, 's> {
         down
     }
 
+    fn rest(&self) -> Option<Limit> {
+        Some(Limit::Rest(self.siblings.settings.patience.max(REST)))
+    }
+
     fn detach(&mut self) -> Result<Answer> {
         self.siblings.run(&Call {
             step: self.names[0],
             tool: "luks-mount",
             action: "detach",
             args: &[],
-            limit: Some(DETACH),
+            limit: self.rest(),
             cleanup: true,
         })
     }
@@ -194,7 +196,7 @@ impl<'a, 's> Up<'a, 's> {
             tool: "sshfs-mount",
             action: "unmount",
             args: &[],
-            limit: Some(UNMOUNT),
+            limit: self.rest(),
             cleanup: true,
         })?;
         down.sent_bytes = answer.data("sent_bytes").as_u64().or(down.sent_bytes);

@@ -1,9 +1,8 @@
 //! The other end of the holder's socket: finding it, starting it, asking it.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -12,11 +11,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use common::fault::Fault;
 use common::lock::Lock;
+use common::processes::{Identity, Process};
 use common::profile::Profile;
-use common::run::{Cmd, pidfd, pidfd_signal};
+use common::program::Program;
 use common::{durable, places, signals};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 
 use crate::holder::{Answer, Ask};
@@ -60,7 +59,8 @@ pub(crate) fn start(profile: &Profile, argv: &[OsString]) -> Result<()> {
     }
     let listener = with_short_name(&path, |p| UnixListener::bind(p))
         .with_context(|| format!("cannot listen on {}", path.display()))?;
-    let child = Cmd::new(std::env::current_exe().context("cannot find our own program")?)
+    let child = Program::own()?
+        .cmd()
         .arg("holder")
         .arg(format!("--listen-fd={}", listener.as_raw_fd()))
         .arg(format!("--lock-fd={}", lock.fd()))
@@ -74,7 +74,8 @@ pub(crate) fn start(profile: &Profile, argv: &[OsString]) -> Result<()> {
         .start(Stdio::null(), Stdio::null())
         .context("cannot start the background process")?;
     // For who has to end it: the lock file names whoever started it.
-    let noted = durable::write_soon(&path.with_extension("pid"), child.id().to_string().as_bytes(), 0o600);
+    let noted = serde_json::to_vec(&Identity::of(child.id())).map_err(anyhow::Error::from);
+    let noted = noted.and_then(|text| durable::write_soon(&path.with_extension("pid"), &text, 0o600));
     child.detach();
     noted?;
     // From here on it is the one that listens.
@@ -134,19 +135,10 @@ fn answer(mut stream: &UnixStream, question: &Ask, patience: Duration) -> Result
 /// Ends a holder that does not answer. Its sessions end with it.
 pub(crate) fn end_by_force(profile: &Profile) -> Result<()> {
     let path = socket(profile)?;
-    let text = std::fs::read_to_string(path.with_extension("pid")).context("its number is not known")?;
-    let pid: u32 = text.trim().parse().context("its number is not known")?;
-    // First held, then looked at: a number may have become that of another process.
-    let process = pidfd(pid)?;
-    let line = std::fs::read(format!("/proc/{pid}/cmdline")).context("it is gone")?;
-    let mut words = line.split(|b| *b == 0);
-    let program = words.next().map(|w| PathBuf::from(OsStr::from_bytes(w)));
-    let ours = program == std::env::current_exe().ok() && words.next() == Some(b"holder");
-    ensure!(ours, "process {pid} is another one");
-    pidfd_signal(&process, Signal::SIGKILL);
-    let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-    let gone = poll(&mut fds, PollTimeout::from(5_000u16)).context("cannot wait for its end")?;
-    ensure!(gone > 0, "process {pid} is stuck in the kernel");
+    let text = std::fs::read(path.with_extension("pid")).context("its number is not known")?;
+    let holder: Identity = serde_json::from_slice(&text).context("its number is not known")?;
+    ensure!(holder.lives(), "process {} is gone, or another one", holder.pid);
+    ensure!(holder.end(Duration::from_secs(5))?, "process {} is stuck in the kernel", holder.pid);
     common::say!("pg-snap", "the background process did not answer, and was ended");
     std::fs::remove_file(&path).ok();
     Ok(())
@@ -157,12 +149,11 @@ pub(crate) fn caller() -> Option<u32> {
     let mut pid = u32::try_from(nix::unistd::getppid().as_raw()).ok()?;
     // sudo has a process of its own for the terminal, too.
     for _ in 0..4 {
-        if std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end() != "sudo" {
+        let process = Process::find(pid)?;
+        if process.name != "sudo" {
             break;
         }
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name in parentheses may hold anything.
-        pid = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+        pid = process.parent;
     }
     (pid > 1).then_some(pid)
 }

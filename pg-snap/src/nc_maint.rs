@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use common::fault::{Fault, Kind};
 use common::places;
 use common::profile::Profile;
-use common::run::Cmd;
+use common::program::Program;
 use serde_json::Value;
 
 use crate::password::Password;
@@ -32,15 +32,9 @@ pub(crate) struct Answer {
 
 /// Asks the nc-maint that lies beside this program.
 pub(crate) fn inspect(profile: &Profile) -> Result<Answer> {
-    let exe = std::env::current_exe().context("cannot find this program's own folder")?;
-    let program = exe.with_file_name("nc-maint");
-    if !program.exists() {
-        return Err(Fault::unavailable(format!("{} is not there", program.display()))
-            .hint("install nc-maint beside pg-snap, or name the database with --host, --name and --user")
-            .into());
-    }
+    let program = Program::beside("nc-maint")?;
     let secrets = Secrets::new(profile)?;
-    let mut cmd = Cmd::new(program).args(["inspect", &profile.name]);
+    let mut cmd = program.cmd().args(["inspect", &profile.name]);
     if let Some(file) = &profile.file {
         // Children do not start where we did.
         cmd = cmd.arg("--config").arg(std::path::absolute(file)?);

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
+use common::processes::Process;
 use common::record::random_id;
 use common::status::Report;
 use serde::Deserialize;
@@ -161,10 +162,7 @@ fn fold(hash: u64) -> u32 {
 
 /// When a process began, in ticks since boot; `None` if there is none.
 fn started(pid: u32) -> Option<u64> {
-    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
-    let stat = String::from_utf8_lossy(&stat);
-    // The name, in parentheses, may hold anything.
-    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
+    Process::find(pid).map(|p| p.start_time)
 }
 
 /// A name that begins with `begin` and says who made it.

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::fuse::{self, Health};
 use common::lock::Lock;
+use common::processes::Identity;
 use common::run::{self, Child};
 use common::status::{Report, now};
 use common::{say, signals};
@@ -16,7 +17,6 @@ use serde_json::json;
 
 use crate::mounted::{self, State};
 use crate::record::Record;
-use crate::session::Process;
 use crate::settings::Settings;
 use crate::{TOOL, sshfs, wire};
 
@@ -183,10 +183,10 @@ fn start(settings: &Settings, report: &mut Report) -> Result<()> {
 }
 
 fn remember(settings: &Settings, child: &Child) -> Result<()> {
-    let start_time = Process::find(child.id()).map_or(0, |p| p.start);
+    // One that has ended already is told of by what it said.
+    let Some(server) = Identity::of(child.id()) else { return Ok(()) };
     let record = Record {
-        pid: child.id(),
-        start_time,
+        server,
         source: settings.source(),
         mount_point: settings.mount_point.clone(),
         since: now(),
@@ -223,12 +223,14 @@ fn tell(settings: &Settings, state: &State, report: &mut Report) {
     report.set_text("mount_point", settings.mount_point.as_os_str());
     report.set("source", settings.source());
     let ours = matches!(state, State::Healthy | State::Hung | State::Dead);
-    let record = Record::load(settings).filter(|_| ours);
+    let record = Record::load(settings);
+    let remembered = record.is_some();
+    let record = record.filter(|_| ours);
     let server = mounted::server(settings).filter(|_| ours);
     report.set("pid", json!(server.map(|s| s.pid)));
     report.set("since", json!(record.as_ref().map(|r| &r.since)));
     report.set("bwlimit_bytes", json!(record.as_ref().and_then(|r| r.bwlimit_bytes)));
-    let counts = wire::read(settings).filter(|_| !matches!(state, State::Foreign(_)));
+    let counts = wire::read(settings).filter(|_| !matches!(state, State::Foreign(_)) && remembered);
     report.set("sent_bytes", json!(counts.map(|c| c.sent)));
     report.set("received_bytes", json!(counts.map(|c| c.received)));
 }

@@ -7,12 +7,13 @@ use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::fuse::{self, Health};
 use common::mounts::{self, Mount};
+use common::processes::Identity;
 use common::run::Cmd;
 use common::status::Report;
 use common::{holders, signals};
 
 use crate::record::Record;
-use crate::session::{self, Process};
+use crate::session;
 use crate::settings::Settings;
 use crate::wire;
 
@@ -100,9 +101,9 @@ fn bytes_move(settings: &Settings) -> bool {
 }
 
 /// The sshfs that serves our mount, living: as recorded, else found.
-pub(crate) fn server(settings: &Settings) -> Option<Process> {
-    let recorded = Record::load(settings).map(|r| r.leader()).filter(Process::lives);
-    recorded.or_else(|| fuse::servers(&settings.mount_point).into_iter().find_map(Process::find))
+pub(crate) fn server(settings: &Settings) -> Option<Identity> {
+    let recorded = Record::load(settings).map(|r| r.server).filter(Identity::lives);
+    recorded.or_else(|| fuse::servers(&settings.mount_point).into_iter().find_map(Identity::of))
 }
 
 /// Makes the mount point ready; nothing is mounted on it.
@@ -173,7 +174,7 @@ pub(crate) fn clear(settings: &Settings, report: &mut Report) -> Result<()> {
 /// Ends our sshfs and its ssh, if there are any.
 fn end_server(settings: &Settings, report: &mut Report) -> Result<()> {
     // What was recorded may have companions that outlive it.
-    let recorded = Record::load(settings).map(|r| r.leader());
+    let recorded = Record::load(settings).map(|r| r.server);
     for process in recorded.into_iter().chain(server(settings)) {
         session::end(&process).inspect_err(|_| {
             let what = format!("sshfs (process {}) for {}", process.pid, settings.source());

@@ -4,18 +4,17 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use common::durable;
+use common::processes::Identity;
 use serde::{Deserialize, Serialize};
 
-use crate::session::Process;
 use crate::settings::Settings;
 
 /// The content of `s3.json`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub(crate) struct Record {
     /// The sshfs that serves it.
-    pub(crate) pid: u32,
-    /// When that was started, in clock ticks since boot.
-    pub(crate) start_time: u64,
+    #[serde(flatten)]
+    pub(crate) server: Identity,
     /// `user@host:dir`.
     pub(crate) source: String,
     /// Where.
@@ -31,11 +30,12 @@ impl Record {
         settings.runtime.join("s3.json")
     }
 
-    /// The record of this mount point. One that is damaged is as good as none: what it says can be found out.
+    /// The record of this mount point. One that is damaged is as good as none: what it says can be found out. So is one of
+    /// another boot, where the runtime folder survives that: nothing of what it names is there any more.
     pub(crate) fn load(settings: &Settings) -> Option<Record> {
         let bytes = std::fs::read(Record::path(settings)).ok()?;
         let record: Record = serde_json::from_slice(&bytes).ok()?;
-        (record.mount_point == settings.mount_point).then_some(record)
+        (record.mount_point == settings.mount_point && record.server.is_of_this_boot()).then_some(record)
     }
 
     /// Writes it.
@@ -52,10 +52,5 @@ impl Record {
             }
             _ => Ok(()),
         }
-    }
-
-    /// The process it names, living or not.
-    pub(crate) fn leader(&self) -> Process {
-        Process::leader(self.pid, self.start_time)
     }
 }

@@ -1,8 +1,8 @@
 //! The program sshfs: its command line, and what its complaints mean.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use common::fault::Fault;
 use common::run::{Cmd, Failure};
 
@@ -72,7 +72,8 @@ fn options(settings: &Settings) -> Result<Vec<String>> {
 
 /// Our own relay as ssh's ProxyCommand, which a shell reads, after ssh has put in `%h` and `%p`.
 fn relay(settings: &Settings) -> Result<String> {
-    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    // ssh closes what it inherits. It is started once, while this program waits for the mount.
+    let program = PathBuf::from(format!("/proc/{}/exe", std::process::id()));
     let counter = wire::path(settings);
     let timeout = settings.options.number("ConnectTimeout", CONNECT_TIMEOUT).to_string();
     let family = settings.options.get("AddressFamily").unwrap_or("any").to_owned();

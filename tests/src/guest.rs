@@ -21,7 +21,15 @@ const GUESTS: usize = 2;
 const TURN: Duration = Duration::from_secs(3600);
 
 /// What of our environment a test needs in the guest too.
-const KEPT: [&str; 5] = ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_EXE_", "RUST_BACKTRACE", "PROPTEST_"];
+const KEPT: [&str; 7] = [
+    "CARGO_MANIFEST_",
+    "CARGO_PKG_",
+    "CARGO_BIN_EXE_",
+    "RUST_BACKTRACE",
+    "PROPTEST_",
+    "NC_BACKUP_ROUNDS",
+    "NC_BACKUP_SEED",
+];
 
 /// What a test needs of its guest.
 #[derive(Debug, Clone, Copy)]

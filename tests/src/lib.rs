@@ -37,6 +37,16 @@ pub fn bin(name: &str) -> PathBuf {
     path
 }
 
+/// A copy of a built binary in `dir`, where every account may start it: where it was built may be closed to them.
+pub fn placed(dir: &Path, name: &str) -> PathBuf {
+    let tool = dir.join(name);
+    std::fs::copy(bin(name), &tool).expect("the tool can be copied");
+    for path in [dir, &tool] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).expect("chmod works");
+    }
+    tool
+}
+
 /// A private folder (root's, 0700) that goes away with the value. Under `TMPDIR` or `/tmp`.
 pub fn scratch() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("ncb-test-").tempdir().expect("a temporary folder")

@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result};
+use common::program::Program;
 use common::run::Cmd;
 
 use super::partial::TEMPORARY;
@@ -93,11 +94,7 @@ impl Fetch<'_> {
     }
 
     fn command(&self, fd: std::os::fd::RawFd) -> Result<Cmd> {
-        let exe = std::env::current_exe().context("cannot find our own program")?;
-        let exe = exe
-            .to_str()
-            .filter(|e| !e.contains('\''))
-            .with_context(|| format!("this program's path cannot be given to rsync: {}", exe.display()))?;
+        let own = Program::own()?;
         let mut cmd = Cmd::from_argv(self.rsync)?.args([
             "-rlptgoDRS",
             "--modify-window=-1",
@@ -117,7 +114,7 @@ impl Fetch<'_> {
                 cmd = cmd.arg(option);
             }
         }
-        cmd = cmd.arg("-e").arg(format!("'{exe}' tunnel --fd={fd}"));
+        cmd = cmd.arg("-e").arg(format!("{} tunnel --fd={fd}", own.inherited().display())).inherit(own.fd());
         cmd = xattr_rules(cmd, nix::unistd::geteuid().is_root());
         for path in &self.without {
             let mut rule = OsString::from("--exclude=/");

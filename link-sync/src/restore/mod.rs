@@ -81,6 +81,10 @@ fn full(source: &str, path: &[u8]) -> Vec<u8> {
 /// Does it.
 pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
     let settings = args.profile.options().settings()?;
+    if args.closed {
+        // Before anything is done.
+        maintenance::nc_maint()?;
+    }
     let mut wishes = wishes(args)?;
     // Nothing may be backed up while it is replaced, nor the other way round. Before Nextcloud is closed is a good time to
     // be told.
@@ -785,7 +789,7 @@ mod tests {
         let check = |change: &dyn Fn(&mut Value), asked: &str| {
             let mut meta = good.clone();
             change(&mut meta);
-            plausible(&serde_json::from_value(meta).unwrap(), asked)
+            plausible(&serde_json::from_value(meta)?, asked)
         };
         check(&|_| {}, "latest").unwrap();
         check(&|_| {}, "2026-01-02T03-04-05Z").unwrap();

@@ -8,10 +8,13 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use crate::protocol::{self, Kind, MAX_FRAME, Received};
+use crate::store::pace::{self, Pace};
 
-/// Runs rsync with its stdin and stdout in stream frames; `wrote` hears how many bytes it was sent before it gets more.
+/// Runs rsync with its stdin and stdout in stream frames; `wrote` hears how many bytes it was sent before it gets more, and what
+/// `pace` keeps free is looked after.
 pub fn converse(
     cmd: Result<Cmd>,
+    pace: Option<&Pace>,
     wrote: impl Fn(u64) -> Result<()>,
     input: &mut impl Read,
     output: &mut (impl Write + Send),
@@ -30,7 +33,7 @@ pub fn converse(
     let (mut to_child, mut from_child) =
         (child.take_stdin(), child.take_stdout().context("rsync has no stdout")?);
     let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id out of range")?);
-    let mut unflushed = Ok(());
+    let (mut unflushed, mut room) = (Ok(()), Ok(()));
     let piped: Result<()> = std::thread::scope(|scope| {
         let sender = scope.spawn(move || -> Result<()> {
             let mut buffer = vec![0; MAX_FRAME];
@@ -45,6 +48,7 @@ pub fn converse(
                 output.flush()?;
             }
         });
+        let watch = pace.map(|pace| pace::Watch::begin(scope, pace, pid));
         let mut frame = Vec::new();
         let received = loop {
             match protocol::receive(input, &mut frame, 0) {
@@ -72,10 +76,11 @@ pub fn converse(
             child.end();
         }
         let sent = sender.join().unwrap_or_else(|_| bail!("internal error while passing on rsync's output"));
+        room = watch.map_or(Ok(()), pace::Watch::end);
         received.and(sent)
     });
     piped?;
-    if let Err(error) = unflushed {
+    if let Err(error) = unflushed.and(room) {
         child.end();
         return Err(error);
     }

@@ -124,11 +124,12 @@ impl Writing {
             Making::Compare { source } => self.compare(&source, &mut line.input),
             Making::Receive(receive) => {
                 let cmd = self.receiver(&receive);
-                value(converse(cmd, |bytes| self.wrote(bytes), &mut line.input, &mut line.output)?)
+                let pace = Some(&self.writable.pace);
+                value(converse(cmd, pace, |bytes| self.wrote(bytes), &mut line.input, &mut line.output)?)
             }
             Making::Merge { source, times, again } => self.merge(source, times, again, &mut line.input),
             Making::Flush {} => {
-                nix::unistd::syncfs(&self.writable.dir).context("cannot flush the store")?;
+                self.writable.pace.sync()?;
                 Ok(Value::Null)
             }
         }
@@ -351,7 +352,10 @@ impl Writing {
         } else if *again {
             compare.push(path([PARTIAL, source]));
         } else {
-            if *times && writable.resume_dir(source)?.is_some() {
+            if *times
+                && (*checksum || writable.copy || mutant::active("resumed-by-size-and-time"))
+                && writable.resume_dir(source)?.is_some()
+            {
                 compare.push(path([RESUME, source]));
             }
             if let Some(base) = writable.base.as_ref().filter(|_| !writable.copy)

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, fstat, fstatat};
 
-use super::{diff, open_dir, visit};
+use super::{diff, open_dir, split, visit};
 use crate::parallel;
 use crate::tree::join;
 use crate::walk::show;
@@ -117,6 +117,47 @@ fn one_folder(
     }
     part.left_out.extend(before.into_keys().map(|name| join(path, &name)));
     Ok(part)
+}
+
+/// `path` of `wanted`, to be sent.
+pub fn mark(wanted: &File, path: Vec<u8>) -> Result<Marked> {
+    let (dir, name) = split(&path);
+    let name = if name.is_empty() { OsStr::new(".") } else { OsStr::from_bytes(name) };
+    let stat = open_dir(wanted, dir).and_then(|dir| fstatat(&dir, name, AtFlags::AT_SYMLINK_NOFOLLOW));
+    let stat = stat.with_context(|| format!("cannot look at {}", show(&path)))?;
+    Ok(marked(path, &stat))
+}
+
+/// What `base` and `wanted` share: each folder that both have (`None`), the top first and a folder before those in it, and
+/// then what is in it in both, files of one inode and folders, as it is in `base`. This is what a clone of `base` without
+/// [`Changes::left_out`] holds, in the same order each time.
+pub fn shared<E: From<anyhow::Error>>(
+    base: &File,
+    wanted: &File,
+    mut tell: impl FnMut(&[u8], Option<(&[u8], &FileStat)>) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut waiting = vec![Vec::new()];
+    while let Some(path) = waiting.pop() {
+        common::signals::check()?;
+        let what = || format!("cannot compare the folder {}", show(&path));
+        let old = open_dir(base, &path).with_context(what)?;
+        let new = open_dir(wanted, &path).with_context(what)?;
+        tell(&path, None)?;
+        let mut there = visit::names(&new).with_context(what)?.into_iter().peekable();
+        for (name, is_dir, ino) in visit::names(&old).with_context(what)? {
+            while there.next_if(|n| n.0 < name).is_some() {}
+            let same = |n: &visit::Name| n.0 == name && n.1 == is_dir && (is_dir || n.2 == ino);
+            if there.next_if(same).is_none() {
+                continue;
+            }
+            let stat = fstatat(&old, OsStr::from_bytes(&name), AtFlags::AT_SYMLINK_NOFOLLOW);
+            tell(&path, Some((&name, &stat.with_context(what)?)))?;
+            if is_dir {
+                waiting.push(join(&path, &name));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn marked(path: Vec<u8>, stat: &FileStat) -> Marked {

@@ -9,9 +9,9 @@ use anyhow::Result;
 use common::mutant;
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, fchmod};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::unistd::UnlinkatFlags;
 
-use super::{open_dir, open_dir_here, split, visit};
+use super::{open_dir, open_dir_here, split, sweep, visit};
 use crate::tree::join;
 
 /// So many paths are named.
@@ -51,7 +51,7 @@ impl Stuck {
 /// to stop.
 pub fn clear(dir: &File, name: &[u8]) -> Result<Stuck> {
     let mut stuck = Stuck::default();
-    match unlinkat(dir, OsStr::from_bytes(name), UnlinkatFlags::NoRemoveDir) {
+    match sweep::unlink(dir, OsStr::from_bytes(name), UnlinkatFlags::NoRemoveDir) {
         Ok(()) | Err(Errno::ENOENT) => return Ok(stuck),
         Err(Errno::EISDIR | Errno::EPERM | Errno::EACCES) => {}
         Err(e) => {
@@ -116,10 +116,10 @@ fn open(dir: &File, path: &[u8]) -> nix::Result<File> {
 
 /// A folder may be closed to the account that owns it, too.
 fn unlink(dir: &File, name: &[u8], flag: UnlinkatFlags) -> nix::Result<()> {
-    match unlinkat(dir, OsStr::from_bytes(name), flag) {
+    match sweep::unlink(dir, OsStr::from_bytes(name), flag) {
         Err(Errno::EACCES) => {
             fchmod(dir, Mode::S_IRWXU)?;
-            unlinkat(dir, OsStr::from_bytes(name), flag)
+            sweep::unlink(dir, OsStr::from_bytes(name), flag)
         }
         other => other,
     }

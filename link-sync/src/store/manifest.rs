@@ -21,6 +21,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::changes::{self, Changes};
 use super::open::{Writable, existing};
+use super::pace::Pace;
 use super::publish::AllDone;
 use super::sums::{Lines, Sum, hex};
 use super::{META, PARTIAL, ensure_dir, mtree, open_dir, open_file, split, sums};
@@ -123,8 +124,8 @@ pub fn make(
         Ok(base.as_ref().map(open).transpose()?.map(Lines::new))
     };
     let manifest = Manifest {
-        sha256sums: write(&folder, SUMS, b"", old(SUMS)?, &gone, &entries)?,
-        mtree: write(&folder, MTREE, mtree::HEAD, old(MTREE)?, &gone, &entries)?,
+        sha256sums: write(&folder, SUMS, b"", old(SUMS)?, &gone, &entries, &writable.pace)?,
+        mtree: write(&folder, MTREE, mtree::HEAD, old(MTREE)?, &gone, &entries, &writable.pace)?,
     };
     Ok(Made { manifest, hashed: (hashed, bytes), warnings })
 }
@@ -249,15 +250,16 @@ fn write(
     base: Option<Lines>,
     gone: &HashSet<Vec<u8>>,
     entries: &[Entry],
+    pace: &Pace,
 ) -> Result<FileDigest> {
     let what = || format!("cannot write {META}/{name}");
     let file = BufWriter::with_capacity(1 << 18, create(folder, name)?);
-    let mut out = Output { file, hash: Sha256::new(), bytes: 0 };
+    let mut out = Output { file, hash: Sha256::new(), bytes: 0, pace };
     out.add(head).with_context(what)?;
     let of_sums = name == SUMS;
     let mut new = entries.iter().filter(|e| !of_sums || e.sum.is_some()).peekable();
     let mut line = Vec::new();
-    let mut add = |out: &mut Output, entry: &Entry| {
+    let mut add = |out: &mut Output<'_>, entry: &Entry| {
         line.clear();
         match entry.sum.filter(|_| of_sums) {
             Some(sum) => sums::line(&mut line, &sum, &entry.path),
@@ -278,7 +280,8 @@ fn write(
             if new.peek().is_some_and(|e| e.path == *path) || is_below(&path, gone) {
                 continue;
             }
-            out.add(old).and_then(|()| out.add(b"\n")).with_context(what)?;
+            out.add(old).with_context(what)?;
+            out.add(b"\n").with_context(what)?;
         }
     }
     for entry in new {
@@ -339,16 +342,18 @@ fn create(folder: &File, name: &str) -> Result<File> {
     Ok(File::from(file.with_context(|| format!("cannot make {META}/{name}"))?))
 }
 
-struct Output {
+struct Output<'a> {
     file: BufWriter<File>,
     hash: Sha256,
     bytes: u64,
+    pace: &'a Pace,
 }
 
-impl Output {
-    fn add(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+impl Output<'_> {
+    fn add(&mut self, bytes: &[u8]) -> Result<()> {
         self.hash.update(bytes);
         self.bytes += bytes.len() as u64;
-        self.file.write_all(bytes)
+        self.pace.wrote(bytes.len() as u64)?;
+        Ok(self.file.write_all(bytes)?)
     }
 }

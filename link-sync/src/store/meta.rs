@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::Read as _;
 
 use anyhow::{Context as _, Result};
-use serde::{Deserialize, Serialize};
+use common::mutant;
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// More bytes than a description has.
 pub const LONGEST: usize = 1 << 20;
@@ -16,7 +17,8 @@ pub struct SnapshotMeta {
     pub schema: u32,
     /// 32 random hexadecimal digits.
     pub id: String,
-    /// Its name: UTC by the store's clock, `2026-11-22T03-30-00Z`.
+    /// Its name: UTC by the store's clock, `2026-11-22T03-30-00Z`. Nothing else gets in here, whoever described it.
+    #[serde(deserialize_with = "date")]
     pub date: String,
     /// The snapshot it shares unchanged files with.
     pub base_id: Option<String>,
@@ -76,13 +78,18 @@ pub struct SourceMeta {
 
 impl SnapshotMeta {
     /// Reads the one of `date` in the opened `store`, and its text. The store may be another account's, which may have
-    /// put anything there: links are not followed, nothing but a file is read, and not much of that.
+    /// put anything there: links are not followed, nothing but a file is read, and not much of that. The folder's name
+    /// is its date, whatever date is written in it: a person may have put a wrong clock right.
     pub fn load(store: &File, date: &str) -> Result<(SnapshotMeta, String)> {
         let path = format!("{date}/{}/snapshot.json", super::META);
         let file = super::open_file(store, &path).with_context(|| format!("cannot open {path}"))?;
         let mut text = String::new();
         file.take(LONGEST as u64).read_to_string(&mut text).with_context(|| format!("cannot read {path}"))?;
-        let meta = serde_json::from_str(&text).with_context(|| format!("{path} is damaged"))?;
+        let mut meta: SnapshotMeta =
+            serde_json::from_str(&text).with_context(|| format!("{path} is damaged"))?;
+        if !mutant::active("a-snapshot-names-itself") {
+            date.clone_into(&mut meta.date);
+        }
         Ok((meta, text))
     }
 
@@ -98,6 +105,15 @@ pub const DATE_FORMAT: &str = "%Y-%m-%dT%H-%M-%SZ";
 /// Whether `name` has the form of a date.
 pub fn is_date(name: &str) -> bool {
     name.len() == 20 && jiff::civil::DateTime::strptime(DATE_FORMAT, name).is_ok()
+}
+
+/// A date and nothing else: it becomes the name of a folder.
+fn date<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let text = String::deserialize(from)?;
+    match is_date(&text) || mutant::active("a-date-is-any-text") {
+        true => Ok(text),
+        false => Err(serde::de::Error::custom(format!("'{}' is not a snapshot's date", text.escape_debug()))),
+    }
 }
 
 /// The moment that the name of a snapshot says.
@@ -125,6 +141,37 @@ mod tests {
             ["2026-11-22T03:30:00Z", "2026-13-22T03-30-00Z", "latest", ".partial", "2026-11-22T03-30-00Z.old"]
         {
             assert!(!is_date(not), "{not}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_has_the_date_that_its_folder_is_called_and_none_that_leads_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = "2026-11-22T03-30-00Z";
+        std::fs::create_dir_all(dir.path().join(name).join(".meta")).unwrap();
+        let load = |date: &str| {
+            let text = serde_json::json!({
+                "schema": 1, "id": "", "date": date, "base_id": null, "base_date": null, "run_id": null,
+                "consistency": "sealed", "started_at": "", "published_at": "", "tool_version": "", "fake_super": false,
+                "sources": [],
+            });
+            std::fs::write(dir.path().join(name).join(".meta/snapshot.json"), text.to_string()).unwrap();
+            SnapshotMeta::load(&File::open(dir.path()).unwrap(), name)
+        };
+        assert_eq!(load(name).unwrap().0.date, name);
+        // Renamed by somebody whose clock had been wrong.
+        assert_eq!(load("2099-11-22T03-30-00Z").unwrap().0.date, name);
+    }
+
+    #[test]
+    fn a_description_whose_date_is_a_path_is_damaged_wherever_it_is_read() {
+        for date in ["../../etc", "..", "", "/", "latest", "2026-11-22T03-30-00Z/..", "2026-11-22"] {
+            let text = serde_json::json!({
+                "schema": 1, "id": "", "date": date, "base_id": null, "base_date": null, "run_id": null,
+                "consistency": "sealed", "started_at": "", "published_at": "", "tool_version": "", "fake_super": false,
+                "sources": [],
+            });
+            assert!(serde_json::from_value::<SnapshotMeta>(text).is_err(), "{date}");
         }
     }
 }

@@ -16,10 +16,13 @@ pub mod diff;
 pub mod fetch;
 pub mod find;
 pub mod keeps;
+pub mod ledger;
+pub mod lists;
 pub mod manifest;
 pub mod merge;
 pub mod meta;
 pub mod mtree;
+pub mod odd;
 pub mod open;
 pub mod pace;
 pub mod pins;
@@ -144,20 +147,18 @@ impl Store {
         let dir = File::open(&self.path).with_context(|| format!("cannot open {}", self.path.display()))?;
         for name in names {
             match SnapshotMeta::load(&dir, &name) {
-                // The folder's name counts: a person may have put a wrong clock right.
-                Ok((meta, _)) => good.push(SnapshotMeta { date: name, ..meta }),
+                Ok((meta, _)) => good.push(meta),
                 Err(_) => damaged.push(name),
             }
         }
         Ok((good, damaged))
     }
 
-    /// The published snapshot of `date`, or the newest for `latest`.
+    /// The published snapshot of `date`, or the newest that counts for `latest`.
     pub fn find(&self, date: &str) -> Result<SnapshotMeta> {
-        let (mut snapshots, _) = self.snapshots()?;
         let found = match date {
-            "latest" => snapshots.pop(),
-            _ => snapshots.into_iter().find(|s| s.date == date),
+            "latest" => odd::Known::of(self, jiff::Timestamp::now())?.counted.pop(),
+            _ => self.snapshots()?.0.into_iter().find(|s| s.date == date),
         };
         found.ok_or_else(|| {
             Fault::config(format!("there is no snapshot '{date}' in {}", self.path.display()))

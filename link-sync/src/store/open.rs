@@ -19,9 +19,13 @@ use serde_json::{Value, json};
 
 use super::keeps::Keeps;
 use super::meta::{DATE_FORMAT, SnapshotMeta};
-use super::pace::Pace;
+use super::odd::Known;
+use super::pace::{Free, Pace, Reserve};
 use super::sweep::sweep;
-use super::{INCOMING, META, PARTIAL, RESUME, Store, TRASH, ensure_dir, open_dir, remove, split, visit};
+use super::{
+    INCOMING, META, PARTIAL, PRUNED, RESUME, Store, TRASH, ensure_dir, ledger, open_dir, remove, split, sums,
+    visit,
+};
 
 /// A store that is ours alone until this value goes.
 #[derive(Debug)]
@@ -68,8 +72,9 @@ pub(super) fn lock(store: &Store) -> Result<Lock> {
 pub fn open(store: &Store, copy_from: Option<Option<&str>>) -> Result<Writable> {
     let dir = store.check()?;
     let lock = lock(store)?;
-    let (mut snapshots, damaged) = store.snapshots()?;
-    let mut warnings: Vec<Value> = damaged
+    let mut known = Known::of(store, jiff::Timestamp::now())?;
+    let mut warnings: Vec<Value> = known
+        .damaged
         .iter()
         .map(|name| {
             json!({"kind": "damaged-snapshot", "message": format!(
@@ -79,9 +84,10 @@ pub fn open(store: &Store, copy_from: Option<Option<&str>>) -> Result<Writable> 
         .collect();
     let copy = copy_from.is_some();
     if !copy {
-        check_clock(snapshots.last())?;
+        check_clock(&known)?;
     }
-    let newest = snapshots.last().map(|s| s.date.clone());
+    warnings.extend(known.warnings());
+    let newest = known.counted.last().map(|s| s.date.clone());
     if let Some(newest) = &newest
         && super::publish::point_latest(&dir, newest, true)?
     {
@@ -89,22 +95,35 @@ pub fn open(store: &Store, copy_from: Option<Option<&str>>) -> Result<Writable> 
             "'latest' did not point to the newest snapshot, {newest}: it does now")}));
     }
     let base = match copy_from {
-        None => snapshots.pop(),
+        None => known.counted.pop(),
         Some(None) => None,
         Some(Some(date)) => {
-            let found = snapshots.into_iter().find(|s| s.date == date);
+            let odd = known.odd.into_iter().map(|o| o.0);
+            let found = known.counted.into_iter().chain(odd).find(|s| s.date == date);
             Some(found.with_context(|| format!("there is no snapshot {date} to begin with"))?)
         }
     };
     let id = store_id(store)?;
-    let pace = Pace::new(&dir, store.flush_bytes)?;
+    // What making room needs lies ready before there is none.
+    ledger::prepare(&dir);
+    ensure_dir(&dir, PRUNED.as_bytes()).ok();
+    let new_pace = || Pace::new(&dir, store.flush_bytes, Reserve { bytes: store.reserve_bytes });
+    let mut pace = new_pace()?;
     if copy {
         let flushed = pace.take_mark()?;
         keep_received(&dir, |_, stat| Ok(flushed.covers(stat)))?;
+    } else if [PARTIAL, INCOMING, RESUME].iter().any(|name| open_dir(&dir, name.as_bytes()).is_ok())
+        && let Err(error) = pace.sync()
+    {
+        clear(&dir, RESUME)?;
+        pace = new_pace()?;
+        warnings.push(json!({"kind": "received-is-lost", "message": format!(
+            "what an interrupted run had received is sent again: {error:#}")}));
     } else {
         let base_dir = base.as_ref().map(|b| open_dir(&dir, b.date.as_bytes())).transpose();
         let base_dir = base_dir.context("cannot open the newest snapshot")?;
         keep_received(&dir, |path, stat| Ok(!same_in(base_dir.as_ref(), path, stat)))?;
+        from_the_disk(&dir)?;
     }
     for name in [TRASH, PARTIAL, INCOMING] {
         clear(&dir, name)?;
@@ -150,13 +169,15 @@ pub fn discard(store: &Store) -> Result<()> {
     Ok(())
 }
 
-/// A name from a clock that stands behind the newest snapshot would sort as an old one.
-fn check_clock(base: Option<&SnapshotMeta>) -> Result<()> {
+/// A name from a clock that stands behind all snapshots, or a little behind the newest, would sort as an old one. A few
+/// that are still to come are odd themselves, and block nothing.
+fn check_clock(known: &Known) -> Result<()> {
     let now = jiff::Timestamp::now().strftime(DATE_FORMAT).to_string();
-    match base {
-        Some(base) if now < base.date => {
-            Err(Fault::unavailable(format!("the store's clock says {now}, but its newest snapshot is {}", base.date))
-                .hint("set the clock (is time synchronisation running?); if it was wrong when that snapshot was made, rename its folder to the right date")
+    match known.counted.last().or_else(|| known.all_to_come()) {
+        Some(newest) if now < newest.date => {
+            let date = &newest.date;
+            Err(Fault::unavailable(format!("the store's clock says {now}, but its newest snapshot is {date}"))
+                .hint(format!("set the clock (is time synchronisation running?); if it was wrong when that snapshot was made, rename its folder to the right date, or remove it: link-sync prune --date {date} --yes"))
                 .into())
         }
         _ => Ok(()),
@@ -215,6 +236,22 @@ fn keep_received(dir: &File, good: impl Fn(&[u8], &FileStat) -> Result<bool>) ->
     Ok(())
 }
 
+/// What was received before is compared as it is on the disk. A write of it may have failed, which was told to whoever
+/// asked then; its pages in memory are still what was sent.
+fn from_the_disk(dir: &File) -> Result<()> {
+    let Some(top) = existing(dir, &[RESUME])?.filter(|_| !mutant::active("memory-is-believed")) else {
+        return Ok(());
+    };
+    visit::each(&top, |found| {
+        if !found.is_dir
+            && let Ok(file) = super::open_file_at(found.parent, found.name.as_bytes())
+        {
+            sums::uncache(&file);
+        }
+        Ok(())
+    })
+}
+
 /// Whether extended attributes and ACLs can be kept in the folder `partial`, by trying.
 pub fn abilities(partial: &File) -> Result<(bool, bool)> {
     use xattr::FileExt as _;
@@ -247,10 +284,10 @@ impl Writable {
             })?;
         }
         let (bytes, inodes) = (bytes.saturating_sub(held), inodes.saturating_sub(held_inodes));
-        let stat = nix::sys::statvfs::fstatvfs(&self.dir).context("cannot ask for the store's free room")?;
-        let free = stat.blocks_available().saturating_mul(stat.fragment_size());
-        let shown = self.store.path.display();
         let reserve = self.store.reserve_bytes;
+        let Free { bytes: free, inodes: free_inodes, inodes_reserve } =
+            Free::of(&self.dir, Reserve { bytes: reserve })?;
+        let shown = self.store.path.display();
         if free < bytes.saturating_add(reserve) {
             return Err(Fault::failed(format!(
                 "not enough room in {shown}: {bytes} bytes are to come, {reserve} must stay free, {free} are free"
@@ -258,11 +295,9 @@ impl Writable {
             .hint("make room or use a larger disk; reserve_bytes in the profile sets what must stay free")
             .into());
         }
-        // btrfs and others make inodes as they need them and report 0.
-        if stat.files() != 0 && stat.files_available() < inodes {
+        if let Some(free) = free_inodes.filter(|free| *free < inodes.saturating_add(inodes_reserve)) {
             return Err(Fault::failed(format!(
-                "not enough inodes in {shown}: {inodes} are needed, {} are free",
-                stat.files_available()
+                "not enough inodes in {shown}: {inodes} are needed, {inodes_reserve} must stay free, {free} are free"
             ))
             .hint("the file system was made with too few inodes: use another, or one made with more (mkfs.ext4 -i)")
             .into());
@@ -321,6 +356,8 @@ impl Writable {
         match renameat(&self.dir, name, &self.dir, TRASH) {
             Ok(()) => clear(&self.dir, TRASH),
             Err(Errno::ENOENT) => Ok(()),
+            // No room for a rename. Half of what was received means no more and no less than all of it.
+            Err(Errno::ENOSPC | Errno::EDQUOT) => clear(&self.dir, name),
             Err(e) => Err(e).with_context(|| format!("cannot move {name} away")),
         }
     }

@@ -105,7 +105,7 @@ pub fn publish(
     }
     writable.store.check().context("the store changed while the snapshot was made")?;
     // One call for the whole file system: it returns when all of it is on the disk, or says why not.
-    nix::unistd::syncfs(&writable.dir).context("cannot make the snapshot durable")?;
+    writable.pace.sync().context("cannot make the snapshot durable")?;
     common::rename::noreplace(&writable.dir, PARTIAL, &writable.dir, date.as_str())
         .context("cannot publish the snapshot")?;
     writable.dir.sync_all().context("cannot make the new snapshot's name durable")?;

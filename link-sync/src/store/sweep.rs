@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use anyhow::{Context as _, Result};
+use common::mutant;
 use nix::errno::Errno;
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -14,6 +15,9 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use super::{open_dir, split, visit};
 use crate::parallel;
 use crate::tree::join;
+
+/// How often a removal is tried for which a full disk has no room.
+const TRIES: usize = 8;
 
 /// A folder that is being emptied.
 struct Folder {
@@ -33,7 +37,7 @@ impl Folder {
 /// few names. Returns how many there were.
 pub fn sweep(dir: &File, name: &str, removed: &(impl Fn(u64) -> Result<()> + Sync)) -> Result<u64> {
     let what = || format!("cannot remove {name}");
-    match unlinkat(dir, name, UnlinkatFlags::NoRemoveDir) {
+    match unlink(dir, OsStr::new(name), UnlinkatFlags::NoRemoveDir) {
         Ok(()) => return Ok(1),
         Err(Errno::ENOENT) => return Ok(0),
         Err(Errno::EISDIR | Errno::EPERM) => {}
@@ -88,13 +92,27 @@ fn gone(dir: &File, folder: &Arc<Folder>) -> Result<()> {
 /// A folder of a snapshot may be closed to the account that owns it, too. It is a folder of its own, so
 /// opening it changes no other snapshot.
 fn remove_one(dir: &File, name: &[u8], flag: UnlinkatFlags) -> nix::Result<()> {
-    match unlinkat(dir, OsStr::from_bytes(name), flag) {
+    match unlink(dir, OsStr::from_bytes(name), flag) {
         Err(Errno::EACCES) => {
             nix::sys::stat::fchmod(dir, Mode::S_IRWXU)?;
-            unlinkat(dir, OsStr::from_bytes(name), flag)
+            unlink(dir, OsStr::from_bytes(name), flag)
         }
         other => other,
     }
+}
+
+/// unlinkat(2). On a btrfs that is full, each removal draws on a small reserve of the file system, which is full again
+/// when its transaction has ended: that is waited for.
+pub(super) fn unlink(dir: &File, name: &OsStr, flag: UnlinkatFlags) -> nix::Result<()> {
+    for _ in 0..TRIES {
+        match unlinkat(dir, name, flag) {
+            Err(Errno::ENOSPC | Errno::EDQUOT) if !mutant::active("a-removal-has-room") => {
+                nix::unistd::syncfs(dir)?;
+            }
+            other => return other,
+        }
+    }
+    unlinkat(dir, name, flag)
 }
 
 /// Like [`open_dir`], also where the folder is closed.

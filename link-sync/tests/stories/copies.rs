@@ -111,6 +111,268 @@ fn an_interrupted_copy_is_continued_but_never_with_what_is_old() {
     }
 }
 
+/// What a person or a repair of the file system does to a snapshot in the copy: everything that can go, goes.
+fn damage(date: &Path) {
+    let docs = date.join("docs");
+    std::fs::remove_file(docs.join("gone")).unwrap();
+    std::fs::remove_dir_all(docs.join("d/e")).unwrap();
+    std::fs::remove_file(docs.join("link")).unwrap();
+    // Other things in the place of what was there.
+    std::fs::remove_dir_all(docs.join("f")).unwrap();
+    std::os::unix::fs::symlink("/etc", docs.join("f")).unwrap();
+    std::fs::remove_file(docs.join("file")).unwrap();
+    std::fs::create_dir(docs.join("file")).unwrap();
+    std::fs::write(docs.join("file/in"), "foreign").unwrap();
+    std::fs::write(docs.join("d/foreign"), "foreign").unwrap();
+    // Cut off.
+    std::fs::File::options().write(true).open(docs.join("short")).unwrap().set_len(3).unwrap();
+    let top = std::fs::File::open(docs.join("g")).unwrap();
+    top.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+}
+
+#[test]
+fn what_the_base_has_lost_is_sent_again_and_never_handed_on() {
+    let world = World::new();
+    for name in ["gone", "file", "short", "kept", "edited", "d/kept", "d/e/1", "d/e/2", "f/1", "g/1"] {
+        world.file(name, &format!("{name} as it was"));
+    }
+    std::os::unix::fs::symlink("kept", world.source.join("link")).unwrap();
+    std::fs::create_dir(world.source.join("empty")).unwrap();
+    // A time no ext4 has room for is no hole.
+    ok("touch", &["-d", "1800-01-01", world.source.join("g/1").to_str().unwrap()]);
+    world.publish();
+    let to = folder(&world);
+    copy(&world, &to, &[]).expect(0);
+    let first = world.dates().remove(0);
+    // All there: nothing to be said.
+    world.file("edited", "two");
+    world.publish();
+    let whole = copy(&world, &to, &["--date", &world.dates()[1]]).expect(0);
+    assert_eq!((&whole.json["data"]["lacking_paths"], warnings(&whole).len()), (&0.into(), 0), "{whole:?}");
+
+    let second = world.dates().remove(1);
+    damage(&to.join(&second));
+    world.file("edited", "three");
+    world.publish();
+    let third = world.dates().remove(2);
+    let filled = copy(&world, &to, &[]).expect(0);
+    assert_eq!(filled.json["data"]["base_date"], *second);
+    // gone, d/e, d/e/1, d/e/2, link, f, f/1, file, short.
+    assert_eq!(filled.json["data"]["lacking_paths"], 9, "{filled:?}");
+    assert_eq!(warnings(&filled), ["base-lacks", "base-has-more"]);
+    // It was noted before the copy that fills them was published.
+    let noted = std::fs::read_to_string(world.state.join("copy-lacks.json")).unwrap();
+    let noted: serde_json::Value = serde_json::from_str(&noted).unwrap();
+    assert_eq!((&noted["base_date"], &noted["lacking_paths"]), (&second.as_str().into(), &9.into()));
+    let said = filled.json["warnings"][0]["message"].as_str().unwrap();
+    assert!(said.contains("9 paths are missing in the copy of") && said.contains("d/e/1"), "{said}");
+    assert!(filled.json["warnings"][1]["message"].as_str().unwrap().contains("d/foreign"));
+    same(&world, &to, &third);
+    // What is still good is shared, and what was sent again has its line in the new date's list.
+    let inode = |date: &str| to.join(date).join("docs/d/kept").metadata().unwrap().ino();
+    assert_eq!(inode(&first), inode(&third));
+    let list = std::fs::read_to_string(to.join(&third).join(".meta/sha256sums.part")).unwrap();
+    for name in ["gone", "short", "d/e/2", "f/1", "file", "edited"] {
+        assert!(list.contains(&format!("  docs/{name}\n")), "{name}: {list}");
+    }
+
+    // A whole source.
+    std::fs::remove_dir_all(to.join(&third).join("docs")).unwrap();
+    world.file("edited", "four");
+    world.publish();
+    let fourth = world.dates().remove(3);
+    let filled = copy(&world, &to, &[]).expect(0);
+    assert_eq!((filled.json["data"]["base_date"].as_str(), warnings(&filled).len()), (Some(&*third), 1));
+    same(&world, &to, &fourth);
+    // Whole again.
+    world.file("edited", "five");
+    world.publish();
+    let last = copy(&world, &to, &[]).expect(0);
+    assert_eq!((&last.json["data"]["copied_files"], warnings(&last).len()), (&1.into(), 0), "{last:?}");
+    same(&world, &to, &world.dates()[4]);
+
+    // A date that has lost its description is named, and not begun with.
+    std::fs::remove_file(to.join(&world.dates()[4]).join(".meta/snapshot.json")).unwrap();
+    world.file("edited", "six");
+    world.publish();
+    let last = copy(&world, &to, &[]).expect(0);
+    assert_eq!(last.json["data"]["damaged_dates"], serde_json::json!([world.dates()[4]]));
+    assert_eq!(last.json["data"]["base_date"], *fourth);
+    same(&world, &to, &world.dates()[5]);
+}
+
+/// Files of `to` that no list covers: none of the dates that have the inode lists it under a name it has there. What is
+/// listed must be right, too.
+#[track_caller]
+fn uncovered(to: &Path) -> Vec<String> {
+    let mut listed = std::collections::HashSet::new();
+    for date in dates(to) {
+        let top = to.join(&date);
+        let Ok(list) = std::fs::read_to_string(top.join(".meta/sha256sums.part")) else { continue };
+        if list.is_empty() {
+            continue;
+        }
+        let mut check = std::process::Command::new("sha256sum");
+        check.args(["-c", "--quiet", "--strict", ".meta/sha256sums.part"]).current_dir(&top);
+        let checked = check.output().unwrap();
+        assert!(checked.status.success(), "{date}: {}", String::from_utf8_lossy(&checked.stdout));
+        for line in list.lines() {
+            listed.insert(top.join(&line[66..]).symlink_metadata().unwrap().ino());
+        }
+    }
+    let mut missing = Vec::new();
+    for date in dates(to) {
+        let find = ok("find", &[to.join(&date).join("docs").to_str().unwrap(), "-type", "f"]);
+        let files =
+            find.lines().filter(|f| !listed.contains(&Path::new(f).symlink_metadata().unwrap().ino()));
+        missing.extend(files.map(str::to_owned));
+    }
+    missing
+}
+
+/// Seven dates, one of them copied late, each with its part of a list.
+fn seven_dates(world: &World) -> PathBuf {
+    let to = folder(world);
+    for n in 0..60 {
+        world.file(&format!("d{}/f{n}", n % 5), &format!("content {n}"));
+        world.file(&format!("d{}.txt", n % 5), "beside a folder");
+    }
+    for day in 0..7 {
+        world.file(&format!("d1/new{day}"), &format!("of day {day}"));
+        world.file("d0/f5", &format!("edited on day {day}"));
+        if day > 0 {
+            world.file(&format!("d2/f{}", 2 + 5 * day), &format!("edited on day {day}"));
+            std::fs::remove_file(world.source.join(format!("d3/f{}", 3 + 5 * day))).unwrap();
+        }
+        if day == 4 {
+            // A folder that comes and goes.
+            std::fs::rename(world.source.join("d4"), world.source.join("moved")).unwrap();
+        }
+        world.publish();
+        if day != 2 {
+            copy(world, &to, &[]).expect(0);
+        }
+    }
+    let late = copy(world, &to, &["--date", &world.dates()[2]]).expect(0);
+    assert_eq!(late.json["data"]["base_date"], *world.dates()[6]);
+    to
+}
+
+#[track_caller]
+fn prune(world: &World, to: &Path, options: &[&str]) -> Ran {
+    let store = ["--store", to.to_str().unwrap(), "--min-age", "0d"];
+    world.act("prune", &store.iter().chain(options).copied().collect::<Vec<_>>())
+}
+
+#[test]
+fn each_file_of_each_date_stays_in_a_list_whatever_goes() {
+    let world = World::new();
+    let to = seven_dates(&world);
+    let names = world.dates();
+    assert_eq!(uncovered(&to), [""; 0]);
+    // The oldest; one in the middle; the one that was copied late; several at once.
+    for date in [&names[0], &names[3], &names[2]] {
+        prune(&world, &to, &["--date", date, "--yes"]).expect(0);
+        assert_eq!(uncovered(&to), [""; 0], "after {date}");
+    }
+    // What a run left that was killed before or after it had replaced a list: nothing is added twice.
+    let list = |date: &str| to.join(date).join(".meta/sha256sums.part");
+    let (old, kept) = (std::fs::read_to_string(list(&names[1])).unwrap(), &names[6]);
+    let own = std::fs::read_to_string(list(kept)).unwrap();
+    let twice = prune(&world, &to, &["--keep-last", "2", "--dry-run"]).expect(0);
+    assert_eq!(twice.json["data"]["removed"], serde_json::json!([names[1], names[4]]));
+    std::fs::write(to.join(&names[5]).join(".meta/.sha256sums.part.new"), &old[..old.len() / 2]).unwrap();
+    prune(&world, &to, &["--keep-last", "2"]).expect(0);
+    assert_eq!((uncovered(&to), dates(&to).len()), (Vec::new(), 2));
+    assert!(!to.join(&names[5]).join(".meta/.sha256sums.part.new").exists());
+    prune(&world, &to, &["--keep-last", "1"]).expect(0);
+    assert_eq!((uncovered(&to), dates(&to)), (Vec::new(), vec![kept.clone()]));
+    let all = std::fs::read_to_string(list(kept)).unwrap();
+    assert!(own.lines().all(|line| all.lines().any(|l| l == line)));
+    // As the store here knows it: the same files, each once.
+    let here = std::fs::read_to_string(world.store.join(kept).join(".meta/sha256sums")).unwrap();
+    let sorted = |text: &str| {
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(sorted(&all), sorted(&here));
+}
+
+#[test]
+fn killed_at_any_moment_of_a_prune_the_lists_are_whole() {
+    let world = World::new();
+    let to = seven_dates(&world);
+    let again = world.dir.join("again");
+    let lines = |path: &Path| std::fs::read_to_string(path).unwrap().lines().count();
+    let mut left = std::collections::BTreeSet::new();
+    for round in 0..24u64 {
+        ok("rm", &["-rf", again.to_str().unwrap()]);
+        ok("cp", &["-a", to.to_str().unwrap(), again.to_str().unwrap()]);
+        let mut command = world.command("prune", &["--store", again.to_str().unwrap(), "--min-age", "0d"]);
+        let mut child = command
+            .args(["--keep-last", "2", "--max-gap", "30d"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let heir = again.join(&world.dates()[5]).join(".meta/sha256sums.part");
+        match round {
+            // As soon as the first list is handed on, or a little later each time.
+            0 => until("a list grows", || lines(&heir) > lines(&to.join(heir.strip_prefix(&again).unwrap()))),
+            _ => std::thread::sleep(std::time::Duration::from_millis(4 + 3 * round)),
+        }
+        kill(child.id(), "-KILL");
+        child.wait().unwrap();
+        let lists =
+            dates(&again).iter().map(|d| again.join(d).join(".meta/sha256sums.part")).collect::<Vec<_>>();
+        left.insert((lists.len(), lists.iter().map(|list| lines(list)).sum::<usize>()));
+        assert_eq!(uncovered(&again), [""; 0], "round {round}");
+        prune(&world, &again, &["--keep-last", "2"]).expect(0);
+        assert_eq!((uncovered(&again), dates(&again).len()), (Vec::new(), 2), "round {round}");
+    }
+    eprintln!("dates and lines that were left: {left:?}");
+}
+
+#[test]
+fn a_date_that_cannot_hand_on_its_list_goes_and_that_is_told() {
+    let world = World::new();
+    let to = seven_dates(&world);
+    let oldest = world.dates().remove(0);
+    let list = to.join(&oldest).join(".meta/sha256sums.part");
+    let text = std::fs::read_to_string(&list).unwrap();
+    std::fs::write(&list, text.replacen("  docs/d0/f0\n", "\n", 1)).unwrap();
+    let gone = prune(&world, &to, &["--date", &oldest, "--yes"]).expect(3);
+    assert_eq!(warnings(&gone), ["list-not-handed-on"]);
+    assert_eq!(gone.json["data"]["unlisted"][0][0], *oldest);
+    // All but the one line.
+    let missing = uncovered(&to);
+    assert!(missing.iter().all(|path| path.ends_with("docs/d0/f0")) && missing.len() == 6, "{missing:?}");
+}
+
+#[test]
+fn of_what_is_limited_no_more_goes_within_a_day() {
+    let world = World::new();
+    let to = seven_dates(&world);
+    let limited = ["--keep-last", "2", "--max-removals-per-day", "3"];
+    let look = prune(&world, &to, &[&limited[..], &["--dry-run"]].concat()).expect(0);
+    let first = prune(&world, &to, &limited).expect(0);
+    assert_eq!(look.json["data"]["removed"], first.json["data"]["removed"]);
+    assert_eq!((warnings(&first), dates(&to).len()), (vec!["removal-limit"], 4));
+    assert_eq!(first.json["data"]["postponed"].as_array().unwrap().len(), 2);
+    // Neither the same day again, nor after a cut: it is noted before they go.
+    assert_eq!(prune(&world, &to, &limited).expect(0).json["changed"], false);
+    let state = to.join(".prune.json");
+    let text = std::fs::read_to_string(&state).unwrap();
+    let early = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(25);
+    let mut noted: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(noted["for_clients"].as_array().unwrap().len(), 3);
+    noted["for_clients"] = serde_json::json!([early.to_string()]);
+    std::fs::write(&state, noted.to_string()).unwrap();
+    prune(&world, &to, &limited).expect(0);
+    assert_eq!(dates(&to).len(), 2);
+}
+
 #[test]
 fn too_little_room_is_known_before_copying_and_a_full_disk_leaves_no_half() {
     let world = World::new();

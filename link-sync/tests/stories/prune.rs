@@ -15,12 +15,18 @@ use crate::world::{World, dates, kill, ok, told, until, warnings};
 const FORMAT: &str = "%Y-%m-%dT%H-%M-%SZ";
 
 /// A date so many hours ago.
-fn ago(hours: i64) -> String {
+pub fn ago(hours: i64) -> String {
     (Timestamp::now() - SignedDuration::from_hours(hours)).strftime(FORMAT).to_string()
 }
 
+/// The moment that a date says.
+fn taken(date: &str) -> String {
+    let civil = jiff::civil::DateTime::strptime(FORMAT, date).unwrap();
+    civil.to_zoned(jiff::tz::TimeZone::UTC).unwrap().timestamp().to_string()
+}
+
 /// Makes one more snapshot in `store` out of the newest, which it shares its files with.
-fn copy(store: &Path, date: &str, consistency: &str) {
+pub fn copy(store: &Path, date: &str, consistency: &str) {
     let newest = store.join(dates(store).pop().unwrap());
     let new = store.join(date);
     ok("cp", &["-al", newest.to_str().unwrap(), new.to_str().unwrap()]);
@@ -30,6 +36,7 @@ fn copy(store: &Path, date: &str, consistency: &str) {
     meta["id"] =
         json!(format!("{:032x}", date.bytes().fold(7u128, |n, b| n.wrapping_mul(257) + u128::from(b))));
     meta["consistency"] = json!(consistency);
+    meta["started_at"] = json!(taken(date));
     std::fs::remove_file(&file).unwrap();
     std::fs::write(&file, meta.to_string()).unwrap();
     std::fs::remove_file(new.join(".meta/lock")).unwrap();
@@ -40,7 +47,7 @@ fn copy(store: &Path, date: &str, consistency: &str) {
 }
 
 /// A store with a snapshot each night for so many nights; the newest is of last night.
-fn nights(world: &World, nights: i64) {
+pub fn nights(world: &World, nights: i64) {
     for n in 0..30 {
         world.file(&format!("d{}/f{n}", n % 4), &format!("content {n}"));
     }
@@ -65,12 +72,13 @@ fn the_rules_are_kept_and_what_stays_stays_as_it_is() {
     let all = world.dates();
     world.profile("", "[store.retention]\nkeep_daily = 4\ntimezone = \"UTC\"");
 
+    let noted = std::fs::read(world.store.join(".prune.json")).unwrap();
     let dry = world.act("prune", &["--dry-run"]).expect(0);
     assert_eq!(dry.json["changed"], false);
     assert!(dry.stderr.contains("another one stands") || dry.stderr.contains("daily: older than"), "{dry:?}");
     assert!(dry.stderr.contains("daily 2") && dry.stderr.contains("the newest sealed one"), "{dry:?}");
     assert_eq!(world.history(), history);
-    assert!(!world.store.join(".prune.json").exists());
+    assert_eq!(std::fs::read(world.store.join(".prune.json")).unwrap(), noted);
 
     let pruned = world.act("prune", &[]).expect(0);
     assert_eq!(strings(&pruned.json["data"]["removed"]), all[..6]);
@@ -146,7 +154,7 @@ fn what_is_in_use_stays() {
     std::fs::create_dir(world.store.join(".pins")).unwrap();
     std::fs::write(world.store.join(".pins/offsite"), json!({"dates": [all[1], "gone"]}).to_string())
         .unwrap();
-    let options = ["--keep-last=1", "--keep", all[2].as_str()];
+    let options = ["--keep-last=1", "--min-age=50h", "--keep", all[2].as_str()];
     let partly = world.act("prune", &options).expect(3);
     assert_eq!(warnings(&partly), ["in-use"]);
     assert_eq!(partly.json["data"]["skipped"], json!([all[0]]));
@@ -185,10 +193,16 @@ fn a_clock_that_jumped_removes_nothing() {
     let prune = || world.act("prune", &["--keep-last=1", "--min-age=0d"]);
     let rename =
         |from: &str, to: &str| std::fs::rename(world.store.join(from), world.store.join(to)).unwrap();
-    let future = ago(-5);
-    rename(&all[5], &future);
+    // One a little ahead: somebody has just set the clock.
+    let soon = (Timestamp::now() + SignedDuration::from_mins(5)).strftime(FORMAT).to_string();
+    rename(&all[5], &soon);
     assert!(told(&prune().expect(69)).contains("it is only"));
-    rename(&future, &all[5]);
+    rename(&soon, &all[5]);
+    // All of them: it is the clock that is wrong.
+    let to_come: Vec<String> = (1..=6).map(|n| ago(-24 * n)).collect();
+    all.iter().zip(&to_come).for_each(|(date, to_come)| rename(date, to_come));
+    assert!(told(&prune().expect(69)).contains("are of the future"));
+    all.iter().zip(&to_come).for_each(|(date, to_come)| rename(to_come, date));
     // All of it moved back by nine days: as if the clock were nine days ahead.
     for (n, date) in all.iter().enumerate() {
         rename(date, &ago(20 + 24 * (14 - i64::try_from(n).unwrap())));
@@ -199,7 +213,7 @@ fn a_clock_that_jumped_removes_nothing() {
     assert!(told(&prune().expect(69)).contains("the clock jumped"));
     assert_eq!(world.dates().len(), 7);
     // A person who knows better.
-    world.act("prune", &["--keep-last=3", "--max-gap=30d"]).expect(0);
+    world.act("prune", &["--keep-last=3", "--max-gap=30d", "--min-age=0d"]).expect(0);
     assert_eq!(world.dates().len(), 3);
     // The clock went back: younger than what it said before.
     let state = json!({"believed_at": (Timestamp::now() + SignedDuration::from_hours(1)).to_string()});
@@ -340,4 +354,88 @@ fn the_list_tells_ages_what_each_holds_alone_and_the_last_proofs() {
     assert!(late.stderr.contains("IT FAILED"), "{}", late.stderr);
     std::fs::write(world.store.join(".verified"), "no JSON").unwrap();
     assert!(world.act("list", &[]).expect(0).json["data"]["last_verify"].is_null());
+}
+
+#[test]
+fn a_date_that_is_still_to_come_counts_for_nothing_and_blocks_nothing() {
+    // Given six nights, and two dates of a clock that was years ahead for a night, or of somebody who meant harm,
+    let world = World::new();
+    nights(&world, 6);
+    let all = world.dates();
+    for date in ["2098-01-01T03-30-00Z", "2099-01-01T03-30-00Z"] {
+        copy(&world.store, date, "sealed");
+    }
+    let odd = ["2098-01-01T03-30-00Z", "2099-01-01T03-30-00Z"];
+    // when the rules are followed,
+    let pruned = world.act("prune", &["--keep-last=3", "--min-age=0d"]).expect(0);
+    // then they displace none of the nights, are told, and are not touched.
+    assert_eq!(strings(&pruned.json["data"]["removed"]), all[..3], "{pruned:?}");
+    assert_eq!(warnings(&pruned), ["odd-snapshot", "odd-snapshot"]);
+    assert!(pruned.json["warnings"][0]["message"].as_str().unwrap().contains("--yes"), "{pruned:?}");
+    assert_eq!(world.dates(), [&all[3..], &odd.map(str::to_owned)[..]].concat());
+    // A backup is made on top of the last true night, becomes the newest, and is what `latest` means.
+    let ran = world.snapshot(&[]).expect(0);
+    assert_eq!(ran.json["data"]["base"], all[5].as_str());
+    assert_eq!(warnings(&ran).iter().filter(|w| **w == "odd-snapshot").count(), 2, "{ran:?}");
+    let made = ran.json["data"]["date"].as_str().unwrap().to_owned();
+    assert_eq!(std::fs::read_link(world.store.join("latest")).unwrap().to_str(), Some(made.as_str()));
+    let to = world.dir.join("restored");
+    let back = world.act("restore", &["--to", to.to_str().unwrap()]).expect(0);
+    assert_eq!(back.json["data"]["date"], made.as_str(), "{back:?}");
+    // They are no proof of a backup, and a verification tells them, too.
+    let listed = world.act("list", &["--max-age=1h"]).expect(0);
+    assert_eq!(listed.json["data"]["odd"], json!(odd));
+    assert_eq!(warnings(&listed), ["odd-snapshot", "odd-snapshot"]);
+    assert!(warnings(&world.act("verify", &["--date", &made]).expect(0)).contains(&"odd-snapshot"));
+    // Whoever wants them gone says so.
+    for date in odd {
+        world.act("prune", &["--date", date, "--yes"]).expect(0);
+    }
+    assert!(warnings(&world.act("list", &[]).expect(0)).is_empty());
+}
+
+#[test]
+fn what_has_no_checksums_displaces_nothing_that_has() {
+    let world = World::new();
+    nights(&world, 6);
+    let all = world.dates();
+    // Forged ones, each newer than a night, as if it were sealed; and a true one of the time before there were checksums.
+    let bare = |date: &str| {
+        copy(&world.store, date, "sealed");
+        let file = world.store.join(date).join(".meta/snapshot.json");
+        let mut meta: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        meta["manifest"] = Value::Null;
+        std::fs::write(&file, meta.to_string()).unwrap();
+    };
+    let forged: Vec<String> = (0..6).map(|n| ago(19 + 24 * n)).collect();
+    forged.iter().for_each(|date| bare(date));
+    let old = ago(20 + 24 * 9);
+    bare(&old);
+    let pruned = world.act("prune", &["--keep-last=7", "--min-age=0d", "--max-gap=30d"]).expect(0);
+    assert_eq!(pruned.json["data"]["removed"], json!([]), "{pruned:?}");
+    assert_eq!(warnings(&pruned).len(), 6, "{pruned:?}");
+    let pruned = world.act("prune", &["--keep-last=6", "--min-age=0d", "--max-gap=30d"]).expect(0);
+    assert_eq!(strings(&pruned.json["data"]["removed"]), [old.as_str()], "{pruned:?}");
+    assert!(all.iter().all(|date| world.store.join(date).exists()));
+}
+
+#[test]
+fn a_night_whose_clock_was_behind_is_not_old() {
+    // Given nights, and a backup that the store's clock dated nine days back, though its source knew better.
+    let world = World::new();
+    nights(&world, 12);
+    let behind = ago(20 + 24 * 9 - 1);
+    copy(&world.store, &behind, "sealed");
+    let file = world.store.join(&behind).join(".meta/snapshot.json");
+    let mut meta: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    meta["started_at"] = json!(taken(&ago(19)));
+    std::fs::write(&file, meta.to_string()).unwrap();
+    // When the clock is right again, then no rule removes it as if it were that old.
+    let pruned = world.act("prune", &["--keep-last=5"]).expect(0);
+    assert_eq!(strings(&pruned.json["data"]["removed"]).len(), 7, "{pruned:?}");
+    assert!(world.store.join(&behind).exists());
+    assert!(
+        format!("{:#}", pruned.json["data"]["snapshots"]).contains("by the source's clock"),
+        "{pruned:?}"
+    );
 }

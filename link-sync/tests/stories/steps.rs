@@ -104,6 +104,8 @@ fn a_run_that_was_killed_seals_nothing() {
     until("maintenance is proven", || world.state.join("maintenance.json").exists());
     let mut all = descendants(front.id());
     all.push((front.id(), String::new()));
+    // All at once: none of them sees another one's end.
+    all.iter().for_each(|(pid, _)| kill(*pid, "-STOP"));
     all.iter().for_each(|(pid, _)| kill(*pid, "-KILL"));
     front.wait().unwrap();
     // Its drop-in lasts for a while, and somebody else may switch on after that; its record is there all the time.

@@ -212,14 +212,20 @@ impl Disk {
     }
 
     pub fn with(megabytes: u64, options: &[&str]) -> Disk {
+        Disk::of("ext4", megabytes, options)
+    }
+
+    /// With a file system of another kind.
+    pub fn of(kind: &str, megabytes: u64, options: &[&str]) -> Disk {
         let memory = Path::new("/dev/shm");
         let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
         let dir = tempfile::Builder::new().prefix("ncb-disk-").tempdir_in(parent).unwrap();
         let disk = Disk { path: dir.path().join("mnt"), image: dir.path().join("image"), _dir: dir };
         std::fs::File::create(&disk.image).unwrap().set_len(megabytes << 20).unwrap();
         let image = disk.image.to_str().unwrap();
-        let args: Vec<_> = ["-q", "-F"].iter().chain(options).copied().chain([image]).collect();
-        ok("mkfs.ext4", &args);
+        let quiet: &[&str] = if kind == "ext4" { &["-q", "-F"] } else { &["-q"] };
+        let args: Vec<_> = quiet.iter().chain(options).copied().chain([image]).collect();
+        ok(&format!("mkfs.{kind}"), &args);
         std::fs::create_dir(&disk.path).unwrap();
         disk.mount();
         disk
@@ -235,6 +241,43 @@ impl Disk {
 
     pub fn unmount(&self) {
         unmount(&self.path);
+    }
+}
+
+/// Fills the disk that `dir` lies on: to the last byte, and to the last name.
+pub fn fill(dir: &Path) {
+    let top = dir.join("filler");
+    std::fs::create_dir_all(&top).unwrap();
+    let mut names = 0..;
+    let more = |path: PathBuf, size: usize, wide: bool| -> std::io::Result<()> {
+        use std::io::Write as _;
+        let mut file = std::fs::File::create(&path)?;
+        file.write_all(&vec![b'x'; size])?;
+        file.sync_all()?;
+        if wide {
+            // Most of a block of what btrfs keeps apart from content.
+            xattr::set(&path, "user.wide", &vec![b'x'; 3000])?;
+        }
+        Ok(())
+    };
+    let kinds = [
+        (8 << 20, false),
+        (1 << 20, false),
+        (64 << 10, false),
+        (4096, false),
+        (0, true),
+        (1, false),
+        (0, false),
+    ];
+    // Again, as what was written may take more or less when it reaches the disk.
+    for (size, wide) in kinds.into_iter().chain(kinds) {
+        let full = loop {
+            let name = names.next().unwrap();
+            if let Err(e) = more(top.join(format!("f{name}")), size, wide) {
+                break e;
+            }
+        };
+        assert_eq!(full.raw_os_error(), Some(28), "{full}");
     }
 }
 

@@ -192,7 +192,7 @@ fn what_a_killed_create_leaves_is_cleared_and_told() {
     world.sh("echo x >state/container.json");
     world.attach().expect(78);
     let down = world.detach().expect(0);
-    assert_eq!(crate::world::warnings(&down), ["no-record"]);
+    assert_eq!(crate::world::warnings(&down), ["no-record", "not-noted"]);
     world.nothing_is_up();
 }
 
@@ -210,4 +210,31 @@ fn a_failed_create_leaves_nothing() {
     world.attach().expect(0);
     world.detach().expect(0);
     world.nothing_is_up();
+}
+
+#[test]
+fn a_loop_device_of_another_boot_is_a_strangers() {
+    // The runtime folder may lie where it survives a reboot; then a stranger's device has the same name and number.
+    let world = World::new();
+    world.sh("mkdir -p -m 700 run; truncate -s 1M stranger");
+    let device = world.sh("losetup --find --show stranger");
+    let name = device.trim_start_matches("/dev/");
+    let seq = world.sh(&format!("cat /sys/block/{name}/diskseq"));
+    let boot = world.sh("cat /proc/sys/kernel/random/boot_id");
+    let record = |boot: &str| {
+        let text =
+            format!("{{\"device\":\"{name}\",\"diskseq\":{seq},\"read_bytes\":0,\"written_bytes\":0{boot}}}");
+        std::fs::write(world.path("run/container.loop.json"), text).unwrap();
+    };
+    for other in ["", ",\"boot_id\":\"6cf9a5f0-0000-4000-8000-000000000000\""] {
+        record(other);
+        assert_eq!(world.state(), "detached");
+        assert_eq!(world.detach().expect(0).json["changed"], false);
+        assert_eq!(world.sh("losetup -nO NAME -j stranger"), device);
+    }
+    // The same record of this boot is proof.
+    record(&format!(",\"boot_id\":\"{boot}\""));
+    assert_eq!(world.state(), "loop-only");
+    assert_eq!(world.detach().expect(0).json["changed"], true);
+    assert_eq!(world.sh("losetup -nO NAME -j stranger"), "");
 }

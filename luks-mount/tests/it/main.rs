@@ -5,9 +5,11 @@
 mod adopt;
 mod attack;
 mod half;
+mod hangs;
 mod keys;
 mod link;
 mod refusals;
 mod story;
+mod two;
 mod unclean;
 mod world;

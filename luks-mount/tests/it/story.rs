@@ -68,6 +68,16 @@ fn a_large_container_costs_little_and_nothing_happens_behind_our_back() {
     world.create(&["--size", "776G"]).expect(0);
     assert!(world.allocated() < 8 << 20, "create wrote {}", world.allocated());
     world.attach().expect(0);
+    // The same on every machine, and nothing that a rescue system of some age does not know.
+    let features = world.sh(&format!(
+        "dumpe2fs -h /dev/mapper/{} 2>&1 | sed -n 's/^Filesystem features: *//p'",
+        world.mapping()
+    ));
+    assert_eq!(
+        features.trim(),
+        "has_journal ext_attr resize_inode dir_index filetype needs_recovery extent flex_bg sparse_super large_file \
+         huge_file dir_nlink extra_isize metadata_csum"
+    );
     std::thread::sleep(Duration::from_secs(60));
     assert!(world.allocated() < 16 << 20, "after a minute: {}", world.allocated());
     let before = world.allocated();

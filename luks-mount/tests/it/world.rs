@@ -41,6 +41,17 @@ impl World {
         world
     }
 
+    /// Another machine with a copy of this one's state, as if that had been restored from a backup: the same key and
+    /// image.
+    pub(crate) fn twin(&self) -> World {
+        let twin = World::new();
+        twin.sh(&format!(
+            "mount --bind {0}/s3 s3; cp -p {0}/key key; cp -rp {0}/state state",
+            self.dir.path().display()
+        ));
+        twin
+    }
+
     pub(crate) fn configure(&self, more: &str) {
         let text = format!(
             "state_dir = \"{0}/state\"\nruntime_dir = \"{0}/run\"\n[offsite.luks]\nimage = \"{0}/s3/c.img\"\n\

@@ -1,6 +1,6 @@
 //! Whoever calls: maintenance goes on and off.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use testkit::{ODD_CALLERS, oddly, run};
@@ -57,7 +57,9 @@ fn streams_that_are_closed_or_full_change_nothing() {
 #[test]
 fn a_limit_of_file_sizes_that_cannot_be_lifted_is_told() {
     let world = World::auto();
-    let command = world.nc_maint("run");
+    let tools = testkit::scratch();
+    let mut command = Command::new(testkit::placed(tools.path(), "nc-maint"));
+    command.args(world.nc_maint("run").get_args());
     let caller = ("", "ulimit -f 1;", "setgid(33); setuid(33);");
     let mut odd = oddly(&command, caller);
     odd.args(["--", "true"]);

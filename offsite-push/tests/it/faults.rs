@@ -1,5 +1,7 @@
 //! A sibling that fails: at each step, in each way. Whatever it is, nothing stays up, and the next push succeeds.
 
+use std::time::{Duration, Instant};
+
 use crate::world::{DATES, World, steps};
 
 const STEPS: [(&str, &str); 5] = [
@@ -226,4 +228,53 @@ fn a_missing_sibling_is_told_before_anything_is_done() {
         assert!(ran.json["error"]["message"].as_str().unwrap().contains(tool));
         assert!(world.calls().is_empty());
     }
+}
+
+/// Takes a minute and a half: what moves must do so for longer than what rests may.
+#[test]
+fn a_take_down_may_take_long_as_long_as_bytes_move_but_not_rest() {
+    let world = World::new();
+    // 8 KiB a second, for longer than the limit: with the least patience, 35 seconds.
+    world.plan(
+        "luks-mount-detach",
+        "n=0; while [ $n -lt 45 ]; do n=$((n + 1)); echo \"1 $((n * 8192)) 0\" >\"$w/run/s3.wire\"; sleep 1; done",
+    );
+    let ran = world.run("push", &["--patience", "4s"]).expect(0);
+    let detach =
+        ran.json["data"]["steps"].as_array().unwrap().iter().find(|s| s["step"] == "detach").unwrap();
+    assert!(detach["duration_ms"].as_u64().unwrap() > 40_000, "{detach}");
+    assert!(world.is_down());
+    // Nothing moves, and it hears nothing.
+    world.snapshot(DATES[1]);
+    world
+        .plan("luks-mount-detach", "[ -e \"$w/hung\" ] || { : >\"$w/hung\"; trap '' TERM; exec sleep 300; }");
+    let begun = Instant::now();
+    let ran = world.run("push", &["--patience", "4s"]).expect(1);
+    assert!(begun.elapsed() < Duration::from_secs(150), "{:?}", begun.elapsed());
+    let message = ran.json["error"]["message"].as_str().unwrap();
+    assert!(message.contains("got nowhere for 35s"), "{message}");
+    // It was tried again, once S3 was ended.
+    assert!(steps(&ran).ends_with(&["detach", "unmount", "detach", "unmount"]), "{:?}", steps(&ran));
+    assert!(world.is_down() && world.record()["date"] == DATES[0]);
+    world.no_plan("luks-mount-detach");
+    world.push().expect(0);
+}
+
+#[test]
+fn a_step_that_is_stopped_here_is_ended_though_s3_answers() {
+    let world = World::new();
+    world.plan("copying", "kill -STOP $$");
+    let begun = Instant::now();
+    let ran = world.run("push", &["--patience", "4s"]).expect(69);
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    let message = ran.json["error"]["message"].as_str().unwrap();
+    assert!(message.contains("link-sync copy got nowhere for 4s"), "{message}");
+    assert!(world.is_down());
+    // One that works for longer than that is left alone.
+    world.plan(
+        "copying",
+        "n=0; while [ $n -lt 16 ]; do n=$((n + 1)); head -c 200000 /dev/zero >/dev/null; sleep 0.5; done",
+    );
+    world.run("push", &["--patience", "4s"]).expect(0);
+    assert!(world.is_down());
 }

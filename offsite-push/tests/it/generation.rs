@@ -61,6 +61,22 @@ fn an_older_container_is_refused_until_it_is_accepted() {
 }
 
 #[test]
+fn a_confirmed_date_that_is_gone_is_refused_until_it_is_accepted() {
+    let world = two_nights();
+    std::fs::remove_dir_all(world.path("disk/snapshots").join(DATES[0])).unwrap();
+    refused(&world, &format!("is gone: {}", DATES[0]));
+    // Whoever looks hears it, too.
+    assert!(
+        world.run("verify", &[]).expect(1).json["error"]["message"].as_str().unwrap().contains("is gone")
+    );
+    let view = world.run("view", &[]).expect(0);
+    assert!(view.json["warnings"].to_string().contains("is gone"));
+    world.run("unview", &[]).expect(0);
+    accepted_once(&world);
+    assert_eq!(world.record()["dates"], serde_json::json!(DATES[1..]));
+}
+
+#[test]
 fn another_container_is_refused() {
     let world = two_nights();
     world.write("uuid", "uuid-2");

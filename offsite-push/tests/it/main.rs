@@ -13,4 +13,5 @@ mod settings;
 mod story;
 mod verify;
 mod view;
+mod whole;
 mod world;

@@ -25,7 +25,18 @@ fn after_a_confirmed_push_the_container_is_opened_again() {
     let world = with_rules();
     world.snapshot(MORE);
     let ran = world.push().expect(0);
-    let wanted = ["copy", "prune-look", "detach", "unmount", "mount", "attach", "prune", "detach", "unmount"];
+    let wanted = [
+        "copy",
+        "prune-look",
+        "detach",
+        "unmount",
+        "mount",
+        "attach",
+        "prune-look",
+        "prune",
+        "detach",
+        "unmount",
+    ];
     assert_eq!(steps(&ran)[4..], wanted);
     assert_eq!(ran.json["data"]["prune"]["removed"], serde_json::json!(DATES[..2]));
     assert_eq!(world.container(), [DATES[2], MORE]);
@@ -39,7 +50,10 @@ fn after_a_confirmed_push_the_container_is_opened_again() {
     assert_eq!(world.read("store/.pins/offsite-home"), format!("{{\"dates\":[\"{MORE}\"]}}"));
     let log = world.read("log");
     let line = log.lines().rfind(|l| l.starts_with("link-sync prune")).unwrap();
-    let rules = format!("--keep-last 2 --keep-within 1d --timezone UTC --keep {MORE} --flush-bytes 4m");
+    let rules = format!(
+        "--keep-last 2 --max-removals-per-day 10 --keep-within 1d --timezone UTC --keep {} --keep {MORE} --flush-bytes 4m",
+        DATES[2]
+    );
     assert!(line.ends_with(&rules), "{line}");
 }
 
@@ -94,10 +108,37 @@ fn killed_in_the_middle_the_next_push_knows_the_container() {
     signal(child.id(), "KILL");
     child.wait().unwrap();
     std::fs::remove_file(world.path("plan/pruning")).unwrap();
+    // It was noted before that this one goes; that it is gone is no alarm.
+    assert_eq!(world.record()["going"], serde_json::json!(DATES[..1]));
+    assert_eq!(world.record()["dates"], serde_json::json!(DATES));
+    assert_eq!(world.container(), DATES[1..]);
     world.snapshot(MORE);
     world.push().expect(0);
     assert_eq!(world.container(), [DATES[2], MORE]);
     assert_eq!(world.record()["generation"], world.stamp()["generation"]);
+    assert_eq!(
+        (&world.record()["dates"], &world.record()["going"]),
+        (&serde_json::json!([DATES[2], MORE]), &serde_json::json!([]))
+    );
+}
+
+#[test]
+fn every_key_of_the_profile_has_its_effect() {
+    let world = with_rules();
+    let rules = "keep_last = 2\nkeep_hourly = 3\nkeep_daily = 4\nkeep_weekly = 5\nkeep_monthly = 6\nkeep_yearly = 7\n\
+         keep_within = \"1d\"\nmin_age = \"2d\"\nmax_gap = \"9d\"\nmax_removals_per_day = 1\ntimezone = \"UTC\"\n";
+    let sshfs = "[offsite.sshfs]\nhost = \"nc@s3\"\ndirectory = \"/srv/backup\"\n";
+    world.write_profile(&format!("[offsite.retention]\n{rules}{sshfs}"), "container.img");
+    world.run("prune", &[]).expect(0);
+    let log = world.read("log");
+    let calls: Vec<_> = log.lines().filter(|l| l.starts_with("link-sync prune")).collect();
+    assert_eq!(calls.len(), 2, "{calls:?}");
+    let words = "--keep-last 2 --keep-hourly 3 --keep-daily 4 --keep-weekly 5 --keep-monthly 6 --keep-yearly 7 \
+         --max-removals-per-day 1 --keep-within 1d --min-age 2d --max-gap 9d --timezone UTC ";
+    assert!(calls.iter().all(|l| l.contains(words)), "{calls:?}");
+    // What is no key is refused, with the nearest one that is.
+    world.write_profile(&format!("[offsite.retention]\nmax_removals = 1\n{sshfs}"), "container.img");
+    assert!(world.run("prune", &[]).expect(78).json["error"].to_string().contains("max_removals_per_day"));
 }
 
 #[test]

@@ -14,13 +14,16 @@ use crate::world::{eventually, signal};
 /// S2 and S3 on one machine.
 struct Real {
     dir: tempfile::TempDir,
+    /// Where the tools are.
+    bin: PathBuf,
     sshd: Sshd,
 }
 
 impl Real {
     /// A container on S3, and a store with one snapshot of a few files.
     fn new() -> Real {
-        let real = Real { dir: scratch(), sshd: Sshd::start("root") };
+        let built = bin("offsite-push").parent().unwrap().to_owned();
+        let real = Real { dir: scratch(), bin: built, sshd: Sshd::start("root") };
         for name in ["s3", "source/folder", "store"] {
             std::fs::create_dir_all(real.path(name)).unwrap();
         }
@@ -76,7 +79,7 @@ impl Real {
     }
 
     fn command(&self, tool: &str, action: &str, options: &[&str]) -> Command {
-        let mut command = Command::new(bin(tool));
+        let mut command = Command::new(self.bin.join(tool));
         command
             .args([action, "home", "--config"])
             .arg(self.path("home.toml"))
@@ -333,4 +336,43 @@ fn whatever_breaks_the_next_push_goes_on() {
     real.is_down();
     real.sshd.set_key_options("");
     recovers("no S3");
+}
+
+/// What a new version puts in a tool's place, in the middle of a push: nothing that it says is taken, and that it is
+/// gone for a while does not matter.
+#[test]
+fn an_upgrade_in_the_middle_changes_nothing() {
+    if run_me("real::an_upgrade_in_the_middle_changes_nothing", Options::default()) {
+        return;
+    }
+    let mut real = Real::new();
+    real.bin = real.path("bin");
+    std::fs::create_dir(&real.bin).unwrap();
+    let tools = ["offsite-push", "sshfs-mount", "luks-mount", "link-sync", "nc-maint"];
+    for tool in tools {
+        std::fs::copy(bin(tool), real.bin.join(tool)).unwrap();
+    }
+    let (called, new) = (real.path("called"), real.path("new"));
+    let next = format!("#!/bin/sh\necho \"$0 $*\" >>{}\nexit 1\n", called.display());
+
+    let child = real.start_slow(&[]);
+    for tool in tools {
+        testkit::script(&new, &next);
+        std::fs::rename(&new, real.bin.join(tool)).unwrap();
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    for tool in tools {
+        std::fs::remove_file(real.bin.join(tool)).unwrap();
+    }
+    let ran = judge(child.wait_with_output().unwrap()).expect(0);
+    assert_eq!(ran.json["data"]["push"]["date"], ran.json["data"]["date"], "{:#}", ran.json);
+    let steps = ran.json["data"]["steps"].as_array().unwrap();
+    assert!(steps.iter().any(|step| step["step"] == "unmount"), "{steps:#?}");
+    for step in steps {
+        assert_eq!(step["output"]["version"], env!("CARGO_PKG_VERSION"), "{step:#}");
+    }
+    assert!(!called.exists(), "{}", std::fs::read_to_string(&called).unwrap());
+    real.bin = bin("offsite-push").parent().unwrap().to_owned();
+    real.is_down();
+    assert_eq!(real.push().expect(0).json["changed"], false);
 }

@@ -2,7 +2,8 @@
 # Stands in for sshfs-mount, luks-mount and link-sync: same words, same objects, same states, on plain folders.
 # $w/plan/TOOL-ACTION, if it is there, is sourced first: what goes wrong.
 w='@WORLD@'
-tool=${0##*/} action=$1
+tool='@TOOL@' action=$1
+[ "$1" != --version ] || { echo "$tool 0.1.0"; exit 0; }
 echo "$tool $*" >>"$w/log"
 # object CODE CHANGED DATA [WARNINGS] [LEFT]
 object() {
@@ -45,7 +46,8 @@ case $tool-$action in
         mkdir -p "$w/run/container"
         mount --bind "$w/disk" "$w/run/container"
         echo attached >"$w/luks"
-        object 0 true "{\"state\":\"attached\",\"uuid\":\"$(cat "$w/uuid")\"}" '[{"kind":"header-differs","message":"seen"}]' ;;
+        checked=$(state checked yesterday)
+        object 0 true "{\"state\":\"attached\",\"uuid\":\"$(cat "$w/uuid")\",\"fsck\":\"$(state fsck not-needed)\",\"checked_before\":\"$checked\",\"checked_at\":\"$checked\"}" '[{"kind":"header-differs","message":"seen"}]' ;;
     luks-mount-detach)
         if [ "$(luks)" = detached ]; then object 0 false '{"state":"detached"}'; exit 0; fi
         umount "$w/run/container" 2>/dev/null
@@ -66,15 +68,16 @@ case $tool-$action in
     link-sync-verify)
         object 0 false '{"dates":["d"],"sample_percent":5,"bytes_read":99,"findings_total":0}' ;;
     link-sync-prune)
-        # All but the newest two go.
+        # All but the newest two go, and what is to stay.
         shift
-        dry=''
+        dry='' keep=' '
         while [ $# -gt 0 ]; do
-            case $1 in --store) store=$2; shift ;; --dry-run) dry=1 ;; esac
+            case $1 in --store) store=$2; shift ;; --keep) keep="$keep$2 "; shift ;; --dry-run) dry=1 ;; esac
             shift
         done
         removed=''
         for date in $(ls "$store" | grep '^20' | head -n -2); do
+            case $keep in *" $date "*) continue ;; esac
             removed="$removed${removed:+,}\"$date\""
             [ -n "$dry" ] || rm -rf "${store:?}/$date"
             [ ! -e "$w/plan/pruning" ] || [ -n "$dry" ] || . "$w/plan/pruning"

@@ -43,7 +43,7 @@ impl World {
         }
         let text = include_str!("siblings.sh").replace("@WORLD@", dir_text(world.dir.path()));
         for tool in ["sshfs-mount", "luks-mount", "link-sync"] {
-            script(&world.path("bin").join(tool), &text);
+            script(&world.path("bin").join(tool), &text.replace("@TOOL@", tool));
         }
         // As if S3's folder were mounted: its disk is asked for room.
         std::fs::create_dir(world.path("run/s3")).unwrap();

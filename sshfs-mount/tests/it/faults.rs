@@ -112,3 +112,34 @@ fn a_record_that_names_a_stranger_harms_nobody() {
     stranger.wait().unwrap();
     world.is_clean();
 }
+
+#[test]
+fn a_record_of_another_boot_harms_nobody() {
+    // The runtime folder may lie where it survives a reboot, and numbers and times of start come again.
+    let world = World::new();
+    world.mount(&[]);
+    world.run("unmount", &[]).expect(0);
+    let mut stranger =
+        std::process::Command::new("setsid").args(["sh", "-c", "sleep 300; :"]).spawn().unwrap();
+    let start = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", stranger.id())).unwrap();
+        stat.rsplit_once(") ").unwrap().1.split(' ').nth(19).unwrap().to_owned()
+    };
+    for boot in [",\"boot_id\":\"6cf9a5f0-0000-4000-8000-000000000000\"", ""] {
+        let record = format!(
+            "{{\"pid\":{},\"start_time\":{}{boot},\"name\":\"sh\",\"source\":\"x\",\"mount_point\":\"{}\",\"since\":\"x\",\
+             \"bwlimit_bytes\":null}}",
+            stranger.id(),
+            start(),
+            world.near().display()
+        );
+        std::fs::write(world.path().join("run/s3.json"), record).unwrap();
+        std::fs::write(world.path().join("run/s3.wire"), "1 7000 7000\n").unwrap();
+        assert!(world.run("status", &[]).expect(0).json["data"]["sent_bytes"].is_null());
+        world.run("unmount", &[]).expect(0);
+        assert!(alive(stranger.id()), "{boot}");
+    }
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+    world.is_clean();
+}

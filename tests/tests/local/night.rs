@@ -159,7 +159,7 @@ fn old_dumps_that_cannot_be_pruned_do_not_unmake_a_snapshot() {
 fn a_signal_in_maintenance_or_in_the_dump_ends_the_run_and_leaves_nothing() {
     let world = World::new("signal");
     for (tool, pattern, in_maintenance) in [("link-sync", "settle*", true), ("pg-snap", "dump*", false)] {
-        world.inject(tool, pattern, "touch \"${0%/*}/begun\"; sleep 60");
+        world.inject(tool, pattern, "touch \"$tools/begun\"; sleep 60");
         let mut backup = world.backup();
         let child =
             backup.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -230,7 +230,7 @@ fn what_a_killed_run_still_holds_is_given_back_before_anything_else() {
 #[test]
 fn of_two_runs_at_once_the_second_is_busy_and_the_first_succeeds() {
     let world = World::new("two");
-    world.inject("pg-snap", "dump*", "touch \"${0%/*}/dumping\"; sleep 3");
+    world.inject("pg-snap", "dump*", "touch \"$tools/dumping\"; sleep 3");
     let first =
         world.backup().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     World::until("the dump begins", || world.tools().join("dumping").exists());
@@ -253,7 +253,7 @@ fn of_two_profiles_of_one_nextcloud_the_second_waits_for_the_first() {
     let made = Command::new("install").args(["-d", "-m", "0700"]).arg(world.path("other-store")).status();
     assert!(made.unwrap().success());
     // when both begin while the first one holds the database,
-    world.inject("pg-snap", "dump*", "touch \"${0%/*}/dumping\"; sleep 3");
+    world.inject("pg-snap", "dump*", "touch \"$tools/dumping\"; sleep 3");
     let first =
         world.backup().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     World::until("the dump begins", || world.tools().join("dumping").exists());
@@ -266,6 +266,46 @@ fn of_two_profiles_of_one_nextcloud_the_second_waits_for_the_first() {
     let attempts = steps(&second).iter().filter(|step| **step == "maintenance").count();
     assert_eq!(attempts, 1, "{second:?}");
     assert!(second.stderr.contains("another profile"), "{second:?}");
+}
+
+#[test]
+fn an_upgrade_in_the_middle_of_a_backup_changes_nothing() {
+    let world = World::new("upgrade");
+    let installed = world.path("installed");
+    std::fs::create_dir(&installed).unwrap();
+    for tool in ["nc-maint", "pg-snap", "link-sync"] {
+        std::fs::copy(bin(tool), installed.join(tool)).unwrap();
+    }
+    for script in ["lib.sh", "settle-and-hold"] {
+        std::fs::copy(scripts().join(script), installed.join(script)).unwrap();
+    }
+    // Longer than what a shell reads ahead.
+    let text = std::fs::read_to_string(scripts().join("backup-local")).unwrap();
+    let text = text.replace("\nstep dump ", &format!("\n#{}\nstep dump ", " longer".repeat(3000)));
+    testkit::script(&installed.join("backup-local"), &text);
+    // Before maintenance, a worker is paused: then new versions come, which do nothing but say that they were run.
+    let upgrade = format!(
+        "#!/bin/sh\ncd '{0}' || exit\nfor name in nc-maint pg-snap link-sync settle-and-hold lib.sh; do\n\
+         printf '#!/bin/sh\\necho \"$0 $*\" >>called\\nexit 1\\n' >new; chmod 755 new; mv new \"$name\"\ndone\n\
+         rm nc-maint lib.sh\necho 'exit 1' >backup-local\n",
+        installed.display()
+    );
+    testkit::script(&world.path("upgrade"), &upgrade);
+    world.write_profile(&format!(
+        "pause = [[\"{}\"]]\nresume = [[\"true\"]]",
+        world.path("upgrade").display()
+    ));
+    let mut backup = Command::new(installed.join("backup-local"));
+    let ran = run(backup.arg("home").arg("--config").arg(world.path("home.toml"))).expect(0);
+    assert_eq!(steps(&ran), STEPS);
+    for step in ran.json["data"]["steps"].as_array().unwrap() {
+        assert_eq!(step["output"]["version"], env!("CARGO_PKG_VERSION"), "{step:#}");
+    }
+    assert!(!installed.join("nc-maint").exists(), "it was upgraded");
+    let called = std::fs::read_to_string(installed.join("called")).unwrap_or_default();
+    assert_eq!(called, "", "what came was not run");
+    assert_eq!(world.dates().len(), 1);
+    assert!(!world.in_maintenance());
 }
 
 #[test]

@@ -83,8 +83,9 @@ impl World {
     pub fn inject(&self, tool: &str, pattern: &str, instead: &str) {
         let real = bin(tool);
         let text = format!(
-            "#!/bin/sh\nreal='{0}'\ncase \"$*\" in {pattern}) {instead} ;; esac\nexec \"$real\" \"$@\"\n",
-            real.display()
+            "#!/bin/sh\nreal='{0}' tools='{1}'\ncase \"$*\" in {pattern}) {instead} ;; esac\nexec \"$real\" \"$@\"\n",
+            real.display(),
+            self.tools().display()
         );
         script(&self.tools().join(tool), &text);
     }

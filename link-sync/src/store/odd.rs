@@ -1,0 +1,98 @@
+//! Snapshots that cannot be what they seem: dated in the future, or without the checksums that older ones have.
+//!
+//! A clock that was wrong for a night, or somebody who meant harm, made them. They count for nothing: they are no base,
+//! not `latest`, stand for no day, and keep no later backup from being made. As one of them may be all that is left of
+//! a night, no rule removes it either: it is told wherever snapshots are listed, until a person renames its folder to the
+//! right date or removes it.
+
+use anyhow::Result;
+use common::mutant;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+
+use super::Store;
+use super::meta::{SnapshotMeta, taken};
+
+/// A clock that is set a little, back over a snapshot just made, makes nothing odd of it.
+const TOLERANCE: SignedDuration = SignedDuration::from_mins(10);
+
+/// Why a snapshot does not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Its date is still to come.
+    Future,
+    /// It has no checksums, though an older one has.
+    NoChecksums,
+}
+
+impl Why {
+    /// For people: what is odd about it.
+    pub fn text(self) -> &'static str {
+        match self {
+            Why::Future => "its date is in the future of the store's clock",
+            Why::NoChecksums => "it has no checksums, as no link-sync makes it any more",
+        }
+    }
+}
+
+/// The published snapshots of a store.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// Those that count, oldest first.
+    pub counted: Vec<SnapshotMeta>,
+    /// Those that do not, oldest first.
+    pub odd: Vec<(SnapshotMeta, Why)>,
+    /// Names of folders that look like snapshots but are damaged.
+    pub damaged: Vec<String>,
+}
+
+impl Known {
+    /// What lies in `store` at `now`, by its clock.
+    pub fn of(store: &Store, now: Timestamp) -> Result<Known> {
+        let (all, damaged) = store.snapshots()?;
+        let mut known = Known { damaged, ..Known::default() };
+        let mut with_checksums = false;
+        for meta in all {
+            match why(&meta, with_checksums, now) {
+                Some(why) => known.odd.push((meta, why)),
+                None => {
+                    with_checksums |= meta.manifest.is_some();
+                    known.counted.push(meta);
+                }
+            }
+        }
+        Ok(known)
+    }
+
+    /// The newest of all if each is dated in the future: then it is the clock that is wrong.
+    pub fn all_to_come(&self) -> Option<&SnapshotMeta> {
+        let (newest, why) = self.odd.last()?;
+        (self.counted.is_empty() && *why == Why::Future).then_some(newest)
+    }
+
+    /// What a person should know.
+    pub fn warnings(&self) -> Vec<Value> {
+        self.odd.iter().map(|(meta, why)| warning(&meta.date, *why)).collect()
+    }
+}
+
+fn why(meta: &SnapshotMeta, with_checksums: bool, now: Timestamp) -> Option<Why> {
+    if taken(&meta.date).is_ok_and(|t| t > now + TOLERANCE) && !mutant::active("the-future-counts") {
+        return Some(Why::Future);
+    }
+    let bare = meta.manifest.is_none() && with_checksums && !mutant::active("without-checksums-it-counts");
+    bare.then_some(Why::NoChecksums)
+}
+
+/// In the shape of a report's warnings.
+fn warning(date: &str, why: Why) -> Value {
+    let cure = match why {
+        Why::Future => {
+            "Is the clock right? If it was wrong when that was made, rename its folder to the right date; "
+        }
+        Why::NoChecksums => "Who made it? ",
+    };
+    json!({"kind": "odd-snapshot", "message": format!(
+        "{date} is odd: {}. It stays, and counts for nothing: it is neither the newest nor any day's. {cure}`link-sync prune --date \
+         {date} --yes`, on the store's machine, removes it", why.text())})
+}

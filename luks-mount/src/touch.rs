@@ -1,0 +1,266 @@
+//! The container's file, touched: by a child of ours and by nothing else ([`crate::image`] starts it). It may lie on a file
+//! system whose server stops answering in any moment, and who waits for that cannot be ended.
+//!
+//! Somebody else may have put the file there: it is opened without following any link, and written at its header only.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::{Args, ValueEnum};
+use common::fault::{Fault, kind_of};
+use common::{mutant, status};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::Mode;
+use serde_json::{Value, json};
+
+use crate::cryptsetup::Cryptsetup;
+use crate::losetup;
+
+/// What the child is told.
+#[derive(Args, Debug)]
+pub(crate) struct Touch {
+    /// What is to be done.
+    #[arg(value_enum)]
+    what: What,
+    /// The container's file.
+    #[arg(long)]
+    image: PathBuf,
+    /// This machine's copy of the header.
+    #[arg(long)]
+    header: Option<PathBuf>,
+    /// A number of bytes.
+    #[arg(long, default_value_t = 0)]
+    bytes: u64,
+    /// For a loop device.
+    #[arg(long)]
+    read_only: bool,
+    /// A word of cryptsetup's command line.
+    #[arg(long, allow_hyphen_values = true)]
+    cryptsetup: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum What {
+    /// Its size, and whether its first bytes are those of the header.
+    Look,
+    /// Makes it, empty.
+    Make,
+    /// Gives it its size, durably.
+    Size,
+    /// Writes the header, where it differs; how much.
+    PutHeader,
+    /// Copies its header to the file `header`, which is not there yet.
+    GetHeader,
+    /// Makes a loop device; its name.
+    Loop,
+    /// Makes all that was written durable.
+    Sync,
+    /// Removes it.
+    Remove,
+}
+
+/// The child's side: does it, and answers on stdout with the outcome, or with the error.
+pub(crate) fn answer(touch: &Touch) -> ExitCode {
+    let (code, text) = match common::process::normal().and_then(|()| touch.run()) {
+        Ok(value) => (0, value),
+        Err(error) => (kind_of(&error).exit_code(), status::describe(&error)),
+    };
+    // Whoever does not read it any more has given us up.
+    drop(writeln!(std::io::stdout(), "{text}"));
+    ExitCode::from(code)
+}
+
+impl Touch {
+    fn run(&self) -> Result<Value> {
+        let image = &self.image;
+        let header = || self.header.as_deref().context("no header is named");
+        Ok(match self.what {
+            What::Look => {
+                let file = open(image, false)?;
+                let same = match self.bytes {
+                    0 => true,
+                    bytes => same_header(&file, header()?, usize::try_from(bytes)?)?,
+                };
+                json!({"bytes": file.metadata().context("cannot look at the image")?.len(), "same_header": same})
+            }
+            What::Make => make(image).map(|()| Value::Null)?,
+            What::Size => {
+                let file = open(image, true)?;
+                file.set_len(self.bytes).context("cannot give the image its size")?;
+                file.sync_all().context("cannot make the image's size durable")?;
+                Value::Null
+            }
+            What::PutHeader => {
+                let path = header()?;
+                let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+                json!(put_header(&open(image, true)?, &bytes)?)
+            }
+            What::GetHeader => {
+                use std::os::fd::AsFd as _;
+                let file = open(image, false)?;
+                Cryptsetup::new(self.cryptsetup.clone()).header_backup(file.as_fd(), header()?)?;
+                Value::Null
+            }
+            What::Loop => json!(losetup::attach(image, &open(image, false)?, self.read_only)?.name),
+            What::Sync => {
+                open(image, true)?.sync_all().context("cannot make the image durable")?;
+                Value::Null
+            }
+            What::Remove => {
+                std::fs::remove_file(image).with_context(|| format!("cannot remove {}", image.display()))?;
+                Value::Null
+            }
+        })
+    }
+}
+
+/// The header is written in blocks of this size, and only those that differ.
+const BLOCK: usize = 4096;
+
+fn open_as(image: &Path, flags: OFlag) -> nix::Result<File> {
+    // The far end could turn any part of the path into a link to one of our own disks.
+    let resolve = match mutant::active("an-image-behind-a-link") {
+        true => ResolveFlag::empty(),
+        false => ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS,
+    };
+    let how = OpenHow::new()
+        .flags(flags | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
+        .mode(if flags.contains(OFlag::O_CREAT) { Mode::S_IRUSR | Mode::S_IWUSR } else { Mode::empty() })
+        .resolve(resolve);
+    openat2(AT_FDCWD, image, how).map(File::from)
+}
+
+/// The image, for reading, or for writing too; a regular file or an error.
+fn open(image: &Path, write: bool) -> Result<File> {
+    let name = image.display();
+    let file = match open_as(image, if write { OFlag::O_RDWR } else { OFlag::O_RDONLY }) {
+        Ok(file) => file,
+        Err(Errno::ENOENT) => return Err(missing(image)),
+        Err(Errno::ELOOP) => {
+            let what = format!("the image {name} is a symbolic link, or lies behind one");
+            return Err(Fault::config(what).into());
+        }
+        Err(e) => {
+            return Err(std::io::Error::from(e)).with_context(|| format!("cannot open the image {name}"));
+        }
+    };
+    let meta = file.metadata().with_context(|| format!("cannot look at the image {name}"))?;
+    if !meta.is_file() {
+        return Err(Fault::config(format!("the image {name} is not a regular file")).into());
+    }
+    if meta.nlink() > 1 && !mutant::active("an-image-with-another-name") {
+        let what = format!("the image {name} has another name, too: it is a hard link to somebody's file");
+        let hint = format!("`find {} -xdev -samefile {name}` shows its names", folder(image).display());
+        return Err(Fault::config(what).hint(hint).into());
+    }
+    Ok(file)
+}
+
+fn folder(image: &Path) -> &Path {
+    image.parent().unwrap_or(Path::new("/"))
+}
+
+fn missing(image: &Path) -> anyhow::Error {
+    let folder = folder(image);
+    if !folder.is_dir() {
+        return Fault::unavailable(format!("there is no folder {}", folder.display())).into();
+    }
+    let fault = Fault::config(format!("there is no image {}", image.display()));
+    fault.hint("`luks-mount create` makes one").into()
+}
+
+/// A new image; an existing file is never touched.
+fn make(image: &Path) -> Result<()> {
+    let made = open_as(image, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL);
+    made.map(drop).map_err(|e| {
+        let what = format!("cannot make the image {}: {e}", image.display());
+        match e {
+            Errno::ENOENT => return missing(image),
+            Errno::EEXIST => Fault::config(what).hint("nothing is overwritten"),
+            Errno::EACCES | Errno::EROFS => Fault::denied(what),
+            _ => Fault::failed(what),
+        }
+        .into()
+    })
+}
+
+/// Writes `header` at the image's start, where it differs from what is there; durable on return. The number of
+/// bytes written.
+fn put_header(image: &File, header: &[u8]) -> Result<u64> {
+    let mut written = 0;
+    let mut there = [0; BLOCK];
+    for (n, block) in header.chunks(BLOCK).enumerate() {
+        let at = u64::try_from(n * BLOCK)?;
+        let there = &mut there[..block.len()];
+        image.read_exact_at(there, at).context("cannot read the image's header")?;
+        if there != block {
+            image.write_all_at(block, at).context("cannot write the image's header")?;
+            written += u64::try_from(block.len())?;
+        }
+    }
+    image.sync_all().context("cannot make the image's header durable")?;
+    Ok(written)
+}
+
+/// Whether the first `bytes` of the image are those of the header copy.
+fn same_header(image: &File, copy: &Path, bytes: usize) -> Result<bool> {
+    let mut ours = vec![0; bytes];
+    let mut file = File::open(copy).with_context(|| format!("cannot read {}", copy.display()))?;
+    file.read_exact(&mut ours).with_context(|| format!("{} is too short", copy.display()))?;
+    let mut theirs = vec![0; bytes];
+    match image.read_exact_at(&mut theirs, 0) {
+        Ok(()) => Ok(ours == theirs),
+        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(e) => Err(e).context("cannot read the image's header"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_and_a_file_of_two_names_are_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().canonicalize().unwrap();
+        let config = |image: &Path| {
+            let error = open(image, true).unwrap_err();
+            assert_eq!(kind_of(&error), common::fault::Kind::Config, "{error:#}");
+            error.to_string()
+        };
+        let (image, link, twin) = (base.join("img"), base.join("link"), base.join("twin"));
+        std::fs::write(&image, "x").unwrap();
+        open(&image, true).unwrap();
+        std::os::unix::fs::symlink(&image, &link).unwrap();
+        assert!(config(&link).contains("symbolic link"));
+        std::os::unix::fs::symlink(&base, base.join("folder")).unwrap();
+        assert!(config(&base.join("folder/img")).contains("symbolic link"));
+        nix::unistd::mkfifo(&base.join("pipe"), Mode::S_IRWXU).unwrap();
+        assert!(config(&base.join("pipe")).contains("not a regular file"));
+        std::fs::hard_link(&image, &twin).unwrap();
+        assert!(config(&image).contains("hard link"));
+        std::fs::remove_file(&twin).unwrap();
+        open(&image, true).unwrap();
+        assert!(make(&link).is_err() && make(&image).is_err() && make(&base.join("none/img")).is_err());
+        assert!(config(&base.join("nothing")).contains("no image"));
+    }
+
+    #[test]
+    fn only_blocks_that_differ_are_written() {
+        let mut image = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut image, &[0; 4 * BLOCK]).unwrap();
+        let mut header = vec![0; 3 * BLOCK + 100];
+        assert_eq!(put_header(&image, &header).unwrap(), 0);
+        header[BLOCK] = 1;
+        header[3 * BLOCK] = 2;
+        assert_eq!(put_header(&image, &header).unwrap(), 4096 + 100);
+        let mut back = vec![0; header.len()];
+        image.read_exact_at(&mut back, 0).unwrap();
+        assert!(back == header);
+    }
+}

@@ -1,0 +1,2 @@
+# scripts/backup-local
+s/^hold_tools$/beside=$here held=/

@@ -1,0 +1,5 @@
+# scripts/backup-local
+/^{$/d
+/^}$/{
+$d
+}
