@@ -110,7 +110,7 @@ fn backup<I: Read, O: Write + Send>(line: &mut Line<'_, I, O>, store: &Store, te
                 let outcome = verify::verify(store, None, &options, &teller(&mut line.output));
                 let answer = outcome.and_then(|outcome| {
                     verified::record(store, &options, &outcome, 0)?;
-                    let newest = store.snapshots()?.0.pop().map(|newest| newest.date);
+                    let newest = store.find("latest").ok().map(|newest| newest.date);
                     outcome.describe(&options).map(|answer| without_old_names(answer, newest.as_deref()))
                 });
                 line.reply_in_parts(answer, "findings")?;

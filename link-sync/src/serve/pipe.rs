@@ -8,10 +8,10 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use crate::protocol::{self, Kind, MAX_FRAME, Received};
-use crate::store::pace::{Pace, Watch};
+use crate::store::pace::{self, Pace};
 
-/// Runs rsync with its stdin and stdout in stream frames; `wrote` hears how many bytes it was sent before it gets more. One
-/// that writes is ended when what must stay free in the store of `pace` would not.
+/// Runs rsync with its stdin and stdout in stream frames; `wrote` hears how many bytes it was sent before it gets more, and what
+/// `pace` keeps free is looked after.
 pub fn converse(
     cmd: Result<Cmd>,
     pace: Option<&Pace>,
@@ -48,7 +48,7 @@ pub fn converse(
                 output.flush()?;
             }
         });
-        let watch = pace.map(|pace| Watch::begin(scope, pace, pid));
+        let watch = pace.map(|pace| pace::Watch::begin(scope, pace, pid));
         let mut frame = Vec::new();
         let received = loop {
             match protocol::receive(input, &mut frame, 0) {
@@ -76,7 +76,7 @@ pub fn converse(
             child.end();
         }
         let sent = sender.join().unwrap_or_else(|_| bail!("internal error while passing on rsync's output"));
-        room = watch.map_or(Ok(()), Watch::end);
+        room = watch.map_or(Ok(()), pace::Watch::end);
         received.and(sent)
     });
     piped?;

@@ -124,13 +124,8 @@ impl Writing {
             Making::Compare { source } => self.compare(&source, &mut line.input),
             Making::Receive(receive) => {
                 let cmd = self.receiver(&receive);
-                value(converse(
-                    cmd,
-                    Some(&self.writable.pace),
-                    |bytes| self.wrote(bytes),
-                    &mut line.input,
-                    &mut line.output,
-                )?)
+                let pace = Some(&self.writable.pace);
+                value(converse(cmd, pace, |bytes| self.wrote(bytes), &mut line.input, &mut line.output)?)
             }
             Making::Merge { source, times, again } => self.merge(source, times, again, &mut line.input),
             Making::Flush {} => {
