@@ -102,7 +102,7 @@ pub enum Action {
     ///
     /// Never removed: the newest, the newest sealed one, what an off-site push
     /// needs, what is younger than --min-age, what is in use (exit code 3), and
-    /// what is damaged.
+    /// what is damaged, or odd: dated in the future, say.
     Prune(Box<Prune>),
     /// The far end, for an authorized_keys forced command:
     /// command="/usr/sbin/link-sync serve home",restrict ssh-ed25519 …
@@ -394,7 +394,7 @@ pub struct Prune {
     #[command(flatten)]
     pub rules: Rules,
     /// Remove this one date, whatever the rules say; needs --yes. Also for a
-    /// damaged one, which no rule ever removes.
+    /// damaged or odd one, which no rule ever removes.
     #[arg(long, value_name = "DATE")]
     pub date: Option<String>,
     /// Yes, remove --date.

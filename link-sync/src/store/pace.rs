@@ -261,3 +261,22 @@ fn lost(what: &str) -> Fault {
     Fault::failed(format!("{what}: nothing is published"))
         .hint("look at the disk (dmesg, smartctl) and at its room; then `link-sync abort` and run again: nothing of this run is believed unread")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_one_failed_flush_nothing_is_called_durable_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        // A descriptor that syncfs(2) refuses.
+        let flags = nix::fcntl::OFlag::O_PATH;
+        let path = File::from(nix::fcntl::open(dir.path(), flags, nix::sys::stat::Mode::empty()).unwrap());
+        let mut pace = Pace::new(&path, None, Reserve::default()).unwrap();
+        assert!(pace.sync().is_err());
+        // The kernel tells of it once, and would say now that all is well.
+        pace.dir = File::open(dir.path()).unwrap();
+        assert!(pace.sync().is_err());
+        assert!(Pace::new(&pace.dir, None, Reserve::default()).unwrap().sync().is_ok());
+    }
+}
