@@ -47,6 +47,15 @@ refuse() {
 usage() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; }
 need() { [ "$1" -gt 1 ] || fail 2 "$2 needs a value (see --help)"; }
 
+# check_name: whether $profile is a name that the tools take, too.
+check_name() {
+    case $profile in
+        -* | *[!a-z0-9-]* | ?????????????????????????????????*)
+            fail 2 "'$(printf %.40s "$profile")' is not the name of a profile: a-z, 0-9 and -, at most 32 of them (see --help)"
+            ;;
+    esac
+}
+
 # The folder of the tools: beside the script, of a build in this checkout, or where install puts them.
 find_bin() {
     for bin in "$here" "$here/../target/release" /usr/sbin; do
@@ -122,9 +131,7 @@ source_table() {
 begin_steps() {
     PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
     export PATH
-    case $profile in
-        -* | *[!a-z0-9-]*) fail 2 "'$profile' is not the name of a profile: a-z, 0-9 and - (see --help)" ;;
-    esac
+    check_name
     command -v jq >/dev/null || refuse 69 "jq is missing: apt-get install jq"
     started_at=$(date -u +%Y-%m-%dT%H:%M:%SZ)
     started=$(date +%s%3N)
