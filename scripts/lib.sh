@@ -7,9 +7,21 @@
 VERSION=0.1.0
 umask 077
 # What of the caller's could change the meaning of a command below.
-unset CDPATH ENV BASH_ENV POSIXLY_CORRECT GREP_OPTIONS
+case ${0##*/} in
+    backup-local | settle-and-hold | drill | restore | push-offsite)
+        for variable in $(env -0 | sed -z 's/=.*//' | tr '\0' '\n' | LC_ALL=C grep -axE '[A-Za-z_][A-Za-z0-9_]*'); do
+            case $variable in
+                HOME | LOGNAME | PATH | PWD | SUDO_COMMAND | SUDO_GID | SUDO_UID | SUDO_USER | TERM | TMPDIR | USER | here) ;;
+                *) unset "$variable" ;;
+            esac
+        done
+        ;;
+esac
+unset CDPATH ENV BASH_ENV POSIXLY_CORRECT GREP_OPTIONS LANGUAGE LOCPATH NLSPATH GCONV_PATH JQ_COLORS NC_BACKUP_TOOLS
 LC_ALL=C.UTF-8
 export LC_ALL
+# As far as may be: the answers of the tools are files.
+ulimit -S -f "$(ulimit -H -f)" 2>/dev/null || true
 # Closed ones would be what the next file that is opened gets.
 { true <&0; } 2>/dev/null || exec </dev/null
 { true >&1; } 2>/dev/null || exec >/dev/null

@@ -405,6 +405,7 @@ fn s1_first_boot() {
     sh(&format!("chmod 755 {SRV}; install -d -m 0700 {SRV}/store"));
 
     assert_eq!(BACKUP.runs(), 0, "{}", journal());
+    assert_eq!(BACKUP.told()["warnings"], serde_json::json!([]), "it has all the rights that it needs");
     assert_eq!(DRILL.runs(), 0, "{}", journal());
     assert!(DRILL.told()["data"]["rows"].as_u64() > Some(50), "{:#}", DRILL.told());
     all_is_well(1);
@@ -509,7 +510,7 @@ fn no_unit_may_do_more_than_it_needs() {
     for (unit, most) in [
         ("nc-backup@", 55),
         ("nc-backup-off@", 78),
-        ("nc-backup-drill@", 52),
+        ("nc-backup-drill@", 56),
         ("nc-backup-verify@", 35),
         ("nc-backup-prune@", 35),
         ("nc-backup-offsite@", 80),
