@@ -402,6 +402,7 @@ fn s1_first_boot() {
     sample.arg(format!("{SRV}/sample")).args(["--files", "100", "--database", "nextcloud"]);
     let made = sample.output().unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    cluster.psql("postgres", "ALTER ROLE oc_nextcloud CREATEDB");
     sh(&format!("chmod 755 {SRV}; install -d -m 0700 {SRV}/store"));
 
     assert_eq!(BACKUP.runs(), 0, "{}", journal());
@@ -511,8 +512,8 @@ fn no_unit_may_do_more_than_it_needs() {
         ("nc-backup@", 55),
         ("nc-backup-off@", 78),
         ("nc-backup-drill@", 56),
-        ("nc-backup-verify@", 35),
-        ("nc-backup-prune@", 35),
+        ("nc-backup-verify@", 37),
+        ("nc-backup-prune@", 37),
         ("nc-backup-offsite@", 80),
     ] {
         let path = scripts().join("systemd").join(format!("{unit}.service"));
