@@ -93,7 +93,7 @@ impl Unit {
         let objects = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         let last = objects
             .filter(|object| [action.as_str(), "run"].contains(&object["action"].as_str().unwrap()))
-            .last();
+            .next_back();
         last.unwrap_or_else(|| panic!("{} printed no object: {text}", self.0))
     }
     /// Settings of this machine: `systemctl edit`.
