@@ -90,10 +90,9 @@ impl Unit {
             self.0
         ));
         let text = std::fs::read_to_string(format!("{SRV}/{}.out", self.0)).unwrap_or_default();
-        let objects = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-        let last = objects
-            .filter(|object| [action.as_str(), "run"].contains(&object["action"].as_str().unwrap()))
-            .next_back();
+        let mut objects =
+            text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let last = objects.rfind(|o| [action.as_str(), "run"].contains(&o["action"].as_str().unwrap()));
         last.unwrap_or_else(|| panic!("{} printed no object: {text}", self.0))
     }
     /// Settings of this machine: `systemctl edit`.
