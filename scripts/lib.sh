@@ -7,9 +7,21 @@
 VERSION=0.1.0
 umask 077
 # What of the caller's could change the meaning of a command below.
-unset CDPATH ENV BASH_ENV POSIXLY_CORRECT GREP_OPTIONS
+case ${0##*/} in
+    backup-local | settle-and-hold | drill | restore | push-offsite)
+        for variable in $(env -0 | sed -z 's/=.*//' | tr '\0' '\n' | LC_ALL=C grep -axE '[A-Za-z_][A-Za-z0-9_]*'); do
+            case $variable in
+                HOME | LOGNAME | PATH | PWD | SUDO_COMMAND | SUDO_GID | SUDO_UID | SUDO_USER | TERM | TMPDIR | USER | here) ;;
+                *) unset "$variable" ;;
+            esac
+        done
+        ;;
+esac
+unset CDPATH ENV BASH_ENV POSIXLY_CORRECT GREP_OPTIONS LANGUAGE LOCPATH NLSPATH GCONV_PATH JQ_COLORS NC_BACKUP_TOOLS
 LC_ALL=C.UTF-8
 export LC_ALL
+# As far as may be: the answers of the tools are files.
+ulimit -S -f "$(ulimit -H -f)" 2>/dev/null || true
 # Closed ones would be what the next file that is opened gets.
 { true <&0; } 2>/dev/null || exec </dev/null
 { true >&1; } 2>/dev/null || exec >/dev/null
@@ -46,6 +58,15 @@ refuse() {
 # The comment at the top of the script, without its marks.
 usage() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; }
 need() { [ "$1" -gt 1 ] || fail 2 "$2 needs a value (see --help)"; }
+
+# check_name: whether $profile is a name that the tools take, too.
+check_name() {
+    case $profile in
+        -* | *[!a-z0-9-]* | ?????????????????????????????????*)
+            fail 2 "'$(printf %.40s "$profile")' is not the name of a profile: a-z, 0-9 and -, at most 32 of them (see --help)"
+            ;;
+    esac
+}
 
 # The folder of the tools: beside the script, of a build in this checkout, or where install puts them.
 find_bin() {
@@ -122,9 +143,7 @@ source_table() {
 begin_steps() {
     PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
     export PATH
-    case $profile in
-        -* | *[!a-z0-9-]*) fail 2 "'$profile' is not the name of a profile: a-z, 0-9 and - (see --help)" ;;
-    esac
+    check_name
     command -v jq >/dev/null || refuse 69 "jq is missing: apt-get install jq"
     started_at=$(date -u +%Y-%m-%dT%H:%M:%SZ)
     started=$(date +%s%3N)

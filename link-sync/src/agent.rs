@@ -137,8 +137,8 @@ pub fn start(settings: &Settings, argv: &[OsString]) -> Result<UnixStream> {
         .inherit(lock.fd())
         .outlives_us()
         .own_session()
-        // Relative paths among the options mean here what they mean there.
-        .dir(std::env::current_dir().context("cannot find the current folder")?)
+        // Relative paths among the options mean here what they mean there. Of a folder that is gone there are none.
+        .dir(std::env::current_dir().unwrap_or_else(|_| "/".into()))
         .start(Stdio::null(), Stdio::null())
         .context("cannot start the background process")?;
     child.detach();

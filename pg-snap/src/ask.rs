@@ -69,8 +69,8 @@ pub(crate) fn start(profile: &Profile, argv: &[OsString]) -> Result<()> {
         .inherit(lock.fd())
         .outlives_us()
         .own_session()
-        // Relative paths among the options mean here what they mean there.
-        .dir(std::env::current_dir().context("cannot find the current folder")?)
+        // Relative paths among the options mean here what they mean there. Of a folder that is gone there are none.
+        .dir(std::env::current_dir().unwrap_or_else(|_| "/".into()))
         .start(Stdio::null(), Stdio::null())
         .context("cannot start the background process")?;
     // For who has to end it: the lock file names whoever started it.

@@ -1,0 +1,2 @@
+# scripts/systemd/nc-backup-verify@.service
+s/^LockPersonality=yes$/&\nRestrictSUIDSGID=yes/
