@@ -41,7 +41,7 @@ impl Begun {
 
     /// What was remembered, if it can be read.
     pub(crate) fn load(settings: &Settings) -> Option<Begun> {
-        serde_json::from_slice(&std::fs::read(path(settings)).ok()?).ok()
+        serde_json::from_slice(&durable::read(&path(settings)).ok()??).ok()
     }
 
     /// Forgets it.
