@@ -76,7 +76,7 @@ impl Header {
 /// The beginning of a local file, enough for a LUKS1 header.
 fn start_of(path: &Path) -> Result<Vec<u8>> {
     let mut options = File::options();
-    let file = options.read(true).custom_flags(nix::libc::O_NOFOLLOW).open(path).map_err(|e| {
+    let file = options.read(true).custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK).open(path).map_err(|e| {
         let fault = Fault::config(format!("cannot read the header {}: {e}", path.display()));
         fault.hint("it is this machine's copy; put back the one of a backup that `backup-header` made")
     })?;

@@ -233,7 +233,9 @@ sh swap >/dev/null 2>&1 & echo $!",
         }
         world.detach().expect(0);
     }
-    world.sh(&format!("kill -KILL {swap}; sha256sum -c sum >/dev/null; rm -rf s3/c.img; mv real s3/c.img"));
+    world.sh(&format!(
+        "kill -KILL {swap}; sha256sum -c sum >/dev/null; rm -rf s3/c.img s3/.c; mv real s3/c.img"
+    ));
     world.attach().expect(0);
     world.detach().expect(0);
     world.nothing_is_up();
@@ -260,7 +262,7 @@ fn what_is_planted_where_it_keeps_its_records() {
         ["state/container.json", "state/container.lock", "run/container.loop.json", "state/container.header"]
     {
         for plant in ["ln -s ../victim", "mkfifo", "mkdir", "ln -s /dev/zero"] {
-            world.sh(&format!("{plant} {file}"));
+            world.sh(&format!("rm -rf {file}; {plant} {file}"));
             for action in ["status", "attach", "detach"] {
                 let ran = world.run(action, [""; 0]);
                 assert!(
