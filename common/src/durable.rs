@@ -1,12 +1,16 @@
 //! Files that are there after a power cut, or were never there at all.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+
+use crate::fault::Fault;
+use crate::mutant;
 
 /// Makes the entries of directory `dir` durable.
 pub fn sync_dir(dir: &Path) -> Result<()> {
@@ -15,13 +19,31 @@ pub fn sync_dir(dir: &Path) -> Result<()> {
         .with_context(|| format!("cannot make the directory {} durable", dir.display()))
 }
 
-/// The bytes of the file at `path`, if there is one.
+/// The bytes of the file at `path`, if there is one. What somebody else put there is no file of ours: a link is not followed,
+/// a pipe is not waited for.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+    let what = || format!("cannot read {}", path.display());
+    let planted = |is: &str| {
+        let fault = Fault::config(format!("{} is {is}, not a file of ours", path.display()));
+        fault.hint("look at who can write to its folder, then remove it")
+    };
+    let follow = match mutant::active("records-through-links") {
+        true => OFlag::empty(),
+        false => OFlag::O_NOFOLLOW,
+    };
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | follow;
+    let mut file = match open(path, flags, Mode::empty()) {
+        Ok(fd) => File::from(fd),
+        Err(Errno::ENOENT) => return Ok(None),
+        Err(Errno::ELOOP) => return Err(planted("a symbolic link").into()),
+        Err(e) => return Err(e).with_context(what),
+    };
+    if !file.metadata().with_context(what)?.is_file() {
+        return Err(planted("a folder, a pipe or a device").into());
     }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).with_context(what)?;
+    Ok(Some(bytes))
 }
 
 /// Puts `bytes` at `path` with `mode`: wholly or not at all, durable on return.
@@ -89,5 +111,22 @@ mod tests {
         std::os::unix::fs::symlink(&victim, dir.path().join(".f.new")).unwrap();
         write(&dir.path().join("f"), b"new", 0o600).unwrap();
         assert_eq!(std::fs::read(&victim).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn what_was_planted_is_neither_followed_nor_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        assert_eq!(read(&path).unwrap(), None);
+        write(&path, b"x", 0o600).unwrap();
+        assert_eq!(read(&path).unwrap().as_deref(), Some(&b"x"[..]));
+        let aside = dir.path().join("aside");
+        std::fs::rename(&path, &aside).unwrap();
+        std::os::unix::fs::symlink(&aside, &path).unwrap();
+        assert!(read(&path).unwrap_err().to_string().contains("symbolic link"));
+        std::fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, Mode::S_IRUSR).unwrap();
+        assert!(read(&path).is_err());
+        assert!(read(dir.path()).is_err() && read(Path::new("/dev/zero")).is_err());
     }
 }

@@ -9,8 +9,8 @@ use std::borrow::Borrow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::mutant;
 use crate::processes::Process;
+use crate::{durable, mutant};
 
 /// Bytes that are progress: at once, and for each second.
 const MOVED: (u64, u64) = (8192, 256);
@@ -45,13 +45,13 @@ pub struct Work {
 impl Sources {
     /// Looks.
     pub fn look(&self) -> Work {
-        let wire = self.wire.as_deref().and_then(|path| std::fs::read_to_string(path).ok());
+        let wire = self.wire.as_deref().and_then(|path| durable::read(path).ok()?);
         let stat = self.device.as_deref().map(|name| Path::new("/sys/block").join(name).join("stat"));
         let stat = stat.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
         let (finished, in_flight) = requests(&stat);
         let (moved, worked) = activity(self.tree.map(Process::tree).unwrap_or_default());
         Work {
-            wire: wire.map(|text| bytes_of(&text)),
+            wire: wire.map(|text| bytes_of(&String::from_utf8_lossy(&text))),
             in_flight,
             finished,
             moved,

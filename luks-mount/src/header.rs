@@ -76,10 +76,14 @@ impl Header {
 /// The beginning of a local file, enough for a LUKS1 header.
 fn start_of(path: &Path) -> Result<Vec<u8>> {
     let mut options = File::options();
-    let file = options.read(true).custom_flags(nix::libc::O_NOFOLLOW).open(path).map_err(|e| {
-        let fault = Fault::config(format!("cannot read the header {}: {e}", path.display()));
-        fault.hint("it is this machine's copy; put back the one of a backup that `backup-header` made")
-    })?;
+    let file = options
+        .read(true)
+        .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
+        .open(path)
+        .map_err(|e| {
+            let fault = Fault::config(format!("cannot read the header {}: {e}", path.display()));
+            fault.hint("it is this machine's copy; put back the one of a backup that `backup-header` made")
+        })?;
     let mut start = Vec::new();
     let most = u64::try_from(LUKS1_BYTES)?;
     file.take(most).read_to_end(&mut start).with_context(|| format!("cannot read {}", path.display()))?;

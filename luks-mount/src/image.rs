@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use common::fault::Fault;
+use common::fault::{Fault, Kind};
 use common::fuse;
 use common::program::Program;
 use common::run::Cmd;
@@ -27,9 +27,15 @@ pub(crate) struct Look {
 fn touch(settings: &Settings, what: &str, watch: &mut Watch, with: impl FnOnce(Cmd) -> Cmd) -> Result<Value> {
     let cmd = with(Program::own()?.cmd().args(["touch", what, "--image"]).arg(&settings.image));
     let output = watch.output(&cmd)?;
-    match serde_json::from_slice(&output.stdout) {
+    match serde_json::from_slice::<Value>(&output.stdout) {
         Ok(value) if output.status.success() => Ok(value),
-        Ok(error) => Err(Fault::relay(output.status.code().unwrap_or(1), error).into()),
+        Ok(mut error) => {
+            let code = output.status.code().unwrap_or(1);
+            if Kind::from_exit_code(code) == Kind::Unavailable && error["hint"].is_null() {
+                error["hint"] = format!("`sshfs-mount mount {}`", settings.name).into();
+            }
+            Err(Fault::relay(code, error).into())
+        }
         Err(_) => Err(cmd.failure(&output).into()),
     }
 }

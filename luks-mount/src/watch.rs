@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::fuse::{self, Health};
+use common::processes::{Identity, Process};
 use common::progress::{Quiet, Sources};
 use common::run::{Child, Cmd, Output};
 use common::{mutant, signals};
@@ -120,24 +121,28 @@ impl Watch {
         Sources { wire, device: self.device.clone(), tree }
     }
 
-    /// Ends a child. One that waits for S3 in the kernel is freed: by its answer, if bytes still move, else by ending the link.
+    /// Ends a child and what it started. What waits for S3 in the kernel is freed: by its answer, if bytes still move, else by
+    /// ending the link.
     fn give_up(&mut self, child: &mut Child) -> Result<()> {
+        let all: Vec<Identity> = Process::tree(child.id()).iter().map(Process::identity).collect();
+        let lives = || all.iter().any(Identity::lives);
         for signal in [Signal::SIGTERM, Signal::SIGKILL] {
             child.signal(signal);
-            if child.ended_by(Some(Instant::now() + GRACE), false)? {
-                child.try_wait()?;
-                return Ok(());
+            let begin = Instant::now();
+            while lives() && begin.elapsed() < GRACE {
+                std::thread::sleep(LOOK / 5);
             }
         }
         let begin = Instant::now();
         let mut quiet = Quiet::begin(self.sources(None));
-        while !child.ended_by(Some(Instant::now() + LOOK), false)? {
+        while lives() {
             if quiet.time() > QUIET / 2 || begin.elapsed() > SLOW {
                 if !mutant::active("a-stuck-child-is-left") {
                     self.end_link()?;
                 }
                 break;
             }
+            std::thread::sleep(LOOK);
         }
         // Or it is left to the kernel.
         child.end();

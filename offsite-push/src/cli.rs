@@ -64,7 +64,7 @@ pub(crate) struct Place {
     /// --state-dir.
     #[arg(long, value_name = "DIR")]
     pub(crate) runtime_dir: Option<PathBuf>,
-    /// How long S3 may be silent before it is given up.
+    /// How long nothing may move before it is given up.
     #[arg(long, value_name = "TIME", default_value = "5m")]
     pub(crate) patience: Span,
     /// How often the container's lease is renewed.

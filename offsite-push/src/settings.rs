@@ -31,7 +31,7 @@ pub(crate) struct Settings {
     pub(crate) state: PathBuf,
     /// What does not.
     pub(crate) runtime: PathBuf,
-    /// How long S3 may be silent.
+    /// How long S3 may be silent, or a step get nowhere.
     pub(crate) patience: Duration,
     /// How often the container's lease is renewed.
     pub(crate) renew_every: Duration,

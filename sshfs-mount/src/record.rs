@@ -36,7 +36,7 @@ impl Record {
     /// The record of this mount point. One that is damaged is as good as none: what it says can be found out. So is one of
     /// another boot, where the runtime folder survives that: nothing of what it names is there any more.
     pub(crate) fn load(settings: &Settings) -> Option<Record> {
-        let bytes = std::fs::read(Record::path(settings)).ok()?;
+        let bytes = durable::read(&Record::path(settings)).ok()??;
         let record: Record = serde_json::from_slice(&bytes).ok()?;
         (record.mount_point == settings.mount_point && record.server.is_of_this_boot()).then_some(record)
     }

@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use common::durable;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
@@ -49,10 +50,10 @@ pub(crate) fn remove(settings: &Settings) -> Result<()> {
 /// The sums over all connections; `None` if nothing is counted.
 pub(crate) fn read(settings: &Settings) -> Option<Counts> {
     let path = path(settings);
-    let mut last = std::fs::read(&path).ok()?;
+    let mut last = durable::read(&path).ok()??;
     // A line may be rewritten while it is read: believe what two readings agree on.
     for _ in 0..5 {
-        let again = std::fs::read(&path).ok()?;
+        let again = durable::read(&path).ok()??;
         if again == last {
             return sum(&String::from_utf8(last).ok()?);
         }

@@ -1,6 +1,9 @@
 //! A sibling that fails: at each step, in each way. Whatever it is, nothing stays up, and the next push succeeds.
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
+
+use testkit::judge;
 
 use crate::world::{DATES, World, steps};
 
@@ -264,9 +267,17 @@ fn a_take_down_may_take_long_as_long_as_bytes_move_but_not_rest() {
 fn a_step_that_is_stopped_here_is_ended_though_s3_answers() {
     let world = World::new();
     world.plan("copying", "kill -STOP $$");
+    let mut command = world.command("push", &["--patience", "4s"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let begun = Instant::now();
-    let ran = world.run("push", &["--patience", "4s"]).expect(69);
-    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    while child.try_wait().unwrap().is_none() {
+        if begun.elapsed() > Duration::from_secs(90) {
+            child.kill().unwrap();
+            panic!("it waits for a step that was stopped");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let ran = judge(child.wait_with_output().unwrap()).expect(69);
     let message = ran.json["error"]["message"].as_str().unwrap();
     assert!(message.contains("link-sync copy got nowhere for 4s"), "{message}");
     assert!(world.is_down());

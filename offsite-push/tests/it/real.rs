@@ -489,3 +489,71 @@ fn of_two_s2_with_one_state_only_one_ever_writes() {
     );
     restored.is_down();
 }
+
+/// What closes the container may take longer than any limit, as long as bytes move. Takes a minute: it has to.
+#[test]
+fn a_slow_link_is_waited_for_when_the_container_is_closed() {
+    if run_me("real::a_slow_link_is_waited_for_when_the_container_is_closed", Options::default()) {
+        return;
+    }
+    let real = Real::new();
+    real.push().expect(0);
+    real.tool("sshfs-mount", "mount", &["--bwlimit", "48k"]).expect(0);
+    real.tool("luks-mount", "attach", &[]).expect(0);
+    let noise = real.path("noise");
+    real.file("late", 3 << 10);
+    std::fs::rename(real.path("source/late"), &noise).unwrap();
+    let there = real.path("run/container/late");
+    std::fs::copy(&noise, &there).unwrap();
+    let ran = real.tool("offsite-push", "unview", &["--patience", "4s"]).expect(0);
+    let steps = ran.json["data"]["steps"].as_array().unwrap();
+    let detach = steps.iter().find(|s| s["step"] == "clear-container").unwrap();
+    // The limit is 35 s of rest.
+    assert!(detach["duration_ms"].as_u64().unwrap() > 40_000, "{detach:#}");
+    assert_eq!(detach["output"]["data"]["clean"], true, "{detach:#}");
+    real.is_down();
+    real.tool("sshfs-mount", "mount", &[]).expect(0);
+    real.tool("luks-mount", "attach", &[]).expect(0);
+    assert!(std::fs::read(&there).unwrap() == std::fs::read(&noise).unwrap());
+    std::fs::remove_file(&there).unwrap();
+    real.tool("luks-mount", "detach", &[]).expect(0);
+    real.tool("sshfs-mount", "unmount", &[]).expect(0);
+    real.is_down();
+}
+
+#[test]
+fn a_reader_of_the_store_that_is_stopped_does_not_keep_the_container_open() {
+    if run_me(
+        "real::a_reader_of_the_store_that_is_stopped_does_not_keep_the_container_open",
+        Options::default(),
+    ) {
+        return;
+    }
+    let real = Real::new();
+    real.push().expect(0);
+    let child = real.start_slow(&["--patience", "8s"]);
+    // Of the copy's processes, the rsync that reads the store: it talks to one that is a server.
+    let mine = format!("{}\n", child.id());
+    let readers = Command::new("sh")
+        .args(["-c", "below() { echo $1; for p in $(pgrep -P $1); do below $p; done; }; read top
+               for p in $(below $top); do
+                   tr '\\0' ' ' </proc/$p/cmdline | grep -v -e --server | grep -q ^/usr/bin/rsync && kill -STOP $p && echo $p
+               done"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .and_then(|mut sh| {
+            std::io::Write::write_all(&mut sh.stdin.take().unwrap(), mine.as_bytes())?;
+            sh.wait_with_output()
+        })
+        .unwrap();
+    assert!(!readers.stdout.is_empty(), "no rsync was found");
+    let begun = Instant::now();
+    let ran = judge(child.wait_with_output().unwrap()).expect(69);
+    assert!(begun.elapsed() < Duration::from_secs(120), "{:?}", begun.elapsed());
+    let message = ran.json["error"]["message"].as_str().unwrap();
+    assert!(message.contains("link-sync copy got nowhere for 8s"), "{message}");
+    real.is_down();
+    real.push().expect(0);
+    real.is_down();
+}
