@@ -24,6 +24,8 @@ pub(crate) struct Header {
     pub(crate) data_offset: u64,
     /// The key slots in use.
     pub(crate) key_slots: Vec<u32>,
+    /// No key slot holds the volume key in clear, so that any key would open it, with a volume key of somebody's choice.
+    pub(crate) slots_encrypt: bool,
 }
 
 /// The size of a LUKS1 header without its key slots' material: what is compared with the image.
@@ -57,6 +59,10 @@ impl Header {
             "cbc-essiv:sha256" => 16,
             _ => u64::MAX,
         };
+        if !self.slots_encrypt && !common::mutant::active("any-key-slot") {
+            let what = "a key slot of its header does not encrypt: any key opens it";
+            return Err(Fault::config(what).hint("somebody made this header; make a new container").into());
+        }
         if known && self.key_bytes >= least {
             return Ok(());
         }
@@ -112,6 +118,8 @@ fn luks1(start: &[u8]) -> Option<Header> {
         key_bytes: number(108)?.into(),
         data_offset: u64::from(number(104)?) * 512,
         key_slots: (0..8).filter(active).collect(),
+        // It is the data's cipher.
+        slots_encrypt: true,
     })
 }
 
@@ -131,6 +139,8 @@ fn luks2(json: &Value, uuid: String) -> Option<Header> {
     let mut key_slots: Vec<u32> =
         digest["keyslots"].as_array()?.iter().filter_map(|s| s.as_str()?.parse().ok()).collect();
     key_slots.sort_unstable();
+    let clear =
+        |slot: &Value| slot["area"]["encryption"].as_str().is_none_or(|cipher| cipher.contains("null"));
     let size = |slot: &u32| keyslots.get(&slot.to_string())?["key_size"].as_u64();
     Some(Header {
         uuid,
@@ -140,6 +150,7 @@ fn luks2(json: &Value, uuid: String) -> Option<Header> {
         key_bytes: key_slots.iter().map(size).min()??,
         data_offset: segment["offset"].as_str()?.parse().ok()?,
         key_slots,
+        slots_encrypt: !keyslots.values().any(clear),
     })
 }
 
@@ -150,7 +161,10 @@ mod tests {
 
     fn dump() -> Value {
         json!({
-            "keyslots": {"0": {"type": "luks2", "key_size": 64}, "2": {"type": "luks2", "key_size": 64}},
+            "keyslots": {
+                "0": {"type": "luks2", "key_size": 64, "area": {"encryption": "aes-xts-plain64"}},
+                "2": {"type": "luks2", "key_size": 64, "area": {"encryption": "aes-xts-plain64"}}
+            },
             "segments": {"0": {"type": "crypt", "offset": "2097152", "size": "dynamic", "iv_tweak": "0",
                                "encryption": "aes-xts-plain64", "sector_size": 4096}},
             "digests": {"0": {"keyslots": ["2", "0"], "segments": ["0"]}},
@@ -167,6 +181,10 @@ mod tests {
         );
         assert_eq!((header.data_offset, header.key_slots.as_slice()), (2 << 20, [0, 2].as_slice()));
         header.strong().unwrap();
+        // A slot that any key opens, which older versions of cryptsetup take.
+        let mut clear = dump();
+        clear["keyslots"]["2"]["area"]["encryption"] = json!("cipher_null-ecb");
+        luks2(&clear, "u".into()).unwrap().strong().unwrap_err();
     }
 
     #[test]

@@ -76,6 +76,8 @@ impl Real {
             .arg(self.path("store"))
             .arg("--state-dir");
         command.arg(self.path("index")).arg(format!("--source=docs={}", self.path("source").display()));
+        // What was restored from a backup lies on another disk.
+        command.args((self.name == "twin").then_some("--allow-new-filesystem"));
         let ran = run(&mut command).expect(0);
         ran.json["data"]["date"].as_str().unwrap().to_owned()
     }
