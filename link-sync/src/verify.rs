@@ -17,9 +17,10 @@ use crate::progress::Progress;
 use crate::protocol::Request;
 use crate::settings::{Place, Settings, rsync_argv};
 use crate::store::fetch::Places;
+use crate::store::findings::Outcome;
 use crate::store::meta::is_date;
 use crate::store::repair::repair;
-use crate::store::verify::{Options, Outcome, verify};
+use crate::store::verify::{Options, verify};
 use crate::store::{Store, verified};
 
 /// Findings that are listed unless told otherwise, for people.
@@ -98,6 +99,7 @@ fn local(
         report.set("repaired", list);
         report.set("repaired_total", total);
         report.set("not_repaired", repaired.reasons);
+        report.set("not_repaired_total", repaired.left);
         return outcome.describe(options);
     }
     let outcome = verify(&store, against.as_ref(), options, &told)?;

@@ -14,6 +14,7 @@ pub mod damaged;
 pub mod diff;
 pub mod fetch;
 pub mod find;
+pub mod findings;
 pub mod keeps;
 pub mod manifest;
 pub mod merge;
@@ -127,21 +128,29 @@ impl Store {
         (stat.uid() == me || (self.read_only && me == 0)) && stat.mode() & 0o022 == 0
     }
 
-    /// The published snapshots, oldest first, and the names of folders that look like one but are damaged.
-    pub fn snapshots(&self) -> Result<(Vec<SnapshotMeta>, Vec<String>)> {
+    /// The names of folders that look like snapshots, oldest first.
+    fn dates(&self) -> Result<Vec<String>> {
+        let what = || format!("cannot list {}", self.path.display());
         let mut names = Vec::new();
-        let list =
-            std::fs::read_dir(&self.path).with_context(|| format!("cannot list {}", self.path.display()))?;
-        for entry in list {
-            let name = entry.with_context(|| format!("cannot list {}", self.path.display()))?.file_name();
+        for entry in std::fs::read_dir(&self.path).with_context(what)? {
+            let name = entry.with_context(what)?.file_name();
             if let Some(name) = name.to_str().filter(|n| meta::is_date(n)) {
                 names.push(name.to_owned());
             }
         }
         names.sort_unstable();
+        Ok(names)
+    }
+
+    fn open(&self) -> Result<File> {
+        File::open(&self.path).with_context(|| format!("cannot open {}", self.path.display()))
+    }
+
+    /// The published snapshots, oldest first, and the names of folders that look like one but are damaged.
+    pub fn snapshots(&self) -> Result<(Vec<SnapshotMeta>, Vec<String>)> {
         let (mut good, mut damaged) = (Vec::new(), Vec::new());
-        let dir = File::open(&self.path).with_context(|| format!("cannot open {}", self.path.display()))?;
-        for name in names {
+        let dir = self.open()?;
+        for name in self.dates()? {
             match SnapshotMeta::load(&dir, &name) {
                 // The folder's name counts: a person may have put a wrong clock right.
                 Ok((meta, _)) => good.push(SnapshotMeta { date: name, ..meta }),
@@ -151,12 +160,17 @@ impl Store {
         Ok((good, damaged))
     }
 
-    /// The published snapshot of `date`, or the newest for `latest`.
+    /// The published snapshot of `date`, or the newest for `latest`. Reads no more of the others than it must.
     pub fn find(&self, date: &str) -> Result<SnapshotMeta> {
-        let (mut snapshots, _) = self.snapshots()?;
+        let dir = self.open()?;
+        let load = |name: String| {
+            let (meta, _) = SnapshotMeta::load(&dir, &name).ok()?;
+            Some(SnapshotMeta { date: name, ..meta })
+        };
         let found = match date {
-            "latest" => snapshots.pop(),
-            _ => snapshots.into_iter().find(|s| s.date == date),
+            "latest" => self.dates()?.into_iter().rev().find_map(load),
+            date if meta::is_date(date) => load(date.to_owned()),
+            _ => None,
         };
         found.ok_or_else(|| {
             Fault::config(format!("there is no snapshot '{date}' in {}", self.path.display()))

@@ -12,6 +12,7 @@ mod callers;
 mod changes;
 mod checksums;
 mod copies;
+mod crowds;
 mod far;
 mod find;
 mod history;
