@@ -72,7 +72,7 @@ pub fn copy(args: &Copy, report: &mut Report) -> Result<()> {
     let wanted = hold(&store, &dir, &store.find(&args.date)?.date)?;
     report.set("date", wanted.meta.date.as_str());
     report.set("id", wanted.meta.id.as_str());
-    report.set("path", to.join(&wanted.meta.date).display().to_string());
+    report.set_text("path", to.join(&wanted.meta.date).as_os_str());
     let mut far = Far::start(&far_end(args, &profile, &to)?, None, &to)?;
     let there: Vec<SnapshotMeta> = there(&mut far)?;
     if let Some(same) = there.iter().find(|s| s.date == wanted.meta.date || s.id == wanted.meta.id) {

@@ -74,7 +74,7 @@ fn local(
     report: &mut Report,
 ) -> Result<Value> {
     let store = store(settings, path);
-    report.set("store", store.path.display().to_string());
+    report.set_text("store", store.path.as_os_str());
     let against = args.against.as_ref().map(|path| {
         let path = std::path::absolute(path).with_context(|| format!("--against {}", path.display()))?;
         Ok::<_, anyhow::Error>(Store { path, mount: None, ..store.clone() })
@@ -88,7 +88,7 @@ fn local(
     if args.repair {
         let store = Store { read_only: false, ..store };
         let mut places = places(args, settings)?;
-        places.account = Taken::of(&store.path)?;
+        places.account = Taken::of(&store)?;
         let (outcome, repaired) = repair(&store, options, places, &told)?;
         let (list, total) = repaired.describe(options.limit);
         record(&store, options, &outcome, total, report);
@@ -153,7 +153,7 @@ fn store(settings: &Settings, path: PathBuf) -> Store {
 /// copy, is verified all the same.
 fn record(store: &Store, options: &Options, outcome: &Outcome, repaired: u64, report: &mut Report) {
     let noted =
-        Taken::of(&store.path).and_then(|_account| verified::record(store, options, outcome, repaired));
+        Taken::of(store).and_then(|_account| verified::record(store, options, outcome, repaired));
     if let Err(error) = noted {
         report.warn("not-recorded", format!("{error:#}"));
     }

@@ -39,11 +39,11 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use common::fault::Fault;
+use common::fault::{Fault, Kind, kind_of};
 use common::mounts;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
@@ -96,19 +96,8 @@ impl Store {
                 .hint(format!("mount the disk on {mount}; without it the backup would fill the disk below"))
                 .into());
         }
-        let dir = File::open(&self.path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => Fault::config(format!("there is no store {shown}"))
-                .hint(format!("make it: install -d -m 0700 {shown}")),
-            std::io::ErrorKind::PermissionDenied => Fault::denied(format!(
-                "the store {shown} cannot be opened: {e}"
-            ))
-            .hint("run it as root (`sudo` before the command), or as the account that the store belongs to"),
-            _ => Fault::config(format!("the store {shown} cannot be opened: {e}")),
-        })?;
+        let dir = self.folder()?;
         let stat = dir.metadata().with_context(|| format!("cannot look at the store {shown}"))?;
-        if !stat.is_dir() {
-            return Err(Fault::config(format!("the store {shown} is not a folder")).into());
-        }
         let me = nix::unistd::geteuid().as_raw();
         if !self.trusts(&stat) {
             return Err(Fault::denied(format!(
@@ -120,6 +109,34 @@ impl Store {
             .into());
         }
         Ok(dir)
+    }
+
+    /// Opens the folder, whoever owns it. As root, through no link that somebody else could have made: it would lead to a
+    /// store that was not meant.
+    pub fn folder(&self) -> Result<File> {
+        let shown = self.path.display();
+        let opened = match nix::unistd::geteuid().is_root() {
+            true => {
+                let path = std::path::absolute(&self.path).context("a store without a path")?;
+                match crate::reach::reach(&path) {
+                    Err(e) if kind_of(&e) == Kind::Denied => return Err(e),
+                    Ok(reached) if reached.missing.is_empty() => Ok(reached.dir),
+                    Ok(_) => Err(std::io::ErrorKind::NotFound.into()),
+                    Err(e) => Err(e.downcast::<std::io::Error>().unwrap_or_else(std::io::Error::other)),
+                }
+            }
+            false => File::options().read(true).custom_flags(libc::O_DIRECTORY).open(&self.path),
+        };
+        Ok(opened.map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Fault::config(format!("there is no store {shown}"))
+                .hint(format!("make it: install -d -m 0700 {shown}")),
+            std::io::ErrorKind::NotADirectory => Fault::config(format!("the store {shown} is not a folder")),
+            std::io::ErrorKind::PermissionDenied => Fault::denied(format!(
+                "the store {shown} cannot be opened: {e}"
+            ))
+            .hint("run it as root (`sudo` before the command), or as the account that the store belongs to"),
+            _ => Fault::config(format!("the store {shown} cannot be opened: {e}")),
+        })?)
     }
 
     /// Root may read the store of an account; who writes must own it.
