@@ -115,7 +115,8 @@ impl Drop for AsRoot<'_> {
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        let back = become_root().and_then(|()| setegid(Gid::from_raw(0))).and_then(|()| setgroups(&self.before));
+        let back =
+            become_root().and_then(|()| setegid(Gid::from_raw(0))).and_then(|()| setgroups(&self.before));
         match back {
             Err(why) if !mutant::active("return-to-root-or-end") => {
                 ended(format_args!("cannot become root again after user id {}", self.uid), why)

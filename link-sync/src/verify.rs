@@ -152,8 +152,7 @@ fn store(settings: &Settings, path: PathBuf) -> Store {
 /// Notes it with the rights of the store's owner, who is to read it. A store that cannot be written to, like an opened
 /// copy, is verified all the same.
 fn record(store: &Store, options: &Options, outcome: &Outcome, repaired: u64, report: &mut Report) {
-    let noted =
-        Taken::of(store).and_then(|_account| verified::record(store, options, outcome, repaired));
+    let noted = Taken::of(store).and_then(|_account| verified::record(store, options, outcome, repaired));
     if let Err(error) = noted {
         report.warn("not-recorded", format!("{error:#}"));
     }

@@ -37,6 +37,7 @@ pub mod visit;
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -44,7 +45,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use common::fault::{Fault, Kind, kind_of};
-use common::mounts;
+use common::{mounts, mutant};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{Mode, fstat, futimens, mkdirat};
@@ -219,6 +220,28 @@ fn open_folder(root: &File, path: &[u8], more: ResolveFlag) -> nix::Result<File>
         other => other.map(File::from),
     }
 }
+
+/// The text of a small file of link-sync's own in the store; `None` if it is not there. What else may lie there under its name
+/// is not read, and not waited for.
+pub fn note(root: &File, name: &str) -> Result<Option<String>> {
+    let what = || format!("cannot read {name} in the store");
+    let opened = match mutant::active("a-note-is-a-file") {
+        true => open_with(root, name.as_bytes(), OFlag::O_RDONLY, ResolveFlag::empty())
+            .map(File::from)
+            .map_err(Into::into),
+        false => open_file(root, name),
+    };
+    let mut text = String::new();
+    match opened {
+        Ok(file) => file.take(LONGEST_NOTE).read_to_string(&mut text).with_context(what)?,
+        Err(e) if e.downcast_ref::<Errno>() == Some(&Errno::ENOENT) => return Ok(None),
+        Err(e) => return Err(e).with_context(what),
+    };
+    Ok(Some(text))
+}
+
+/// More bytes than one has.
+const LONGEST_NOTE: u64 = 1 << 20;
 
 /// Opens the regular file `path` below `root` for reading, through no symlink, and without waiting for anything.
 pub fn open_file(root: &File, path: &str) -> Result<File> {

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::meta::{Consistency, SnapshotMeta, taken};
 use super::sweep::sweep;
-use super::{META, PRUNED, Store, ensure_dir, open_file, pace, pins, publish, visit};
+use super::{META, PRUNED, Store, ensure_dir, note, open_file, pace, pins, publish, visit};
 use crate::retention::{Rules, Snapshot, Verdict};
 
 /// What must be remembered between prunes.
@@ -162,7 +162,7 @@ fn decide(store: &Store, dir: &File, ask: &Ask, now: Timestamp) -> Result<(State
     let newest = metas.last().map(|m| m.date.clone());
     let mut needed = ask.needed.clone();
     needed.extend(pins::read(dir)?.into_iter().map(|(date, name)| (date, format!("pinned by {name}"))));
-    let mut state = load(store)?;
+    let mut state = load(store, dir)?;
     let mut pruned = Pruned { damaged, ..Pruned::default() };
     let rules = match &ask.what {
         What::Rules(rules) => rules,
@@ -250,14 +250,10 @@ fn snapshot(meta: &SnapshotMeta) -> Result<Snapshot> {
     Ok(Snapshot { taken: taken(&meta.date)?, sealed: meta.consistency == Consistency::Sealed })
 }
 
-fn load(store: &Store) -> Result<State> {
-    let file = store.path.join(STATE);
-    match std::fs::read(&file) {
-        Ok(text) => Ok(serde_json::from_slice(&text).map_err(|e| {
-            Fault::config(format!("{} is damaged: {e}", file.display()))
-                .hint("remove it, after looking at the clock: it says when the clock was last believed")
-        })?),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(State::default()),
-        Err(e) => Err(e).with_context(|| format!("cannot read {}", file.display())),
-    }
+fn load(store: &Store, dir: &File) -> Result<State> {
+    let Some(text) = note(dir, STATE)? else { return Ok(State::default()) };
+    Ok(serde_json::from_str(&text).map_err(|e| {
+        Fault::config(format!("{} is damaged: {e}", store.path.join(STATE).display()))
+            .hint("remove it, after looking at the clock: it says when the clock was last believed")
+    })?)
 }

@@ -17,6 +17,7 @@ mod far;
 mod find;
 mod history;
 mod holes;
+mod hostile;
 mod locks;
 mod mounts;
 mod picture;
