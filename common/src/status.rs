@@ -115,9 +115,24 @@ impl Report {
 /// Puts text that may not be UTF-8 under `key`, with a `_b64` twin when it is not.
 pub fn put_text(map: &mut Map<String, Value>, key: &str, text: &OsStr) {
     map.insert(key.to_owned(), json!(text.to_string_lossy()));
-    if text.to_str().is_none() {
-        let bytes = base64::engine::general_purpose::STANDARD.encode(text.as_bytes());
+    if let Some(bytes) = b64(text) {
         map.insert(format!("{key}_b64"), json!(bytes));
+    }
+}
+
+/// The bytes of text that is not UTF-8, in base64.
+#[must_use]
+pub fn b64(text: &OsStr) -> Option<String> {
+    let odd = text.to_str().is_none();
+    odd.then(|| base64::engine::general_purpose::STANDARD.encode(text.as_bytes()))
+}
+
+/// Puts the twin of a list of paths that are shown under `key`: their bytes, `null` where the path is UTF-8; nothing if
+/// all are.
+pub fn put_list_b64<'a>(map: &mut Map<String, Value>, key: &str, paths: impl Iterator<Item = &'a [u8]>) {
+    let twins: Vec<Option<String>> = paths.map(|path| b64(OsStr::from_bytes(path))).collect();
+    if twins.iter().any(Option::is_some) {
+        map.insert(format!("{key}_b64"), json!(twins));
     }
 }
 

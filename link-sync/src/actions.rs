@@ -156,7 +156,11 @@ pub fn diff(diff: &Diff, report: &mut Report) -> Result<()> {
     }
     if let Some(Value::Array(changes)) = report.data.get_mut("changes") {
         for change in changes {
-            *change = serde_json::json!({"what": change[0], "path": change[1]});
+            let mut entry = serde_json::json!({"what": change[0], "path": change[1]});
+            if change[2].is_string() {
+                entry["path_b64"] = change[2].take();
+            }
+            *change = entry;
         }
     }
     Ok(())

@@ -58,6 +58,11 @@ pub enum Action {
     /// The published snapshots: dates, size, age, the last drill and verification.
     List(List),
     /// What differs between two published snapshots.
+    ///
+    /// data: from, to, counts (of each kind, complete), changes (what: added,
+    /// removed, retyped, content, attributes; path: SOURCE/PATH), truncated. Of a
+    /// folder that is only in one of them, all that is in it counts, and only the
+    /// folder is listed.
     Diff(Diff),
     /// In which snapshots a file is, and where it changed.
     ///
@@ -90,10 +95,11 @@ pub enum Action {
     /// newest snapshot is taken anew by the next backup.
     ///
     /// data: dates, paths, inodes, inodes_read, bytes_read, sample_percent, seed,
-    /// counts (of each kind), findings (kind, paths, dates, found), weaker_dates
-    /// (without checksums), skipped_dates (being removed); with --repair also
-    /// repaired, repaired_total, not_repaired (why), and findings is what is
-    /// still wrong.
+    /// counts (of each kind: all), findings (kind, paths, dates, found; at most
+    /// --limit), findings_total, findings_truncated, weaker_dates (without
+    /// checksums), skipped_dates (removed meanwhile); with --repair also repaired,
+    /// repaired_total, not_repaired (why: the first 1,000), not_repaired_total, and
+    /// findings is what is still wrong.
     Verify(Verify),
     /// Remove the snapshots that the rules do not keep, fast; or tell what would go,
     /// and why each one stays (--dry-run). The rules are [store.retention] of the

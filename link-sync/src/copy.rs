@@ -95,7 +95,7 @@ pub fn copy(args: &Copy, report: &mut Report) -> Result<()> {
     let wanted = hold(&store, &dir, &store.find(&args.date)?.date)?;
     report.set("date", wanted.meta.date.as_str());
     report.set("id", wanted.meta.id.as_str());
-    report.set("path", to.join(&wanted.meta.date).display().to_string());
+    report.set_text("path", to.join(&wanted.meta.date).as_os_str());
     let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
     let cmd = far_end(args, &profile, &to, theirs.as_raw_fd())?;
     let mut far = Far::start(&cmd, None, &to, Door::Copy)?;

@@ -19,6 +19,7 @@ mod progress;
 mod protocol;
 mod prune;
 mod pulse;
+mod reach;
 mod reading;
 mod restore;
 mod retention;

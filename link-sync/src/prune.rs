@@ -47,7 +47,7 @@ pub fn prune(args: &Prune, report: &mut Report) -> Result<()> {
 
 /// A store on this machine, whose own account or root may do what the rules say.
 fn local(args: &Prune, settings: &Settings, path: &Path, report: &mut Report) -> Result<Pruned> {
-    report.set("store", path.display().to_string());
+    report.set_text("store", path.as_os_str());
     let table = settings.profile.store.as_ref().filter(|t| t.path == path);
     let store = Store {
         path: path.to_owned(),
@@ -75,7 +75,7 @@ fn local(args: &Prune, settings: &Settings, path: &Path, report: &mut Report) ->
         _ => None,
     };
     // What lies in the store of an account is handled with its rights, as it could have put anything there.
-    become_owner(path)?;
+    become_owner(&store)?;
     let needed = args.keep.iter().map(|date| (date.clone(), "needed (--keep)".to_owned())).collect();
     prune_store(&store, &Ask { what, dry_run: args.dry_run, needed, limit }, Timestamp::now())
 }

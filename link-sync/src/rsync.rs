@@ -13,7 +13,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use common::account::Account;
@@ -21,6 +21,7 @@ use common::fault::Fault;
 use common::program::Program;
 use common::run::{Child, Cmd};
 use common::signals;
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
@@ -254,9 +255,17 @@ pub fn accept(ours: &UnixStream, child: &mut Child) -> Result<Option<(Vec<OsStri
     if let Some(signal) = signals::fd() {
         fds.push(PollFd::new(signal, PollFlags::POLLIN));
     }
-    let limit = PollTimeout::try_from(START).unwrap_or(PollTimeout::MAX);
-    let ready = poll(&mut fds, limit).context("cannot wait for rsync")?;
-    signals::check()?;
+    let begin = Instant::now();
+    let ready = loop {
+        let left = START.saturating_sub(begin.elapsed());
+        let ready = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+        // Who asks us to end interrupts this, too.
+        signals::check()?;
+        match ready {
+            Err(Errno::EINTR) => {}
+            other => break other.context("cannot wait for rsync")?,
+        }
+    };
     if ready == 0 {
         child.end();
         bail!("rsync did not start its transfer within {START:?}");

@@ -17,10 +17,11 @@ use crate::progress::Progress;
 use crate::protocol::BackupIdle;
 use crate::settings::{Place, Settings, rsync_argv};
 use crate::store::fetch::Places;
+use crate::store::findings::Outcome;
 use crate::store::meta::is_date;
 use crate::store::odd::Known;
 use crate::store::repair::repair;
-use crate::store::verify::{Options, Outcome, verify};
+use crate::store::verify::{Options, verify};
 use crate::store::{Store, verified};
 
 /// Findings that are listed unless told otherwise, for people.
@@ -75,7 +76,7 @@ fn local(
     report: &mut Report,
 ) -> Result<Value> {
     let store = store(settings, path);
-    report.set("store", store.path.display().to_string());
+    report.set_text("store", store.path.as_os_str());
     let against = args.against.as_ref().map(|path| {
         let path = std::path::absolute(path).with_context(|| format!("--against {}", path.display()))?;
         Ok::<_, anyhow::Error>(Store { path, mount: None, ..store.clone() })
@@ -93,7 +94,7 @@ fn local(
     if args.repair {
         let store = Store { read_only: false, ..store };
         let mut places = places(args, settings)?;
-        places.account = Taken::of(&store.path)?;
+        places.account = Taken::of(&store)?;
         let (outcome, repaired) = repair(&store, options, places, &told)?;
         let (list, total) = repaired.describe(options.limit);
         record(&store, options, &outcome, total, report);
@@ -104,6 +105,7 @@ fn local(
         report.set("repaired", list);
         report.set("repaired_total", total);
         report.set("not_repaired", repaired.reasons);
+        report.set("not_repaired_total", repaired.left);
         return outcome.describe(options);
     }
     let outcome = verify(&store, against.as_ref(), options, &told)?;
@@ -156,8 +158,7 @@ fn store(settings: &Settings, path: PathBuf) -> Store {
 /// Notes it with the rights of the store's owner, who is to read it. A store that cannot be written to, like an opened
 /// copy, is verified all the same.
 fn record(store: &Store, options: &Options, outcome: &Outcome, repaired: u64, report: &mut Report) {
-    let noted =
-        Taken::of(&store.path).and_then(|_account| verified::record(store, options, outcome, repaired));
+    let noted = Taken::of(store).and_then(|_account| verified::record(store, options, outcome, repaired));
     if let Err(error) = noted {
         report.warn("not-recorded", format!("{error:#}"));
     }

@@ -15,7 +15,7 @@ mod target;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::IsTerminal as _;
-use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
@@ -34,6 +34,7 @@ use crate::far::Far;
 use crate::maintenance;
 use crate::progress::Progress;
 use crate::protocol::{Looked, ReadHolding, ReadIdle};
+use crate::reach::reach;
 use crate::settings::{DATABASE, Settings};
 use crate::store::clear::clear;
 use crate::store::meta::SnapshotMeta;
@@ -71,6 +72,11 @@ impl Item {
     /// `SOURCE/PATH`.
     fn full(&self) -> Vec<u8> {
         full(&self.source, &self.path)
+    }
+
+    /// The names that lead to it from the folder it goes into.
+    fn names(&self) -> Vec<Vec<u8>> {
+        self.full().split(|b| *b == b'/').skip(self.target.strip).map(<[u8]>::to_vec).collect()
     }
 }
 
@@ -145,7 +151,13 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
     }
     progress.begin("putting in place", 0);
     let mut not_back = Vec::new();
-    for (item, partial) in items.iter().zip(&mut opened) {
+    for (at, (item, partial)) in items.iter().zip(&mut opened).enumerate() {
+        let before = items[..at].iter().any(|o| o.target.path() == item.target.path());
+        if before && !mutant::active("two-in-one-new-folder") {
+            swap::graft(&partial.part(NEW)?, &item.target.anchor, &item.names())?;
+            not_back.push(NotBack::default());
+            continue;
+        }
         not_back.push(put_in_place(args, &settings, item, partial)?);
     }
     let mut own = Vec::new();
@@ -243,10 +255,16 @@ fn tell_left(at: usize, left: &Left, stuck: &[Vec<u8>], report: &mut Report) {
         let clear = "make it removable (chattr -R -i -a, or unmount what is in it) and remove it; any restore to that place tries again";
         report.left_behind(what, clear);
     }
-    if let Some(entry) = report.data["items"].get_mut(at) {
-        entry["kept_at"] = json!(text(&left.replaced).map(|p| format!("{p}/{OLD}")));
-        entry["left_out_at"] = json!(text(&left.kept));
-        entry["not_put_back"] = stuck.iter().take(SHOWN).map(|p| show(p)).collect();
+    if let Some(entry) = report.data["items"].get_mut(at).and_then(Value::as_object_mut) {
+        if let Some(path) = left.replaced.as_ref().map(|p| p.join(OLD)) {
+            status::put_text(entry, "kept_at", path.as_os_str());
+        }
+        if let Some(path) = &left.kept {
+            status::put_text(entry, "left_out_at", path.as_os_str());
+        }
+        let named = || stuck.iter().take(SHOWN);
+        entry.insert("not_put_back".into(), named().map(|p| show(p)).collect());
+        status::put_list_b64(entry, "not_put_back", named().map(|p| &p[..]));
     }
 }
 
@@ -436,7 +454,7 @@ fn item(
         }
     };
     // From here on only what the file system made of it counts.
-    let mut reached = target::reach(&base)?;
+    let mut reached = reach(&base)?;
     let shown = reached.shown.clone();
     if let crate::settings::Place::Local(store) = &settings.store {
         others.push(real(store));
@@ -557,8 +575,14 @@ pub fn html(settings: &Settings) -> Option<&Path> {
 fn state(item: &Item, args: &Restore, meta: &SnapshotMeta) -> State {
     State {
         snapshot: meta.id.clone(),
-        path: show(&item.full()),
-        target: item.target.path().display().to_string(),
+        path: match mutant::active("restores-are-told-apart-by-bytes") {
+            true => show(&item.full()).into_bytes(),
+            false => item.full(),
+        },
+        target: match mutant::active("restores-are-told-apart-by-bytes") {
+            true => show(item.target.path().as_os_str().as_bytes()).into_bytes(),
+            false => item.target.path().into_os_string().into_vec(),
+        },
         closed: args.closed,
         swap: None,
     }

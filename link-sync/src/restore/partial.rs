@@ -16,9 +16,11 @@ use common::fault::Fault;
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, mkdirat};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use super::tame::Tamed;
 use crate::store::clear::clear;
+use crate::store::sums::hex;
 use crate::store::{ensure_dir, open_dir, open_file, open_file_at, remove, visit};
 
 /// How the names of these folders begin.
@@ -42,10 +44,10 @@ const STATE: &str = "state.json";
 pub struct State {
     /// The snapshot's id.
     pub snapshot: String,
-    /// `SOURCE/PATH`, escaped for people.
-    pub path: String,
-    /// Where it goes.
-    pub target: String,
+    /// `SOURCE/PATH`: bytes, as two paths may look the same.
+    pub path: Vec<u8>,
+    /// Where it goes: bytes, too.
+    pub target: Vec<u8>,
     /// The configuration in it is closed.
     #[serde(default)]
     pub closed: bool,
@@ -110,13 +112,14 @@ pub struct Partial {
 impl Partial {
     /// The name for `state`.
     fn name(state: &State, date: &str) -> String {
-        let mut hash = crc32fast::Hasher::new();
-        for part in [&state.snapshot, &state.path, &state.target] {
-            hash.update(part.as_bytes());
-            hash.update(&[0]);
+        let mut hash = Sha256::new();
+        for part in [state.snapshot.as_bytes(), &state.path, &state.target] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
         }
-        hash.update(&[u8::from(state.closed)]);
-        format!("{PREFIX}{date}-{:08x}.partial", hash.finalize())
+        hash.update([u8::from(state.closed)]);
+        // Users give files their names, so it must be hard to find two for which it is the same.
+        format!("{PREFIX}{date}-{}.partial", hex(&hash.finalize()[..16]))
     }
 
     /// Makes it in `home`, or opens what an interrupted run with the same wishes left.

@@ -76,7 +76,7 @@ impl Swap<'_> {
         self.spare.iter().any(|s| s.strip_prefix(path).is_some_and(|rest| rest.starts_with(b"/")))
     }
 
-    /// Does it. Returns whether anything was replaced.
+    /// Does it.
     pub fn run(&self, plan: &Plan) -> Result<()> {
         let inodes: HashMap<&[u8], u64> = plan.names.iter().map(|(p, i)| (&p[..], *i)).collect();
         let known = Known { inodes, steady: plan.steady };
@@ -164,6 +164,28 @@ impl Known<'_> {
     fn begun(&self, path: &[u8], there: Option<(u64, bool)>) -> bool {
         there.is_some_and(|t| !t.1 && self.steady && self.inodes.get(path) == Some(&t.0))
     }
+}
+
+/// Puts what has arrived in `new` into a folder that this restore itself has just put in `target`, as another path in it was
+/// asked for, too: what both have stays, and the rest of `names` is put there.
+pub fn graft(new: &File, target: &File, names: &[Vec<u8>]) -> Result<()> {
+    let what = || format!("cannot put {} in its place", show(&names.join(&b'/')));
+    let (mut new, mut target) =
+        (open_dir(new, b"").with_context(what)?, open_dir(target, b"").with_context(what)?);
+    for (at, name) in names.iter().enumerate() {
+        if at + 1 < names.len()
+            && let Ok(there) = open_dir(&target, name)
+        {
+            (new, target) = (open_dir(&new, name).with_context(what)?, there);
+            continue;
+        }
+        let times = fstat(&target).with_context(what)?;
+        let name = OsStr::from_bytes(name);
+        rename::noreplace(&new, name, &target, name).with_context(what)?;
+        super::set_times(&target, &times)?;
+        return target.sync_all().with_context(what);
+    }
+    Ok(())
 }
 
 /// Whether a path is known to keep its inode number on the file system of `dir`, and one call to flush all of it.

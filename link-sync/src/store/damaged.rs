@@ -9,8 +9,9 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use super::Store;
+use super::findings::{Kind, Outcome};
 use super::meta::SnapshotMeta;
-use super::verify::{Kind, Options, Outcome};
+use super::verify::Options;
 
 /// The file.
 const FILE: &str = ".damaged";
@@ -79,7 +80,7 @@ pub fn record(store: &Store, options: &Options, outcome: &Outcome) -> Result<()>
     let many = |paths: &BTreeSet<Vec<u8>>| {
         paths.len() > MOST || paths.iter().map(Vec::len).sum::<usize>() > MOST_BYTES
     };
-    if many(&now.paths) && not_folders.is_empty() {
+    if (many(&now.paths) || outcome.truncated) && not_folders.is_empty() {
         (now.paths, now.all) = (BTreeSet::new(), true);
     }
     while many(&now.paths) {

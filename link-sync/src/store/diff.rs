@@ -1,6 +1,8 @@
-//! What differs between two published snapshots, by name and inode: two paths of one inode are equal.
+//! What differs between two published snapshots, by name and inode: two paths of one inode are equal. Both are kept from
+//! being removed meanwhile.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
@@ -14,6 +16,7 @@ use nix::sys::stat::{FileStat, fstatat};
 use serde::{Deserialize, Serialize};
 use xattr::FileExt as _;
 
+use super::verify::{Held, hold};
 use super::{Store, open_below, open_dir, visit};
 use crate::tree::join;
 use crate::walk::show;
@@ -22,11 +25,11 @@ use crate::walk::show;
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum What {
-    /// Only in the later one.
+    /// Only in the later one. What is in a folder counts, and is not listed.
     Added,
-    /// Only in the earlier one; what was below it is not listed.
+    /// Only in the earlier one; the same.
     Removed,
-    /// Another type.
+    /// Another type. What is in the folder it is, or was, counts as added, or removed.
     Retyped,
     /// Other content.
     Content,
@@ -41,18 +44,30 @@ pub struct Difference {
     pub from: String,
     /// The later one.
     pub to: String,
-    /// How many of each kind.
+    /// How many of each kind, also of those that are not listed.
     pub counts: BTreeMap<String, u64>,
-    /// The first ones, by path: `SOURCE/PATH`, escaped for people.
-    pub changes: Vec<(What, String)>,
-    /// More than listed.
+    /// So many of them as were asked for, sorted: `SOURCE/PATH`, escaped for people; and in base64, if it is not UTF-8.
+    pub changes: Vec<(What, String, Option<String>)>,
+    /// There are more to be listed.
     pub truncated: bool,
     /// Bytes that the list may still take.
     #[serde(skip)]
     memory: u64,
 }
 
-/// Compares two snapshots; lists at most `limit` paths, and no more than fit into `memory` bytes. Files of different inodes are compared byte by byte if all else is equal.
+/// The two snapshots, and what has been found.
+struct Comparison<'a> {
+    old: &'a File,
+    new: &'a File,
+    source: Option<&'a str>,
+    limit: usize,
+    found: Difference,
+    /// Folders that both have, to be compared.
+    waiting: Vec<Vec<u8>>,
+}
+
+/// Compares two snapshots; lists at most `limit` paths, and no more than fit into `memory` bytes. Files of different inodes are
+/// compared byte by byte if all else is equal.
 pub fn diff(
     store: &Store,
     from: &str,
@@ -61,65 +76,111 @@ pub fn diff(
     limit: usize,
     memory: u64,
 ) -> Result<Difference> {
-    let (old, new) = (store.find(from)?, store.find(to)?);
     let dir = store.check()?;
-    let open = |date: &str| open_dir(&dir, date.as_bytes()).with_context(|| format!("cannot open {date}"));
-    let (old_dir, new_dir) = (open(&old.date)?, open(&new.date)?);
-    let mut found = Difference { from: old.date, to: new.date, memory, ..Difference::default() };
-    let mut waiting = vec![Vec::new()];
-    while let Some(path) = waiting.pop() {
+    let hold = |date: &str| match hold(store, &dir, date) {
+        // Mutation: as if nobody could remove it.
+        Ok(held) if mutant::active("diff-holds-its-snapshots") => Ok(Held { _lock: None, ..held }),
+        other => other,
+    };
+    let (old, new) = (hold(&store.find(from)?.date)?, hold(&store.find(to)?.date)?);
+    let dates = (old.meta.date.clone(), new.meta.date.clone());
+    let found = Difference { from: dates.0, to: dates.1, memory, ..Difference::default() };
+    let mut comparison =
+        Comparison { old: &old.top, new: &new.top, source, limit, found, waiting: vec![Vec::new()] };
+    while let Some(path) = comparison.waiting.pop() {
         common::signals::check()?;
-        compare_dirs(&old_dir, &new_dir, &path, source, limit, &mut found, &mut waiting)
-            .with_context(|| format!("cannot compare {}", show(&path)))?;
+        comparison.folder(&path).with_context(|| format!("cannot compare {}", show(&path)))?;
     }
-    found.changes.sort_by(|a, b| a.1.cmp(&b.1));
+    let mut found = comparison.found;
+    found.changes.sort_by(|a, b| (&a.1, &a.2).cmp(&(&b.1, &b.2)));
     Ok(found)
 }
 
-fn compare_dirs(
-    old_top: &File,
-    new_top: &File,
-    path: &[u8],
-    source: Option<&str>,
-    limit: usize,
-    found: &mut Difference,
-    waiting: &mut Vec<Vec<u8>>,
-) -> Result<()> {
-    let (old, new) = (open_dir(old_top, path)?, open_dir(new_top, path)?);
-    let wanted = |name: &[u8]| {
-        !path.is_empty() || (name != super::META.as_bytes() && source.is_none_or(|s| s.as_bytes() == name))
-    };
-    let mut before: BTreeMap<Vec<u8>, u64> =
-        visit::names(&old)?.into_iter().filter(|n| wanted(&n.0)).map(|n| (n.0, n.2)).collect();
-    for (name, is_dir, ino) in visit::names(&new)?.into_iter().filter(|n| wanted(&n.0)) {
-        let full = join(path, &name);
-        let Some(old_ino) = before.remove(&name) else {
-            found.add(What::Added, &full, limit);
-            continue;
+impl Comparison<'_> {
+    fn folder(&mut self, path: &[u8]) -> Result<()> {
+        let (old, new) = (open_dir(self.old, path)?, open_dir(self.new, path)?);
+        let source = self.source;
+        let wanted = |name: &[u8]| {
+            !path.is_empty()
+                || (name != super::META.as_bytes() && source.is_none_or(|s| s.as_bytes() == name))
         };
-        if !is_dir && ino == old_ino {
-            continue;
+        let mut before: BTreeMap<Vec<u8>, (bool, u64)> = visit::names(&old)?
+            .into_iter()
+            .filter(|n| wanted(&n.0))
+            .map(|(name, is_dir, ino)| (name, (is_dir, ino)))
+            .collect();
+        for (name, is_dir, ino) in visit::names(&new)?.into_iter().filter(|n| wanted(&n.0)) {
+            let full = join(path, &name);
+            let Some((was_dir, old_ino)) = before.remove(&name) else {
+                self.add(What::Added, &full);
+                self.below(What::Added, &new, &name, is_dir)?;
+                continue;
+            };
+            if !is_dir && ino == old_ino {
+                continue;
+            }
+            let as_name = OsStr::from_bytes(&name);
+            let stat = |dir: &File| fstatat(dir, as_name, AtFlags::AT_SYMLINK_NOFOLLOW);
+            let (a, b) = (stat(&old)?, stat(&new)?);
+            if (a.st_mode ^ b.st_mode) & libc::S_IFMT != 0 {
+                self.add(What::Retyped, &full);
+                self.below(What::Removed, &old, &name, was_dir)?;
+                self.below(What::Added, &new, &name, is_dir)?;
+                continue;
+            }
+            if !is_dir && !same_content(&old, &new, as_name, &a, &b)? {
+                self.add(What::Content, &full);
+            } else if attributes(&a) != attributes(&b) || !same_xattrs(&old, &new, &name, &a)? {
+                self.add(What::Attributes, &full);
+            }
+            if is_dir {
+                self.waiting.push(full);
+            }
         }
-        let as_name = std::ffi::OsStr::from_bytes(&name);
-        let stat = |dir: &File| fstatat(dir, as_name, AtFlags::AT_SYMLINK_NOFOLLOW);
-        let (a, b) = (stat(&old)?, stat(&new)?);
-        if (a.st_mode ^ b.st_mode) & libc::S_IFMT != 0 {
-            found.add(What::Retyped, &full, limit);
-            continue;
+        for (name, (was_dir, _)) in before {
+            self.add(What::Removed, &join(path, &name));
+            self.below(What::Removed, &old, &name, was_dir)?;
         }
-        if !is_dir && !same_content(&old, &new, as_name, &a, &b)? {
-            found.add(What::Content, &full, limit);
-        } else if attributes(&a) != attributes(&b) || !same_xattrs(&old, &new, &name, &a)? {
-            found.add(What::Attributes, &full, limit);
-        }
+        Ok(())
+    }
+
+    /// Counts what is in a folder that only one of the two has.
+    fn below(&mut self, what: What, parent: &File, name: &[u8], is_dir: bool) -> Result<()> {
         if is_dir {
-            waiting.push(full);
+            let mut paths = 0;
+            visit::each(&open_dir(parent, name)?, |_| {
+                paths += 1;
+                Ok(())
+            })?;
+            self.count(what, paths);
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, what: What, paths: u64) {
+        let key = match what {
+            What::Added => "added",
+            What::Removed => "removed",
+            What::Retyped => "retyped",
+            What::Content => "content",
+            What::Attributes => "attributes",
+        };
+        if paths > 0 {
+            *self.found.counts.entry(key.to_owned()).or_default() += paths;
         }
     }
-    for name in before.into_keys() {
-        found.add(What::Removed, &join(path, &name), limit);
+
+    fn add(&mut self, what: What, path: &[u8]) {
+        self.count(what, 1);
+        let found = &mut self.found;
+        // As it is, and once more as it is told.
+        found.memory = found.memory.saturating_sub(512 + 2 * path.len() as u64);
+        if found.changes.len() < self.limit && (found.memory > 0 || mutant::active("diff-keeps-everything")) {
+            self.found.changes.push((what, show(path), common::status::b64(OsStr::from_bytes(path))));
+        } else {
+            self.found.truncated = true;
+        }
     }
-    Ok(())
 }
 
 /// Whether two folders have the same mode, owner, time and extended attributes.
@@ -132,7 +193,7 @@ fn attributes(stat: &FileStat) -> (u32, u32, u32, i64, i64) {
     (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_mtime, stat.st_mtime_nsec)
 }
 
-fn same_content(old: &File, new: &File, name: &std::ffi::OsStr, a: &FileStat, b: &FileStat) -> Result<bool> {
+fn same_content(old: &File, new: &File, name: &OsStr, a: &FileStat, b: &FileStat) -> Result<bool> {
     Ok(match a.st_mode & libc::S_IFMT {
         libc::S_IFREG => a.st_size == b.st_size && same_bytes(open_file(old, name)?, open_file(new, name)?)?,
         libc::S_IFLNK => readlinkat(old, name)? == readlinkat(new, name)?,
@@ -140,7 +201,7 @@ fn same_content(old: &File, new: &File, name: &std::ffi::OsStr, a: &FileStat, b:
     })
 }
 
-fn open_file(dir: &File, name: &std::ffi::OsStr) -> nix::Result<File> {
+fn open_file(dir: &File, name: &OsStr) -> nix::Result<File> {
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let fd: OwnedFd = open_below(dir, name.as_bytes(), flags)?;
     Ok(File::from(fd))
@@ -176,25 +237,5 @@ fn all_xattrs(file: &File) -> Result<Option<Xattrs>> {
         Ok(names) => Ok(Some(names.map(|n| Ok((n.clone(), file.get_xattr(&n)?))).collect::<Result<_>>()?)),
         Err(e) if e.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => Ok(None),
         Err(e) => Err(e.into()),
-    }
-}
-
-impl Difference {
-    fn add(&mut self, what: What, path: &[u8], limit: usize) {
-        let key = match what {
-            What::Added => "added",
-            What::Removed => "removed",
-            What::Retyped => "retyped",
-            What::Content => "content",
-            What::Attributes => "attributes",
-        };
-        *self.counts.entry(key.to_owned()).or_default() += 1;
-        // As it is, and once more as it is told.
-        self.memory = self.memory.saturating_sub(512 + 2 * path.len() as u64);
-        if self.changes.len() < limit && (self.memory > 0 || mutant::active("diff-keeps-everything")) {
-            self.changes.push((what, show(path)));
-        } else {
-            self.truncated = true;
-        }
     }
 }

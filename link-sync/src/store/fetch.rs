@@ -1,6 +1,8 @@
 //! Building again what is damaged, from a copy that holds it: nothing is taken that has not the hash it had.
 
-use std::collections::{BTreeMap, HashMap};
+use std::borrow::Borrow;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Write as _;
@@ -26,6 +28,94 @@ use crate::tree::join;
 /// Extended attributes of one path.
 type Xattrs = BTreeMap<OsString, Vec<u8>>;
 
+/// Paths in the dates of this store, by content. What turns out not to hold it is not tried again: a folder of thousands of
+/// files with one content costs as many attempts, not as many for each of them.
+#[derive(Debug, Default)]
+pub struct Here(RefCell<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    dates: Vec<String>,
+    paths: Vec<Vec<u8>>,
+    /// Of each content: date and path, by their numbers, the last one next.
+    by_sum: HashMap<Sum, Vec<(usize, usize)>>,
+}
+
+/// So many files of the same content are asked for their extended attributes.
+const ALIKE: usize = 16;
+
+impl Known {
+    fn open(&self, store: &File, (date, path): (usize, usize)) -> Option<File> {
+        open_file_at(store, &join(self.dates[date].as_bytes(), &self.paths[path])).ok()
+    }
+}
+
+impl Here {
+    /// The number of a date that paths are added in.
+    pub fn date(&self, date: &str) -> usize {
+        let mut known = self.0.borrow_mut();
+        known.dates.push(date.to_owned());
+        known.dates.len() - 1
+    }
+
+    /// The number of a path that is added in any number of dates.
+    pub fn path(&self, path: &[u8]) -> usize {
+        let mut known = self.0.borrow_mut();
+        known.paths.push(path.to_vec());
+        known.paths.len() - 1
+    }
+
+    /// In this date, this path should hold `sum`.
+    pub fn add(&self, sum: Sum, date: usize, path: usize) {
+        self.0.borrow_mut().by_sum.entry(sum).or_default().push((date, path));
+    }
+
+    /// `path` in `date` holds `sum` again.
+    pub fn mended(&self, sum: Sum, date: &str, path: &[u8]) {
+        if self.0.borrow().by_sum.get(&sum).is_none_or(Vec::is_empty) {
+            self.add(sum, self.date(date), self.path(path));
+        }
+    }
+
+    /// Opened files that should hold `sum`, one after the other: whoever asks for the next one has found that the one before
+    /// does not.
+    fn files<'a>(&'a self, sum: &'a Sum, store: &'a File) -> impl Iterator<Item = File> + 'a {
+        let mut before = None;
+        std::iter::from_fn(move || {
+            let mut known = self.0.borrow_mut();
+            loop {
+                let list = known.by_sum.get_mut(sum)?;
+                let at = match before {
+                    None => list.len(),
+                    Some(at) => {
+                        if !common::mutant::active("each-candidate-is-tried-once") {
+                            list.pop();
+                        }
+                        at
+                    }
+                };
+                let at = at.checked_sub(1)?;
+                before = Some(at);
+                let place = list[at];
+                if let Some(file) = known.open(store, place) {
+                    return Some(file);
+                }
+            }
+        })
+    }
+
+    /// Some of those, for their attributes.
+    fn alike<'a>(&'a self, sum: &'a Sum, store: &'a File) -> impl Iterator<Item = File> + 'a {
+        (0..ALIKE)
+            .map_while(|n| {
+                let known = self.0.borrow();
+                let place = known.by_sum.get(sum)?.iter().rev().nth(n).copied()?;
+                Some(known.open(store, place))
+            })
+            .flatten()
+    }
+}
+
 /// Where else something may be found.
 #[derive(Debug, Default)]
 pub struct Places {
@@ -33,8 +123,8 @@ pub struct Places {
     pub from: Vec<(File, Vec<String>)>,
     /// The sources as they are now, by name.
     pub sources: HashMap<Vec<u8>, File>,
-    /// Dates and paths in this store, by content.
-    pub here: HashMap<Sum, Vec<(String, Vec<u8>)>>,
+    /// What this store should hold.
+    pub here: Here,
     /// This store.
     pub store: Option<File>,
     /// The store is this account's, and the other places may be root's.
@@ -50,11 +140,24 @@ impl Places {
         }
     }
 
-    /// Opened files that may have the content of `line`, nearest first, each when it is asked for.
-    pub fn files<'a>(&'a self, line: &'a Line, dates: &'a [String]) -> impl Iterator<Item = File> + 'a {
-        let here = line.sum.as_ref().and_then(|sum| self.here.get(sum)).into_iter().flatten();
-        let here = here
-            .filter_map(|(date, path)| open_file_at(self.store.as_ref()?, &join(date.as_bytes(), path)).ok());
+    /// Opened files that may have the content of `line`, nearest first, each when the one before has not.
+    fn files<'a>(&'a self, line: &'a Line, dates: &'a [String]) -> impl Iterator<Item = File> + 'a {
+        let here = line.sum.as_ref().zip(self.store.as_ref());
+        here.into_iter()
+            .flat_map(|(sum, store)| self.here.files(sum, store))
+            .chain(self.elsewhere(line, dates))
+    }
+
+    /// Opened files that may have the attributes of `line`.
+    pub fn alike<'a>(&'a self, line: &'a Line, dates: &'a [String]) -> impl Iterator<Item = File> + 'a {
+        let here = line.sum.as_ref().zip(self.store.as_ref());
+        here.into_iter()
+            .flat_map(|(sum, store)| self.here.alike(sum, store))
+            .chain(self.elsewhere(line, dates))
+    }
+
+    /// The file at the same path in other stores, and in the source.
+    fn elsewhere<'a>(&'a self, line: &'a Line, dates: &'a [String]) -> impl Iterator<Item = File> + 'a {
         // The date itself first, then whatever other dates hold at that path.
         let from = self.from.iter().flat_map(move |(dir, all)| {
             let others = all.iter().rev().filter(|d| !dates.contains(d));
@@ -66,7 +169,7 @@ impl Places {
             let source = self.sources.get(&line.path[..at])?;
             self.open(|| open_file_at(source, &line.path[at + 1..]))
         };
-        here.chain(from).chain(std::iter::once_with(source).flatten())
+        from.chain(std::iter::once_with(source).flatten())
     }
 }
 
@@ -86,7 +189,7 @@ pub fn build(
         b"file" => {
             let Some(from) = content(dir, name, line, places, dates)? else { return Ok(false) };
             let file = open_file_at(dir, name.as_bytes())?;
-            let xattrs = xattrs(&words, &[old, Some(&from)])?;
+            let xattrs = xattrs(&words, old.into_iter().chain([&from]))?;
             set_open(&file, &words, xattrs.as_ref())?;
             file.sync_all().context("cannot make it durable")?;
             return Ok(true);
@@ -94,9 +197,7 @@ pub fn build(
         b"dir" => {
             mkdirat(dir, name, Mode::from_bits_truncate(0o700))?;
             let folder = open_dir(dir, name.as_bytes())?;
-            let like = places.folders(line, dates);
-            let like: Vec<_> = like.iter().map(Some).collect();
-            set_open(&folder, &words, xattrs(&words, &like)?.as_ref())?;
+            set_open(&folder, &words, xattrs(&words, places.folders(line, dates))?.as_ref())?;
             folder.sync_all().context("cannot make it durable")?;
             return Ok(true);
         }
@@ -113,8 +214,8 @@ pub fn build(
 
 impl Places {
     /// The same folder elsewhere, for its extended attributes.
-    pub fn folders(&self, line: &Line, dates: &[String]) -> Vec<File> {
-        let from = self.from.iter().flat_map(|(dir, _)| {
+    pub fn folders<'a>(&'a self, line: &'a Line, dates: &'a [String]) -> impl Iterator<Item = File> + 'a {
+        let from = self.from.iter().flat_map(move |(dir, _)| {
             let path = |date: &String| join(date.as_bytes(), &line.path);
             dates.iter().filter_map(move |date| self.open(|| open_dir(dir, &path(date))))
         });
@@ -124,7 +225,7 @@ impl Places {
             let source = self.sources.get(&line.path[..end])?;
             self.open(|| open_dir(source, rest))
         };
-        from.chain(source()).collect()
+        from.chain(std::iter::once_with(source).flatten())
     }
 }
 
@@ -133,14 +234,13 @@ fn content(dir: &File, name: &str, line: &Line, places: &Places, dates: &[String
     let sum = line.sum.context("its hash is not known")?;
     let size = (!line.body.is_empty()).then(|| line.size());
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mut tried = Vec::new();
+    let mut tried = HashSet::new();
     for mut from in places.files(line, dates) {
         common::signals::check()?;
         let meta = from.metadata()?;
-        if size.is_some_and(|s| s != meta.len()) || tried.contains(&(meta.dev(), meta.ino())) {
+        if size.is_some_and(|s| s != meta.len()) || !tried.insert((meta.dev(), meta.ino())) {
             continue;
         }
-        tried.push((meta.dev(), meta.ino()));
         super::remove(dir, std::path::Path::new(name))?;
         let mut to = File::from(openat(dir, name, flags, Mode::from_bits_truncate(0o600))?);
         match copy(&mut from, &mut to) {
@@ -179,10 +279,14 @@ fn copy(from: &mut File, to: &mut File) -> Result<Sum, Side> {
 }
 
 /// The extended attributes that have the digest the manifest tells, from whatever still has them; `None` if nothing has.
-pub fn xattrs(words: &BTreeMap<String, Vec<u8>>, like: &[Option<&File>]) -> Result<Option<Xattrs>> {
+pub fn xattrs<F: Borrow<File>>(
+    words: &BTreeMap<String, Vec<u8>>,
+    like: impl Iterator<Item = F>,
+) -> Result<Option<Xattrs>> {
     let Some(tag) = words.get("tags") else { return Ok(Some(Xattrs::new())) };
     let wanted = |all: &Xattrs| mtree::digest(all).is_some_and(|d| *tag == format!("xattr-{d}").into_bytes());
-    for file in like.iter().flatten() {
+    for file in like {
+        let file = file.borrow();
         let Ok(mut all) = mtree::xattrs(file) else { continue };
         if wanted(&all) {
             return Ok(Some(all));

@@ -15,6 +15,7 @@ pub mod damaged;
 pub mod diff;
 pub mod fetch;
 pub mod find;
+pub mod findings;
 pub mod keeps;
 pub mod ledger;
 pub mod lists;
@@ -40,14 +41,15 @@ pub mod visit;
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use common::fault::Fault;
-use common::mounts;
+use common::fault::{Fault, Kind, kind_of};
+use common::{mounts, mutant};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{Mode, fstat, futimens, mkdirat};
@@ -99,19 +101,8 @@ impl Store {
                 .hint(format!("mount the disk on {mount}; without it the backup would fill the disk below"))
                 .into());
         }
-        let dir = File::open(&self.path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => Fault::config(format!("there is no store {shown}"))
-                .hint(format!("make it: install -d -m 0700 {shown}")),
-            std::io::ErrorKind::PermissionDenied => Fault::denied(format!(
-                "the store {shown} cannot be opened: {e}"
-            ))
-            .hint("run it as root (`sudo` before the command), or as the account that the store belongs to"),
-            _ => Fault::config(format!("the store {shown} cannot be opened: {e}")),
-        })?;
+        let dir = self.folder()?;
         let stat = dir.metadata().with_context(|| format!("cannot look at the store {shown}"))?;
-        if !stat.is_dir() {
-            return Err(Fault::config(format!("the store {shown} is not a folder")).into());
-        }
         let me = nix::unistd::geteuid().as_raw();
         if !self.trusts(&stat) {
             return Err(Fault::denied(format!(
@@ -125,27 +116,63 @@ impl Store {
         Ok(dir)
     }
 
+    /// Opens the folder, whoever owns it. As root, through no link that somebody else could have made: it would lead to a
+    /// store that was not meant.
+    pub fn folder(&self) -> Result<File> {
+        let shown = self.path.display();
+        let opened = match nix::unistd::geteuid().is_root() {
+            true => {
+                let path = std::path::absolute(&self.path).context("a store without a path")?;
+                match crate::reach::reach(&path) {
+                    Err(e) if kind_of(&e) == Kind::Denied => return Err(e),
+                    Ok(reached) if reached.missing.is_empty() => Ok(reached.dir),
+                    Ok(_) => Err(std::io::ErrorKind::NotFound.into()),
+                    Err(e) => Err(e.downcast::<std::io::Error>().unwrap_or_else(std::io::Error::other)),
+                }
+            }
+            false => File::options().read(true).custom_flags(libc::O_DIRECTORY).open(&self.path),
+        };
+        Ok(opened.map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Fault::config(format!("there is no store {shown}"))
+                .hint(format!("make it: install -d -m 0700 {shown}")),
+            std::io::ErrorKind::NotADirectory => Fault::config(format!("the store {shown} is not a folder")),
+            std::io::ErrorKind::PermissionDenied => Fault::denied(format!(
+                "the store {shown} cannot be opened: {e}"
+            ))
+            .hint("run it as root (`sudo` before the command), or as the account that the store belongs to"),
+            _ => Fault::config(format!("the store {shown} cannot be opened: {e}")),
+        })?)
+    }
+
     /// Root may read the store of an account; who writes must own it.
     fn trusts(&self, stat: &std::fs::Metadata) -> bool {
         let me = nix::unistd::geteuid().as_raw();
         (stat.uid() == me || (self.read_only && me == 0)) && stat.mode() & 0o022 == 0
     }
 
-    /// The published snapshots, oldest first, and the names of folders that look like one but are damaged.
-    pub fn snapshots(&self) -> Result<(Vec<SnapshotMeta>, Vec<String>)> {
+    /// The names of folders that look like snapshots, oldest first.
+    fn dates(&self) -> Result<Vec<String>> {
+        let what = || format!("cannot list {}", self.path.display());
         let mut names = Vec::new();
-        let list =
-            std::fs::read_dir(&self.path).with_context(|| format!("cannot list {}", self.path.display()))?;
-        for entry in list {
-            let name = entry.with_context(|| format!("cannot list {}", self.path.display()))?.file_name();
+        for entry in std::fs::read_dir(&self.path).with_context(what)? {
+            let name = entry.with_context(what)?.file_name();
             if let Some(name) = name.to_str().filter(|n| meta::is_date(n)) {
                 names.push(name.to_owned());
             }
         }
         names.sort_unstable();
+        Ok(names)
+    }
+
+    fn open(&self) -> Result<File> {
+        File::open(&self.path).with_context(|| format!("cannot open {}", self.path.display()))
+    }
+
+    /// The published snapshots, oldest first, and the names of folders that look like one but are damaged.
+    pub fn snapshots(&self) -> Result<(Vec<SnapshotMeta>, Vec<String>)> {
         let (mut good, mut damaged) = (Vec::new(), Vec::new());
-        let dir = File::open(&self.path).with_context(|| format!("cannot open {}", self.path.display()))?;
-        for name in names {
+        let dir = self.open()?;
+        for name in self.dates()? {
             match SnapshotMeta::load(&dir, &name) {
                 Ok((meta, _)) => good.push(meta),
                 Err(_) => damaged.push(name),
@@ -154,11 +181,13 @@ impl Store {
         Ok((good, damaged))
     }
 
-    /// The published snapshot of `date`, or the newest that counts for `latest`.
+    /// The published snapshot of `date`, or the newest that counts for `latest`. Reads no more of the others than it must.
     pub fn find(&self, date: &str) -> Result<SnapshotMeta> {
+        let dir = self.open()?;
         let found = match date {
             "latest" => odd::Known::of(self, jiff::Timestamp::now())?.counted.pop(),
-            _ => self.snapshots()?.0.into_iter().find(|s| s.date == date),
+            date if meta::is_date(date) => SnapshotMeta::load(&dir, date).ok().map(|(meta, _)| meta),
+            _ => None,
         };
         found.ok_or_else(|| {
             Fault::config(format!("there is no snapshot '{date}' in {}", self.path.display()))
@@ -190,6 +219,28 @@ fn open_folder(root: &File, path: &[u8], more: ResolveFlag) -> nix::Result<File>
         other => other.map(File::from),
     }
 }
+
+/// The text of a small file of link-sync's own in the store; `None` if it is not there. What else may lie there under its name
+/// is not read, and not waited for.
+pub fn note(root: &File, name: &str) -> Result<Option<String>> {
+    let what = || format!("cannot read {name} in the store");
+    let opened = match mutant::active("a-note-is-a-file") {
+        true => open_with(root, name.as_bytes(), OFlag::O_RDONLY, ResolveFlag::empty())
+            .map(File::from)
+            .map_err(Into::into),
+        false => open_file(root, name),
+    };
+    let mut text = String::new();
+    match opened {
+        Ok(file) => file.take(LONGEST_NOTE).read_to_string(&mut text).with_context(what)?,
+        Err(e) if e.downcast_ref::<Errno>() == Some(&Errno::ENOENT) => return Ok(None),
+        Err(e) => return Err(e).with_context(what),
+    };
+    Ok(Some(text))
+}
+
+/// More bytes than one has.
+const LONGEST_NOTE: u64 = 1 << 20;
 
 /// Opens the regular file `path` below `root` for reading, through no symlink, and without waiting for anything.
 pub fn open_file(root: &File, path: &str) -> Result<File> {

@@ -23,8 +23,8 @@ use super::odd::Known;
 use super::pace::{Free, Pace, Reserve};
 use super::sweep::sweep;
 use super::{
-    INCOMING, META, PARTIAL, PRUNED, RESUME, Store, TRASH, ensure_dir, ledger, open_dir, remove, split, sums,
-    visit,
+    INCOMING, META, PARTIAL, PRUNED, RESUME, Store, TRASH, ensure_dir, ledger, note, open_dir, remove, split,
+    sums, visit,
 };
 
 /// A store that is ours alone until this value goes.
@@ -103,7 +103,7 @@ pub fn open(store: &Store, copy_from: Option<Option<&str>>) -> Result<Writable> 
             Some(found.with_context(|| format!("there is no snapshot {date} to begin with"))?)
         }
     };
-    let id = store_id(store)?;
+    let id = store_id(store, &dir)?;
     // What making room needs lies ready before there is none.
     ledger::prepare(&dir);
     ensure_dir(&dir, PRUNED.as_bytes()).ok();
@@ -156,7 +156,7 @@ pub fn open(store: &Store, copy_from: Option<Option<&str>>) -> Result<Writable> 
 
 /// The snapshot whose copy was last begun, by id.
 pub fn copying(store: &Store) -> Option<String> {
-    std::fs::read_to_string(store.path.join(COPYING)).ok().map(|id| id.trim().to_owned())
+    note(&store.folder().ok()?, COPYING).ok()?.map(|id| id.trim().to_owned())
 }
 
 /// Removes the partial snapshot and all that an interrupted run left.
@@ -184,17 +184,14 @@ fn check_clock(known: &Known) -> Result<()> {
     }
 }
 
-fn store_id(store: &Store) -> Result<String> {
-    let file = store.path.join(".store-id");
-    match std::fs::read_to_string(&file) {
-        Ok(id) => Ok(id.trim().to_owned()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            let id = random_id()?;
-            common::durable::write(&file, format!("{id}\n").as_bytes(), 0o600)?;
-            Ok(id)
-        }
-        Err(e) => Err(e).with_context(|| format!("cannot read {}", file.display())),
+fn store_id(store: &Store, dir: &File) -> Result<String> {
+    const FILE: &str = ".store-id";
+    if let Some(id) = note(dir, FILE)? {
+        return Ok(id.trim().to_owned());
     }
+    let id = random_id()?;
+    common::durable::write(&store.path.join(FILE), format!("{id}\n").as_bytes(), 0o600)?;
+    Ok(id)
 }
 
 /// Whether `base` has a file of the same size and time at `path`: then it would not be clear which of the two

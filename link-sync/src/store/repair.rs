@@ -20,11 +20,12 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::linkat;
 use serde_json::Value;
 
-use super::fetch::{self, Places};
+use super::fetch::{self, Here, Places};
+use super::findings::{self, Finding, Kind, Outcome};
 use super::manifest::{self, MTREE, SUMS};
 use super::meta::SnapshotMeta;
 use super::scan::{self, Expected, Line};
-use super::verify::{Finding, Kind, Options, Outcome, verify};
+use super::verify::{Options, verify};
 use super::{META, Store, ensure_dir, mtree, open, open_dir, split, sums};
 use crate::tree::join;
 use crate::walk::show;
@@ -33,6 +34,8 @@ use crate::walk::show;
 const REPAIR: &str = ".repair";
 /// Where what is in the way goes.
 const ASIDE: &str = ".set-aside";
+/// So many reasons are told.
+const TOLD: usize = 1000;
 /// In `.repair`: the new inode, and one more name of it that is about to be moved.
 const NEW: &str = "new";
 const LINK: &str = "link";
@@ -42,8 +45,10 @@ const LINK: &str = "link";
 pub struct Repaired {
     /// What was wrong and is right now.
     pub done: Vec<Finding>,
-    /// Why something is still wrong, for people.
+    /// Why something is still wrong, for people: the first ones.
     pub reasons: Vec<String>,
+    /// How much that is.
+    pub left: u64,
 }
 
 /// Verifies, and repairs what is found. The outcome tells what is still wrong.
@@ -60,10 +65,10 @@ pub fn repair(
     let (snapshots, _) = store.snapshots()?;
     let mut repaired = Repaired::default();
     let work = Work { dir: &dir, room: ensure_dir(&dir, REPAIR.as_bytes())?, snapshots: &snapshots };
-    let manifests = work.manifests(&mut places)?;
+    let manifests = work.manifests(&places)?;
     let mut outcome = verify(store, None, options, told)?;
     let found = std::mem::take(&mut outcome.findings);
-    let twins = work.search(&found, &mut places)?;
+    let twins = work.search(&found, &places)?;
     let (folders, rest): (Vec<_>, Vec<_>) =
         found.into_iter().partition(|f| f.kind == Kind::Attributes && f.expected.kind() == b"dir");
     let mut tried = Vec::new();
@@ -73,31 +78,55 @@ pub fn repair(
         let result = work.one(&finding, &places, &twins);
         if let Err(why) = &result {
             common::signals::check()?;
-            let path = finding.places.first().map(|p| show(&p.1)).unwrap_or_default();
-            repaired.reasons.push(format!("{path}: {why:#}"));
+            repaired.left += 1;
+            if repaired.reasons.len() < TOLD {
+                let path = finding.places.first().map(|p| show(&p.1)).unwrap_or_default();
+                repaired.reasons.push(format!("{path}: {why:#}"));
+            }
         }
         tried.push((finding, result.is_ok()));
     }
     super::remove(&dir, Path::new(REPAIR))?;
     // Again, without reading: what was built is what it should be, and so is all around it.
-    let again = verify(store, None, &Options { sample: 0.0, ..options.clone() }, told)?.findings;
-    let same = |a: &Finding, b: &Finding| a.kind == b.kind && a.places.first() == b.places.first();
-    for (finding, done) in tried {
-        let still = again.iter().any(|a| same(a, &finding));
-        match done && !still {
-            true => repaired.done.push(finding),
-            false if !still => outcome.findings.push(finding),
-            false => {}
-        }
-    }
-    outcome.findings.extend(again);
-    outcome.findings.sort_by(|a, b| (a.places.first(), a.kind).cmp(&(b.places.first(), b.kind)));
+    let again = verify(store, None, &Options { sample: 0.0, ..options.clone() }, told)?;
+    settle(&mut outcome, &mut repaired, tried, again);
     repaired.done.extend(manifests);
     Ok((outcome, repaired))
 }
 
-/// Dates in which a path is, or should be, exactly the same.
-type Twins = HashMap<Vec<u8>, Vec<(String, Line)>>;
+/// What is still wrong: what was `tried` in vain, what is found `again`, and what only reading finds and was not even tried,
+/// as there was too much.
+fn settle(outcome: &mut Outcome, repaired: &mut Repaired, tried: Vec<(Finding, bool)>, again: Outcome) {
+    for (finding, _) in &tried {
+        if let Some(n) = outcome.counts.get_mut(&finding.kind) {
+            *n -= 1;
+        }
+    }
+    let untried = std::mem::take(&mut outcome.counts);
+    outcome.counts = again.counts;
+    for kind in [Kind::Content, Kind::Unreadable] {
+        if let Some(n) = untried.get(&kind).filter(|n| **n > 0) {
+            *outcome.counts.entry(kind).or_default() += n;
+        }
+    }
+    let still: HashSet<_> = again.findings.iter().map(|a| (a.kind, a.places.first().cloned())).collect();
+    for (finding, done) in tried {
+        match (done, still.contains(&(finding.kind, finding.places.first().cloned()))) {
+            (_, true) => {}
+            (true, false) => repaired.done.push(finding),
+            (false, false) => {
+                *outcome.counts.entry(finding.kind).or_default() += 1;
+                outcome.findings.push(finding);
+            }
+        }
+    }
+    outcome.truncated |= again.truncated;
+    outcome.findings.extend(again.findings);
+    findings::sort(&mut outcome.findings);
+}
+
+/// Of a path: what it should be, and in which dates, by their numbers, that is the same.
+type Twins = HashMap<Vec<u8>, Vec<(Line, Vec<usize>)>>;
 
 struct Work<'a> {
     dir: &'a File,
@@ -108,8 +137,9 @@ struct Work<'a> {
 
 impl Work<'_> {
     /// Puts damaged manifests right, from dates that share them or from other stores: without them nothing else can be.
-    fn manifests(&self, places: &mut Places) -> Result<Vec<Finding>> {
+    fn manifests(&self, places: &Places) -> Result<Vec<Finding>> {
         let mut done = Vec::new();
+        self.offer_manifests(&places.here);
         for meta in self.snapshots {
             let Some(manifest) = &meta.manifest else { continue };
             let top = self.top(&meta.date)?;
@@ -117,12 +147,9 @@ impl Work<'_> {
                 let Err(why) = manifest::check_one(&top, name, digest) else { continue };
                 common::signals::check()?;
                 let path = format!("{META}/{name}").into_bytes();
-                let others = self.snapshots.iter().filter(|o| o.date != meta.date);
-                let here = others.map(|o| (o.date.clone(), path.clone())).collect();
                 let sum = sums::unhex(digest.sha256.as_bytes()).context("its hash is none")?;
                 let line =
                     Line { path: path.clone(), body: mtree::private_file(digest.bytes), sum: Some(sum) };
-                places.here.insert(sum, here);
                 if fetch::build(&self.room, NEW, &line, None, places, std::slice::from_ref(&meta.date))? {
                     self.put(&meta.date, &path)?;
                     done.push(Finding {
@@ -139,23 +166,51 @@ impl Work<'_> {
         Ok(done)
     }
 
+    /// Snapshots that changed nothing share their manifests.
+    fn offer_manifests(&self, here: &Here) {
+        let paths = [SUMS, MTREE].map(|name| here.path(format!("{META}/{name}").as_bytes()));
+        for meta in self.snapshots {
+            let Some(manifest) = &meta.manifest else { continue };
+            let date = here.date(&meta.date);
+            for (path, digest) in paths.iter().zip([&manifest.sha256sums, &manifest.mtree]) {
+                if let Some(sum) = sums::unhex(digest.sha256.as_bytes()) {
+                    here.add(sum, date, *path);
+                }
+            }
+        }
+    }
+
     /// Looks through all manifests for what holds, in another date, what is damaged in one.
-    fn search(&self, found: &[Finding], places: &mut Places) -> Result<Twins> {
+    fn search(&self, found: &[Finding], places: &Places) -> Result<Twins> {
         let paths: HashSet<&[u8]> = found.iter().map(|f| &f.expected.path[..]).collect();
         let wanted: HashSet<_> = found.iter().filter_map(|f| f.expected.sum).collect();
         let mut twins = Twins::new();
-        for meta in self.snapshots.iter().filter(|m| !found.is_empty() && m.manifest.is_some()) {
+        let mut numbers: HashMap<Vec<u8>, usize> = HashMap::new();
+        for (at, meta) in self.snapshots.iter().enumerate() {
+            if found.is_empty() || meta.manifest.is_none() {
+                continue;
+            }
             let top = self.top(&meta.date)?;
             if meta.manifest.as_ref().is_none_or(|m| manifest::check(&top, m).is_err()) {
                 continue;
             }
+            let date = places.here.date(&meta.date);
             let mut lines = Expected::open(&top)?;
             while let Some(line) = lines.next()? {
                 if let Some(sum) = line.sum.filter(|s| wanted.contains(s)) {
-                    places.here.entry(sum).or_default().push((meta.date.clone(), line.path.clone()));
+                    let known = numbers.get(&line.path).copied();
+                    let number = known.unwrap_or_else(|| places.here.path(&line.path));
+                    if known.is_none() {
+                        numbers.insert(line.path.clone(), number);
+                    }
+                    places.here.add(sum, date, number);
                 }
                 if paths.contains(&line.path[..]) {
-                    twins.entry(line.path.clone()).or_default().push((meta.date.clone(), line));
+                    let same = twins.entry(line.path.clone()).or_default();
+                    match same.iter_mut().find(|t| t.0 == line) {
+                        Some(twin) => twin.1.push(at),
+                        None => same.push((line, vec![at])),
+                    }
                 }
             }
         }
@@ -200,6 +255,9 @@ impl Work<'_> {
             linkat(&self.room, NEW, &self.room, LINK, AtFlags::empty()).context("cannot link it")?;
             self.put_as(LINK, date, path)?;
         }
+        if let (Some(sum), Some((date, path))) = (line.sum, finding.places.first()) {
+            places.here.mended(sum, date, path);
+        }
         super::remove(&self.room, Path::new(NEW))
     }
 
@@ -207,11 +265,14 @@ impl Work<'_> {
     fn twin(&self, finding: &Finding, twins: &Twins) -> Result<bool> {
         super::remove(&self.room, Path::new(NEW))?;
         let line = &finding.expected;
-        for (date, other) in twins.get(&line.path).into_iter().flatten() {
-            if other.sum != line.sum
-                || !mtree::same(&other.body, &line.body)
-                || finding.places.contains(&(date.clone(), line.path.clone()))
-            {
+        let same = twins
+            .get(&line.path)
+            .into_iter()
+            .flatten()
+            .filter(|t| t.0.sum == line.sum && mtree::same(&t.0.body, &line.body))
+            .flat_map(|t| &t.1);
+        for date in same.map(|at| &self.snapshots[*at].date) {
+            if finding.places.contains(&(date.clone(), line.path.clone())) {
                 continue;
             }
             let top = self.top(date)?;
@@ -246,22 +307,25 @@ impl Work<'_> {
                 true => open_dir(self.dir, &full)?,
                 false => super::open_file_at(self.dir, &full)?,
             };
-            let mut like: Vec<File> = vec![file.try_clone()?];
             let twin = twins
                 .get(&line.path)
                 .into_iter()
                 .flatten()
-                .filter(|t| mtree::same(&t.1.body, &line.body) || is_dir);
-            let twin = twin.map(|t| join(t.0.as_bytes(), &line.path));
-            if is_dir {
-                like.extend(twin.filter_map(|p| open_dir(self.dir, &p).ok()));
-                like.extend(places.folders(line, &dates));
-            } else {
-                like.extend(twin.filter_map(|p| super::open_file_at(self.dir, &p).ok()));
-                like.extend(places.files(line, &dates));
-            }
-            let like: Vec<_> = like.iter().map(Some).collect();
-            let xattrs = fetch::xattrs(&words, &like)?;
+                .filter(|t| mtree::same(&t.0.body, &line.body) || is_dir);
+            let twin =
+                twin.flat_map(|t| &t.1).map(|at| join(self.snapshots[*at].date.as_bytes(), &line.path));
+            // Each is opened when the one before has not the right ones.
+            let own = std::iter::once(file.try_clone()?);
+            let xattrs = match is_dir {
+                true => {
+                    let twin = twin.filter_map(|p| open_dir(self.dir, &p).ok());
+                    fetch::xattrs(&words, own.chain(twin).chain(places.folders(line, &dates)))
+                }
+                false => {
+                    let twin = twin.filter_map(|p| super::open_file_at(self.dir, &p).ok());
+                    fetch::xattrs(&words, own.chain(twin).chain(places.alike(line, &dates)))
+                }
+            }?;
             fetch::set_open(&file, &words, xattrs.as_ref())?;
             file.sync_all().context("cannot make it durable")?;
             anyhow::ensure!(
@@ -314,6 +378,6 @@ impl Work<'_> {
 impl Repaired {
     /// For the status object.
     pub fn describe(&self, limit: usize) -> (Vec<Value>, u64) {
-        (self.done.iter().take(limit).map(Finding::describe).collect(), self.done.len() as u64)
+        (findings::list(&self.done, limit), self.done.len() as u64)
     }
 }

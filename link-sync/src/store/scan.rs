@@ -1,5 +1,6 @@
 //! A snapshot on the disk and its manifests, both in the order of their paths' bytes, so that one pass compares them.
 
+use std::collections::HashSet;
 use std::fs::File;
 
 use anyhow::{Result, bail};
@@ -28,6 +29,20 @@ pub struct Step<'a> {
 /// A name still to be visited; a folder comes twice: itself, and as `name/` what is in it.
 type Item = (Vec<u8>, u64, bool);
 
+/// Folders of a path that are kept open, however deep it is; one above those is opened again when its turn comes.
+const OPEN: usize = 32;
+
+/// A folder whose names are being visited.
+struct Level {
+    /// Its path.
+    path: Vec<u8>,
+    /// It, as long as it is kept open.
+    dir: Option<File>,
+    items: std::vec::IntoIter<Item>,
+    /// Folders in it that are not looked into.
+    without: HashSet<Vec<u8>>,
+}
+
 /// Visits every path of a snapshot but `.meta`. `visit` says of a folder whether what is in it is wanted; `unread` is
 /// told of folders that cannot be read.
 pub fn in_order(
@@ -35,31 +50,43 @@ pub fn in_order(
     mut visit: impl FnMut(&Step) -> Result<bool>,
     mut unread: impl FnMut(&[u8], anyhow::Error),
 ) -> Result<()> {
-    let mut stack: Vec<(File, Vec<u8>, std::vec::IntoIter<Item>)> = Vec::new();
     let root = open_dir(top, b"")?;
     let items = items(&root, true)?;
-    stack.push((root, Vec::new(), items));
-    while let Some((dir, path, items)) = stack.last_mut() {
+    let level = |path, dir, items| Level { path, dir: Some(dir), items, without: HashSet::new() };
+    let mut stack: Vec<Level> = vec![level(Vec::new(), root, items)];
+    while let Some(Level { path, dir, items, without }) = stack.last_mut() {
         let Some((name, ino, is_dir)) = items.next() else {
             stack.pop();
             continue;
         };
+        let opened = match dir.take().map_or_else(|| open_dir(top, path), Ok) {
+            Ok(opened) => dir.insert(opened),
+            // It could be read a moment ago.
+            Err(error) => {
+                unread(path, error.into());
+                stack.pop();
+                continue;
+            }
+        };
         if let Some(name) = name.strip_suffix(b"/") {
             common::signals::check()?;
+            if without.remove(name) {
+                continue;
+            }
             let below = join(path, name);
-            let opened = open_dir(dir, name).map_err(anyhow::Error::from);
+            let opened = open_dir(opened, name).map_err(anyhow::Error::from);
             match opened.and_then(|dir| Ok((self::items(&dir, false)?, dir))) {
-                Ok((list, dir)) => stack.push((dir, below, list)),
+                Ok((list, dir)) => stack.push(level(below, dir, list)),
                 Err(error) => unread(&below, error),
+            }
+            if let Some(far) = stack.len().checked_sub(OPEN + 1) {
+                stack[far].dir = None;
             }
             continue;
         }
         let full = join(path, &name);
-        if !visit(&Step { path: &full, parent: dir, name: &name, ino, is_dir })? {
-            let twin = [&name[..], b"/"].concat();
-            // Few have it, so a look at what is left is cheap enough.
-            let rest: Vec<Item> = std::mem::take(items).filter(|i| i.0 != twin).collect();
-            *items = rest.into_iter();
+        if !visit(&Step { path: &full, parent: opened, name: &name, ino, is_dir })? && is_dir {
+            without.insert(name);
         }
     }
     Ok(())

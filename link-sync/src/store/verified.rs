@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use super::Store;
-use super::verify::{Options, Outcome};
+use super::findings::Outcome;
+use super::verify::Options;
 
 /// The file.
 const FILE: &str = ".verified";
@@ -78,7 +79,7 @@ pub fn record(store: &Store, options: &Options, outcome: &Outcome, repaired: u64
         sample_percent: options.sample,
         inodes_read: outcome.inodes_read,
         bytes_read: outcome.bytes_read,
-        findings: outcome.findings.len() as u64,
+        findings: outcome.total(),
         repaired,
     };
     let mut record = Record::load(store);

@@ -1,35 +1,40 @@
 //! Checking snapshots against their manifests: every name and attribute of each, and each distinct inode's bytes
 //! once, however many dates share it.
 //!
-//! Reads only. Each snapshot's lock is shared meanwhile, so that none is removed under our hands. A file is read from
+//! Reads only. A snapshot's lock is shared while its names are compared, so that it is not removed under our hands; its files
+//! are read hours later, maybe, and it may be removed by then: nobody's prune waits for us, and no descriptor is kept for each
+//! date. What a removed date shared with others is then looked for, and read, in those. A file is read from
 //! the disk as far as the kernel allows: what the page cache holds of it is dropped first (what is dirty or mapped
 //! elsewhere cannot be).
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::hash::{DefaultHasher, Hasher as _};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
 use common::fault::{Kind as FaultKind, kind_of};
 use common::lock::Lock;
+use common::mutant;
+use nix::fcntl::AtFlags;
+use nix::sys::stat::{fstat, fstatat};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
+use super::findings::{Finding, Found, KEPT, Kind, Outcome};
 use super::manifest::{self, MTREE, PART, SUMS};
 use super::meta::SnapshotMeta;
 use super::scan::{self, Expected, Line, Step};
 use super::sums::{self, Lines};
 use super::{META, Store, mtree, open_dir, open_file, split};
 use crate::parallel;
+use crate::tree::join;
 use crate::walk::show;
 
 /// How many files a thread checks before the others may have the rest.
 const PIECE: usize = 16;
-/// Paths named for one finding.
-const NAMED: usize = 100;
 
 /// What is to be checked.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -44,64 +49,6 @@ pub struct Options {
     pub limit: usize,
 }
 
-/// What can be wrong.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// Other bytes than were hashed.
-    Content,
-    /// The disk does not give it back.
-    Unreadable,
-    /// Not there.
-    Missing,
-    /// Not in the manifest.
-    Extra,
-    /// A file where a folder was, and so on.
-    Type,
-    /// Mode, owner, time, size, link target or extended attributes.
-    Attributes,
-    /// The manifest itself is damaged.
-    Manifest,
-    /// A folder named like a snapshot that has no readable description.
-    Snapshot,
-}
-
-/// One thing that is wrong.
-#[derive(Clone, Debug)]
-pub struct Finding {
-    /// What.
-    pub kind: Kind,
-    /// Where: dates and paths in them. Of a shared inode, all.
-    pub places: BTreeSet<(String, Vec<u8>)>,
-    /// The inode, if it is one that snapshots share.
-    pub ino: Option<u64>,
-    /// What the manifest says.
-    pub expected: Line,
-    /// What was found, for people.
-    pub found: String,
-}
-
-/// The outcome.
-#[derive(Debug, Default)]
-pub struct Outcome {
-    /// The snapshots checked.
-    pub dates: Vec<String>,
-    /// Those without a manifest, or (of a copy) with a part of one only.
-    pub weaker: Vec<String>,
-    /// Those that are being removed.
-    pub skipped: Vec<String>,
-    /// Names checked, in all dates.
-    pub paths: u64,
-    /// Distinct files.
-    pub inodes: u64,
-    /// Of them read.
-    pub inodes_read: u64,
-    /// Bytes read.
-    pub bytes_read: u64,
-    /// All that is wrong.
-    pub findings: Vec<Finding>,
-}
-
 /// An opened snapshot that stays as long as this lives.
 #[derive(Debug)]
 pub struct Held {
@@ -109,7 +56,8 @@ pub struct Held {
     pub meta: SnapshotMeta,
     /// Its folder.
     pub top: File,
-    _lock: Lock,
+    /// Shared, so that no prune removes it.
+    pub(super) _lock: Option<Lock>,
 }
 
 /// Opens a snapshot of `store` (opened as `dir`) and shares its lock.
@@ -120,24 +68,51 @@ pub fn hold(store: &Store, dir: &File, date: &str) -> Result<Held> {
     let lock = Lock::shared_file(lock, &path.join(META).join("lock"), &format!("the snapshot {date}"))?;
     let (meta, _) = SnapshotMeta::load(dir, date).with_context(what)?;
     let top = open_dir(dir, date.as_bytes()).with_context(what)?;
-    Ok(Held { meta: SnapshotMeta { date: date.to_owned(), ..meta }, top, _lock: lock })
+    Ok(Held { meta: SnapshotMeta { date: date.to_owned(), ..meta }, top, _lock: Some(lock) })
+}
+
+/// A snapshot whose names were compared.
+struct Dated {
+    date: String,
+    /// Its folder's device and inode.
+    folder: (u64, u64),
+}
+
+impl Dated {
+    fn of(held: &Held) -> Result<Dated> {
+        let stat = fstat(&held.top).context("cannot look at a snapshot's folder")?;
+        Ok(Dated { date: held.meta.date.clone(), folder: (stat.st_dev, stat.st_ino) })
+    }
+
+    /// It still has its name in `store`: a prune takes that away before anything else.
+    fn is_there(&self, store: &File) -> bool {
+        let stat = fstatat(store, self.date.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
+        stat.is_ok_and(|s| (s.st_dev, s.st_ino) == self.folder)
+    }
 }
 
 /// An inode to be looked at.
 struct Job {
     ino: u64,
+    /// With the inode: what makes it the same in all dates.
+    key: u64,
     line: Line,
     /// Its bytes, too.
     read: bool,
-    /// Where it was seen first, among those held.
+    /// Where it was seen first, among the snapshots compared.
     date: usize,
 }
 
 impl Job {
-    /// What is wrong with it.
-    fn examine(&self, top: &File, read: impl FnMut(u64) -> Result<()>) -> Result<Vec<(Kind, String)>> {
+    /// What is wrong with it, in the snapshot `date`.
+    fn examine(
+        &self,
+        store: &File,
+        date: &str,
+        read: impl FnMut(u64) -> Result<()>,
+    ) -> Result<Vec<(Kind, String)>> {
         let (parent, name) = split(&self.line.path);
-        let looked = mtree::look(&open_dir(top, parent)?, name)?;
+        let looked = mtree::look(&open_dir(store, &join(date.as_bytes(), parent))?, name)?;
         let mut wrong = compare(&self.line, &looked.body);
         if let Some(mut file) = looked.file
             && self.read
@@ -154,14 +129,20 @@ impl Job {
 
 /// A verification under way.
 struct Verify<'a> {
+    store: &'a Store,
+    dir: &'a File,
+    /// The store whose copy this is; its manifests count.
+    authority: Option<(&'a Store, File)>,
     options: &'a Options,
-    held: Vec<Held>,
+    dates: Vec<Dated>,
+    /// The one whose names are compared.
+    at: usize,
     /// Inodes by what is expected of them: those that were seen before.
     known: HashSet<(u64, u64)>,
     jobs: Vec<Job>,
+    /// To be read, in all.
     bytes: u64,
-    /// Findings by what makes them the same one.
-    found: HashMap<(Kind, Option<u64>, u64), Finding>,
+    found: Found,
     outcome: Outcome,
 }
 
@@ -181,62 +162,75 @@ pub fn verify(
     };
     let authority = against.map(|store| Ok::<_, anyhow::Error>((store, store.check()?))).transpose()?;
     let mut verify = Verify {
+        store,
+        dir: &dir,
+        authority,
         options,
-        held: Vec::new(),
+        dates: Vec::new(),
+        at: 0,
         known: HashSet::new(),
         jobs: Vec::new(),
         bytes: 0,
-        found: HashMap::new(),
+        found: Found::new(KEPT),
         outcome: Outcome::default(),
     };
     if options.date == "all" {
         for date in damaged {
             let why = format!("{META}/snapshot.json cannot be read");
-            verify.add(Kind::Snapshot, None, &Line::default(), why, Some((&date, &[])));
+            verify.add(Kind::Snapshot, None, &Line::default(), why, (&date, &[]));
         }
     }
     for date in &wanted {
-        match hold(store, &dir, date) {
-            Ok(held) => verify.names(held, authority.as_ref().map(|(s, d)| (*s, d)))?,
-            Err(e) if kind_of(&e) == FaultKind::Busy => verify.outcome.skipped.push(date.clone()),
-            // Removed since it was listed.
-            Err(_) if open_dir(&dir, date.as_bytes()).is_err() => verify.outcome.skipped.push(date.clone()),
-            Err(e) => verify.add(Kind::Snapshot, None, &Line::default(), format!("{e:#}"), Some((date, &[]))),
-        }
+        verify.snapshot(date)?;
     }
     verify.contents(told)?;
-    verify.places(&dir, snapshots.iter().map(|s| s.date.as_str()))?;
-    let mut outcome = verify.outcome;
-    outcome.findings = verify.found.into_values().collect();
-    outcome.findings.sort_by(|a, b| (a.places.first(), a.kind).cmp(&(b.places.first(), b.kind)));
-    Ok(outcome)
+    verify.places(snapshots.iter().map(|s| s.date.as_str()))?;
+    verify.finish()
 }
 
 impl Verify<'_> {
-    /// Compares the names and attributes of one snapshot, and notes which files have to be read.
-    fn names(&mut self, held: Held, authority: Option<(&Store, &File)>) -> Result<()> {
-        let date = held.meta.date.clone();
-        self.outcome.dates.push(date.clone());
-        let top = held.top.try_clone().context("cannot copy a descriptor")?;
-        let meta = held.meta.clone();
-        self.held.push(held);
-        let Some((store, dir)) = authority else {
-            return match &meta.manifest {
-                Some(_) => self.compare(&date, &top, &top, &meta),
-                None => {
-                    self.outcome.weaker.push(date);
-                    Ok(())
-                }
+    /// Compares the names and attributes of one snapshot.
+    fn snapshot(&mut self, date: &str) -> Result<()> {
+        let held = match hold(self.store, self.dir, date) {
+            Ok(held) => held,
+            Err(e) if kind_of(&e) == FaultKind::Busy => {
+                self.outcome.skipped.push(date.to_owned());
+                return Ok(());
+            }
+            // Removed since it was listed.
+            Err(_) if fstatat(self.dir, date, AtFlags::AT_SYMLINK_NOFOLLOW).is_err() => {
+                self.outcome.skipped.push(date.to_owned());
+                return Ok(());
+            }
+            Err(e) => {
+                self.add(Kind::Snapshot, None, &Line::default(), format!("{e:#}"), (date, &[]));
+                return Ok(());
+            }
+        };
+        self.at = self.dates.len();
+        self.dates.push(Dated::of(&held)?);
+        self.outcome.dates.push(date.to_owned());
+        if !self.names(&held)? {
+            self.outcome.weaker.push(date.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Compares the names and attributes of the snapshot, and notes which files have to be read. `false` if there is no whole
+    /// manifest to compare with.
+    fn names(&mut self, held: &Held) -> Result<bool> {
+        let date = &held.meta.date;
+        let Some((store, dir)) = &self.authority else {
+            return match &held.meta.manifest {
+                Some(_) => self.compare(date, &held.top, &held.top, &held.meta).map(|()| true),
+                None => Ok(false),
             };
         };
-        match hold(store, dir, &date) {
-            Ok(there) if there.meta.id == meta.id && there.meta.manifest.is_some() => {
-                self.compare(&date, &top, &there.top, &there.meta)
+        match hold(store, dir, date) {
+            Ok(there) if there.meta.id == held.meta.id && there.meta.manifest.is_some() => {
+                self.compare(date, &held.top, &there.top, &there.meta).map(|()| true)
             }
-            _ => {
-                self.outcome.weaker.push(date.clone());
-                self.part(&date, &top)
-            }
+            _ => self.part(date, &held.top).map(|()| false),
         }
     }
 
@@ -247,8 +241,8 @@ impl Verify<'_> {
         for (name, digest) in [(SUMS, &manifest.sha256sums), (MTREE, &manifest.mtree)] {
             let Err(why) = manifest::check_one(described, name, digest) else { continue };
             common::signals::check()?;
-            let place = Some((date, format!("{META}/{name}")));
-            let place = place.as_ref().map(|(date, path)| (*date, path.as_bytes()));
+            let path = format!("{META}/{name}");
+            let place = (date, path.as_bytes());
             self.add(Kind::Manifest, None, &Line::default(), format!("{why:#}"), place);
             damaged = true;
         }
@@ -272,9 +266,9 @@ impl Verify<'_> {
                         self.one(date, step, line)
                     }
                     None => {
-                        let place = Some((date, step.path));
                         let line = Line { path: step.path.to_vec(), ..Line::default() };
-                        self.add(Kind::Extra, None, &line, "it is not in the manifest".into(), place);
+                        let what = "it is not in the manifest".into();
+                        self.add(Kind::Extra, None, &line, what, (date, step.path));
                         Ok(false)
                     }
                 }
@@ -287,13 +281,13 @@ impl Verify<'_> {
         }
         for (path, why) in unread {
             let line = Line { path: path.clone(), ..Line::default() };
-            self.add(Kind::Unreadable, None, &line, why, Some((date, &path)));
+            self.add(Kind::Unreadable, None, &line, why, (date, &path));
         }
         Ok(())
     }
 
     fn missing(&mut self, date: &str, line: &Line) {
-        self.add(Kind::Missing, None, line, "it is not there".into(), Some((date, &line.path)));
+        self.add(Kind::Missing, None, line, "it is not there".into(), (date, &line.path));
     }
 
     /// A path that is where it belongs. Says whether to look into it. Folders are looked at now, the rest later, by
@@ -302,9 +296,7 @@ impl Verify<'_> {
         let is_dir = line.kind() == b"dir";
         if !is_dir && !step.is_dir {
             // A shared inode was looked at in the date before.
-            if self.known.insert((step.ino, digest(&(&line.body, &line.sum)))) {
-                self.job(step.ino, line);
-            }
+            self.job(step.ino, digest(&(&line.body, &line.sum)), line);
             return Ok(true);
         }
         let wrong = match mtree::look(step.parent, step.name) {
@@ -313,16 +305,19 @@ impl Verify<'_> {
         };
         let good = wrong.iter().all(|w| w.0 == Kind::Attributes);
         for (kind, found) in wrong {
-            self.add(kind, None, &line, found, Some((date, step.path)));
+            self.add(kind, None, &line, found, (date, step.path));
         }
         Ok(good)
     }
 
-    fn job(&mut self, ino: u64, line: Line) {
+    fn job(&mut self, ino: u64, key: u64, line: Line) {
+        if !self.known.insert((ino, key)) {
+            return;
+        }
         self.outcome.inodes += 1;
         let read = line.sum.is_some() && self.sampled(ino);
         self.bytes += if read { line.size() } else { 0 };
-        self.jobs.push(Job { ino, line, read, date: self.held.len() - 1 });
+        self.jobs.push(Job { ino, key, line, read, date: self.at });
     }
 
     /// A copy of a snapshot the store no longer has: what it brought itself, by its own word.
@@ -333,7 +328,7 @@ impl Verify<'_> {
             common::signals::check()?;
             let Some((sum, path)) = sums::parse(line) else {
                 let path = format!("{META}/{PART}");
-                let place = Some((date, path.as_bytes()));
+                let place = (date, path.as_bytes());
                 self.add(Kind::Manifest, None, &Line::default(), "a line is damaged".into(), place);
                 return Ok(());
             };
@@ -343,10 +338,7 @@ impl Verify<'_> {
             let looked = open_dir(top, parent).map_err(Into::into).and_then(|dir| mtree::look(&dir, name));
             match looked {
                 Ok(looked) if looked.file.is_some() => {
-                    let ino = looked.stat.st_ino;
-                    if self.known.insert((ino, digest(&sum))) {
-                        self.job(ino, line);
-                    }
+                    self.job(looked.stat.st_ino, digest(&sum), line);
                 }
                 _ => self.missing(date, &line),
             }
@@ -366,14 +358,47 @@ impl Verify<'_> {
         share < self.options.sample / 100.0 || self.options.sample >= 100.0
     }
 
-    /// Looks at each distinct inode, and reads what has to be read: by inode number, which is about the order on the
-    /// disk.
+    /// Looks at each distinct inode, and reads what has to be read. What a date that was removed meanwhile shared with
+    /// others is done in those: as often as dates are removed, and so at most once for each.
     fn contents(&mut self, told: &(impl Fn(u64, u64) -> Result<()> + Sync)) -> Result<()> {
-        self.jobs.sort_by_key(|job| job.ino);
-        let (jobs, held) = (&self.jobs, &self.held);
-        let (done, files, total) = (AtomicU64::new(0), AtomicU64::new(0), self.bytes);
-        let bad = Mutex::new(Vec::new());
-        parallel::each(0..jobs.len(), |range: std::ops::Range<usize>, more| {
+        let mut begin = 0;
+        loop {
+            let lost = self.read(begin, told)?;
+            if lost.is_empty() || mutant::active("what-a-removed-date-shared-is-read") {
+                return Ok(());
+            }
+            begin = self.jobs.len();
+            for at in lost {
+                let job = &self.jobs[at];
+                self.known.remove(&(job.ino, job.key));
+                self.outcome.inodes -= 1;
+                self.bytes -= if job.read { job.line.size() } else { 0 };
+            }
+            // The names of these were counted.
+            let paths = self.outcome.paths;
+            for at in 0..self.dates.len() {
+                if !self.dates[at].is_there(self.dir) {
+                    continue;
+                }
+                if let Ok(held) = hold(self.store, self.dir, &self.dates[at].date) {
+                    self.at = at;
+                    self.names(&held)?;
+                }
+            }
+            self.outcome.paths = paths;
+        }
+    }
+
+    /// The same for the jobs from `begin` on, by inode number, which is about the order on the disk. Returns those whose date
+    /// was removed meanwhile.
+    fn read(&mut self, begin: usize, told: &(impl Fn(u64, u64) -> Result<()> + Sync)) -> Result<Vec<usize>> {
+        self.jobs[begin..].sort_by_key(|job| job.ino);
+        let (jobs, dates, dir) = (&self.jobs, &self.dates, self.dir);
+        let (done, files) = (AtomicU64::new(self.outcome.bytes_read), AtomicU64::new(0));
+        let total = self.bytes;
+        let lost = Mutex::new(Vec::new());
+        let found = Mutex::new(&mut self.found);
+        parallel::each(begin..jobs.len(), |range: Range<usize>, more| {
             if range.len() > PIECE {
                 let middle = range.start + range.len() / 2;
                 more.extend([middle..range.end, range.start..middle]);
@@ -386,50 +411,43 @@ impl Verify<'_> {
                         .and_then(|()| told(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total));
                     told.inspect_err(|_| stopped.set(true))
                 };
-                let job = &jobs[at];
-                files.fetch_add(u64::from(job.read), Ordering::Relaxed);
-                let wrong = match job.examine(&held[job.date].top, read) {
+                let (job, dated) = (&jobs[at], &dates[jobs[at].date]);
+                let wrong = match job.examine(dir, &dated.date, read) {
                     Ok(wrong) => wrong,
                     // Nobody listens any more: that is no damage.
                     Err(e) if stopped.get() => return Err(e),
                     Err(e) => vec![(Kind::Unreadable, format!("{e:#}"))],
                 };
-                if !wrong.is_empty() {
-                    bad.lock().unwrap_or_else(PoisonError::into_inner).push((at, wrong));
+                if !wrong.is_empty() && !dated.is_there(dir) {
+                    lost.lock().unwrap_or_else(PoisonError::into_inner).push(at);
+                    continue;
+                }
+                files.fetch_add(u64::from(job.read), Ordering::Relaxed);
+                for (kind, what) in wrong {
+                    // What is of another type is another inode in each date.
+                    let ino = (kind != Kind::Type).then_some(job.ino);
+                    let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+                    add(&mut found, kind, ino, &job.line, what, (&dated.date, &job.line.path));
                 }
             }
             Ok(())
         })?;
-        self.outcome.inodes_read = files.into_inner();
+        self.outcome.inodes_read += files.into_inner();
         self.outcome.bytes_read = done.into_inner();
-        for (at, wrong) in bad.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            let (ino, line) = (self.jobs[at].ino, self.jobs[at].line.clone());
-            let date = self.held[self.jobs[at].date].meta.date.clone();
-            for (kind, found) in wrong {
-                // What is of another type is another inode in each date.
-                let ino = (kind != Kind::Type).then_some(ino);
-                self.add(kind, ino, &line, found, Some((&date, &line.path)));
-            }
-        }
-        Ok(())
+        Ok(lost.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Names every date that shares an inode that is not what it was.
-    fn places<'a>(&mut self, dir: &File, dates: impl Iterator<Item = &'a str>) -> Result<()> {
-        let mut shared: HashMap<u64, Vec<&mut Finding>> = HashMap::new();
-        for finding in self.found.values_mut() {
-            if let Some(ino) = finding.ino {
-                shared.entry(ino).or_default().push(finding);
-            }
-        }
+    fn places<'a>(&mut self, dates: impl Iterator<Item = &'a str>) -> Result<()> {
+        let shared = self.found.shared();
         if shared.is_empty() {
             return Ok(());
         }
         for date in dates {
-            let Ok(top) = open_dir(dir, date.as_bytes()) else { continue };
+            let Ok(top) = open_dir(self.dir, date.as_bytes()) else { continue };
             let each = |step: &Step| {
-                for finding in shared.get_mut(&step.ino).into_iter().flatten() {
-                    finding.places.insert((date.to_owned(), step.path.to_vec()));
+                for key in shared.get(&step.ino).into_iter().flatten() {
+                    self.found.also(key, date, step.path);
                 }
                 Ok(true)
             };
@@ -438,23 +456,36 @@ impl Verify<'_> {
         Ok(())
     }
 
-    fn add(
-        &mut self,
-        kind: Kind,
-        ino: Option<u64>,
-        line: &Line,
-        found: String,
-        place: Option<(&str, &[u8])>,
-    ) {
-        // The same inode, or the same path with the same content, is one finding in all dates.
-        let same = match ino {
-            Some(_) => 0,
-            None => digest(&(&line.path, &line.body, &line.sum, place.filter(|_| line.path.is_empty()))),
-        };
-        let new = || Finding { kind, places: BTreeSet::new(), ino, expected: line.clone(), found };
-        let finding = self.found.entry((kind, ino, same)).or_insert_with(new);
-        finding.places.extend(place.map(|(date, path)| (date.to_owned(), path.to_vec())));
+    /// What was found, without what is in dates that were removed meanwhile.
+    fn finish(self) -> Result<Outcome> {
+        let Verify { dir, dates, mut found, mut outcome, .. } = self;
+        let gone: Vec<String> =
+            dates.into_iter().filter(|dated| !dated.is_there(dir)).map(|dated| dated.date).collect();
+        found.forget(&gone);
+        outcome.dates.retain(|date| !gone.contains(date));
+        outcome.weaker.retain(|date| !gone.contains(date));
+        outcome.skipped.extend(gone);
+        outcome.skipped.sort();
+        (outcome.counts, outcome.findings, outcome.truncated) = found.finish();
+        Ok(outcome)
     }
+
+    fn add(&mut self, kind: Kind, ino: Option<u64>, line: &Line, what: String, place: (&str, &[u8])) {
+        add(&mut self.found, kind, ino, line, what, place);
+    }
+}
+
+/// Adds what is wrong at `place`. The same inode, or the same path with the same content, is one finding in all dates.
+fn add(found: &mut Found, kind: Kind, ino: Option<u64>, line: &Line, what: String, place: (&str, &[u8])) {
+    let same = match ino {
+        Some(_) => 0,
+        None => {
+            let place = Some(place).filter(|_| line.path.is_empty());
+            digest(&(&line.path, &line.body, &line.sum, place))
+        }
+    };
+    let new = || Finding { kind, places: BTreeSet::new(), ino, expected: line.clone(), found: what };
+    found.add((kind, ino, same), place, new);
 }
 
 fn digest(value: &impl std::hash::Hash) -> u64 {
@@ -493,45 +524,4 @@ fn differences(expected: &[u8], found: &[u8]) -> Vec<String> {
     }
     list.extend(before.into_iter().map(|(key, was)| format!("{key}=none (was {})", shown(&was))));
     list
-}
-
-impl Finding {
-    /// For the status object.
-    pub fn describe(&self) -> Value {
-        let dates: BTreeSet<_> = self.places.iter().map(|p| &p.0).collect();
-        let paths: BTreeSet<_> = self.places.iter().map(|p| &p.1).collect();
-        json!({
-            "kind": self.kind, "inode": self.ino, "found": self.found,
-            "dates": dates,
-            "paths": paths.iter().take(NAMED).map(|p| show(p)).collect::<Vec<_>>(),
-            "expected_sha256": self.expected.sum.map(|s| sums::hex(&s)),
-        })
-    }
-}
-
-impl Outcome {
-    /// How many of each kind.
-    pub fn counts(&self) -> BTreeMap<Kind, u64> {
-        self.findings.iter().fold(BTreeMap::new(), |mut counts, finding| {
-            *counts.entry(finding.kind).or_default() += 1;
-            counts
-        })
-    }
-
-    /// For the status object.
-    pub fn describe(&self, options: &Options) -> Result<Value> {
-        let listed: Vec<_> = self.findings.iter().take(options.limit).map(Finding::describe).collect();
-        let counts: serde_json::Map<_, _> = self
-            .counts()
-            .into_iter()
-            .map(|(kind, n)| Ok((serde_json::from_value::<String>(json!(kind))?, json!(n))))
-            .collect::<Result<_>>()?;
-        Ok(json!({
-            "dates": self.dates, "weaker_dates": self.weaker, "skipped_dates": self.skipped,
-            "sample_percent": options.sample, "seed": options.seed,
-            "paths": self.paths, "inodes": self.inodes,
-            "inodes_read": self.inodes_read, "bytes_read": self.bytes_read,
-            "findings": listed, "findings_total": self.findings.len(), "counts": counts,
-        }))
-    }
 }

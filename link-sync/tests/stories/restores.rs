@@ -1,5 +1,6 @@
 //! Bringing back files, users and whole sources: from here, through ssh, interrupted, and out of odd places.
 
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 
@@ -468,4 +469,104 @@ fn the_account_of_a_store_does_not_make_occ_run_as_root() {
     instance.restore(&asked).expect(0);
     // It is root's already, so nothing is won by it.
     instance.restore(&["--source", "html", "--in-place", "--yes"]).expect(0);
+}
+
+#[test]
+fn paths_that_look_the_same_are_found_and_come_back_together() {
+    // Given names that differ in bytes that are no text, and names that look like others' escapes,
+    let world = World::new();
+    let names: [&[u8]; 9] = [
+        b"a\x80",
+        b"a\xff",
+        b"a\xfe\n",
+        b"a\n",
+        b"a\\n",
+        b"a\"'",
+        b"a\xc3",
+        b"a\xed\xa0\x80",
+        "a\u{fffd}".as_bytes(),
+    ];
+    let path = |top: &Path, name: &[u8]| top.join(std::ffi::OsStr::from_bytes(name));
+    for name in names {
+        std::fs::write(path(&world.source, name), name).unwrap();
+    }
+    let date = world.publish();
+    // when they are looked for,
+    let found = world.act("find", &["--name", "a*"]).expect(0);
+    let decode = |text: &str| {
+        let script = ["-c", "printf %s \"$1\" | base64 -d", "sh", text];
+        std::process::Command::new("sh").args(script).output().unwrap().stdout
+    };
+    let paths = found.json["data"]["paths"].as_array().unwrap().iter();
+    let mut told: Vec<Vec<u8>> = paths
+        .map(|p| match p["path_b64"].as_str() {
+            Some(bytes) => decode(bytes),
+            None => p["path"].as_str().unwrap().as_bytes().to_vec(),
+        })
+        .map(|p| p.strip_prefix(b"docs/").unwrap().to_vec())
+        .collect();
+    told.sort();
+    let mut all: Vec<_> = names.iter().map(|n| n.to_vec()).collect();
+    all.sort();
+    assert_eq!(told, all);
+    // and what was found is restored at once, to another place and to its own,
+    let restore = |options: &[&std::ffi::OsStr]| {
+        let mut command = world.command("restore", &["--source", "docs", "--yes"]);
+        for name in &told {
+            command.arg("--path").arg(std::ffi::OsStr::from_bytes(name));
+        }
+        testkit::run(command.args(options))
+    };
+    let to = path(&world.dir, b"to\xff");
+    let ran = restore(&["--to".as_ref(), to.as_os_str()]).expect(0);
+    let items = ran.json["data"]["items"].as_array().unwrap();
+    assert_eq!(items.iter().filter(|i| i["path_b64"].is_string()).count(), 5, "{items:#?}");
+    for name in names {
+        assert_eq!(std::fs::read(path(&to.join("docs"), name)).unwrap(), name);
+        std::fs::write(path(&world.source, name), "other").unwrap();
+    }
+    let ran = restore(&["--in-place".as_ref(), "--keep-replaced".as_ref()]).expect(0);
+    // then each is what it was, and each of what was replaced is kept by itself.
+    let kept: std::collections::BTreeSet<_> = ran.json["data"]["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| item["kept_at"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(kept.len(), names.len());
+    for name in names {
+        assert_eq!(std::fs::read(path(&world.source, name)).unwrap(), name);
+    }
+    // What is wrong with them is told in bytes, too, and so is what differs.
+    for name in [b"a\x80", b"a\xff"] {
+        std::fs::remove_file(path(&date.join("docs"), name)).unwrap();
+    }
+    let wrong = world.act("verify", &[]).expect(1);
+    let listed = wrong.json["data"]["findings"].as_array().unwrap();
+    let mut bytes: Vec<_> = listed.iter().filter_map(|f| f["paths_b64"][0].as_str()).map(decode).collect();
+    bytes.sort();
+    assert_eq!(bytes, [b"docs/a\x80", b"docs/a\xff"]);
+}
+
+#[test]
+fn several_paths_come_back_into_a_folder_that_is_not_there() {
+    // Given a user whose folder is gone,
+    let instance = Instance::new();
+    instance.world.file("data/bob/files/sub/c", "c");
+    ok("chown", &["-hR", "33:44", instance.data.join("bob").to_str().unwrap()]);
+    ok("touch", &["-d", "2020-01-02", instance.data.join("bob/files").to_str().unwrap()]);
+    ok("touch", &["-d", "2020-01-02", instance.data.join("bob/files/sub").to_str().unwrap()]);
+    let before = picture(&instance.data.join("bob"));
+    instance.world.publish();
+    std::fs::remove_dir_all(instance.data.join("bob")).unwrap();
+    // when two of their files are asked for,
+    let two = ["--source", "data", "--path", "bob/files/b", "--path", "bob/files/sub/c"];
+    instance.restore(&[&two[..], &["--in-place"]].concat()).expect(0);
+    // then all are there, with what they were in.
+    before.same_as(&picture(&instance.data.join("bob")));
+    instance.clean();
+    let to = instance.world.dir.join("elsewhere");
+    instance.restore(&[&two[..], &["--to", to.to_str().unwrap()]].concat()).expect(0);
+    before.same_as(&picture(&to.join("data/bob")));
+    assert_eq!(std::fs::read_dir(&to).unwrap().count(), 1);
 }
