@@ -336,7 +336,9 @@ impl World {
                     "a bit"
                 }
                 _ => {
-                    let other = block.saturating_add(1 + chance.next() % 40);
+                    let (off, size) = (1 + chance.next() % 40, file.metadata().unwrap().len());
+                    let behind = (block + off + 1) * BLOCK <= size;
+                    let other = if behind { block + off } else { block.saturating_sub(off) };
                     file.read_exact_at(&mut content, other * BLOCK).unwrap();
                     "another block"
                 }
