@@ -349,7 +349,7 @@ pub struct Verify {
     #[arg(long, value_name = "DATE", default_value = "all")]
     pub date: String,
     /// Read only so many percent of the distinct files, chosen at random; names
-    /// and attributes are always checked, with 0 nothing else.
+    /// and attributes are always checked.
     #[arg(long, value_name = "N%", default_value = "100%")]
     pub sample: Percent,
     /// Choose the sample as the run did that told this number.
@@ -384,8 +384,8 @@ impl std::str::FromStr for Percent {
 
     fn from_str(text: &str) -> Result<Percent, String> {
         let number = text.strip_suffix('%').unwrap_or(text).parse::<f64>();
-        let percent = number.ok().filter(|n| (0.0..=100.0).contains(n));
-        percent.map(Percent).ok_or_else(|| "write a share like 5%, from 0 to 100".into())
+        let percent = number.ok().filter(|n| *n > 0.0 && *n <= 100.0);
+        percent.map(Percent).ok_or_else(|| "write a share like 5%, more than 0 and at most 100".into())
     }
 }
 

@@ -234,7 +234,8 @@ struct Super {
 
 impl Super {
     fn read(device: &Path, watch: &mut Watch) -> Result<Super> {
-        let out = watch.checked(&Cmd::new("dumpe2fs").arg("-h").arg(device));
+        // Times in one zone, as they are compared.
+        let out = watch.checked(&Cmd::new("dumpe2fs").env("TZ", "UTC0").arg("-h").arg(device));
         let out = out.context("cannot read the file system in the container")?;
         Ok(Super::parse(&out.text()))
     }

@@ -123,8 +123,17 @@ impl Known {
     }
 }
 
-/// Why the container is not the one that was left behind; `None` if it is.
+/// Why the container is not the one that was left behind, and which of its dates are gone; `None` if it is.
 pub(crate) fn objection(known: Option<&Known>, uuid: &str, content: &Content) -> Option<String> {
+    let why = differs(known, uuid, content)?;
+    let lost = known.map(|k| k.lost(&content.dates)).unwrap_or_default();
+    if lost.is_empty() || mutant::active("a-date-that-is-gone-is-missed") {
+        return Some(why);
+    }
+    Some(format!("{why}; what was confirmed in it is gone: {}", lost.join(", ")))
+}
+
+fn differs(known: Option<&Known>, uuid: &str, content: &Content) -> Option<String> {
     let empty = content.stamp.is_none() && content.damaged.is_none() && content.dates.is_empty();
     let confirmed = known.is_some_and(|k| k.generation.is_some());
     if empty && !confirmed {
@@ -157,7 +166,7 @@ pub(crate) fn objection(known: Option<&Known>, uuid: &str, content: &Content) ->
         if lost.is_empty() || mutant::active("a-date-that-is-gone-is-missed") {
             return None;
         }
-        return Some(format!("what was confirmed in it is gone: {}", lost.join(", ")));
+        return Some("it has lost dates".into());
     }
     Some(format!("it is not the state that was left behind: it is of {} ({})", stamp.pushed_at, stamp.date))
 }

@@ -25,6 +25,9 @@ use crate::takedown::Up;
 /// Findings that are looked at one by one.
 const LISTED: &str = "10000";
 
+/// The smallest share: one file in a hundred million is read.
+const NO_CONTENTS: &str = "0.000001%";
+
 /// Paths named of one date.
 const NAMED: usize = 3;
 
@@ -92,7 +95,7 @@ pub(crate) fn compare(up: &mut Up, settings: &Settings, report: &mut Report) -> 
         option("--store", offsite::store(&settings.container)),
         option("--against", settings.store()?),
         option("--date", "all"),
-        option("--sample", "0"),
+        option("--sample", NO_CONTENTS),
         option("--limit", LISTED),
     ]
     .into_iter()

@@ -79,6 +79,9 @@ fn one(store: &File, date: &str, heirs: &[Option<&str>], wrote: &impl Fn(u64) ->
     result
 }
 
+/// A line of the heir's own list, and its path.
+type Own = (Vec<u8>, Option<Vec<u8>>);
+
 /// Lines, from a list or from those that another date did not take.
 struct Source {
     list: Option<Lines>,
@@ -202,11 +205,8 @@ fn merge(
     Ok(folder.sync_all()?)
 }
 
-/// A line, and its path: `None` where the line is damaged, which stays as it is.
-type Line = (Vec<u8>, Option<Vec<u8>>);
-
-/// The next line of a list.
-fn next_of(list: &mut Option<Lines>) -> Result<Option<Line>> {
+/// The next line of a list and its path, `None` where the line is damaged: it stays as it is.
+fn next_of(list: &mut Option<Lines>) -> Result<Option<Own>> {
     let Some(line) = list.as_mut().map(Lines::next).transpose()?.flatten() else { return Ok(None) };
     Ok(Some((line.to_vec(), sums::parse(line).map(|(_, path)| path.into_owned()))))
 }

@@ -43,7 +43,10 @@ fn after_a_repair_all_names_are_compared_before_the_push_is_confirmed() {
     assert!(steps(&ran).windows(2).any(|s| s == ["copy", "compare"]), "{:?}", steps(&ran));
     let log = world.read("log");
     let line = log.lines().rfind(|l| l.starts_with("link-sync verify")).unwrap();
-    assert!(line.ends_with("--date all --sample 0 --limit 10000") && line.contains("--against"), "{line}");
+    assert!(
+        line.ends_with("--date all --sample 0.000001% --limit 10000") && line.contains("--against"),
+        "{line}"
+    );
     // Nothing was wrong: once is enough.
     world.write("fsck", "not-needed");
     world.snapshot(MORE);
