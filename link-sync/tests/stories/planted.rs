@@ -176,7 +176,8 @@ fn a_store_is_not_where_somebody_elses_link_leads() {
 #[test]
 fn what_an_account_plants_in_its_store_leads_root_nowhere() {
     // Given each name that link-sync uses in a store, and each thing that can be planted there,
-    let plants: [(&str, &dyn Fn(&Path, &Path)); 6] = [
+    type Plant<'a> = (&'a str, &'a dyn Fn(&Path, &Path));
+    let plants: [Plant<'_>; 6] = [
         ("a link to a file", &|at, outside| symlink(outside.join("secret"), at).unwrap()),
         ("a link to a folder", &|at, outside| symlink(outside, at).unwrap()),
         ("a link to nothing", &|at, outside| symlink(outside.join("made"), at).unwrap()),
