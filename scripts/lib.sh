@@ -21,6 +21,7 @@ unset CDPATH ENV BASH_ENV POSIXLY_CORRECT GREP_OPTIONS LANGUAGE LOCPATH NLSPATH 
 LC_ALL=C.UTF-8
 export LC_ALL
 # As far as may be: the answers of the tools are files.
+# shellcheck disable=SC3045  # every sh of Debian has them
 ulimit -S -f "$(ulimit -H -f)" 2>/dev/null || true
 # Closed ones would be what the next file that is opened gets.
 { true <&0; } 2>/dev/null || exec </dev/null

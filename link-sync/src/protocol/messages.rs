@@ -61,7 +61,7 @@ pub enum BackupIdle {
         /// Only tell.
         dry_run: bool,
     },
-    /// Check snapshots against their manifests; nothing is changed. Answer: what [`crate::store::verify::Outcome`]
+    /// Check snapshots against their manifests; nothing is changed. Answer: what [`crate::store::findings::Outcome`]
     /// describes, the `findings` one by one, without the names of what the newest snapshot does not hold.
     Verify {
         /// What is to be checked.
