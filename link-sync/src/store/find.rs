@@ -8,8 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
 use common::exclude::Excludes;
-use common::fault::{Kind, kind_of};
-use common::lock::Lock;
+use common::fault::Fault;
 use common::mutant;
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
@@ -17,6 +16,7 @@ use nix::sys::stat::{FileStat, fstatat};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::meta::SnapshotMeta;
 use super::{META, Store, open_dir, visit};
 use crate::parallel;
 use crate::tree::join;
@@ -126,13 +126,39 @@ impl First {
     }
 }
 
-/// A snapshot that stays as long as this does.
+/// A snapshot that is looked through. Nothing keeps it from being removed: that would take a descriptor for each, and keep a
+/// prune from its work. It is known afterwards by its description that it stayed.
 #[derive(Debug)]
-struct Held {
+struct Dated {
     date: String,
     sources: Vec<String>,
-    _reading: Lock,
+    /// Device and inode of its description; none if it is gone.
+    description: Option<(u64, u64)>,
 }
+
+impl Dated {
+    fn all(store: &Store, top: &File) -> Result<Vec<Dated>> {
+        let dated = |meta: SnapshotMeta| Dated {
+            description: description(top, &meta.date),
+            date: meta.date,
+            sources: meta.sources.into_iter().map(|s| s.name).collect(),
+        };
+        Ok(store.snapshots()?.0.into_iter().map(dated).collect())
+    }
+
+    fn stays(&self, top: &File) -> bool {
+        self.description.is_some() && self.description == description(top, &self.date)
+    }
+}
+
+fn description(top: &File, date: &str) -> Option<(u64, u64)> {
+    let meta = open_dir(top, &join(date.as_bytes(), META.as_bytes())).ok()?;
+    let stat = fstatat(&meta, "snapshot.json", AtFlags::AT_SYMLINK_NOFOLLOW).ok()?;
+    Some((stat.st_dev, stat.st_ino))
+}
+
+/// How often all is looked through anew because a date went meanwhile. A prune removes its dates within moments.
+const TIMES: u32 = 3;
 
 /// Looks through all snapshots. `tell` gets each path with its `events`, sorted by name, as many as `memory` bytes hold. Answer:
 /// `found`, `dates`, `passed_over`, `truncated`.
@@ -144,32 +170,44 @@ pub fn find(
 ) -> Result<Value> {
     let pattern = Excludes::new(std::slice::from_ref(&wanted.pattern), Vec::new())?;
     let top = store.check()?;
-    let (mut held, mut passed_over) = (Vec::new(), Vec::new());
-    for meta in store.snapshots()?.0 {
-        match crate::reading::share(store, &top, &meta.date) {
-            Ok(lock) => held.push(Held {
-                date: meta.date,
-                sources: meta.sources.into_iter().map(|s| s.name).collect(),
-                _reading: lock,
-            }),
-            // It is being removed.
-            Err(e) if kind_of(&e) == Kind::Busy => passed_over.push(meta.date),
-            Err(e) => return Err(e),
+    let (mut passed_over, mut times) = (BTreeSet::new(), 0);
+    let (dated, first) = loop {
+        let dated = Dated::all(store, &top)?;
+        let looked = look_through(&top, &dated, wanted, &pattern, memory);
+        let gone: Vec<_> = dated.iter().filter(|d| !d.stays(&top)).map(|d| d.date.clone()).collect();
+        if gone.is_empty() || mutant::active("what-went-was-never-there") {
+            break (dated, looked?);
         }
-    }
-    let sources: BTreeSet<&str> = held.iter().flat_map(|h| &h.sources).map(String::as_str).collect();
-    let first = First { paths: BTreeMap::new(), limit: wanted.limit, memory, used: 0, found: 0 };
-    let first = Mutex::new(first);
-    for source in sources.into_iter().filter(|name| wanted.source.as_deref().is_none_or(|w| w == *name)) {
-        look(&top, &held, source, wanted, &pattern, &first)?;
-    }
-    let first = first.into_inner().unwrap_or_else(PoisonError::into_inner);
+        times += 1;
+        if times == TIMES {
+            return Err(Fault::busy("snapshots are being removed while they are looked through")
+                .hint("try again when the prune has ended")
+                .into());
+        }
+        passed_over.extend(gone);
+    };
     let truncated = first.found > first.paths.len() as u64;
-    let dates: Vec<&str> = held.iter().map(|h| h.date.as_str()).collect();
+    let dates: Vec<&str> = dated.iter().map(|d| d.date.as_str()).collect();
     for (path, history) in &first.paths {
         tell(entry(path, history, &dates))?;
     }
     Ok(json!({"found": first.found, "dates": dates, "passed_over": passed_over, "truncated": truncated}))
+}
+
+fn look_through(
+    top: &File,
+    dated: &[Dated],
+    wanted: &Wanted,
+    pattern: &Excludes,
+    memory: u64,
+) -> Result<First> {
+    let sources: BTreeSet<&str> = dated.iter().flat_map(|d| &d.sources).map(String::as_str).collect();
+    let first = First { paths: BTreeMap::new(), limit: wanted.limit, memory, used: 0, found: 0 };
+    let first = Mutex::new(first);
+    for source in sources.into_iter().filter(|name| wanted.source.as_deref().is_none_or(|w| w == *name)) {
+        look(top, dated, source, wanted, pattern, &first)?;
+    }
+    Ok(first.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 fn entry(path: &[u8], history: &History, dates: &[&str]) -> Value {
@@ -191,7 +229,7 @@ fn entry(path: &[u8], history: &History, dates: &[&str]) -> Value {
 /// be remembered.
 fn look(
     top: &File,
-    held: &[Held],
+    dated: &[Dated],
     source: &str,
     wanted: &Wanted,
     pattern: &Excludes,
@@ -204,9 +242,9 @@ fn look(
     };
     parallel::each(begin, |path, more| {
         let (mut known, mut folders) = (BTreeMap::<Vec<u8>, History>::new(), BTreeSet::new());
-        for (number, held) in (0..).zip(held) {
-            let what = || format!("cannot read the folder {} of {}", show(&path), held.date);
-            let dir = match open_dir(top, &join(held.date.as_bytes(), &path)) {
+        for (number, at) in (0..).zip(dated) {
+            let what = || format!("cannot read the folder {} of {}", show(&path), at.date);
+            let dir = match open_dir(top, &join(at.date.as_bytes(), &path)) {
                 Ok(dir) => Some(dir),
                 Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => None,
                 Err(e) => return Err(e).with_context(what),

@@ -244,6 +244,35 @@ fn a_date_that_is_pruned_while_it_is_read_is_no_damage_and_what_others_share_is_
 }
 
 #[test]
+fn a_find_neither_keeps_a_prune_waiting_nor_tells_of_what_went_meanwhile() {
+    let world = World::new();
+    world.file("letter", "v1");
+    let first = world.publish();
+    world.file("letter", "v2!");
+    let second = world.publish();
+    // Given a find that is slow at looking,
+    let slow = "inject=getdents64:delay_enter=400000";
+    let mut run = Command::new("strace");
+    run.args(["-f", "-o", "/dev/null", "-e", "trace=getdents64", "-e", slow]);
+    let find = world.command("find", &["--name", "letter"]);
+    run.arg(find.get_program()).args(find.get_args());
+    let run = run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let opened = |(pid, _): &(u32, String)| {
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        open.filter_map(|fd| std::fs::read_link(fd.path()).ok()).any(|path| path.starts_with(&first))
+    };
+    until("it looks", || descendants(run.id()).iter().any(opened));
+    // when the first date is removed,
+    let date = first.file_name().unwrap().to_str().unwrap();
+    world.act("prune", &["--date", date, "--yes"]).expect(0);
+    // then what is told is how things are now.
+    let ran = judge(run.wait_with_output().unwrap()).expect(0);
+    assert_eq!(ran.json["data"]["dates"], serde_json::json!([second.file_name().unwrap().to_str()]));
+    assert_eq!(ran.json["data"]["passed_over"], serde_json::json!([date]));
+    assert_eq!(ran.json["data"]["paths"][0]["dates"], 1);
+}
+
+#[test]
 fn a_diff_counts_all_that_is_in_a_folder_and_lists_what_was_asked_for() {
     let world = World::new();
     for n in 0..500 {

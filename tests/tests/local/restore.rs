@@ -187,7 +187,9 @@ fn nothing_is_changed_before_it_is_known_that_the_dump_comes_back() {
     assert!(unknown.json["error"]["message"].as_str().unwrap().contains("--without"), "{:#}", unknown.json);
     std::fs::write(world.path("home.toml"), profile).unwrap();
     // A backup and a restore keep each other out.
-    world.inject("pg-snap", "verify*", "touch \"${0%/*}/begun\"; exec sleep 60");
+    // (tools are started by descriptor: no `$0` says where they lie)
+    let begun = format!("touch '{}'; exec sleep 60", world.tools().join("begun").display());
+    world.inject("pg-snap", "verify*", &begun);
     let first = restore(&world).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     World::until("the rehearsal begins", || world.tools().join("begun").exists());
     run(&mut world.backup()).expect(75);
