@@ -28,9 +28,11 @@ fn both(file_system: &str) -> (World, World) {
 
 fn each_order(file_system: &str) {
     let (old, restored) = both(file_system);
-    for (first, second) in [(&old, &restored), (&restored, &old)] {
+    for (first, second, strange) in [(&old, &restored, false), (&restored, &old, true)] {
         // In turn: whoever was not the last one is refused, can look, and takes it over only if told to.
-        first.run("attach", ["--accept-container"]).expect(0);
+        let taken = first.run("attach", ["--accept-container"]).expect(0);
+        // Told from now on, so that whoever trusts what is inside looks at it.
+        assert_eq!(taken.json["data"]["accepted_at"].is_string(), strange, "{:#}", taken.json);
         first.sh("date >run/container/g");
         assert!(first.path("s3/c.img.lease").exists());
         // At once.
@@ -45,7 +47,11 @@ fn each_order(file_system: &str) {
         second.detach().expect(0);
         refused(second, 78, "not as this machine left it");
         // Being refused has changed nothing for the one that goes on.
-        assert_eq!(warnings(&first.attach().expect(0)), [""; 0]);
+        let again = first.attach().expect(0);
+        assert_eq!(
+            (warnings(&again), &again.json["data"]["accepted_at"]),
+            (vec![], &taken.json["data"]["accepted_at"])
+        );
         first.detach().expect(0);
     }
 }
