@@ -350,6 +350,17 @@ impl Cmd {
         self.launch(stdin, stdout, stderr, Capture::No, err)
     }
 
+    /// Starts it without input; stdout is captured like stderr, and may be of any length: of very much, the beginning and the
+    /// end are kept. For what must not be ended because it says too much.
+    pub fn start_captured(&self) -> Result<Child> {
+        let (out, stdout) = match self.die_with_parent {
+            true => Capture::pipe(Limits { flood: u64::MAX, ..STDERR })?,
+            false => Capture::fixed(STDERR.flood)?,
+        };
+        let (err, stderr) = self.capture(STDERR)?;
+        self.launch(Stdio::null(), stdout, stderr, out, err)
+    }
+
     /// Starts it with the given stdin, stdout and stderr; nothing is captured.
     pub fn start_streams(&self, stdin: Stdio, stdout: Stdio, stderr: Stdio) -> Result<Child> {
         self.launch(stdin, stdout, stderr, Capture::No, Capture::No)
@@ -480,6 +491,11 @@ impl Child {
     /// Readable when it has ended.
     pub fn pidfd(&self) -> RawFd {
         self.pidfd.as_raw_fd()
+    }
+
+    /// What it said on stdout so far, if that is captured.
+    pub fn stdout(&self) -> Result<Vec<u8>> {
+        self.out.read()
     }
 
     /// What it said on stderr so far; of very much, the beginning and the end.

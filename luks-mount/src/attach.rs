@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::signals;
-use common::status::Report;
+use common::status::{Report, now};
 
 use crate::begun::Begun;
 use crate::cli::FileSystem;
@@ -136,9 +136,11 @@ fn as_it_was_left(
         }
         (Some(why), How::Writing { accept: true }) => {
             report.warn("container-accepted", format!("the container is taken as it is: {why}"));
+            record.accepted_at = Some(now());
         }
         (Some(why), How::Writing { accept: false }) => return Err(marks::refusal(&why)),
     }
+    report.set("accepted_at", record.accepted_at.clone());
     if how != How::Reading {
         record.left = Some(Left::Opening(found));
         record.save(settings)?;

@@ -54,6 +54,16 @@ pub(crate) struct Held {
     serial: u64,
 }
 
+impl Held {
+    /// The next one, where `text`, which is ours, is in the file. One that did not arrive is tried again: this machine's
+    /// number is the one in the file or the one after it, however often a renewal fails.
+    fn after(&self, text: &[u8]) -> Held {
+        let there = Lease::parse(text).map_or(self.serial, |lease| lease.serial);
+        let there = if mutant::active("a-renewal-that-failed") { self.serial } else { there };
+        Held { serial: there.saturating_add(1), ..self.clone() }
+    }
+}
+
 /// The content of the file.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 struct Lease {
@@ -169,7 +179,7 @@ pub(crate) fn take(
         (None, _) => (Held { holder: random_id()?, serial: 1 }, Over::Nothing),
         // A run of ours that was cut off.
         (Some(text), Some(held)) if is_ours(text.as_bytes(), Some(held)) => {
-            (Held { serial: held.serial + 1, ..held.clone() }, Over::Ours)
+            (held.after(text.as_bytes()), Over::Ours)
         }
         (Some(text), _) => {
             if heeded && !accept {
@@ -185,8 +195,10 @@ pub(crate) fn take(
     if put.done {
         return Ok(());
     }
-    record.lease = None;
-    record.save(settings)?;
+    if !is_ours(put.found.as_deref().unwrap_or_default().as_bytes(), Some(&held)) {
+        record.lease = None;
+        record.save(settings)?;
+    }
     if let Some(why) = put.unwritable {
         let what = format!(
             "another machine will not see that this one writes to the container: {} cannot be written: {why}",
@@ -222,10 +234,14 @@ pub(crate) fn renew(settings: &Settings, report: &mut Report) -> Result<()> {
     let Some(held) = record.lease.as_mut().filter(|_| stack.state == State::Attached && writable) else {
         return Ok(());
     };
-    held.serial += 1;
+    let mut watch = Watch::new(settings, false)?;
+    if let Some(text) = ask(settings, &mut watch, What::Look, None, None)?.found
+        && is_ours(text.as_bytes(), Some(held))
+    {
+        *held = held.after(text.as_bytes());
+    }
     let held = held.clone();
     record.save(settings)?;
-    let mut watch = Watch::new(settings, false)?;
     let mut put = ask(settings, &mut watch, What::Put, Some(Over::Ours), Some(&held))?;
     if !put.done && put.found.is_none() && put.unwritable.is_none() {
         report.warn("lease-was-gone", "somebody has removed the lease: it is put there again");
@@ -380,7 +396,8 @@ impl Folder {
                     let Some(why) = why else { return Err(error) };
                     // An S3 that cannot say "it exists already" says "failure", which is EPERM here.
                     let found = self.read()?;
-                    let unwritable = found.is_none().then(|| why.to_string());
+                    let ours = found.as_ref().is_some_and(|text| is_ours(text, Some(&held)));
+                    let unwritable = (found.is_none() || ours).then(|| why.to_string());
                     return Ok(Answer { done: false, found: told(found), unwritable });
                 }
                 // Another machine may have been faster.
@@ -399,7 +416,8 @@ impl Folder {
         let file = match openat(&self.dir, self.lease.as_os_str(), flags, Mode::empty()) {
             Ok(fd) => File::from(fd),
             Err(Errno::ENOENT) => return Ok(None),
-            Err(Errno::ELOOP) => return Ok(Some(Vec::new())),
+            // A link, another account's file, a socket.
+            Err(Errno::ELOOP | Errno::EACCES | Errno::EPERM | Errno::ENXIO) => return Ok(Some(Vec::new())),
             Err(e) => return Err(e).context("cannot open it"),
         };
         if !file.metadata()?.is_file() {

@@ -41,6 +41,9 @@ pub(crate) struct Record {
     /// How this machine left the file system; not known of one that was adopted.
     #[serde(default)]
     pub(crate) left: Option<Left>,
+    /// When it was last opened for writing though it was not as this machine left it, RFC 3339 UTC.
+    #[serde(default)]
+    pub(crate) accepted_at: Option<String>,
     /// Its lease, while it writes, and after it was cut off.
     #[serde(default)]
     pub(crate) lease: Option<Held>,
@@ -61,6 +64,7 @@ impl Record {
             adopted_at: None,
             check_needed: false,
             left: None,
+            accepted_at: None,
             lease: None,
         }
     }

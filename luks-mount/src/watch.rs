@@ -4,12 +4,10 @@
 //! answers, it is waited; if nothing of that happens, the link is dead. A question is no proof by itself: on a slow link it
 //! waits behind all that is on its way. A child that the kernel does not let go is freed by ending the link.
 
-use std::io::Read as _;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use common::fault::Fault;
 use common::fuse::{self, Health};
 use common::processes::{Identity, Process};
@@ -77,9 +75,9 @@ impl Watch {
         Ok(())
     }
 
-    /// Runs `cmd` to its end; its output is small.
+    /// Runs `cmd` to its end. It may say much: e2fsck tells each link count that it sets right.
     pub(crate) fn output(&mut self, cmd: &Cmd) -> Result<Output> {
-        let mut child = cmd.start(Stdio::null(), Stdio::piped())?;
+        let mut child = cmd.start_captured()?;
         let mut quiet = Quiet::begin(self.sources(Some(child.id())));
         let unseen = self.link.is_some() && !self.wire.exists();
         let mut asked = Instant::now();
@@ -103,11 +101,7 @@ impl Watch {
                 asked = Instant::now();
             }
         };
-        let mut stdout = Vec::new();
-        if let Some(mut pipe) = child.take_stdout() {
-            pipe.read_to_end(&mut stdout).context("cannot read a child's output")?;
-        }
-        Ok(Output { status, stdout, stderr: child.stderr()? })
+        Ok(Output { status, stdout: child.stdout()?, stderr: child.stderr()? })
     }
 
     /// [`Watch::output`]; anything but exit code 0 is an error.
@@ -170,5 +164,25 @@ impl Watch {
             None => format!("the container's image did not answer for {seconds} s"),
         };
         Err(Fault::unavailable(what).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_says_much_is_not_kept_waiting() {
+        let mut watch =
+            Watch { link: None, device: None, wire: "/nonexistent".into(), clean_up: false, dead: false };
+        // More than a pipe holds, like the repairs of some thousand link counts.
+        let out = watch.checked(&Cmd::new("head").args(["-c", "300000", "/dev/zero"])).unwrap();
+        assert_eq!(out.stdout.len(), 300_000);
+        let out = watch
+            .output(&Cmd::new("sh").args(["-c", "head -c 9000000 /dev/zero; echo end; exit 4"]))
+            .unwrap();
+        assert!(
+            out.status.code() == Some(4) && out.stdout.ends_with(b"end\n") && out.stdout.len() < 9_000_000
+        );
     }
 }

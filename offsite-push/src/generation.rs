@@ -41,6 +41,9 @@ pub(crate) struct Known {
     /// When its file system was last checked, as that says itself. Who checks it without us may have repaired it.
     #[serde(default)]
     pub(crate) checked_at: Option<String>,
+    /// When luks-mount last opened it though it was not as this machine left it. Who had it meanwhile may have taken things out.
+    #[serde(default)]
+    pub(crate) accepted_at: Option<String>,
     /// Why the names and sizes of all its dates are to be compared before anything is confirmed.
     #[serde(default)]
     pub(crate) compare: Option<String>,
@@ -209,6 +212,7 @@ impl Change {
             Some(old) => Known {
                 damaged: old.damaged.clone(),
                 checked_at: old.checked_at.clone(),
+                accepted_at: old.accepted_at.clone(),
                 compare: old.compare.clone(),
                 ..Known::default()
             },

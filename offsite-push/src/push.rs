@@ -236,6 +236,7 @@ fn fill(
     change.note(&path, |known| {
         known.compare = None;
         known.checked_at = whole::checked_at(&attached).or(known.checked_at.take());
+        known.accepted_at = whole::accepted_at(&attached);
         known.damaged.extend(damaged);
     })?;
     whole::forget_noticed(settings)?;

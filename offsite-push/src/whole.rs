@@ -62,6 +62,12 @@ fn reason(known: Option<&Known>, attached: &Answer, accepted: bool) -> Option<St
     if let Some((_, found)) = left.zip(found).filter(|(left, found)| left != found) {
         return Some(format!("its file system was checked by somebody, {found}, and may have been repaired"));
     }
+    let taken = accepted_at(attached).filter(|_| !mutant::active("what-was-accepted-is-compared"));
+    if let Some((known, when)) = known.zip(taken)
+        && known.accepted_at.as_ref() != Some(&when)
+    {
+        return Some(format!("it was taken as it is, {when}, though it was not as this machine left it"));
+    }
     accepted.then(|| "it was taken as it is".into())
 }
 
@@ -81,6 +87,11 @@ pub(crate) fn doubt(
         known.save(path)?;
     }
     Ok(why)
+}
+
+/// When it was last opened for writing though it was not as this machine left it.
+pub(crate) fn accepted_at(attached: &Answer) -> Option<String> {
+    attached.data("accepted_at").as_str().map(str::to_owned)
 }
 
 /// When the file system was last checked, as it is left now.

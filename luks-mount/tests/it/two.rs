@@ -28,9 +28,11 @@ fn both(file_system: &str) -> (World, World) {
 
 fn each_order(file_system: &str) {
     let (old, restored) = both(file_system);
-    for (first, second) in [(&old, &restored), (&restored, &old)] {
+    for (first, second, strange) in [(&old, &restored, false), (&restored, &old, true)] {
         // In turn: whoever was not the last one is refused, can look, and takes it over only if told to.
-        first.run("attach", ["--accept-container"]).expect(0);
+        let taken = first.run("attach", ["--accept-container"]).expect(0);
+        // Told from now on, so that whoever trusts what is inside looks at it.
+        assert_eq!(taken.json["data"]["accepted_at"].is_string(), strange, "{:#}", taken.json);
         first.sh("date >run/container/g");
         assert!(first.path("s3/c.img.lease").exists());
         // At once.
@@ -45,7 +47,11 @@ fn each_order(file_system: &str) {
         second.detach().expect(0);
         refused(second, 78, "not as this machine left it");
         // Being refused has changed nothing for the one that goes on.
-        assert_eq!(warnings(&first.attach().expect(0)), [""; 0]);
+        let again = first.attach().expect(0);
+        assert_eq!(
+            (warnings(&again), &again.json["data"]["accepted_at"]),
+            (vec![], &taken.json["data"]["accepted_at"])
+        );
         first.detach().expect(0);
     }
 }
@@ -135,5 +141,62 @@ fn a_lease_moves_on_and_its_loss_is_noticed() {
     let down = world.detach().expect(0);
     assert_eq!((warnings(&down), &down.json["data"]["clean"]), (vec!["lease-lost"], &false.into()));
     assert!(world.path("s3/c.img.lease").exists(), "it is the other one's");
+    world.nothing_is_up();
+}
+
+/// S3 answers late, or its disk is full: renewals fail, one after the other. That is nobody else's lease for it.
+#[test]
+fn renewals_that_fail_do_not_make_the_lease_somebody_elses() {
+    if elsewhere("two::renewals_that_fail_do_not_make_the_lease_somebody_elses") {
+        return;
+    }
+    let world = World::with(64, "ext4");
+    let stop = "mount --bind s3/c.img.lease s3/c.img.lease; mount -o remount,bind,ro s3/c.img.lease";
+    world.attach().expect(0);
+    world.sh(stop);
+    for _ in 0..3 {
+        let ran = world.run("renew", [""; 0]).expect(1);
+        assert_ne!(ran.json["data"]["lease_lost"], true, "{:#}", ran.json);
+    }
+    world.sh("umount s3/c.img.lease");
+    assert_eq!(world.run("renew", [""; 0]).expect(0).json["changed"], true);
+    world.sh(stop);
+    world.run("renew", [""; 0]).expect(1);
+    world.run("renew", [""; 0]).expect(1);
+    // Cut off, and its lease cannot be written by the next ones either: they go on, and say so.
+    world
+        .sh("cp --sparse=always s3/c.img cut; cp -p state/container.json record; cp -p s3/c.img.lease lease");
+    world.detach().expect(0);
+    world.sh(
+        "umount s3/c.img.lease; mv cut s3/c.img; mv record state/container.json; mv lease s3/c.img.lease",
+    );
+    world.sh(stop);
+    for _ in 0..3 {
+        let up = world.attach().expect(0);
+        assert!(warnings(&up).contains(&"no-lease"), "{:#}", up.json);
+        world.detach().expect(0);
+    }
+    world.sh("umount s3/c.img.lease");
+    let up = world.attach().expect(0);
+    assert_eq!(warnings(&up), [""; 0]);
+    world.detach().expect(0);
+    assert!(!world.path("s3/c.img.lease").exists());
+    world.nothing_is_up();
+}
+
+/// What cannot be read is somebody else's, which keeps nobody from looking.
+#[test]
+fn a_lease_that_cannot_be_opened_is_taken_over_like_any_other() {
+    if elsewhere("two::a_lease_that_cannot_be_opened_is_taken_over_like_any_other") {
+        return;
+    }
+    let world = World::with(64, "ext4");
+    drop(std::os::unix::net::UnixListener::bind(world.path("s3/c.img.lease")).unwrap());
+    assert_eq!(warnings(&world.run("attach", ["--read-only"]).expect(0)), ["lease-of-another"]);
+    world.detach().expect(0);
+    refused(&world, 75, "cannot be read");
+    let up = world.run("attach", ["--accept-container"]).expect(0);
+    assert_eq!(warnings(&up), ["lease-taken-over"]);
+    world.detach().expect(0);
     world.nothing_is_up();
 }

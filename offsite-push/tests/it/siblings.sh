@@ -47,7 +47,7 @@ case $tool-$action in
         mount --bind "$w/disk" "$w/run/container"
         echo attached >"$w/luks"
         checked=$(state checked yesterday)
-        object 0 true "{\"state\":\"attached\",\"uuid\":\"$(cat "$w/uuid")\",\"fsck\":\"$(state fsck not-needed)\",\"checked_before\":\"$checked\",\"checked_at\":\"$checked\"}" '[{"kind":"header-differs","message":"seen"}]' ;;
+        object 0 true "{\"state\":\"attached\",\"uuid\":\"$(cat "$w/uuid")\",\"fsck\":\"$(state fsck not-needed)\",\"checked_before\":\"$checked\",\"checked_at\":\"$checked\",\"accepted_at\":$(state accepted null)}" '[{"kind":"header-differs","message":"seen"}]' ;;
     luks-mount-detach)
         if [ "$(luks)" = detached ]; then object 0 false '{"state":"detached"}'; exit 0; fi
         umount "$w/run/container" 2>/dev/null

@@ -6,6 +6,7 @@ use testkit::Ran;
 use crate::world::{DATES, World, steps};
 
 const NEXT: &str = "2026-11-23T03-30-00Z";
+const LAST: &str = "2026-11-25T03-30-00Z";
 const MORE: &str = "2026-11-24T03-30-00Z";
 
 /// Two dates pushed, a third waits.
@@ -61,6 +62,26 @@ fn a_check_that_somebody_else_made_counts_as_a_repair() {
     let ran = world.push().expect(3);
     assert!(damaged(&ran).contains(&format!("{}: 1 paths are missing", DATES[0])), "{}", damaged(&ran));
     assert_eq!(world.record()["date"], DATES[2]);
+}
+
+/// Another machine wrote to it, or somebody mounted it, and a person said that it is to be taken: by this push, by one that was
+/// killed then, or by hand.
+#[test]
+fn what_was_accepted_is_compared_once() {
+    let world = two_pushed();
+    world.write("accepted", "\"2026-11-22T05:00:00Z\"");
+    finds(&world);
+    world.plan("link-sync-copy", "kill -KILL $PPID; kill -KILL $$\n");
+    assert!(!world.command("push", &[]).output().unwrap().status.success());
+    world.no_plan("link-sync-copy");
+    let ran = world.push().expect(3);
+    assert!(steps(&ran).contains(&"compare"), "{:?}", steps(&ran));
+    damaged(&ran);
+    world.snapshot(MORE);
+    assert!(!steps(&world.push().expect(3)).contains(&"compare"));
+    world.write("accepted", "\"2026-11-24T05:00:00Z\"");
+    world.snapshot(LAST);
+    assert!(steps(&world.push().expect(3)).contains(&"compare"));
 }
 
 #[test]

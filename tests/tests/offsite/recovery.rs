@@ -105,12 +105,55 @@ fn with_nothing_but_the_disk_and_the_key() {
         let (covered, files) = counted.strip_suffix(" files").unwrap().split_once(" of ").unwrap();
         assert_eq!(covered, files, "{told}");
         assert!(files.parse::<u32>().unwrap() > 30 && !told.contains("NOT CHECKED"), "{told}");
+        assert!(!told.contains("MISSING in"), "{told}");
         same(&source, &out.join("data"));
         assert_eq!(psql("nextcloud", rows), before);
         assert_eq!(psql("nextcloud", "SELECT t FROM \"Odd Name\""), "x");
         world.nothing_is_up();
         std::fs::remove_dir_all(Path::new(&out)).unwrap();
     }
+}
+
+/// A repair of the file system took a folder's names away: what they led to is whole, and on the list of an older date.
+#[test]
+fn a_name_that_only_an_older_date_still_has_is_missed() {
+    let dir = testkit::scratch();
+    let at = |name: &str| dir.path().join(name);
+    for name in ["source/folder", "store", "rescue/snapshots", "index"] {
+        std::fs::create_dir_all(at(name)).unwrap();
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(at(name), private).unwrap();
+    }
+    for n in 0..3 {
+        std::fs::write(at(&format!("source/folder/{n}")), format!("file {n}")).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        let mut snapshot = Command::new(testkit::bin("link-sync"));
+        snapshot.args(["snapshot", "--crash-consistent", "--store"]).arg(at("store"));
+        snapshot.arg("--state-dir").arg(at("index"));
+        testkit::run(snapshot.arg(format!("--source=docs={}", at("source").display()))).expect(0);
+        let mut copy = Command::new(testkit::bin("link-sync"));
+        testkit::run(copy.args(["copy", "--to"]).arg(at("rescue/snapshots")).arg("--store").arg(at("store")))
+            .expect(0);
+    }
+    let page = std::fs::read_to_string(repo().join("docs/disaster-recovery.md")).unwrap();
+    let block = page.split("```sh\n").find(|b| b.contains("NOT CHECKED")).unwrap();
+    let look = || {
+        let script = format!("set -eu\n{}", block.split("```").next().unwrap());
+        let ran = Command::new("sh").args(["-c", &script]).env("WHERE", at("rescue")).output().unwrap();
+        String::from_utf8(ran.stdout).unwrap()
+    };
+    assert_eq!(look(), "checked: 3 of 3 files\n");
+    let mut dates: Vec<_> =
+        std::fs::read_dir(at("rescue/snapshots")).unwrap().map(|e| e.unwrap().path()).collect();
+    dates.retain(|d| d.file_name().unwrap().to_str().unwrap().starts_with("20"));
+    dates.sort();
+    let newest = dates.last().unwrap();
+    std::fs::remove_file(newest.join("docs/folder/0")).unwrap();
+    let said = look();
+    assert!(said.contains(&format!("MISSING in {}/docs: 3 of 4 names", newest.display())), "{said}");
+    assert!(said.ends_with("checked: 3 of 3 files\n") && said.lines().count() == 2, "{said}");
+    std::fs::remove_file(newest.join(".meta/snapshot.json")).unwrap();
+    assert!(look().contains("of ? names"), "{}", look());
 }
 
 /// What somebody who holds S3 puts in the place of the container: a file system of his own, which looks like ours.
