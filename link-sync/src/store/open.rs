@@ -265,8 +265,8 @@ pub fn abilities(partial: &File) -> Result<(bool, bool)> {
 
 impl Writable {
     /// Refuses when `bytes` more of `source` (or of all), or `inodes` more, would not fit. What an interrupted run
-    /// received is there already.
-    pub fn room(&self, source: Option<&str>, bytes: u64, inodes: u64) -> Result<()> {
+    /// received is there already: returns what is still to come.
+    pub fn room(&self, source: Option<&str>, bytes: u64, inodes: u64) -> Result<(u64, u64)> {
         let (mut held, mut held_inodes) = (0, 0);
         let resume = match source {
             Some(source) => self.resume_dir(source)?,
@@ -299,7 +299,7 @@ impl Writable {
             .hint("the file system was made with too few inodes: use another, or one made with more (mkfs.ext4 -i)")
             .into());
         }
-        Ok(())
+        Ok((bytes, inodes))
     }
 
     /// The folder of `source` below `top` (`.partial`, `.incoming`, …), made if missing.
