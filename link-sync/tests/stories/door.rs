@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::talk::{At, Talk, list, record, refused};
-use crate::world::{Disk, World, private, told};
+use crate::world::{Disk, World, ok, private, told};
 
 /// What the far end takes besides what it remembers of lists.
 const BASE: u64 = 48 << 20;
@@ -294,6 +294,24 @@ fn a_day_that_a_clock_ahead_has_noted_ends() {
     let today = jiff::Timestamp::now().strftime("%F").to_string();
     // The clock that was put back adds nothing to today; tomorrow is a new day.
     assert_eq!(noted, json!({"day": today, "bytes": 1000, "inodes": 1000, "inodes_used": null}));
+}
+
+#[test]
+fn what_is_found_in_a_store_that_can_only_be_read_is_told() {
+    let disk = Disk::new(50);
+    let world = World::on(&disk);
+    world.file("rots", "as it was hashed");
+    let newest = world.publish();
+    std::fs::write(newest.join("docs/rots"), "as it has rotten, and longer").unwrap();
+    let mounted = disk.path.to_str().unwrap();
+    ok("mount", &["-o", "remount,ro", mounted]);
+    let mut talk = Talk::at(At::Backup, &world.store, &[]);
+    let answer = talk.ask(&json!({"ask": "verify",
+        "options": {"date": "all", "sample": 100.0, "seed": 1, "limit": 10}}));
+    talk.end();
+    ok("mount", &["-o", "remount,rw", mounted]);
+    assert_eq!(answer["ok"]["findings_total"], 2, "{answer}");
+    assert!(answer["ok"]["not_recorded"].as_str().is_some_and(|why| why.contains("recorded")), "{answer}");
 }
 
 #[test]
