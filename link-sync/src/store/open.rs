@@ -88,11 +88,14 @@ pub fn open(store: &Store, copy_from: Option<Option<&str>>) -> Result<Writable> 
     }
     warnings.extend(known.warnings());
     let newest = known.counted.last().map(|s| s.date.clone());
-    if let Some(newest) = &newest
-        && super::publish::point_latest(&dir, newest, true)?
-    {
-        warnings.push(json!({"kind": "latest-repaired", "message": format!(
-            "'latest' did not point to the newest snapshot, {newest}: it does now")}));
+    // It is for people; no snapshot depends on it.
+    match newest.as_ref().map(|newest| (newest, super::publish::point_latest(&dir, newest, true))) {
+        Some((newest, Ok(true))) => warnings.push(json!({"kind": "latest-repaired", "message": format!(
+            "'latest' did not point to the newest snapshot, {newest}: it does now")})),
+        Some((_, Err(e))) => {
+            warnings.push(json!({"kind": "latest-not-moved", "message": format!("{e:#}")}));
+        }
+        _ => {}
     }
     let base = match copy_from {
         None => known.counted.pop(),
