@@ -392,3 +392,26 @@ fn what_is_damaged_is_taken_anew_beside_a_date_that_is_to_come() {
         assert_eq!(std::fs::read_to_string(folder(&next).join("docs/rots")).unwrap(), "as it was hashed");
     }
 }
+
+#[test]
+fn a_rotten_inode_of_the_newest_snapshot_keeps_no_night_from_being_saved() {
+    use std::os::unix::fs::MetadataExt as _;
+    let disk = crate::world::Disk::new(50);
+    let world = World::on(&disk);
+    for name in ["a", "rots", "z"] {
+        world.file(name, name);
+    }
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    let newest = world.publish();
+    let inode = std::fs::metadata(newest.join("docs/rots")).unwrap().ino();
+    disk.unmount();
+    let spoil = format!("sif <{inode}> checksum 0x1234");
+    crate::world::ok("debugfs", &["-w", "-R", &spoil, disk.image.to_str().unwrap()]);
+    disk.mount();
+    std::fs::metadata(newest.join("docs/rots")).unwrap_err();
+    let ran = world.snapshot(&[]).expect(0);
+    assert!(warnings(&ran).contains(&"base-lacks") && ran.stderr.contains("rots"), "{ran:?}");
+    world.newest_is_source();
+    let again = world.snapshot(&[]).expect(0);
+    assert!(warnings(&again).is_empty(), "{again:?}");
+}
