@@ -32,6 +32,8 @@ pub struct Alive {
     begin: Instant,
     /// How long it may be silent.
     silence: Duration,
+    /// How long signs are given for a request during which nothing passes.
+    longest: Duration,
     /// When a byte last passed, or somebody began to wait: milliseconds from `begin`.
     passed: AtomicU64,
     /// How many threads wait for the other end to say, or to take, something.
@@ -53,6 +55,7 @@ impl Alive {
         Alive {
             begin: Instant::now(),
             silence,
+            longest: LONGEST,
             passed: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
             met: AtomicBool::new(false),
@@ -83,7 +86,8 @@ impl Alive {
     /// Gives signs on `output` until [`Alive::end`].
     pub fn tell<W: Write>(&self, output: &Mutex<W>) {
         while let Some(since) = self.tick() {
-            if !since.is_some_and(|when| when.elapsed() >= EVERY && when.elapsed() < LONGEST) {
+            if !since.is_some_and(|when| when.elapsed() >= EVERY && self.without_a_word(when) < self.longest)
+            {
                 continue;
             }
             // A pipe that is full is being read, or its reader does not wait for us. Whoever writes meanwhile gives a sign by
@@ -105,6 +109,13 @@ impl Alive {
                 nix::sys::signal::kill(Pid::this(), Signal::SIGTERM).ok();
             }
         }
+    }
+
+    /// How long the request of `when` has been worked on and nothing has passed. One that moves data may take days, and rsync
+    /// may compare for minutes in between.
+    fn without_a_word(&self, when: Instant) -> Duration {
+        let silent = self.now().saturating_sub(self.passed.load(Ordering::SeqCst));
+        when.elapsed().min(Duration::from_millis(silent))
     }
 
     /// A second later: since when a request is being worked on. `None` after [`Alive::end`].
@@ -201,5 +212,41 @@ impl<W: Write> Write for Frames<'_, W> {
             output.write_all(&piece)?;
             output.flush()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many signs are given within `time` while a request is worked on, and a byte passes `every` so often.
+    fn signs(time: Duration, every: Option<Duration>) -> usize {
+        let mut alive = Alive::new(SILENCE);
+        alive.longest = Duration::from_secs(3);
+        let output = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            scope.spawn(|| alive.tell(&output));
+            let _working = alive.working();
+            let begin = Instant::now();
+            while begin.elapsed() < time {
+                std::thread::sleep(every.unwrap_or(time));
+                let _byte = every.map(|_| Watched::new(&b"x"[..], &alive).read(&mut [0]).unwrap());
+            }
+            alive.end();
+        });
+        let said = output.into_inner().unwrap();
+        let mut one = Vec::new();
+        protocol::send(&mut one, Kind::Alive, &[]).unwrap();
+        said.len() / one.len()
+    }
+
+    #[test]
+    fn a_request_that_moves_data_gives_signs_however_long_it_takes() {
+        let time = Duration::from_secs(8);
+        let (moving, stuck) = std::thread::scope(|scope| {
+            let moving = scope.spawn(|| signs(time, Some(Duration::from_millis(500))));
+            (moving.join().unwrap(), signs(time, None))
+        });
+        assert!(moving >= 5 && stuck <= 3, "{moving} {stuck}");
     }
 }

@@ -45,8 +45,11 @@ pub fn run(args: &cli::Verify, report: &mut Report) -> Result<()> {
             let mut far = Far::connect(&settings)?;
             let watch = |done, total| progress.reached_of(done, total);
             let request = BackupIdle::Verify { options: options.clone() };
-            let answer = far.ask_in_parts(&request, "findings", watch)?;
+            let mut answer: Value = far.ask_in_parts(&request, "findings", watch)?;
             report.set("store", far.hello.store.as_str());
+            if let Some(Value::String(why)) = answer.as_object_mut().and_then(|a| a.remove("not_recorded")) {
+                report.warn("not-recorded", why);
+            }
             answer
         }
     };

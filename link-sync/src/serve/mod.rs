@@ -109,9 +109,14 @@ fn backup<I: Read, O: Write + Send>(line: &mut Line<'_, I, O>, store: &Store, te
             BackupIdle::Verify { options } => {
                 let outcome = verify::verify(store, None, &options, &teller(&mut line.output));
                 let answer = outcome.and_then(|outcome| {
-                    verified::record(store, &options, &outcome, 0)?;
+                    let recorded = verified::record(store, &options, &outcome, 0);
                     let newest = store.find("latest").ok().map(|newest| newest.date);
-                    outcome.describe(&options).map(|answer| without_old_names(answer, newest.as_deref()))
+                    let mut answer = without_old_names(outcome.describe(&options)?, newest.as_deref());
+                    // On a disk that failed, and can be read only, what was found is worth most.
+                    if let Err(error) = recorded {
+                        answer["not_recorded"] = format!("{error:#}").into();
+                    }
+                    Ok(answer)
                 });
                 line.reply_in_parts(answer, "findings")?;
             }

@@ -1,8 +1,9 @@
 //! What one day may add to a store: so that whoever has the key for backups cannot fill it in an hour.
 //!
 //! Measured by the disk itself, as nothing else counts links, folders and what rsync does: the first snapshot that is begun on a
-//! day (UTC, by the store's clock) notes what is free, in `.day.json`; from then on the free room may shrink by so much
-//! until the next day. The very first snapshot of a store may take all there is but the reserve.
+//! day (UTC, by the store's clock) notes what is free, and how many inodes are in use, in `.day.json`; from then on the one may
+//! shrink, and the other grow, by so much until the next day. The very first snapshot of a store may take all there is but the reserve. What is more than a day may
+//! add comes in parts, one each day.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,17 +42,26 @@ pub struct Limits {
 pub struct Allowance {
     dir: File,
     shown: String,
-    /// So much must stay free, today, and the limit that says so.
-    bytes: Option<Floor>,
-    inodes: Option<Floor>,
+    bytes: Option<Limit>,
+    inodes: Option<Limit>,
     /// Written since the disk was last asked.
     since: AtomicU64,
 }
 
+/// So much more than when the day began may be taken.
 #[derive(Clone, Copy, Debug)]
-struct Floor {
-    free: u64,
-    limit: u64,
+struct Limit {
+    began: u64,
+    most: u64,
+}
+
+/// What a disk says of itself.
+#[derive(Clone, Copy, Debug)]
+struct Taken {
+    free_bytes: u64,
+    /// `None` where a file system makes inodes as it needs them, and does not count them.
+    free_inodes: Option<u64>,
+    inodes: Option<u64>,
 }
 
 /// `.day.json`
@@ -61,8 +71,11 @@ struct Day {
     day: String,
     /// Free when it began.
     bytes: u64,
-    /// `null` where a file system makes them as it needs them.
+    /// The same; `null` where a file system makes them as it needs them.
     inodes: Option<u64>,
+    /// In use when it began. What is free says little of them: on xfs, where any block may hold some, bytes take of it, too.
+    #[serde(default)]
+    inodes_used: Option<u64>,
 }
 
 impl Allowance {
@@ -79,7 +92,8 @@ impl Allowance {
             .hint("what makes so many? the next day begins anew")
             .into());
         }
-        let (bytes, inodes) = free(dir)?;
+        let Taken { free_bytes, free_inodes, inodes } = Taken::of(dir)?;
+        let begun = Day { day: now.clone(), bytes: free_bytes, inodes: free_inodes, inodes_used: inodes };
         let file = store.path.join(FILE);
         let noted = super::open_file(dir, FILE).ok().and_then(|file| {
             use std::io::Read as _;
@@ -87,28 +101,30 @@ impl Allowance {
             file.take(LONGEST).read_to_string(&mut text).ok()?;
             serde_json::from_str::<Day>(&text).ok()
         });
-        // A clock that is put back begins no new day.
-        let day = match noted.filter(|day| day.day >= now && !mutant::active("every-snapshot-is-a-new-day")) {
-            Some(day) => day,
-            // What the very first snapshot took is no measure for the rest of that day.
-            None if first => Day { day: now, bytes, inodes },
-            None => {
-                let day = Day { day: now, bytes, inodes };
+        // What the very first snapshot took is no measure for the rest of that day, and there is no history to be crowded out.
+        let noted = noted.filter(|day| day.day >= now && !mutant::active("every-snapshot-is-a-new-day"));
+        let day = match noted {
+            _ if first => begun,
+            Some(day) if day.day == now || mutant::active("a-day-to-come-is-waited-for") => day,
+            other => {
+                // A clock that is put back adds nothing to what was left; the day after it begins anew, and not only that which
+                // a clock that was ahead has noted.
+                let day = other.map_or(begun, |day| Day { day: now, ..day });
                 let text = format!("{}\n", serde_json::to_string(&day)?);
                 common::durable::write(&file, text.as_bytes(), 0o600)
                     .context("cannot note what is free in the store at the beginning of the day")?;
                 day
             }
         };
-        let floor = |free: u64, limit: Option<u64>, least: u64| {
-            let limit = limit.or((!first).then(|| least.max(free / 2)))?;
-            Some(Floor { free: free.saturating_sub(limit), limit })
+        let limit = |began: Option<u64>, free: u64, set: Option<u64>, least: u64| {
+            let most = set.unwrap_or_else(|| least.max(free / 2));
+            began.filter(|_| !first).map(|began| Limit { began, most })
         };
         Ok(Allowance {
             dir: dir.try_clone().context("cannot copy a descriptor")?,
             shown: store.path.display().to_string(),
-            bytes: floor(day.bytes, limits.bytes, BYTES),
-            inodes: day.inodes.and_then(|free| floor(free, limits.inodes, INODES)),
+            bytes: limit(Some(day.bytes), day.bytes, limits.bytes, BYTES),
+            inodes: limit(day.inodes_used, day.inodes.unwrap_or(0), limits.inodes, INODES),
             since: AtomicU64::new(0),
         })
     }
@@ -124,20 +140,37 @@ impl Allowance {
 
     /// Refuses when `bytes` more, or `inodes` more, are more than today may add.
     pub fn room(&self, bytes: u64, inodes: u64) -> Result<()> {
-        let (free_bytes, free_inodes) = free(&self.dir)?;
+        let now = Taken::of(&self.dir)?;
+        let added = |from: u64, to: u64| i128::from(to) - i128::from(from);
         let checks = [
-            (self.bytes, Some(free_bytes), bytes, "bytes", "max_bytes_per_day"),
-            (self.inodes, free_inodes, inodes, "files and folders", "max_inodes_per_day"),
+            (
+                self.bytes.map(|l| (l.most, added(now.free_bytes, l.began))),
+                bytes,
+                "bytes",
+                "max_bytes_per_day",
+            ),
+            (
+                self.inodes.zip(now.inodes).map(|(l, inodes)| (l.most, added(l.began, inodes))),
+                inodes,
+                "files and folders",
+                "max_inodes_per_day",
+            ),
         ];
-        for (floor, free, more, what, key) in checks {
-            let Some((floor, free)) = floor.zip(free) else { continue };
-            if free >= floor.free.saturating_add(more) || mutant::active("a-day-may-add-everything") {
+        for (limit, more, what, key) in checks {
+            let Some((most, added)) = limit else { continue };
+            let fits = |more: u64| added + i128::from(more) <= i128::from(most);
+            if fits(more) || mutant::active("a-day-may-add-everything") {
+                continue;
+            }
+            // No day has room for it: each takes what it may, and the next one goes on.
+            if more > most && fits(0) && !mutant::active("too-much-for-a-day-never-begins") {
                 continue;
             }
             return Err(Fault::failed(format!(
-                "today's snapshots would take more than {} {what} of {}, the most that one day may add: {free} are free, {} must \
-                 stay free today, {more} are to come",
-                floor.limit, self.shown, floor.free
+                "today's snapshots would take more than {most} {what} of {}, the most that one day may add: {} were added, {more} are \
+                 to come",
+                self.shown,
+                added.max(0)
             ))
             .hint(format!(
                 "if that much is really new, set {key} in [store] of the profile on the store's machine; what has arrived is \
@@ -149,9 +182,15 @@ impl Allowance {
     }
 }
 
-/// Free bytes, and free inodes where they are counted.
-fn free(dir: &File) -> Result<(u64, Option<u64>)> {
-    let stat = nix::sys::statvfs::fstatvfs(dir).context("cannot ask for the store's free room")?;
-    let bytes = stat.blocks_available().saturating_mul(stat.fragment_size());
-    Ok((bytes, (stat.files() != 0).then(|| stat.files_available())))
+impl Taken {
+    /// Asks the file system that `dir` is on.
+    fn of(dir: &File) -> Result<Taken> {
+        let stat = nix::sys::statvfs::fstatvfs(dir).context("cannot ask for the store's free room")?;
+        let counted = |inodes: u64| (stat.files() != 0).then_some(inodes);
+        Ok(Taken {
+            free_bytes: stat.blocks_available().saturating_mul(stat.fragment_size()),
+            free_inodes: counted(stat.files_available()),
+            inodes: counted(stat.files().saturating_sub(stat.files_free())),
+        })
+    }
 }

@@ -6,11 +6,13 @@ use std::collections::BTreeSet;
 use std::io::Read as _;
 
 use anyhow::{Context as _, Result};
+use common::mutant;
 use serde::{Deserialize, Serialize};
 
 use super::Store;
 use super::findings::{Kind, Outcome};
 use super::meta::SnapshotMeta;
+use super::odd::Known;
 use super::verify::Options;
 
 /// The file.
@@ -52,9 +54,13 @@ impl Damaged {
 
 /// Notes what a verification, whose outcome is what is still wrong, found in the newest snapshot, if it looked there.
 pub fn record(store: &Store, options: &Options, outcome: &Outcome) -> Result<()> {
-    let (Some(newest), Some(seen)) = (store.snapshots()?.0.pop(), outcome.dates.last()) else {
-        return Ok(());
+    // Odd ones are no base of the next backup.
+    let counted = match mutant::active("an-odd-one-is-the-base") {
+        true => store.snapshots()?.0,
+        false => Known::of(store, jiff::Timestamp::now())?.counted,
     };
+    let seen = outcome.dates.iter().rfind(|date| counted.iter().any(|meta| meta.date == **date));
+    let (Some(newest), Some(seen)) = (counted.last().cloned(), seen) else { return Ok(()) };
     // One that was published meanwhile shares what is rotten in the one before.
     let since = options.date == "all" && *seen < newest.date;
     if *seen != newest.date && !since {

@@ -88,11 +88,14 @@ pub fn open(store: &Store, copy_from: Option<Option<&str>>) -> Result<Writable> 
     }
     warnings.extend(known.warnings());
     let newest = known.counted.last().map(|s| s.date.clone());
-    if let Some(newest) = &newest
-        && super::publish::point_latest(&dir, newest, true)?
-    {
-        warnings.push(json!({"kind": "latest-repaired", "message": format!(
-            "'latest' did not point to the newest snapshot, {newest}: it does now")}));
+    // It is for people; no snapshot depends on it.
+    match newest.as_ref().map(|newest| (newest, super::publish::point_latest(&dir, newest, true))) {
+        Some((newest, Ok(true))) => warnings.push(json!({"kind": "latest-repaired", "message": format!(
+            "'latest' did not point to the newest snapshot, {newest}: it does now")})),
+        Some((_, Err(e))) => {
+            warnings.push(json!({"kind": "latest-not-moved", "message": format!("{e:#}")}));
+        }
+        _ => {}
     }
     let base = match copy_from {
         None => known.counted.pop(),
@@ -265,8 +268,8 @@ pub fn abilities(partial: &File) -> Result<(bool, bool)> {
 
 impl Writable {
     /// Refuses when `bytes` more of `source` (or of all), or `inodes` more, would not fit. What an interrupted run
-    /// received is there already.
-    pub fn room(&self, source: Option<&str>, bytes: u64, inodes: u64) -> Result<()> {
+    /// received is there already: returns what is still to come.
+    pub fn room(&self, source: Option<&str>, bytes: u64, inodes: u64) -> Result<(u64, u64)> {
         let (mut held, mut held_inodes) = (0, 0);
         let resume = match source {
             Some(source) => self.resume_dir(source)?,
@@ -299,7 +302,7 @@ impl Writable {
             .hint("the file system was made with too few inodes: use another, or one made with more (mkfs.ext4 -i)")
             .into());
         }
-        Ok(())
+        Ok((bytes, inodes))
     }
 
     /// The folder of `source` below `top` (`.partial`, `.incoming`, …), made if missing.

@@ -116,7 +116,7 @@ pub fn prune(store: &Store, ask: &Ask, now: Timestamp) -> Result<Pruned> {
         && let Err(error) = publish::point_latest(&dir, newest, true)
         && !no_room(&error)
     {
-        return Err(error);
+        pruned.warnings.push(json!({"kind": "latest-not-moved", "message": format!("{error:#}")}));
     }
     drop(writable);
     for date in &pruned.removed {

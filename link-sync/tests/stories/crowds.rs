@@ -24,17 +24,18 @@ fn multiply(first: &Path, many: u32) -> Vec<PathBuf> {
     let store = first.parent().unwrap();
     let text = std::fs::read_to_string(first.join(".meta/snapshot.json")).unwrap();
     let meta: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let (id, date) = (meta["id"].as_str().unwrap(), meta["date"].as_str().unwrap());
+    let [id, date, begun] = ["id", "date", "started_at"].map(|key| meta[key].as_str().unwrap());
     let mut made = Vec::new();
     for n in 0..many {
-        let name =
-            format!("{}-{:02}-{:02}T01-{:02}-00Z", 2020 + n / 336, 1 + n / 28 % 12, 1 + n % 28, n % 60);
+        let day = format!("{}-{:02}-{:02}", 2020 + n / 336, 1 + n / 28 % 12, 1 + n % 28);
+        let name = format!("{day}T01-{:02}-00Z", n % 60);
         let at = store.join(&name);
         ok("cp", &["-al", first.to_str().unwrap(), at.to_str().unwrap()]);
         for own in ["snapshot.json", "lock"] {
             std::fs::remove_file(at.join(".meta").join(own)).unwrap();
         }
         let own = text.replace(id, &format!("{n:032x}")).replace(date, &name);
+        let own = own.replace(begun, &format!("{day}T01:00:00Z"));
         std::fs::write(at.join(".meta/snapshot.json"), own).unwrap();
         std::fs::write(at.join(".meta/lock"), "").unwrap();
         made.push(at);

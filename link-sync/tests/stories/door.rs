@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::talk::{At, Talk, list, record, refused};
-use crate::world::{Disk, World, private, told};
+use crate::world::{Disk, World, ok, private, told};
 
 /// What the far end takes besides what it remembers of lists.
 const BASE: u64 = 48 << 20;
@@ -209,6 +209,124 @@ fn one_day_may_add_so_much_and_no_more() {
         private(&world.store.join(format!("{today}T00-{:02}-{:02}Z", n / 60, n % 60)));
     }
     refused(&Talk::at(At::Backup, &world.store, &limits).ask(&json!({"ask": "open"})), 1, "that is enough");
+}
+
+/// As if the day had ended: the next snapshot begins a new one.
+fn the_day_ends(world: &World) {
+    std::fs::remove_file(world.store.join(".day.json")).ok();
+}
+
+#[test]
+fn the_first_snapshot_may_be_larger_than_what_a_day_may_add() {
+    let disk = Disk::new(100);
+    let world = World::on(&disk);
+    world.profile("", "max_bytes_per_day = 4000000\nmax_inodes_per_day = 2");
+    for name in ["a", "b", "c"] {
+        std::fs::write(world.source.join(name), vec![1; 8 << 20]).unwrap();
+    }
+    world.publish();
+    world.newest_is_source();
+}
+
+#[test]
+fn what_is_more_than_a_day_may_add_comes_in_as_many_days() {
+    let disk = Disk::new(300);
+    let world = World::on(&disk);
+    world.file("old", "old");
+    std::thread::sleep(Duration::from_millis(2100));
+    world.publish();
+    for n in 0..6 {
+        std::fs::write(world.source.join(format!("new{n}")), vec![n; 15 << 20]).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(2100));
+    // 90 MB in parts of at most 40.
+    world.profile("", "max_bytes_per_day = 40000000");
+    let mut days = 0;
+    loop {
+        the_day_ends(&world);
+        days += 1;
+        let ran = world.snapshot(&[]);
+        if ran.code == 0 {
+            break;
+        }
+        let ran = ran.expect(1);
+        assert!(told(&ran).contains("one day may add") && days < 6, "{ran:?}");
+        assert_eq!(world.dates().len(), 1);
+        // Not a second time on the same day.
+        world.snapshot(&[]).expect(1);
+    }
+    assert!(days >= 2, "{days}");
+    world.newest_is_source();
+}
+
+#[test]
+fn what_arrived_on_another_day_is_not_counted_again() {
+    let disk = Disk::new(200);
+    let world = World::on(&disk);
+    world.file("old", "old");
+    world.publish();
+    std::fs::write(world.source.join("new"), vec![1; 40 << 20]).unwrap();
+    std::thread::sleep(Duration::from_millis(2100));
+    world.act("stage", &[]).expect(0);
+    world.act("abort", &[]).expect(0);
+    std::fs::write(world.source.join("newer"), vec![2; 4 << 20]).unwrap();
+    std::thread::sleep(Duration::from_millis(2100));
+    the_day_ends(&world);
+    // All of it is less than a day may add, but not what is left of this one.
+    world.profile("", "max_bytes_per_day = 60000000");
+    std::fs::write(world.dir.join("elsewhere"), vec![1; 4 << 20]).unwrap();
+    let talk = Talk::begun(&world.store, &["--max-bytes-per-day", "60000000"]);
+    talk.end();
+    std::fs::write(world.dir.join("elsewhere too"), vec![1; 30 << 20]).unwrap();
+    world.publish();
+    world.newest_is_source();
+}
+
+#[test]
+fn a_day_that_a_clock_ahead_has_noted_ends() {
+    let world = world();
+    let day = world.store.join(".day.json");
+    std::fs::write(&day, r#"{"day":"2999-01-01","bytes":1000,"inodes":1000}"#).unwrap();
+    std::thread::sleep(Duration::from_millis(1050));
+    world.profile("", "max_bytes_per_day = 40000000");
+    world.publish();
+    let noted: Value = serde_json::from_str(&std::fs::read_to_string(&day).unwrap()).unwrap();
+    let today = jiff::Timestamp::now().strftime("%F").to_string();
+    // The clock that was put back adds nothing to today; tomorrow is a new day.
+    assert_eq!(noted, json!({"day": today, "bytes": 1000, "inodes": 1000, "inodes_used": null}));
+}
+
+#[test]
+fn what_is_found_in_a_store_that_can_only_be_read_is_told() {
+    let disk = Disk::new(50);
+    let world = World::on(&disk);
+    world.file("rots", "as it was hashed");
+    let newest = world.publish();
+    std::fs::write(newest.join("docs/rots"), "as it has rotten, and longer").unwrap();
+    let mounted = disk.path.to_str().unwrap();
+    ok("mount", &["-o", "remount,ro", mounted]);
+    let mut talk = Talk::at(At::Backup, &world.store, &[]);
+    let answer = talk.ask(&json!({"ask": "verify",
+        "options": {"date": "all", "sample": 100.0, "seed": 1, "limit": 10}}));
+    talk.end();
+    ok("mount", &["-o", "remount,rw", mounted]);
+    assert_eq!(answer["ok"]["findings_total"], 2, "{answer}");
+    assert!(answer["ok"]["not_recorded"].as_str().is_some_and(|why| why.contains("recorded")), "{answer}");
+}
+
+#[test]
+fn bytes_are_no_inodes_where_any_block_may_hold_some() {
+    let disk = Disk::of("xfs", 1000, &[]);
+    let world = World::on(&disk);
+    world.file("old", "old");
+    world.publish();
+    // With less than a quarter free, each block that is taken is room for eight inodes less.
+    std::fs::write(world.dir.join("elsewhere"), vec![1; 700 << 20]).unwrap();
+    std::fs::write(world.source.join("new"), vec![1; 20 << 20]).unwrap();
+    std::thread::sleep(Duration::from_millis(2100));
+    world.profile("", "max_inodes_per_day = 1000");
+    world.publish();
+    world.newest_is_source();
 }
 
 #[test]

@@ -369,3 +369,49 @@ fn where_much_is_damaged_everything_is_compared() {
     assert_ne!(ino(&first, "e/c"), ino(&folder(&second), "e/c"));
     assert_eq!(world.snapshot(&[]).expect(0).json["data"]["sources"][0]["way"], "index");
 }
+
+#[test]
+fn what_is_damaged_is_taken_anew_beside_a_date_that_is_to_come() {
+    let world = World::new();
+    world.file("rots", "as it was hashed");
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    let first = world.publish();
+    // A clock was years ahead for a night.
+    let ahead = world.store.join("2999-01-01T00-00-00Z");
+    crate::world::ok("cp", &["-a", first.to_str().unwrap(), ahead.to_str().unwrap()]);
+    for date in ["all", "latest"] {
+        let newest = world.store.join(world.dates().pop().unwrap());
+        let rots = newest.join("docs/rots");
+        let time = std::fs::metadata(&rots).unwrap().modified().unwrap();
+        std::fs::write(&rots, "as it has rotten").unwrap();
+        std::fs::File::options().write(true).open(&rots).unwrap().set_modified(time).unwrap();
+        world.act("verify", &["--date", date]).expect(1);
+        std::thread::sleep(std::time::Duration::from_millis(1050));
+        let next = world.snapshot(&[]).expect(0);
+        assert!(warnings(&next).contains(&"damaged-sent-again"), "{next:?}");
+        assert_eq!(std::fs::read_to_string(folder(&next).join("docs/rots")).unwrap(), "as it was hashed");
+    }
+}
+
+#[test]
+fn a_rotten_inode_of_the_newest_snapshot_keeps_no_night_from_being_saved() {
+    use std::os::unix::fs::MetadataExt as _;
+    let disk = crate::world::Disk::new(50);
+    let world = World::on(&disk);
+    for name in ["a", "rots", "z"] {
+        world.file(name, name);
+    }
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    let newest = world.publish();
+    let inode = std::fs::metadata(newest.join("docs/rots")).unwrap().ino();
+    disk.unmount();
+    let spoil = format!("sif <{inode}> checksum 0x1234");
+    crate::world::ok("debugfs", &["-w", "-R", &spoil, disk.image.to_str().unwrap()]);
+    disk.mount();
+    std::fs::metadata(newest.join("docs/rots")).unwrap_err();
+    let ran = world.snapshot(&[]).expect(0);
+    assert!(warnings(&ran).contains(&"base-lacks") && ran.stderr.contains("rots"), "{ran:?}");
+    world.newest_is_source();
+    let again = world.snapshot(&[]).expect(0);
+    assert!(warnings(&again).is_empty(), "{again:?}");
+}

@@ -379,3 +379,23 @@ fn acls_in_a_store_on_xfs_are_kept_and_stop_nothing() {
     world.act("restore", &["--date", date, "--to", to.to_str().unwrap(), "--verify"]).expect(0);
     assert_eq!(acl(&to.join("docs")), wanted);
 }
+
+#[test]
+fn a_folder_in_the_place_of_latest_keeps_no_night_from_being_saved() {
+    let world = World::new();
+    world.file("a", "a");
+    world.publish();
+    // Whoever copied the store followed its link.
+    let latest = world.store.join("latest");
+    std::fs::remove_file(&latest).unwrap();
+    std::fs::create_dir(&latest).unwrap();
+    std::fs::write(latest.join("a"), "a").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1050));
+    let ran = world.snapshot(&[]).expect(0);
+    assert!(warnings(&ran).contains(&"latest-not-moved"), "{ran:?}");
+    world.newest_is_source();
+    let pruned = world.act("prune", &["--keep-last=1", "--min-age=0d"]).expect(0);
+    assert!(warnings(&pruned).contains(&"latest-not-moved"), "{pruned:?}");
+    assert_eq!((world.dates().len(), latest.join("a").exists()), (1, true));
+    assert_eq!(std::fs::read_dir(world.store.join(".pruned")).unwrap().count(), 0);
+}
