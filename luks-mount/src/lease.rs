@@ -243,8 +243,7 @@ pub(crate) fn renew(settings: &Settings, report: &mut Report) -> Result<()> {
     let held = held.clone();
     record.save(settings)?;
     let mut put = ask(settings, &mut watch, What::Put, Some(Over::Ours), Some(&held))?;
-    if !put.done && put.found.is_none() && put.unwritable.is_none() {
-        report.warn("lease-was-gone", "somebody has removed the lease: it is put there again");
+    if mutant::active("a-lease-that-is-gone-is-ours") && !put.done && put.found.is_none() {
         put = ask(settings, &mut watch, What::Put, Some(Over::Nothing), Some(&held))?;
     }
     if let Some(why) = put.unwritable {
@@ -252,23 +251,36 @@ pub(crate) fn renew(settings: &Settings, report: &mut Report) -> Result<()> {
     }
     if !put.done && !mutant::active("lost-lease-unnoticed") {
         report.set("lease_lost", true);
-        return Err(lost(put.found.unwrap_or_default().as_bytes()));
+        return Err(lost(put.found.as_deref()));
     }
     report.changed = true;
     Ok(())
 }
 
-fn lost(text: &[u8]) -> anyhow::Error {
-    Fault::config(format!("the container was taken over by another machine: {}", whose(text)))
+fn lost(found: Option<&str>) -> anyhow::Error {
+    Fault::config(format!("the container was taken over by another machine: {}", taken_by(found)))
         .hint("only one machine may push to it: stop the other one, or this one")
         .into()
+}
+
+/// Who has it, if it is not ours any more. One that is gone was not just removed, as far as can be known: whoever was told
+/// to take the container over removes the lease at the end. If nobody was, the next attach finds its own marks and goes on.
+fn taken_by(found: Option<&str>) -> String {
+    match found {
+        Some(text) => whose(text.as_bytes()),
+        None => "the lease is gone, as one is that another machine has taken and given back".into(),
+    }
 }
 
 /// Whether somebody else has taken it from us. What cannot be found out is not so.
 pub(crate) fn is_lost(settings: &Settings, watch: &mut Watch) -> Option<String> {
     let held = Record::load(settings).ok().flatten()?.lease?;
-    let found = ask(settings, watch, What::Look, None, None).ok()?.found?;
-    (!is_ours(found.as_bytes(), Some(&held))).then(|| whose(found.as_bytes()))
+    let found = ask(settings, watch, What::Look, None, None).ok()?.found;
+    if found.is_none() && mutant::active("a-lease-that-is-gone-is-ours") {
+        return None;
+    }
+    let ours = found.as_ref().is_some_and(|text| is_ours(text.as_bytes(), Some(&held)));
+    (!ours).then(|| taken_by(found.as_deref()))
 }
 
 /// Gives it back once the container is closed. After an end that was not clean it stays: this machine goes on there.
