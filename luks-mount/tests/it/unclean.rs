@@ -70,6 +70,8 @@ fn a_file_system_marked_as_faulty_is_checked_once() {
             world.mapping()
         ));
     };
+    // (ext4 notes seconds)
+    std::thread::sleep(std::time::Duration::from_millis(1100));
     mark(&format!("debugfs -w -R 'ssv state 2' /dev/mapper/{} >/dev/null 2>&1", world.mapping()));
     // Not by this machine, as far as it knows.
     world.attach().expect(78);
