@@ -48,6 +48,11 @@ pub struct Far {
 impl Far {
     /// Starts the far end and greets it.
     pub fn connect(settings: &Settings) -> Result<Far> {
+        Far::connect_anywhere(settings)?.at(Door::Backup)
+    }
+
+    /// The same, at whichever door the key opens.
+    pub fn connect_anywhere(settings: &Settings) -> Result<Far> {
         let (cmd, remote) = match &settings.store {
             Place::Local(path) => (local(settings, path)?, None),
             Place::Ssh { host, path } => (ssh(settings, host, path, false)?, Some(host.as_str())),
@@ -56,7 +61,7 @@ impl Far {
             Place::Local(path) => path.as_path(),
             Place::Ssh { path, .. } => Path::new(path),
         };
-        Far::start(&cmd, remote, wanted, Door::Backup)
+        Far::meet(&cmd, remote, wanted, Door::Backup)
     }
 
     /// Like [`Far::connect`], for reading alone: with the key that can do no more.
@@ -72,6 +77,21 @@ impl Far {
 
     /// Starts `cmd`, a far end, and greets it. It must serve the store `wanted`, at `door`.
     pub fn start(cmd: &Cmd, remote: Option<&str>, wanted: &Path, door: Door) -> Result<Far> {
+        Far::meet(cmd, remote, wanted, door)?.at(door)
+    }
+
+    /// It must be at `door`.
+    fn at(self, door: Door) -> Result<Far> {
+        match (door, self.hello.door) {
+            (wanted, is) if wanted == is => Ok(self),
+            (Door::Read, _) => {
+                Err(Fault::denied("this key may write snapshots and not read them").hint(READING).into())
+            }
+            _ => Err(Fault::denied("this key may read the store and not change it").hint(WRITING).into()),
+        }
+    }
+
+    fn meet(cmd: &Cmd, remote: Option<&str>, wanted: &Path, door: Door) -> Result<Far> {
         let mut child = cmd.spawn_piped()?;
         let output = child.take_stdin().context("no pipe to the far end")?;
         let input = child.take_stdout().context("no pipe from the far end")?;
@@ -97,13 +117,7 @@ impl Far {
             .hint("make store in [snapshot] here and path in [store] there the same")
             .into());
         }
-        match (door, far.hello.door) {
-            (wanted, is) if wanted == is => Ok(far),
-            (Door::Read, _) => {
-                Err(Fault::denied("this key may write snapshots and not read them").hint(READING).into())
-            }
-            _ => Err(Fault::denied("this key may read the store and not change it").hint(WRITING).into()),
-        }
+        Ok(far)
     }
 
     /// Skips what the login shell printed.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::cli::List;
 use crate::far::Far;
-use crate::protocol::{BackupIdle, ReadIdle};
+use crate::protocol::{BackupIdle, Door, ReadIdle};
 use crate::store::meta::{is_date, taken};
 use crate::store::odd::{Known, Why};
 use crate::store::verified::Record;
@@ -19,10 +19,12 @@ use crate::store::{Store, sizes};
 pub fn list(args: &List, report: &mut Report) -> Result<()> {
     let settings = args.profile.options().settings()?;
     // To add up sizes is to read.
-    let mut far = if args.sizes { Far::connect_reading(&settings)? } else { Far::connect(&settings)? };
-    let mut answer = match args.sizes {
-        true => far.ask_in_parts(&ReadIdle::List { sizes: true }, "snapshots", |_, _| ()),
-        false => far.ask_in_parts(&BackupIdle::List {}, "snapshots", |_, _| ()),
+    let mut far =
+        if args.sizes { Far::connect_reading(&settings)? } else { Far::connect_anywhere(&settings)? };
+    // A machine that only rehearses has the key for reading alone.
+    let mut answer = match far.hello.door {
+        Door::Read => far.ask_in_parts(&ReadIdle::List { sizes: args.sizes }, "snapshots", |_, _| ()),
+        _ => far.ask_in_parts(&BackupIdle::List {}, "snapshots", |_, _| ()),
     }?;
     // The store's clock, as the dates are of it; an older far end does not tell.
     let now = answer["now"].as_str().and_then(|t| t.parse().ok()).unwrap_or_else(Timestamp::now);

@@ -175,7 +175,7 @@ fn a_dump_of_a_newer_version_is_told_from_a_damaged_one() {
     let mut bytes = std::fs::read(&toc).unwrap();
     assert_eq!(&bytes[..5], b"PGDMP");
     // A version of the archive that none writes yet; pg_dump 17 writes 1.16.
-    bytes[6] = 99;
+    let written = std::mem::replace(&mut bytes[6], 99);
     std::fs::write(&toc, &bytes).unwrap();
     let ran = lab.restore(&lab.database, ["--yes"]).expect(78);
     let message = ran.json["error"]["message"].as_str().unwrap();
@@ -185,8 +185,11 @@ fn a_dump_of_a_newer_version_is_told_from_a_damaged_one() {
     let ran = lab.restore(&lab.database, ["--yes"]).expect(1);
     assert!(ran.json["error"]["message"].as_str().unwrap().contains("damaged"));
 
-    // A program that sets what the server does not know.
-    bytes[6] = 14;
+    // A program that sets what the server does not know, if that is older than 17.
+    if lab.sql("SHOW server_version_num").parse::<u32>().unwrap() >= 170_000 {
+        return;
+    }
+    bytes[6] = written;
     std::fs::write(&toc, &bytes).unwrap();
     let newer = lab.path("pg_restore");
     testkit::script(

@@ -12,6 +12,7 @@ object() {
 }
 checked() { dumpe2fs -h "$image" 2>/dev/null | sed -n 's/^Last checked: *//p'; }
 case $action in
+    --version) echo "luks-mount 0.1.0" ;;
     status)
         if mountpoint -q "$target"; then state=attached; else state=detached; fi
         object 0 "\"state\":\"$state\"" ;;
