@@ -6,13 +6,13 @@ action=$1
 image=$w/s3/container.img target=$w/run/container
 object() {
     case $1 in 0) status=ok error=null ;; *) status=failed error='{"kind":"failed","message":"'$3'","causes":[],"hint":null,"command":null}' ;; esac
-    printf '{"schema":1,"tool":"luks-mount","version":"0.1.0","action":"%s","profile":"home","status":"%s","exit_code":%s,"changed":true,"started_at":"2026-11-22T23:12:22Z","duration_ms":1,"data":{%s},"warnings":[%s],"error":%s,"left_behind":[]}\n' \
+    printf '{"schema":1,"tool":"luks-mount","version":"@VERSION@","action":"%s","profile":"home","status":"%s","exit_code":%s,"changed":true,"started_at":"2026-11-22T23:12:22Z","duration_ms":1,"data":{%s},"warnings":[%s],"error":%s,"left_behind":[]}\n' \
         "$action" "$status" "$1" "$2" "${4-}" "$error"
     exit "$1"
 }
 checked() { dumpe2fs -h "$image" 2>/dev/null | sed -n 's/^Last checked: *//p'; }
 case $action in
-    --version) echo "luks-mount 0.1.0" ;;
+    --version) echo "luks-mount @VERSION@" ;;
     status)
         if mountpoint -q "$target"; then state=attached; else state=detached; fi
         object 0 "\"state\":\"$state\"" ;;

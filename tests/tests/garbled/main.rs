@@ -130,7 +130,9 @@ impl World {
         std::fs::write(path("key"), "not much of a key, but enough for this").unwrap();
         std::fs::set_permissions(path("key"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
         if !real {
-            let stand_in = include_str!("luks-mount.sh").replace("@WORLD@", dir.path().to_str().unwrap());
+            let stand_in = include_str!("luks-mount.sh")
+                .replace("@VERSION@", env!("CARGO_PKG_VERSION"))
+                .replace("@WORLD@", dir.path().to_str().unwrap());
             script(&path("bin/luks-mount"), &stand_in);
         }
         let mut world = World { dir, real, dates: Vec::new(), _sshd: sshd };
