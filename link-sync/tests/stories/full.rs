@@ -149,6 +149,26 @@ fn on_a_full_disk_another_machine_removes_no_more_than_its_limit() {
     }
 }
 
+/// As a btrfs says it that is full, until its transaction has ended.
+#[test]
+fn a_removal_that_finds_no_room_is_tried_again() {
+    let world = World::new();
+    for n in 0..20 {
+        world.file(&format!("d/f{n}"), "x");
+    }
+    let first = world.publish();
+    world.publish();
+    let date = first.file_name().unwrap().to_str().unwrap();
+    let mut refused = std::process::Command::new("strace");
+    refused.args(["-f", "-o", "/dev/null", "-e", "trace=unlinkat"]);
+    // Every other one.
+    refused.args(["-e", "inject=unlinkat:error=ENOSPC:when=1+2"]);
+    let prune = world.command("prune", &["--date", date, "--yes"]);
+    refused.arg(prune.get_program()).args(prune.get_args());
+    testkit::run(&mut refused).expect(0);
+    assert!(!first.exists() && std::fs::read_dir(world.store.join(".pruned")).unwrap().next().is_none());
+}
+
 #[test]
 fn what_was_begun_is_given_up_and_cleared_on_a_full_disk() {
     for (kind, disk) in disks() {
