@@ -20,17 +20,25 @@ pub fn dig(file: &File, like: &File) -> nix::Result<()> {
     let mut buffer = vec![0; PIECE];
     let mut at = 0;
     while at < before.st_size {
-        let begin = lseek(like, at, Whence::SeekHole)?.min(before.st_size);
+        let begin = lseek(like, at, Whence::SeekHole)?;
         let end = match lseek(like, begin, Whence::SeekData) {
-            Ok(end) => end.min(before.st_size),
+            Ok(end) => end,
             // No data after it.
             Err(Errno::ENXIO) => before.st_size,
             Err(e) => return Err(e),
         };
+        let Some((begin, end)) = range(at, begin, end, before.st_size) else { break };
         hole(file, begin, end, &mut buffer)?;
         at = end.max(begin.saturating_add(1));
     }
     super::set_modified(file, &TimeSpec::new(before.st_mtime, before.st_mtime_nsec))
+}
+
+/// The hole from `begin` to `end`, of what is looked for from `at` on. `None` where the answers lead back: seen of a small file
+/// whose data was not yet on the disk, of which SEEK_HOLE from 1 said 0.
+fn range(at: i64, begin: i64, end: i64, size: i64) -> Option<(i64, i64)> {
+    let (begin, end) = (begin.min(size), end.min(size));
+    (at <= begin && begin <= end).then_some((begin, end))
 }
 
 /// The range becomes a hole, as far as it holds zeros, from its beginning.
@@ -57,6 +65,14 @@ fn hole(file: &File, begin: i64, end: i64, buffer: &mut [u8]) -> nix::Result<()>
 mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt as _;
+
+    #[test]
+    fn answers_that_lead_back_end_the_search() {
+        assert_eq!(range(0, 0, 4096, 64), Some((0, 64)));
+        assert_eq!(range(1, 8192, 8192, 10_000), Some((8192, 8192)));
+        assert_eq!(range(1, 0, 0, 64), None);
+        assert_eq!(range(1, 64, 0, 64), None);
+    }
 
     #[test]
     fn only_zeros_become_holes() {
