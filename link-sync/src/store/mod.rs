@@ -323,3 +323,18 @@ pub fn remove(dir: &File, name: &Path) -> Result<()> {
         Some(stuck) => Err(Fault::failed(format!("cannot remove {stuck}")).into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_in_the_place_of_a_note_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        nix::unistd::mkfifo(&folder.path().join(".note"), Mode::from_bits_truncate(0o600)).unwrap();
+        let dir = File::open(folder.path()).unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || tell.send(note(&dir, ".note").is_err()));
+        assert_eq!(told.recv_timeout(std::time::Duration::from_secs(20)), Ok(true));
+    }
+}
