@@ -23,8 +23,8 @@ use writing::Writing;
 pub use writing::check_capabilities;
 
 use crate::protocol::{
-    BackupIdle, BackupRequest, BackupWriting, CopyIdle, CopyRequest, CopyWriting, Door, Kept, ReadHolding,
-    ReadIdle, ReadRequest,
+    BackupIdle, BackupRequest, BackupWriting, CopyIdle, CopyRequest, CopyWriting, Door, Kept, Opened,
+    ReadHolding, ReadIdle, ReadRequest,
 };
 use crate::reading::Reading;
 use crate::signs::{Alive, Frames};
@@ -72,19 +72,23 @@ pub fn serve(store: &Store, terms: &Terms, input: impl Read, output: impl Write 
     })
 }
 
+/// Answers whether a snapshot has been begun.
+fn begun<I: Read, O: Write + Send>(
+    line: &mut Line<'_, I, O>,
+    begun: Result<(Writing, Opened)>,
+) -> Result<Option<Writing>> {
+    let (writing, opened) =
+        begun.map_or_else(|error| (None, Err(error)), |(w, opened)| (Some(w), Ok(opened)));
+    line.reply(opened)?;
+    Ok(writing)
+}
+
 /// The door of the key that backs up.
 fn backup<I: Read, O: Write + Send>(line: &mut Line<'_, I, O>, store: &Store, terms: &Terms) -> Result<()> {
     while let Some(request) = line.next::<BackupIdle, BackupRequest>(IDLE)? {
         match request {
             BackupIdle::Open {} => {
-                let (mut writing, opened) = match Writing::backup(store, terms) {
-                    Ok(begun) => begun,
-                    Err(error) => {
-                        line.reply::<()>(Err(error))?;
-                        continue;
-                    }
-                };
-                line.reply(Ok(opened))?;
+                let Some(mut writing) = begun(line, Writing::backup(store, terms))? else { continue };
                 while !writing.published {
                     let Some(request) = line.next::<BackupWriting, BackupRequest>(BUSY)? else {
                         return Ok(());
@@ -156,14 +160,9 @@ fn copy<I: Read, O: Write + Send>(line: &mut Line<'_, I, O>, store: &Store, term
         match request {
             CopyIdle::List {} => line.reply_in_parts(crate::list::answer(store, false), "snapshots")?,
             CopyIdle::Open { base } => {
-                let (mut writing, opened) = match Writing::copy(store, base.as_deref(), terms) {
-                    Ok(begun) => begun,
-                    Err(error) => {
-                        line.reply::<()>(Err(error))?;
-                        continue;
-                    }
+                let Some(mut writing) = begun(line, Writing::copy(store, base.as_deref(), terms))? else {
+                    continue;
                 };
-                line.reply(Ok(opened))?;
                 while !writing.published {
                     let Some(request) = line.next::<CopyWriting, CopyRequest>(BUSY)? else { return Ok(()) };
                     let answer = match request {
