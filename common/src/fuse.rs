@@ -16,6 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use crate::mounts::{self, Mount};
+use crate::mutant;
 use crate::run::{Cmd, pidfd, pidfd_signal};
 
 /// What a mounted file system answers.
@@ -29,12 +30,21 @@ pub enum Health {
     Hung,
 }
 
-/// Asks the file system mounted at `target` for its size, which its server must answer (nothing is cached).
+/// The type that the kernel gives every FUSE file system (statfs(2)), as stat(1) prints it.
+const FUSE: &[u8] = b"65735546";
+
+/// Asks the FUSE file system mounted at `target` for its size, which its server must answer (nothing is cached).
+///
+/// A server that fails to connect takes its mount away again. So what answers must be a FUSE file system: the folder
+/// below would answer for one that went between a look at the mount table and the question.
 pub fn probe(target: &Path, limit: Duration) -> Result<Health> {
-    let stat = Cmd::new("stat").args(["-f", "-c", "%T", "--"]).arg(target).uninterruptible();
+    let stat = Cmd::new("stat").args(["-f", "-c", "%t", "--"]).arg(target).uninterruptible();
     Ok(match ask(&stat, limit)? {
-        Some(output) if output.status.success() => Health::Healthy,
-        Some(output) => Health::Dead(crate::run::tail(&output.stderr)),
+        Some(output) if !output.status.success() => Health::Dead(crate::run::tail(&output.stderr)),
+        Some(output) if output.stdout.trim_ascii() == FUSE || mutant::active("any-file-system-answers") => {
+            Health::Healthy
+        }
+        Some(_) => Health::Dead("nothing is mounted there any more".into()),
         None => Health::Hung,
     })
 }
@@ -126,4 +136,16 @@ pub fn end_servers(target: &Path, limit: Duration) -> Result<Vec<u32>> {
         end(*pid, still, limit)?;
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_folder_below_does_not_answer_for_a_mount_that_has_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let health = probe(dir.path(), Duration::from_secs(5)).unwrap();
+        assert_eq!(health, Health::Dead("nothing is mounted there any more".into()));
+    }
 }

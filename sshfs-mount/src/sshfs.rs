@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use common::fault::Fault;
+use common::mutant;
+use common::program::Program;
 use common::run::{Cmd, Failure};
 
 use crate::settings::Settings;
@@ -87,8 +89,12 @@ pub(crate) fn ssh_options(settings: &Settings) -> Result<Vec<(&'static str, Stri
 
 /// Our own relay as ssh's ProxyCommand, which a shell reads, after ssh has put in `%h` and `%p`.
 fn relay(settings: &Settings) -> Result<String> {
-    // ssh closes what it inherits. It is started once, while this program waits for the mount.
-    let program = PathBuf::from(format!("/proc/{}/exe", std::process::id()));
+    // Not by this process's number, though ssh closes what it inherits: with max_conns, sshfs connects again as long as
+    // the mount lives, and by then the number may be that of anybody's program.
+    let program = match mutant::active("the-relay-is-a-number") {
+        true => PathBuf::from(format!("/proc/{}/exe", std::process::id())),
+        false => Program::own()?.path().to_owned(),
+    };
     let counter = wire::path(settings);
     let timeout = settings.options.number("ConnectTimeout", CONNECT_TIMEOUT).to_string();
     let family = settings.options.get("AddressFamily").unwrap_or("any").to_owned();

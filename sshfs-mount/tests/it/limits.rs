@@ -44,13 +44,21 @@ fn what_is_sent_is_counted_also_after_the_end() {
     assert!(ran.json["data"]["received_bytes"].as_u64().unwrap() >= 3 * MIB);
 }
 
+/// sshfs makes a further connection when a file is opened while others are: long after the tool that mounted has ended.
 #[test]
-fn several_connections_are_counted_together() {
+fn several_connections_are_counted_together_and_made_when_they_are_needed() {
     let world = World::new();
     world.mount(&["--options", "max_conns=3"]);
-    for n in 0..6 {
-        std::fs::write(world.near().join(format!("f{n}")), noise(MIB / 2)).unwrap();
+    let relays = || world.processes().iter().filter(|p| p.1 == "sshfs-mount").count();
+    assert_eq!(relays(), 1);
+    let mut files: Vec<_> =
+        (0..6).map(|n| std::fs::File::create(world.near().join(format!("f{n}"))).unwrap()).collect();
+    assert_eq!(relays(), 3);
+    for file in &mut files {
+        file.write_all(&noise(MIB / 2)).unwrap();
+        file.sync_all().unwrap();
     }
+    drop(files);
     let ran = world.run("unmount", &["--options", "max_conns=3"]).expect(0);
     let sent = ran.json["data"]["sent_bytes"].as_u64().unwrap();
     assert!((3 * MIB..4 * MIB).contains(&sent), "sent {sent}");
