@@ -12,10 +12,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use common::account::Account;
 use common::durable;
 use common::fault::Fault;
-use common::lock::Lock;
 use common::mutant;
 use common::places;
 use common::profile::{Bytes, Profile};
@@ -37,8 +35,9 @@ use crate::rsync::Transfer;
 use crate::session::{list_file, some, uncommented};
 use crate::settings::rsync_argv;
 use crate::store::changes::{self, Changes, Marked};
+use crate::store::held::Held;
 use crate::store::meta::SnapshotMeta;
-use crate::store::{META, Store, manifest, open_dir, open_file, pace};
+use crate::store::{Store, manifest, open_dir, pace};
 use crate::tree::join;
 
 /// Bytes that stay free unless told otherwise.
@@ -48,16 +47,6 @@ const LINE: u64 = 160;
 
 /// In the state folder: what the last copy that found something lacking in its base has found.
 const LACKS: &str = "copy-lacks.json";
-
-/// A snapshot of the local store, kept from being removed as long as this lives.
-struct Held {
-    meta: SnapshotMeta,
-    /// Its description, byte for byte.
-    text: String,
-    dir: File,
-    path: PathBuf,
-    _lock: Lock,
-}
 
 /// One source of the wanted snapshot.
 struct Part {
@@ -92,7 +81,7 @@ pub fn copy(args: &Copy, report: &mut Report) -> Result<()> {
         .hint("copy to another place, best on another disk")
         .into());
     }
-    let wanted = hold(&store, &dir, &store.find(&args.date)?.date)?;
+    let wanted = Held::open(&store, &dir, &store.find(&args.date)?.date)?;
     report.set("date", wanted.meta.date.as_str());
     report.set("id", wanted.meta.id.as_str());
     report.set_text("path", to.join(&wanted.meta.date).as_os_str());
@@ -166,24 +155,11 @@ fn there(far: &mut Far) -> Result<(Vec<SnapshotMeta>, Vec<String>)> {
     serde_json::from_value(both).context("an answer that is not understood")
 }
 
-/// Opens a snapshot and keeps it from being removed.
-fn hold(store: &Store, top: &File, date: &str) -> Result<Held> {
-    let path = store.path.join(date);
-    let what = || format!("cannot open {}", path.display());
-    let lock = open_file(top, &format!("{date}/{META}/lock")).with_context(what)?;
-    let lock = Lock::shared_file(lock, &path.join(META).join("lock"), &format!("the snapshot {date}"))?;
-    // After it was locked: it is there, and stays.
-    let (meta, text) = SnapshotMeta::load(top, date).with_context(what)?;
-    let dir = open_dir(top, date.as_bytes()).with_context(what)?;
-    let meta = SnapshotMeta { date: date.to_owned(), ..meta };
-    Ok(Held { meta, text, dir, path, _lock: lock })
-}
-
 /// The newest snapshot that both hold.
 fn common_base(store: &Store, dir: &File, there: &[SnapshotMeta]) -> Result<Option<Held>> {
     let (here, _) = store.snapshots()?;
     let both = there.iter().rev().find_map(|t| here.iter().find(|h| h.id == t.id && h.date == t.date));
-    both.map(|meta| hold(store, dir, &meta.date)).transpose()
+    both.map(|meta| Held::open(store, dir, &meta.date)).transpose()
 }
 
 /// Whether the process that started this one has left the socket `starter` for it: nothing that comes through a login, a forced
@@ -267,7 +243,7 @@ impl Copying<'_> {
             Some(before) => match known(before)? {
                 None => false,
                 Some(old) => {
-                    let old = hold(self.store, &self.store.check()?, &old.date)?;
+                    let old = Held::open(self.store, &self.store.check()?, &old.date)?;
                     for source in &self.wanted.meta.sources {
                         let changed = self.part(&source.name, Some(&old))?.changes.left_out;
                         stale.extend(changed.iter().map(|path| join(source.name.as_bytes(), path)));
@@ -287,7 +263,7 @@ impl Copying<'_> {
 
     /// What `name` needs.
     fn part(&self, name: &str, base: Option<&Held>) -> Result<Part> {
-        let open = |held: &Held| open_dir(&held.dir, name.as_bytes());
+        let open = |held: &Held| open_dir(&held.top, name.as_bytes());
         let wanted =
             open(self.wanted).with_context(|| format!("cannot open {name} of {}", self.wanted.meta.date))?;
         let old = match base.filter(|b| b.meta.source(name).is_some()) {
@@ -352,8 +328,7 @@ impl Copying<'_> {
 
     /// Sends what changed, and has it put in its place.
     fn transfer(&self, far: &mut Far, opened: &Opened, part: &Part, total: &mut Merged) -> Result<()> {
-        let owner = self.wanted.dir.metadata().context("cannot look at the snapshot")?;
-        let account = Account::of_folder(&owner)?;
+        let account = self.wanted.owner()?;
         // Nobody waits for a copy.
         let budget = Budget::default();
         let transfer = |list: File, only_itself: bool| Transfer {
@@ -365,7 +340,6 @@ impl Copying<'_> {
             checksum: false,
             times: true,
             again: false,
-            // What lies in the store of an account is read with its rights: it could have put anything there.
             account: account.as_ref(),
             all_xattrs: self.wanted.meta.fake_super,
             xattrs: opened.xattrs,
@@ -421,7 +395,7 @@ impl Copying<'_> {
         };
         let paths: HashSet<Vec<u8>> = parts.iter().flat_map(files).collect();
         far.ask_with_list(&CopyOnly::Part {}, |list| {
-            manifest::part(&self.wanted.dir, &paths, |line| list.path(line))
+            manifest::part(&self.wanted.top, &paths, |line| list.path(line))
         })
     }
 

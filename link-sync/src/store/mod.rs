@@ -16,6 +16,7 @@ pub mod diff;
 pub mod fetch;
 pub mod find;
 pub mod findings;
+pub mod held;
 pub mod keeps;
 pub mod ledger;
 pub mod lists;

@@ -17,13 +17,13 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
 use common::fault::{Kind as FaultKind, kind_of};
-use common::lock::Lock;
 use common::mutant;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{fstat, fstatat};
 use serde::{Deserialize, Serialize};
 
 use super::findings::{Finding, Found, KEPT, Kind, Outcome};
+use super::held::Held;
 use super::manifest::{self, MTREE, PART, SUMS};
 use super::meta::SnapshotMeta;
 use super::scan::{self, Expected, Line, Step};
@@ -47,28 +47,6 @@ pub struct Options {
     pub seed: u64,
     /// Findings that are listed; all are counted.
     pub limit: usize,
-}
-
-/// An opened snapshot that stays as long as this lives.
-#[derive(Debug)]
-pub struct Held {
-    /// Its description.
-    pub meta: SnapshotMeta,
-    /// Its folder.
-    pub top: File,
-    /// Shared, so that no prune removes it.
-    pub(super) _lock: Option<Lock>,
-}
-
-/// Opens a snapshot of `store` (opened as `dir`) and shares its lock.
-pub fn hold(store: &Store, dir: &File, date: &str) -> Result<Held> {
-    let path = store.path.join(date);
-    let what = || format!("cannot open {}", path.display());
-    let lock = open_file(dir, &format!("{date}/{META}/lock")).with_context(what)?;
-    let lock = Lock::shared_file(lock, &path.join(META).join("lock"), &format!("the snapshot {date}"))?;
-    let (meta, _) = SnapshotMeta::load(dir, date).with_context(what)?;
-    let top = open_dir(dir, date.as_bytes()).with_context(what)?;
-    Ok(Held { meta: SnapshotMeta { date: date.to_owned(), ..meta }, top, _lock: Some(lock) })
 }
 
 /// A snapshot whose names were compared.
@@ -191,7 +169,7 @@ pub fn verify(
 impl Verify<'_> {
     /// Compares the names and attributes of one snapshot.
     fn snapshot(&mut self, date: &str) -> Result<()> {
-        let held = match hold(self.store, self.dir, date) {
+        let held = match Held::open(self.store, self.dir, date) {
             Ok(held) => held,
             Err(e) if kind_of(&e) == FaultKind::Busy => {
                 self.outcome.skipped.push(date.to_owned());
@@ -226,7 +204,7 @@ impl Verify<'_> {
                 None => Ok(false),
             };
         };
-        match hold(store, dir, date) {
+        match Held::open(store, dir, date) {
             Ok(there) if there.meta.id == held.meta.id && there.meta.manifest.is_some() => {
                 self.compare(date, &held.top, &there.top, &there.meta).map(|()| true)
             }
@@ -380,7 +358,7 @@ impl Verify<'_> {
                 if !self.dates[at].is_there(self.dir) {
                     continue;
                 }
-                if let Ok(held) = hold(self.store, self.dir, &self.dates[at].date) {
+                if let Ok(held) = Held::open(self.store, self.dir, &self.dates[at].date) {
                     self.at = at;
                     self.names(&held)?;
                 }
