@@ -58,6 +58,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{Mode, fstat, futimens, mkdirat};
 use nix::sys::time::TimeSpec;
 
+pub use crate::tree::split;
 use meta::SnapshotMeta;
 
 /// The snapshot being made.
@@ -309,14 +310,6 @@ pub fn ensure_dir(root: &File, path: &[u8]) -> Result<File> {
 pub fn set_modified(file: &File, modified: &TimeSpec) -> nix::Result<()> {
     let stat = fstat(file)?;
     futimens(file, &TimeSpec::new(stat.st_atime, stat.st_atime_nsec), modified)
-}
-
-/// A path's directory and its name.
-pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|b| *b == b'/') {
-        Some(at) => (&path[..at], &path[at + 1..]),
-        None => (&[], path),
-    }
 }
 
 /// Removes `name` in `dir` and all below it, whatever it is; fine if it is not there.
