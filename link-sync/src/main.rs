@@ -28,6 +28,7 @@ mod serve;
 mod session;
 mod settings;
 mod signs;
+mod silence;
 mod source;
 mod store;
 mod timing;
