@@ -3,7 +3,6 @@
 //! finds the content in that date.
 
 use std::collections::BTreeSet;
-use std::io::Read as _;
 
 use anyhow::{Context as _, Result};
 use common::mutant;
@@ -43,12 +42,7 @@ impl Damaged {
     }
 
     fn load(store: &Store) -> Damaged {
-        let text = store.check().and_then(|dir| {
-            let mut text = String::new();
-            super::open_file(&dir, FILE)?.take(LONGEST).read_to_string(&mut text)?;
-            Ok(text)
-        });
-        text.ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
+        super::hint(store, FILE, LONGEST)
     }
 }
 

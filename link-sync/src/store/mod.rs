@@ -246,6 +246,17 @@ pub fn note(root: &File, name: &str) -> Result<Option<String>> {
 /// More bytes than one has.
 const LONGEST_NOTE: u64 = 1 << 20;
 
+/// What a file `name` of the store, of at most so many bytes, says; the default if it is not there, or damaged: for what is
+/// only of help.
+pub fn hint<T: Default + serde::de::DeserializeOwned>(store: &Store, name: &str, longest: u64) -> T {
+    let text = store.check().and_then(|dir| {
+        let mut text = String::new();
+        open_file(&dir, name)?.take(longest).read_to_string(&mut text)?;
+        Ok(text)
+    });
+    text.ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
+}
+
 /// Opens the regular file `path` below `root` for reading, through no symlink, and without waiting for anything.
 pub fn open_file(root: &File, path: &str) -> Result<File> {
     open_file_at(root, path.as_bytes())

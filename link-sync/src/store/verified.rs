@@ -1,7 +1,5 @@
 //! `.verified` in the store: when it was last verified, and how that ended; for `list` and for people.
 
-use std::io::Read as _;
-
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
@@ -56,12 +54,7 @@ impl Verified {
 impl Record {
     /// The store's record; an empty one if it was never verified, or the record is damaged.
     pub fn load(store: &Store) -> Record {
-        let text = store.check().and_then(|dir| {
-            let mut text = String::new();
-            super::open_file(&dir, FILE)?.take(LONGEST).read_to_string(&mut text)?;
-            Ok(text)
-        });
-        text.ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
+        super::hint(store, FILE, LONGEST)
     }
 }
 
