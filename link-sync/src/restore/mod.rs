@@ -38,6 +38,7 @@ use crate::reach::reach;
 use crate::settings::{DATABASE, Settings};
 use crate::store::clear::clear;
 use crate::store::meta::SnapshotMeta;
+use crate::store::path::check_path;
 use crate::store::{ensure_dir, open::abilities, open_dir, remove, split, visit};
 use crate::tree::join;
 use crate::walk::show;
@@ -328,7 +329,7 @@ fn wishes(args: &Restore) -> Result<Vec<(String, Vec<u8>)>> {
     for path in &args.path {
         let plain: PathBuf = path.components().filter(|c| *c != Component::CurDir).collect();
         let bytes = plain.as_os_str().as_bytes().to_vec();
-        if path.is_absolute() || crate::protocol::check_path(&bytes).is_err() {
+        if path.is_absolute() || check_path(&bytes).is_err() {
             return Err(Fault::usage(format!(
                 "--path {} is not relative to the source {source}",
                 path.display()
@@ -422,7 +423,7 @@ fn look(far: &mut Far, meta: &SnapshotMeta, wishes: &[(String, Vec<u8>)]) -> Res
     let looked: Vec<Looked> = looked.into_iter().flatten().collect();
     for ((source, path), looked) in wishes.iter().zip(&looked) {
         let above = join(&full(source, path), b"");
-        let below = |deep: &Vec<u8>| deep.starts_with(&above) && crate::protocol::check_path(deep).is_ok();
+        let below = |deep: &Vec<u8>| deep.starts_with(&above) && check_path(deep).is_ok();
         if !looked.deep.iter().all(below) {
             return Err(Fault::failed("the other end named folders that were not asked for").into());
         }

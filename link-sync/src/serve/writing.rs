@@ -26,6 +26,7 @@ use crate::store::allowance::Allowance;
 use crate::store::damaged::Damaged;
 use crate::store::merge::Merge;
 use crate::store::open::{self, Writable};
+use crate::store::path::check_path;
 use crate::store::publish::{AllDone, Described, DirTimes, Done, publish};
 use crate::store::{INCOMING, PARTIAL, RESUME, Store, clone, manifest, open_dir, pace, remove, split};
 use crate::tree::{Census, Stamp};
@@ -188,7 +189,7 @@ impl Writing {
         let writable = &mut self.writable;
         let forgotten = if keep { Ok(()) } else { writable.forget(None) };
         protocol::read_list(input, |path| {
-            protocol::check_path(path)?;
+            check_path(path)?;
             writable.forget(Some(path))
         })?;
         forgotten?;
@@ -205,7 +206,7 @@ impl Writing {
         let mut done = Done { cloned: true, ..Done::default() };
         let mut kept = Kept::at_most(self.memory);
         protocol::read_list(&mut line.input, |path| {
-            protocol::check_path(path)?;
+            check_path(path)?;
             kept.more(left_out.add(path))?;
             remember(&mut kept, &mut done.times, split(path).0)
         })?;
@@ -248,7 +249,7 @@ impl Writing {
         protocol::read_list(input, |item| {
             let Record { kind, size, mtime, path } = Record::decode(item)?;
             if !path.is_empty() {
-                protocol::check_path(&path)?;
+                check_path(&path)?;
             }
             if kind == 0 {
                 return compare.folder(&path);
@@ -273,7 +274,7 @@ impl Writing {
         let kept = &mut self.kept;
         let mut count = 0;
         protocol::read_list(input, |path| {
-            protocol::check_path(path)?;
+            check_path(path)?;
             let (dir, name) = split(path);
             count += 1;
             remember(kept, times, dir)?;

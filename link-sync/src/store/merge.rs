@@ -16,9 +16,10 @@ use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, fstatat};
 use nix::unistd::linkat;
 
+use super::path::check_path;
 use super::publish::DirTimes;
 use super::{attributes, ensure_dir, open_dir, sparse, split};
-use crate::protocol::{Merged, Record, check_path};
+use crate::protocol::{Merged, Record};
 use crate::walk::show;
 
 /// How many missing paths are named.

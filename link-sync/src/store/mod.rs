@@ -26,6 +26,7 @@ pub mod mtree;
 pub mod odd;
 pub mod open;
 pub mod pace;
+pub mod path;
 pub mod pins;
 pub mod prune;
 pub mod publish;
