@@ -11,10 +11,13 @@ use common::mutant;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::store::merge::Listed;
+use crate::store::meta::LONGEST;
+
 /// The largest payload, in bytes.
 pub const MAX_FRAME: usize = 256 * 1024;
 /// The largest request: a description of a snapshot, as JSON within JSON.
-pub const MAX_REQUEST: usize = 2 * crate::store::meta::LONGEST + (64 << 10);
+pub const MAX_REQUEST: usize = 2 * LONGEST + (64 << 10);
 /// The largest answer.
 pub const MAX_ANSWER: usize = 64 * MAX_FRAME;
 /// The longest list, in bytes: a line for each of a hundred million paths.
@@ -74,19 +77,6 @@ impl Kept {
             .hint("if so many paths really changed at once, give `link-sync serve` on the store's machine --max-memory")
             .into())
     }
-}
-
-/// One path of a [`super::Making::Merge`] or [`super::Making::Compare`] list.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// `st_mode` type bits.
-    pub kind: u32,
-    /// Bytes.
-    pub size: u64,
-    /// Modification time, seconds and nanoseconds.
-    pub mtime: (i64, u32),
-    /// Relative to the source.
-    pub path: Vec<u8>,
 }
 
 /// Writes one frame; `payload` is at most [`MAX_FRAME`] long.
@@ -218,23 +208,21 @@ fn split_item(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(u32::from_le_bytes(*len) as usize)
 }
 
-impl Record {
-    /// Decodes one item of a list.
-    pub fn decode(item: &[u8]) -> Result<Record> {
-        let decode = || -> Option<Record> {
-            let (kind, rest) = item.split_first_chunk::<4>()?;
-            let (size, rest) = rest.split_first_chunk::<8>()?;
-            let (sec, rest) = rest.split_first_chunk::<8>()?;
-            let (nsec, path) = rest.split_first_chunk::<4>()?;
-            Some(Record {
-                kind: u32::from_le_bytes(*kind),
-                size: u64::from_le_bytes(*size),
-                mtime: (i64::from_le_bytes(*sec), u32::from_le_bytes(*nsec)),
-                path: path.to_vec(),
-            })
-        };
-        decode().context("the other end sent a broken record")
-    }
+/// Decodes one record of a list.
+pub fn listed(item: &[u8]) -> Result<Listed> {
+    let decode = || -> Option<Listed> {
+        let (kind, rest) = item.split_first_chunk::<4>()?;
+        let (size, rest) = rest.split_first_chunk::<8>()?;
+        let (sec, rest) = rest.split_first_chunk::<8>()?;
+        let (nsec, path) = rest.split_first_chunk::<4>()?;
+        Some(Listed {
+            kind: u32::from_le_bytes(*kind),
+            size: u64::from_le_bytes(*size),
+            mtime: (i64::from_le_bytes(*sec), u32::from_le_bytes(*nsec)),
+            path: path.to_vec(),
+        })
+    };
+    decode().context("the other end sent a broken record")
 }
 
 #[cfg(test)]
@@ -252,12 +240,12 @@ mod tests {
         list.finish().unwrap();
         let mut back = Vec::new();
         read_list(&mut &wire[..], |item| {
-            back.push(Record::decode(item)?);
+            back.push(listed(item)?);
             Ok(())
         })
         .unwrap();
         assert_eq!(back.len(), paths.len());
-        assert_eq!(back[77], Record { kind: 7, size: 8, mtime: (-9, 10), path: paths[77].clone() });
+        assert_eq!(back[77], Listed { kind: 7, size: 8, mtime: (-9, 10), path: paths[77].clone() });
     }
 
     #[test]

@@ -20,11 +20,11 @@ use serde_json::{Value, json};
 use super::Terms;
 use super::line::{Line, TELL, or_skip_list, teller};
 use super::pipe::converse;
-use crate::protocol::{self, BackupOnly, Cloned, CopyOnly, Kept, Kind, Making, Opened, Receive, Record};
+use crate::protocol::{self, BackupOnly, Cloned, CopyOnly, Kept, Kind, Making, Opened, Receive};
 use crate::rsync::xattr_rules;
 use crate::store::allowance::Allowance;
 use crate::store::damaged::Damaged;
-use crate::store::merge::Merge;
+use crate::store::merge::{Listed, Merge};
 use crate::store::open::{self, Writable};
 use crate::store::path::check_path;
 use crate::store::publish::{AllDone, Described, DirTimes, Done, publish};
@@ -247,7 +247,7 @@ impl Writing {
         });
         let mut compare = or_skip_list(ready, input)?;
         protocol::read_list(input, |item| {
-            let Record { kind, size, mtime, path } = Record::decode(item)?;
+            let Listed { kind, size, mtime, path } = protocol::listed(item)?;
             if !path.is_empty() {
                 check_path(&path)?;
             }
@@ -292,7 +292,7 @@ impl Writing {
         let mut done = self.done.remove(&source).unwrap_or_default();
         let mut kept = std::mem::replace(&mut self.kept, Kept::at_most(0));
         let merged = protocol::read_list(input, |item| {
-            let record = Record::decode(item)?;
+            let record = protocol::listed(item)?;
             let before = done.times.len();
             merge.take(&record, &mut done.times)?;
             if done.times.len() > before {
