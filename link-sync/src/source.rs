@@ -12,9 +12,8 @@ use common::outward::leads_out;
 use common::{mounts, mutant};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
-use nix::sys::statfs::fstatfs;
 
-use crate::fsid::FsId;
+use crate::fsid::{FsId, distrust};
 use crate::tree::Tree;
 use crate::walk::{Mounts, show};
 
@@ -186,19 +185,4 @@ impl Source {
 
 fn real_paths<'a>(sources: impl Iterator<Item = &'a Source>) -> Vec<PathBuf> {
     sources.filter_map(|s| s.path.canonicalize().ok()).collect()
-}
-
-/// The type of the file system of the open folder `dir`, unless it is one whose inode numbers are stable and whose ctime
-/// moves with every change; `name` is what the mount table calls it.
-pub fn distrust(dir: &File, name: impl FnOnce() -> Option<String>) -> Result<Option<String>> {
-    const XFS: i64 = 0x5846_5342;
-    const ZFS: i64 = 0x2fc1_2fc1;
-    let trusted = [nix::sys::statfs::EXT4_SUPER_MAGIC.0, nix::sys::statfs::BTRFS_SUPER_MAGIC.0, XFS, ZFS];
-    let kind = fstatfs(dir).context("cannot look at the file system of a folder")?.filesystem_type().0;
-    Ok((!trusted.contains(&kind)).then(|| name().unwrap_or_else(|| format!("type {kind:x}"))))
-}
-
-/// The same by the name in the mount table.
-pub fn is_trusted_name(kind: &str) -> bool {
-    ["ext2", "ext3", "ext4", "xfs", "btrfs", "zfs"].contains(&kind)
 }
