@@ -12,10 +12,17 @@ use common::outward::leads_out;
 use common::{mounts, mutant};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+use serde_json::Value;
 
 use crate::fsid::{FsId, distrust};
+use crate::store::meta::is_date;
 use crate::tree::Tree;
 use crate::walk::{Mounts, show};
+
+/// The name of the source that holds the dump.
+pub const DATABASE: &str = "database";
+/// The name of the source that is the instance.
+pub const HTML: &str = "html";
 
 /// What a source is, from the profile or the command line.
 #[derive(Clone, Debug)]
@@ -28,6 +35,16 @@ pub struct Source {
     pub exclude: Vec<String>,
     /// One path of each group must exist in it.
     pub must_contain: Vec<Vec<PathBuf>>,
+}
+
+/// What a dump says of itself.
+#[derive(Clone, Debug, Default)]
+pub struct Dump {
+    /// The run it was made in.
+    pub run: Option<String>,
+    /// When its state was held, and when it was begun to show that nothing was written since, in milliseconds since this machine
+    /// was started. Files that were taken in between are of its moment.
+    pub window: Option<(u64, u64)>,
 }
 
 /// A source that has been opened and checked.
@@ -55,7 +72,7 @@ impl Source {
         match name {
             // .ocdata before Nextcloud 31.
             "data" => vec![vec![".ncdata".into(), ".ocdata".into()]],
-            "html" => vec![vec!["config/config.php".into()]],
+            HTML => vec![vec!["config/config.php".into()]],
             _ => Vec::new(),
         }
     }
@@ -162,6 +179,33 @@ impl Source {
             }
         }
         Ok(())
+    }
+
+    /// For the database: the newest complete dump in the folder of dumps, and the run it was made in.
+    pub fn resolve(&self) -> Result<(Source, Dump)> {
+        if self.name != DATABASE {
+            return Ok((self.clone(), Dump::default()));
+        }
+        let shown = self.path.display();
+        let list = std::fs::read_dir(&self.path)
+            .map_err(|e| Fault::config(format!("source {}: {shown} cannot be read: {e}", self.name)))?;
+        let dated = list.filter_map(|e| e.ok()?.file_name().into_string().ok());
+        let newest = dated.filter(|n| is_date(n)).max();
+        let path = match newest {
+            Some(date) => self.path.join(date),
+            None => self.path.clone(),
+        };
+        let dump: Value = std::fs::read(path.join("dump.json"))
+            .map_err(anyhow::Error::from)
+            .and_then(|text| Ok(serde_json::from_slice(&text)?))
+            .map_err(|e| {
+                Fault::config(format!("source {}: {} holds no complete dump: {e}", self.name, path.display()))
+                    .hint("`pg-snap dump` makes one")
+            })?;
+        let run = dump["run_id"].as_str().map(str::to_owned);
+        let at = |which: &str| dump["window"][which].as_u64();
+        let window = at("held_ms").zip(at("confirmed_ms"));
+        Ok((Source { path, ..self.clone() }, Dump { run, window }))
     }
 
     /// Symbolic links at its top, or in a folder there (the home of a user), that lead out of all sources, and where to.

@@ -35,7 +35,8 @@ use crate::maintenance;
 use crate::progress::Progress;
 use crate::protocol::{Looked, ReadHolding, ReadIdle};
 use crate::reach::reach;
-use crate::settings::{DATABASE, Settings};
+use crate::settings::Settings;
+use crate::source::{DATABASE, HTML};
 use crate::store::clear::clear;
 use crate::store::meta::SnapshotMeta;
 use crate::store::path::check_path;
@@ -50,8 +51,6 @@ use swap::Swap;
 use tame::Tamed;
 use target::{Target, real};
 
-/// The source that holds Nextcloud's configuration.
-const HTML: &str = "html";
 /// Paths of one item that the report names.
 const SHOWN: usize = 100;
 /// Bytes that stay free.
@@ -139,7 +138,7 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
     let arrived = opened.iter().map(|p| Ok(Some((p.part(NEW)?, p.state.swap.is_some()))));
     room(&items, &arrived.collect::<Result<Vec<_>>>()?)?;
     if args.in_place && args.closed {
-        restoring::begin(&settings.state, &meta.date, html(&settings))?;
+        restoring::begin(&settings.state, &meta.date, settings.html())?;
     }
     let progress = Progress::terminal();
     // One that was interrupted when all had arrived does not compare again.
@@ -565,11 +564,6 @@ fn confirm(args: &Restore, items: &[Item]) -> Result<()> {
         true => Ok(()),
         false => Err(refused().into()),
     }
-}
-
-/// Where the instance is.
-pub fn html(settings: &Settings) -> Option<&Path> {
-    settings.sources.iter().find(|s| s.name == HTML).map(|s| &*s.path)
 }
 
 /// What the private folder for one path is for.
