@@ -58,6 +58,7 @@ impl Reading {
         // After it was locked: it is there, and stays.
         let (meta, _) = SnapshotMeta::load(&top, &date).with_context(what)?;
         let dir = open_dir(&top, date.as_bytes()).with_context(what)?;
+        let meta = SnapshotMeta { date, ..meta };
         Ok((Reading { dir, path, fake_super: meta.fake_super, lock }, meta))
     }
 
