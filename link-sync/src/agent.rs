@@ -31,7 +31,8 @@ use serde_json::{Map, Value};
 use crate::budget::is_over;
 use crate::progress::{self, Progress, Step};
 use crate::session::{Allow, Session};
-use crate::settings::{DATABASE, Options, Settings};
+use crate::settings::{Options, Settings};
+use crate::source::DATABASE;
 use crate::watch::Watch;
 
 /// How often the one who waits looks whether it is still wanted.

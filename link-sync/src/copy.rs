@@ -30,13 +30,15 @@ use crate::cli::Copy;
 use crate::far::Far;
 use crate::holes::{Holes, Two};
 use crate::progress::Progress;
-use crate::protocol::{Cloned, CopyIdle, CopyOnly, Door, Making, Merged, Opened, Published};
-use crate::rsync::Transfer;
-use crate::session::{list_file, some, uncommented};
+use crate::protocol::{Cloned, CopyIdle, CopyOnly, Door, Making, Opened};
+use crate::rsync::{Transfer, list_file, uncommented};
+use crate::session::some;
 use crate::settings::rsync_argv;
 use crate::store::changes::{self, Changes, Marked};
 use crate::store::held::Held;
+use crate::store::merge::Merged;
 use crate::store::meta::SnapshotMeta;
+use crate::store::publish::Published;
 use crate::store::{Store, manifest, open_dir, pace};
 use crate::tree::join;
 

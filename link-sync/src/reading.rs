@@ -22,6 +22,7 @@ use crate::rsync::xattr_rules;
 use crate::serve::check_capabilities;
 use crate::store::held::Held;
 use crate::store::meta::SnapshotMeta;
+use crate::store::path::check_path;
 use crate::store::{Store, open_dir, split, visit};
 use crate::tree::join;
 use crate::walk::show;
@@ -160,7 +161,7 @@ fn allocated(stat: &FileStat) -> u64 {
 }
 
 fn check(path: &[u8]) -> Result<()> {
-    protocol::check_path(path)?;
+    check_path(path)?;
     // A leading dot would be no source; `.meta` is ours.
     match path.first() {
         Some(b'.') if !mutant::active("readers-see-what-is-ours") => {

@@ -7,7 +7,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{IoSlice, IoSliceMut, Read, Write};
+use std::io::{BufWriter, IoSlice, IoSliceMut, Read, Seek as _, Write};
 use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
@@ -22,10 +22,11 @@ use common::program::Program;
 use common::run::{Child, Cmd};
 use common::signals;
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
 use crate::budget::Budget;
@@ -234,6 +235,25 @@ pub fn named_files(said: &str) -> Vec<String> {
         }
     }
     files
+}
+
+/// rsync takes a listed path that begins with `#` or `;` for a comment, also in a list of NUL-separated paths.
+pub fn uncommented(path: Vec<u8>) -> Vec<u8> {
+    if path.starts_with(b"#") || path.starts_with(b";") { [b"./", &path[..]].concat() } else { path }
+}
+
+/// The NUL-separated list of `paths` for rsync, in a file that has no name, so it is gone with us.
+pub fn list_file(dir: &Path, paths: impl Iterator<Item = impl AsRef<[u8]>>) -> Result<File> {
+    let what = || format!("cannot write a temporary file in {}", dir.display());
+    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+    let fd = open(dir, flags, Mode::from_bits_truncate(0o600)).with_context(what)?;
+    let mut out = BufWriter::new(File::from(fd));
+    for path in paths {
+        out.write_all(path.as_ref()).and_then(|()| out.write_all(&[0])).with_context(what)?;
+    }
+    let mut file = out.into_inner().with_context(what)?;
+    file.rewind().with_context(what)?;
+    Ok(file)
 }
 
 /// The letters after `e` in the options rsync would give its peer: what it can do.

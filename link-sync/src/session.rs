@@ -5,7 +5,6 @@
 //! distrusts what moved under its hands, so that the next one takes it again.
 
 use std::fs::File;
-use std::io::{BufWriter, Seek as _, Write as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -24,12 +23,14 @@ use crate::index;
 use crate::maintenance;
 use crate::moved::distrust_moved;
 use crate::progress::Progress;
-use crate::protocol::{BackupIdle, BackupOnly, Cloned, Description, Making, Merged, Opened, Published};
-use crate::rsync::Transfer;
-use crate::settings::{self, DATABASE, Settings};
-use crate::source::{Checked, Source};
+use crate::protocol::{BackupIdle, BackupOnly, Cloned, Making, Opened};
+use crate::rsync::{Transfer, list_file, uncommented};
+use crate::settings::{self, Settings};
+use crate::source::{Checked, DATABASE, Dump, Source};
 use crate::store::clone::{Lacking, NAMED};
+use crate::store::merge::Merged;
 use crate::store::meta::{Consistency, SourceMeta};
+use crate::store::publish::{Description, Published};
 use crate::timing::{Laps, Phase, Timing, ms};
 use crate::tree::{Census, Changes, Stamp, Tree, join};
 use crate::walk::{self, walk};
@@ -55,15 +56,6 @@ pub struct Allow {
     pub crash_consistent: bool,
     /// For settle: it ends within this time, or fails.
     pub max_time: Option<Duration>,
-}
-
-/// What a dump says of itself.
-#[derive(Clone, Debug, Default)]
-struct Dump {
-    run: Option<String>,
-    /// When its state was held, and when it was begun to show that nothing was written since, in milliseconds since this machine
-    /// was started. Files that were taken in between are of its moment.
-    window: Option<(u64, u64)>,
 }
 
 /// What is known of one source in this run.
@@ -140,7 +132,7 @@ impl Session {
         maintenance::nc_maint().ok();
         store_apart(&settings)?;
         // A restore sets its mark under the lock that is ours by now.
-        restoring::none(&settings.state, &settings.profile.name, crate::restore::html(&settings))?;
+        restoring::none(&settings.state, &settings.profile.name, settings.html())?;
         // Before gigabytes of one are sent, not after: is each of them what it should be?
         for source in settings.sources.iter().filter(|s| s.name != DATABASE) {
             drop(source.check(&settings.sources)?);
@@ -442,7 +434,7 @@ impl Session {
         signals::check()?;
         self.far.within(budget);
         let mut laps = Laps::start();
-        let (source, dump) = resolve(source)?;
+        let (source, dump) = source.resolve()?;
         let checked = source.check(&self.settings.sources)?;
         if source.name != DATABASE {
             self.seal = None;
@@ -1211,52 +1203,4 @@ fn not_shrunk(source: &Source, known: u64, vanished: u64, allow: Allow) -> Resul
     ))
     .hint("is its disk mounted, is the data where it was? If this is as it should be, run once with --allow-shrink")
     .into())
-}
-
-/// For the database: the newest complete dump in the folder of dumps, and the run it was made in.
-fn resolve(source: &Source) -> Result<(Source, Dump)> {
-    if source.name != DATABASE {
-        return Ok((source.clone(), Dump::default()));
-    }
-    let shown = source.path.display();
-    let list = std::fs::read_dir(&source.path)
-        .map_err(|e| Fault::config(format!("source {}: {shown} cannot be read: {e}", source.name)))?;
-    let dated = list.filter_map(|e| e.ok()?.file_name().into_string().ok());
-    let newest = dated.filter(|n| crate::store::meta::is_date(n)).max();
-    let path = match newest {
-        Some(date) => source.path.join(date),
-        None => source.path.clone(),
-    };
-    let dump: Value = std::fs::read(path.join("dump.json"))
-        .map_err(anyhow::Error::from)
-        .and_then(|text| Ok(serde_json::from_slice(&text)?))
-        .map_err(|e| {
-            Fault::config(format!("source {}: {} holds no complete dump: {e}", source.name, path.display()))
-                .hint("`pg-snap dump` makes one")
-        })?;
-    let run = dump["run_id"].as_str().map(str::to_owned);
-    let at = |which: &str| dump["window"][which].as_u64();
-    let window = at("held_ms").zip(at("confirmed_ms"));
-    Ok((Source { path, ..source.clone() }, Dump { run, window }))
-}
-
-/// rsync takes a listed path that begins with `#` or `;` for a comment, also in a list of NUL-separated paths.
-pub fn uncommented(path: Vec<u8>) -> Vec<u8> {
-    if path.starts_with(b"#") || path.starts_with(b";") { [b"./", &path[..]].concat() } else { path }
-}
-
-/// The NUL-separated list of `paths` for rsync, in a file that has no name, so it is gone with us.
-pub fn list_file(dir: &Path, paths: impl Iterator<Item = impl AsRef<[u8]>>) -> Result<File> {
-    use nix::fcntl::{OFlag, open};
-    use nix::sys::stat::Mode;
-    let what = || format!("cannot write a temporary file in {}", dir.display());
-    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-    let fd = open(dir, flags, Mode::from_bits_truncate(0o600)).with_context(what)?;
-    let mut out = BufWriter::new(File::from(fd));
-    for path in paths {
-        out.write_all(path.as_ref()).and_then(|()| out.write_all(&[0])).with_context(what)?;
-    }
-    let mut file = out.into_inner().with_context(what)?;
-    file.rewind().with_context(what)?;
-    Ok(file)
 }

@@ -15,8 +15,8 @@ use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, fstatfs};
 
 use crate::budget::Budget;
+use crate::fsid::{distrust, is_trusted_name};
 use crate::parallel;
-use crate::source::{distrust, is_trusted_name};
 use crate::store::visit;
 use crate::tree::{Dir, Meta, STUB, Stamp, Tree, join};
 

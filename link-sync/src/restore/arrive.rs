@@ -10,7 +10,6 @@ use common::fault::Fault;
 use common::mutant;
 use nix::sys::stat::fstat;
 
-use super::HTML;
 use super::fetch::Fetch;
 use super::item::{Item, set_times, swap};
 use super::partial::{NEW, OLD, Partial, Plan, TEMPORARY};
@@ -21,6 +20,7 @@ use crate::far::Far;
 use crate::maintenance;
 use crate::progress::Progress;
 use crate::settings::Settings;
+use crate::source::HTML;
 use crate::store::{ensure_dir, open::abilities, open_dir, remove, split};
 use crate::walk::show;
 

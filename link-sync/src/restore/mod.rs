@@ -18,7 +18,6 @@ mod telling;
 mod wishes;
 
 use std::io::IsTerminal as _;
-use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
@@ -45,9 +44,6 @@ use partial::{KEPT, NEW, OLD, Partial};
 use room::room;
 use telling::{others_left, tell_left, tell_plan, tell_tamed};
 use wishes::{everything, look, plausible, wishes};
-
-/// The source that holds Nextcloud's configuration.
-const HTML: &str = "html";
 
 /// Does it.
 pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
@@ -103,7 +99,7 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
     let arrived = opened.iter().map(|p| Ok(Some((p.part(NEW)?, p.state.swap.is_some()))));
     room(&items, &arrived.collect::<Result<Vec<_>>>()?)?;
     if args.in_place && args.closed {
-        restoring::begin(&settings.state, &meta.date, html(&settings))?;
+        restoring::begin(&settings.state, &meta.date, settings.html())?;
     }
     let progress = Progress::terminal();
     // One that was interrupted when all had arrived does not compare again.
@@ -172,11 +168,6 @@ fn confirm(args: &Restore, items: &[Item]) -> Result<()> {
         true => Ok(()),
         false => Err(refused().into()),
     }
-}
-
-/// Where the instance is.
-pub fn html(settings: &Settings) -> Option<&Path> {
-    settings.sources.iter().find(|s| s.name == HTML).map(|s| &*s.path)
 }
 
 /// Puts one path in its place, and in it, where that is its own place, what the backup leaves out. Returns what of that

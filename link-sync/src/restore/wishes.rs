@@ -11,8 +11,10 @@ use common::status::Report;
 use crate::cli::Restore;
 use crate::far::Far;
 use crate::protocol::{Looked, ReadHolding};
-use crate::settings::{DATABASE, Settings};
+use crate::settings::Settings;
+use crate::source::DATABASE;
 use crate::store::meta::SnapshotMeta;
+use crate::store::path::check_path;
 use crate::tree::join;
 use crate::walk::show;
 
@@ -38,7 +40,7 @@ pub fn wishes(args: &Restore) -> Result<Vec<(String, Vec<u8>)>> {
     for path in &args.path {
         let plain: PathBuf = path.components().filter(|c| *c != Component::CurDir).collect();
         let bytes = plain.as_os_str().as_bytes().to_vec();
-        if path.is_absolute() || crate::protocol::check_path(&bytes).is_err() {
+        if path.is_absolute() || check_path(&bytes).is_err() {
             return Err(Fault::usage(format!(
                 "--path {} is not relative to the source {source}",
                 path.display()
@@ -132,7 +134,7 @@ pub fn look(far: &mut Far, meta: &SnapshotMeta, wishes: &[(String, Vec<u8>)]) ->
     let looked: Vec<Looked> = looked.into_iter().flatten().collect();
     for ((source, path), looked) in wishes.iter().zip(&looked) {
         let above = join(&full(source, path), b"");
-        let below = |deep: &Vec<u8>| deep.starts_with(&above) && crate::protocol::check_path(deep).is_ok();
+        let below = |deep: &Vec<u8>| deep.starts_with(&above) && check_path(deep).is_ok();
         if !looked.deep.iter().all(below) {
             return Err(Fault::failed("the other end named folders that were not asked for").into());
         }

@@ -20,12 +20,13 @@ use serde_json::{Value, json};
 use super::Terms;
 use super::line::{Line, TELL, or_skip_list, teller};
 use super::pipe::converse;
-use crate::protocol::{self, BackupOnly, Cloned, CopyOnly, Kept, Kind, Making, Opened, Receive, Record};
+use crate::protocol::{self, BackupOnly, Cloned, CopyOnly, Kept, Kind, Making, Opened, Receive};
 use crate::rsync::xattr_rules;
 use crate::store::allowance::Allowance;
 use crate::store::damaged::Damaged;
-use crate::store::merge::Merge;
+use crate::store::merge::{Listed, Merge};
 use crate::store::open::{self, Writable};
+use crate::store::path::check_path;
 use crate::store::publish::{AllDone, Described, DirTimes, Done, publish};
 use crate::store::{INCOMING, PARTIAL, RESUME, Store, clone, manifest, open_dir, pace, remove, split};
 use crate::tree::{Census, Stamp};
@@ -188,7 +189,7 @@ impl Writing {
         let writable = &mut self.writable;
         let forgotten = if keep { Ok(()) } else { writable.forget(None) };
         protocol::read_list(input, |path| {
-            protocol::check_path(path)?;
+            check_path(path)?;
             writable.forget(Some(path))
         })?;
         forgotten?;
@@ -205,7 +206,7 @@ impl Writing {
         let mut done = Done { cloned: true, ..Done::default() };
         let mut kept = Kept::at_most(self.memory);
         protocol::read_list(&mut line.input, |path| {
-            protocol::check_path(path)?;
+            check_path(path)?;
             kept.more(left_out.add(path))?;
             remember(&mut kept, &mut done.times, split(path).0)
         })?;
@@ -246,9 +247,9 @@ impl Writing {
         });
         let mut compare = or_skip_list(ready, input)?;
         protocol::read_list(input, |item| {
-            let Record { kind, size, mtime, path } = Record::decode(item)?;
+            let Listed { kind, size, mtime, path } = protocol::listed(item)?;
             if !path.is_empty() {
-                protocol::check_path(&path)?;
+                check_path(&path)?;
             }
             if kind == 0 {
                 return compare.folder(&path);
@@ -273,7 +274,7 @@ impl Writing {
         let kept = &mut self.kept;
         let mut count = 0;
         protocol::read_list(input, |path| {
-            protocol::check_path(path)?;
+            check_path(path)?;
             let (dir, name) = split(path);
             count += 1;
             remember(kept, times, dir)?;
@@ -291,7 +292,7 @@ impl Writing {
         let mut done = self.done.remove(&source).unwrap_or_default();
         let mut kept = std::mem::replace(&mut self.kept, Kept::at_most(0));
         let merged = protocol::read_list(input, |item| {
-            let record = Record::decode(item)?;
+            let record = protocol::listed(item)?;
             let before = done.times.len();
             merge.take(&record, &mut done.times)?;
             if done.times.len() > before {

@@ -36,7 +36,7 @@ impl Held {
         // After it was locked: it is there, and stays.
         let (meta, text) = SnapshotMeta::load(dir, date).with_context(what)?;
         let top = open_dir(dir, date.as_bytes()).with_context(what)?;
-        Ok(Held { meta: SnapshotMeta { date: date.to_owned(), ..meta }, text, top, path, lock })
+        Ok(Held { meta, text, top, path, lock })
     }
 
     /// Its lock, for a child that may outlive us.

@@ -15,14 +15,45 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, fstatat};
 use nix::unistd::linkat;
+use serde::{Deserialize, Serialize};
 
+use super::path::check_path;
 use super::publish::DirTimes;
 use super::{attributes, ensure_dir, open_dir, sparse, split};
-use crate::protocol::{Merged, Record, check_path};
 use crate::walk::show;
 
 /// How many missing paths are named.
 const NAMED: usize = 10;
+
+/// One path, as the other end lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// `st_mode` type bits.
+    pub kind: u32,
+    /// Bytes.
+    pub size: u64,
+    /// Modification time, seconds and nanoseconds.
+    pub mtime: (i64, u32),
+    /// Relative to the source.
+    pub path: Vec<u8>,
+}
+
+/// What a merge did.
+#[derive(Debug, Default, Deserialize, Serialize)]
+pub struct Merged {
+    /// Files received.
+    pub received: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+    /// Files linked from the base although they were listed: rsync found them unchanged.
+    pub linked: u64,
+    /// Files taken over from an interrupted run.
+    pub resumed: u64,
+    /// Listed paths that were nowhere: they vanished at the source, or rsync passed over them.
+    pub missing: u64,
+    /// The first of them.
+    pub missing_names: Vec<String>,
+}
 
 /// The trees of one source that a merge works on.
 #[derive(Debug)]
@@ -97,7 +128,7 @@ impl Merge {
     }
 
     /// Puts one listed path in its place. Directories' times go into `times`, to be set at the end.
-    pub fn take(&mut self, record: &Record, times: &mut DirTimes) -> Result<()> {
+    pub fn take(&mut self, record: &Listed, times: &mut DirTimes) -> Result<()> {
         if !record.path.is_empty() {
             check_path(&record.path)?;
         }
@@ -116,7 +147,7 @@ impl Merge {
         self.take_file(record).with_context(what)
     }
 
-    fn take_dir(&mut self, record: &Record, times: &mut DirTimes) -> Result<()> {
+    fn take_dir(&mut self, record: &Listed, times: &mut DirTimes) -> Result<()> {
         if !record.path.is_empty() && self.take_whole(&record.path)? {
             times.insert(record.path.clone(), Some(record.mtime));
             self.whole.insert(record.path.clone());
@@ -151,7 +182,7 @@ impl Merge {
         }
     }
 
-    fn take_file(&mut self, record: &Record) -> Result<()> {
+    fn take_file(&mut self, record: &Listed) -> Result<()> {
         let (dir, name) = split(&record.path);
         let name = OsStr::from_bytes(name);
         if let Some(from) = self.incoming.dir(dir)?
@@ -210,7 +241,7 @@ impl Merge {
         Ok(())
     }
 
-    fn missing(&mut self, record: &Record) {
+    fn missing(&mut self, record: &Listed) {
         self.merged.missing += 1;
         if self.merged.missing_names.len() < NAMED {
             self.merged.missing_names.push(show(&record.path));
@@ -249,7 +280,7 @@ fn look(dir: &File, name: &OsStr) -> Result<Option<FileStat>> {
 }
 
 /// Whether a file has the size, and if they count the time, of `record`.
-fn is_of(stat: &FileStat, record: &Record, times: bool) -> bool {
+fn is_of(stat: &FileStat, record: &Listed, times: bool) -> bool {
     let mtime = (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0));
     u64::try_from(stat.st_size) == Ok(record.size) && (!times || mtime == record.mtime)
 }

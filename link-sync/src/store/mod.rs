@@ -29,6 +29,7 @@ pub mod odd;
 pub mod open;
 pub mod outcome;
 pub mod pace;
+pub mod path;
 pub mod pins;
 pub mod prune;
 pub mod publish;

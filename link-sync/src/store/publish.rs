@@ -11,13 +11,13 @@ use common::record::random_id;
 use nix::errno::Errno;
 use nix::fcntl::{readlinkat, renameat};
 use nix::sys::time::TimeSpec;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::manifest;
-use super::meta::{DATE_FORMAT, SnapshotMeta};
+use super::meta::{Consistency, DATE_FORMAT, SnapshotMeta, SourceMeta};
 use super::open::Writable;
 use super::{INCOMING, META, PARTIAL, RESUME, ensure_dir, open_dir, visit};
-use crate::protocol::{Description, Published};
 use crate::walk::show;
 
 /// The directories of one source whose time must be set at the end: to what the source said, or (`None`: something
@@ -43,6 +43,41 @@ pub enum Described {
     Source(Description),
     /// The whole `snapshot.json` of one of another store, which is kept byte for byte, with its date.
     Copy(String),
+}
+
+/// What a source knows of the snapshot it has made. All else is known to the store.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Description {
+    /// The maintenance run it was sealed in.
+    pub run_id: Option<String>,
+    /// How far its parts belong together.
+    pub consistency: Consistency,
+    /// When staging began, by the source's clock.
+    pub started_at: String,
+    /// link-sync's version there.
+    pub tool_version: String,
+    /// Its sources.
+    pub sources: Vec<SourceMeta>,
+}
+
+/// A snapshot that has been published.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Published {
+    /// What a person should know.
+    pub warnings: Vec<Value>,
+    /// Its random id.
+    pub id: String,
+    /// Its name.
+    pub date: String,
+    /// Its folder.
+    pub path: String,
+    /// Files that were hashed for the checksums.
+    #[serde(default)]
+    pub hashed_files: u64,
+    /// Their bytes.
+    #[serde(default)]
+    pub hashed_bytes: u64,
 }
 
 /// Publishes the partial snapshot. On return it is durable: every block of it, its name, and `latest` unless a
