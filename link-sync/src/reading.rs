@@ -18,7 +18,7 @@ use nix::sys::stat::{FileStat, fstatat};
 
 use crate::parallel;
 use crate::protocol::{self, Kept, Looked, Sending};
-use crate::rsync::xattr_rules;
+use crate::rsync::argv::xattr_rules;
 use crate::serve::check_capabilities;
 use crate::store::held::Held;
 use crate::store::meta::SnapshotMeta;

@@ -10,15 +10,15 @@ use common::fault::Fault;
 use common::mutant;
 use nix::sys::stat::fstat;
 
-use super::fetch::Fetch;
 use super::item::{Item, set_times, swap};
-use super::partial::{NEW, OLD, Partial, Plan, TEMPORARY};
+use super::partial::{NEW, OLD, Partial, Plan};
 use super::shallow::Shallow;
 use super::tame::{self, Tamed};
 use crate::cli::Restore;
 use crate::far::Far;
 use crate::maintenance;
 use crate::progress::Progress;
+use crate::rsync::{Fetch, TEMPORARY};
 use crate::settings::Settings;
 use crate::source::HTML;
 use crate::store::{ensure_dir, open::abilities, open_dir, remove, split};

@@ -5,7 +5,6 @@
 //! an interrupted restore has either changed nothing that is in use, or is finished by the same command.
 
 mod arrive;
-mod fetch;
 mod item;
 mod left_out;
 mod partial;

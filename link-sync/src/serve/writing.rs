@@ -21,7 +21,7 @@ use super::Terms;
 use super::line::{Line, TELL, or_skip_list, teller};
 use super::pipe::converse;
 use crate::protocol::{self, BackupOnly, Cloned, CopyOnly, Kept, Kind, Making, Opened, Receive};
-use crate::rsync::xattr_rules;
+use crate::rsync::argv::xattr_rules;
 use crate::store::allowance::Allowance;
 use crate::store::damaged::Damaged;
 use crate::store::merge::{Listed, Merge};
