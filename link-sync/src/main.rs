@@ -9,7 +9,6 @@ mod cli;
 mod copy;
 mod far;
 mod fsid;
-mod holes;
 mod index;
 mod list;
 mod maintenance;
