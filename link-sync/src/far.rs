@@ -17,9 +17,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::budget::Budget;
-use crate::protocol::{self, Door, GREETING, Hello, Kind, Knock, ListWriter, MAX_ANSWER, MAX_FRAME, Reply};
+use crate::protocol::{
+    self, Door, GREETING, Hello, Kind, Knock, ListWriter, MAX_ANSWER, MAX_FRAME, READING, Reply, WRITING,
+};
 use crate::pulse::{Pipe, Pulse};
-use crate::serve::{READING, WRITING};
 use crate::settings::{Place, Settings};
 
 /// What a login shell may print before the far end's greeting, in bytes.

@@ -20,7 +20,6 @@ mod protocol;
 mod prune;
 mod pulse;
 mod reach;
-mod reading;
 mod restore;
 mod retention;
 mod rsync;

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::protocol::{self, Door, Hello, Kind, Knock, MAX_FRAME, MAX_REQUEST, Reply};
+use crate::protocol::{self, Door, Hello, Kind, Knock, MAX_FRAME, MAX_REQUEST, READING, Reply, WRITING};
 use crate::signs::{Alive, Watched, Working};
 
 /// How often the source is told how far long work has come.
@@ -147,12 +147,6 @@ impl<'a, I: Read, O: Write + Send> Line<'a, I, O> {
         self.reply(Ok(answer))
     }
 }
-
-/// How the key for backups, which came to read, becomes the other one.
-pub const READING: &str = "use a key of its own for reading: restore_identity in [snapshot.ssh], and on the store's machine `link-sync serve PROFILE --read-only` for it (README, Getting it back)";
-/// And the other way round.
-pub const WRITING: &str =
-    "give the key for backups `link-sync serve PROFILE` without --read-only, on the store's machine";
 
 /// Tells the source how far long work has come, a few times a second.
 pub fn teller<W: Write + Send>(output: &mut W) -> impl Fn(u64, u64) -> Result<()> + Sync {

@@ -7,6 +7,7 @@
 
 mod line;
 mod pipe;
+mod reading;
 mod writing;
 
 use std::io::{Read, Write};
@@ -18,15 +19,13 @@ use common::retention::Retention;
 use serde_json::Value;
 
 use line::{Line, teller};
-pub use line::{READING, WRITING};
+use reading::Reading;
 use writing::Writing;
-pub use writing::check_capabilities;
 
 use crate::protocol::{
     BackupIdle, BackupRequest, BackupWriting, CopyIdle, CopyRequest, CopyWriting, Door, Kept, Opened,
     ReadHolding, ReadIdle, ReadRequest,
 };
-use crate::reading::Reading;
 use crate::signs::{Alive, Frames};
 use crate::store::allowance::Limits;
 use crate::store::open::discard;
@@ -88,7 +87,10 @@ fn backup<I: Read, O: Write + Send>(line: &mut Line<'_, I, O>, store: &Store, te
     while let Some(request) = line.next::<BackupIdle, BackupRequest>(IDLE)? {
         match request {
             BackupIdle::Open {} => {
-                let Some(mut writing) = begun(line, Writing::backup(store, terms))? else { continue };
+                let Some(mut writing) = begun(line, Writing::backup(store, terms.limits, terms.memory))?
+                else {
+                    continue;
+                };
                 while !writing.published {
                     let Some(request) = line.next::<BackupWriting, BackupRequest>(BUSY)? else {
                         return Ok(());
@@ -160,7 +162,8 @@ fn copy<I: Read, O: Write + Send>(line: &mut Line<'_, I, O>, store: &Store, term
         match request {
             CopyIdle::List {} => line.reply_in_parts(crate::list::answer(store, false), "snapshots")?,
             CopyIdle::Open { base } => {
-                let Some(mut writing) = begun(line, Writing::copy(store, base.as_deref(), terms))? else {
+                let Some(mut writing) = begun(line, Writing::copy(store, base.as_deref(), terms.memory))?
+                else {
                     continue;
                 };
                 while !writing.published {

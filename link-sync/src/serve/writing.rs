@@ -17,12 +17,11 @@ use common::run::Cmd;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::Terms;
 use super::line::{Line, TELL, or_skip_list, teller};
-use super::pipe::converse;
+use super::pipe::{check_capabilities, converse};
 use crate::protocol::{self, BackupOnly, Cloned, CopyOnly, Kept, Kind, Making, Opened, Receive};
 use crate::rsync::xattr_rules;
-use crate::store::allowance::Allowance;
+use crate::store::allowance::{Allowance, Limits};
 use crate::store::damaged::Damaged;
 use crate::store::merge::{Listed, Merge};
 use crate::store::open::{self, Writable};
@@ -63,24 +62,24 @@ fn named(source: &str) -> Result<()> {
 
 impl Writing {
     /// Begins one of this store's own.
-    pub fn backup(store: &Store, terms: &Terms) -> Result<(Writing, Opened)> {
+    pub fn backup(store: &Store, limits: Option<Limits>, memory: u64) -> Result<(Writing, Opened)> {
         let writable = open::open(store, None)?;
         let first = writable.base.is_none();
-        let limits = terms.limits.map(|limits| Allowance::today(store, &writable.dir, limits, first));
+        let limits = limits.map(|limits| Allowance::today(store, &writable.dir, limits, first));
         let damaged = writable.base.as_ref().map(|base| Damaged::of(store, base)).unwrap_or_default();
-        Ok(Writing::begin(writable, limits.transpose()?, damaged, terms))
+        Ok(Writing::begin(writable, limits.transpose()?, damaged, memory))
     }
 
     /// Begins the copy of another store's, with the snapshot `base` here.
-    pub fn copy(store: &Store, base: Option<&str>, terms: &Terms) -> Result<(Writing, Opened)> {
-        Ok(Writing::begin(open::open(store, Some(base))?, None, Damaged::default(), terms))
+    pub fn copy(store: &Store, base: Option<&str>, memory: u64) -> Result<(Writing, Opened)> {
+        Ok(Writing::begin(open::open(store, Some(base))?, None, Damaged::default(), memory))
     }
 
     fn begin(
         writable: Writable,
         allowance: Option<Allowance>,
         damaged: Damaged,
-        terms: &Terms,
+        memory: u64,
     ) -> (Writing, Opened) {
         let opened = Opened {
             resumed_id: open::copying(&writable.store),
@@ -92,7 +91,7 @@ impl Writing {
             acls: writable.keeps.acls,
             warnings: writable.warnings.clone(),
         };
-        let memory = terms.memory / 2;
+        let memory = memory / 2;
         let writing = Writing {
             writable,
             done: HashMap::new(),
@@ -398,14 +397,4 @@ fn remember(kept: &mut Kept, times: &mut DirTimes, dir: &[u8]) -> Result<()> {
         times.insert(dir.to_vec(), None);
     }
     Ok(())
-}
-
-/// What an rsync says it can do becomes a word of another one's command line.
-pub fn check_capabilities(said: &str) -> Result<()> {
-    let letters = said.len() <= 32 && said.bytes().all(|b| b.is_ascii_alphabetic() || b == b'.');
-    if letters || mutant::active("rsync-options-of-the-source") {
-        return Ok(());
-    }
-    let said: String = said.chars().take(64).collect();
-    Err(Fault::denied(format!("the other rsync says odd things of itself: '{said}'")).into())
 }

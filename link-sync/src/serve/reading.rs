@@ -21,10 +21,10 @@ use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, fstatat};
 
+use super::pipe::check_capabilities;
 use crate::parallel;
 use crate::protocol::{self, Kept, Looked, Sending};
 use crate::rsync::xattr_rules;
-use crate::serve::check_capabilities;
 use crate::store::meta::SnapshotMeta;
 use crate::store::path::check_path;
 use crate::store::{META, Store, open_dir, open_file, split, visit};
