@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::line::{Line, TELL, or_skip_list, teller};
 use super::pipe::{check_capabilities, converse};
-use crate::protocol::{self, BackupOnly, Cloned, CopyOnly, Kept, Kind, Making, Opened, Receive};
+use crate::protocol::{self, Cloned, Kept, Kind, Making, Opened, Receive};
 use crate::rsync::xattr_rules;
 use crate::store::allowance::{Allowance, Limits};
 use crate::store::damaged::Damaged;
@@ -44,8 +44,6 @@ pub struct Writing {
     kept: Kept,
     /// For what is remembered during a request.
     memory: u64,
-    /// It is done.
-    pub published: bool,
 }
 
 fn value(answer: impl Serialize) -> Result<Value> {
@@ -92,14 +90,8 @@ impl Writing {
             warnings: writable.warnings.clone(),
         };
         let memory = memory / 2;
-        let writing = Writing {
-            writable,
-            done: HashMap::new(),
-            allowance,
-            kept: Kept::at_most(memory),
-            memory,
-            published: false,
-        };
+        let writing =
+            Writing { writable, done: HashMap::new(), allowance, kept: Kept::at_most(memory), memory };
         (writing, opened)
     }
 
@@ -139,43 +131,16 @@ impl Writing {
         }
     }
 
-    /// What only a backup asks.
-    pub fn of_backup<I: Read, O: Write + Send>(
-        &mut self,
-        request: BackupOnly,
-        line: &mut Line<'_, I, O>,
-    ) -> Result<Value> {
-        match request {
-            BackupOnly::Drop { source } => self.drop_paths(&source, &mut line.input),
-            BackupOnly::Publish { meta } => self.publish(Described::Source(meta), line),
-        }
-    }
-
-    /// What only a copy asks.
-    pub fn of_copy<I: Read, O: Write + Send>(
-        &mut self,
-        request: CopyOnly,
-        line: &mut Line<'_, I, O>,
-    ) -> Result<Value> {
-        match request {
-            CopyOnly::Resume { id, keep } => self.resume(&id, keep, &mut line.input),
-            CopyOnly::Part {} => {
-                let mut part = or_skip_list(manifest::Part::begin(&self.writable), &mut line.input)?;
-                protocol::read_list(&mut line.input, |line| part.add(line))?;
-                part.finish().map(|()| Value::Null)
-            }
-            CopyOnly::Publish { text } => self.publish(Described::Copy(text), line),
-        }
-    }
-
-    fn publish<I: Read, O: Write + Send>(
-        &mut self,
+    /// Publishes it, and answers; what could not be published is still being written.
+    pub fn publish<I: Read, O: Write + Send>(
+        self,
         described: Described,
         line: &mut Line<'_, I, O>,
-    ) -> Result<Value> {
-        let published = publish(&self.writable, described, &self.done, &teller(&mut line.output))?;
-        self.published = true;
-        value(published)
+    ) -> Result<Option<Writing>> {
+        let published = publish(&self.writable, described, &self.done, &teller(&mut line.output));
+        let still = published.is_err();
+        line.reply(published)?;
+        Ok(still.then_some(self))
     }
 
     /// So many bytes more are in the store, or on their way.
@@ -184,7 +149,8 @@ impl Writing {
         self.allowance.as_ref().map_or(Ok(()), |a| a.wrote(bytes))
     }
 
-    fn resume(&mut self, id: &str, keep: bool, input: &mut impl Read) -> Result<Value> {
+    /// Takes of what an interrupted copy received all that is not in the list, if it is to be kept.
+    pub fn resume(&mut self, id: &str, keep: bool, input: &mut impl Read) -> Result<Value> {
         let writable = &mut self.writable;
         let forgotten = if keep { Ok(()) } else { writable.forget(None) };
         protocol::read_list(input, |path| {
@@ -194,6 +160,13 @@ impl Writing {
         forgotten?;
         writable.begin_copy(id)?;
         Ok(Value::Null)
+    }
+
+    /// Takes a part of the checksums of a copy.
+    pub fn part(&mut self, input: &mut impl Read) -> Result<Value> {
+        let mut part = or_skip_list(manifest::Part::begin(&self.writable), input)?;
+        protocol::read_list(input, |line| part.add(line))?;
+        part.finish().map(|()| Value::Null)
     }
 
     fn clone_base<I: Read, O: Write + Send>(
@@ -266,7 +239,8 @@ impl Writing {
         self.writable.source_dir(PARTIAL, source)
     }
 
-    fn drop_paths(&mut self, source: &str, input: &mut impl Read) -> Result<Value> {
+    /// Removes what is in the list.
+    pub fn drop_paths(&mut self, source: &str, input: &mut impl Read) -> Result<Value> {
         let ready = named(source).and_then(|()| self.writable.source_dir(PARTIAL, source));
         let partial = or_skip_list(ready, input)?;
         let times = &mut self.done.entry(source.to_owned()).or_default().times;
