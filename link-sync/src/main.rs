@@ -28,6 +28,7 @@ mod session;
 mod settings;
 mod signs;
 mod source;
+mod ssh;
 mod store;
 mod timing;
 mod tree;
