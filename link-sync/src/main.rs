@@ -14,6 +14,7 @@ mod index;
 mod list;
 mod maintenance;
 mod moved;
+mod names;
 mod parallel;
 mod progress;
 mod protocol;

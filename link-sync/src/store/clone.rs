@@ -20,6 +20,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use super::{attributes, open_dir, split, visit};
+use crate::names::NAMED;
 use crate::parallel;
 use crate::tree::{Census, Stamp, join};
 use crate::walk::show;
@@ -177,9 +178,6 @@ pub struct Lacking {
     /// The first of them.
     pub removed_names: Vec<String>,
 }
-
-/// How many paths are named.
-pub const NAMED: usize = 10;
 
 /// Compares a clone with what it should hold, told folder by folder and sorted, and takes out what should not be there.
 #[derive(Debug)]
