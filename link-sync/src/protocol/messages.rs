@@ -67,11 +67,11 @@ pub enum BackupIdle {
         /// Only tell.
         dry_run: bool,
     },
-    /// Check snapshots against their manifests; nothing is changed. Answer: what [`crate::store::findings::Outcome`]
+    /// Check snapshots against their manifests; nothing is changed. Answer: what [`crate::store::outcome::Outcome`]
     /// describes, the `findings` one by one, without the names of what the newest snapshot does not hold.
     Verify {
         /// What is to be checked.
-        options: crate::store::verify::Options,
+        options: crate::store::outcome::Scope,
     },
 }
 

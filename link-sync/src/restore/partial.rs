@@ -27,8 +27,6 @@ use crate::store::{ensure_dir, open_dir, open_file, open_file_at, remove, visit}
 pub const PREFIX: &str = ".nc-restore-";
 /// What arrives.
 pub const NEW: &str = "new";
-/// In `new`: rsync's half-written files.
-pub const TEMPORARY: &str = ".nc-restore-tmp";
 /// What arrives of what lies deep.
 pub const DEEP: &str = "deep";
 /// What was replaced.

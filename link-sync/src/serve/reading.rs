@@ -4,17 +4,12 @@
 //! gets at nothing that was deleted there long ago; the one for restoring reads and changes nothing.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use common::account::Account;
 use common::fault::Fault;
-use common::lock::Lock;
 use common::mutant;
 use common::run::Cmd;
 use nix::errno::Errno;
@@ -24,10 +19,11 @@ use nix::sys::stat::{FileStat, fstatat};
 use super::pipe::check_capabilities;
 use crate::parallel;
 use crate::protocol::{self, Kept, Looked, Sending};
-use crate::rsync::xattr_rules;
+use crate::rsync::argv::xattr_rules;
+use crate::store::held::Held;
 use crate::store::meta::SnapshotMeta;
 use crate::store::path::check_path;
-use crate::store::{META, Store, open_dir, open_file, split, visit};
+use crate::store::{Store, open_dir, split, visit};
 use crate::tree::join;
 use crate::walk::show;
 
@@ -39,27 +35,14 @@ const LOOKED: usize = 1024;
 
 /// A snapshot that stays as long as this does.
 #[derive(Debug)]
-pub struct Reading {
-    dir: File,
-    path: PathBuf,
-    /// Owners are kept in an attribute.
-    fake_super: bool,
-    lock: Lock,
-}
+pub struct Reading(Held);
 
 impl Reading {
     /// Opens the snapshot of `date`.
     pub fn hold(store: &Store, date: &str) -> Result<(Reading, SnapshotMeta)> {
-        let top = store.check()?;
-        let date = store.find(date)?.date;
-        let path = store.path.join(&date);
-        let what = || format!("cannot open {}", path.display());
-        let lock = share(store, &top, &date)?;
-        // After it was locked: it is there, and stays.
-        let (meta, _) = SnapshotMeta::load(&top, &date).with_context(what)?;
-        let dir = open_dir(&top, date.as_bytes()).with_context(what)?;
-        let meta = SnapshotMeta { date, ..meta };
-        Ok((Reading { dir, path, fake_super: meta.fake_super, lock }, meta))
+        let held = Held::open(store, &store.check()?, &store.find(date)?.date)?;
+        let meta = held.meta.clone();
+        Ok((Reading(held), meta))
     }
 
     /// What the paths in the list are.
@@ -76,7 +59,7 @@ impl Reading {
 
     fn stat(&self, path: &[u8]) -> Result<Option<FileStat>> {
         let (parent, name) = split(path);
-        let parent = match open_dir(&self.dir, parent) {
+        let parent = match open_dir(&self.0.top, parent) {
             Ok(dir) => dir,
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(None),
             Err(e) => return Err(e).with_context(|| format!("cannot open {}", show(parent))),
@@ -99,7 +82,7 @@ impl Reading {
         // With each folder: where the names begin that one run of rsync sees.
         parallel::each((path.to_vec(), path.len()), |(path, begin), more| {
             let what = || format!("cannot read the folder {}", show(&path));
-            let dir = open_dir(&self.dir, &path).with_context(what)?;
+            let dir = open_dir(&self.0.top, &path).with_context(what)?;
             let (mut paths, mut bytes, mut deep) = (0, 0, Vec::new());
             for (name, is_dir, _) in visit::names(&dir).with_context(what)? {
                 let stat = fstatat(&dir, std::ffi::OsStr::from_bytes(&name), AtFlags::AT_SYMLINK_NOFOLLOW);
@@ -155,27 +138,17 @@ impl Reading {
             }
         }
         let mut cmd = Cmd::from_argv(rsync)?.args(["--server", "--sender", &short, "--numeric-ids"]);
-        if self.fake_super {
+        if self.0.meta.fake_super {
             cmd = cmd.arg("--fake-super");
         }
-        let owner = self.dir.metadata().context("cannot look at the snapshot")?;
-        // What lies in the store of an account is read with its rights: it could have put anything there.
-        let account = Account::of_folder(&owner)?;
+        let account = self.0.owner()?;
         let root = account.is_none() && nix::unistd::geteuid().is_root();
-        cmd = xattr_rules(cmd, root && !self.fake_super);
+        cmd = xattr_rules(cmd, root && !self.0.meta.fake_super);
         if let Some(account) = &account {
             cmd = cmd.run_as(account);
         }
-        Ok(cmd.arg(".").arg(marked(path, *strip)?).dir(&self.path).inherit(self.lock.fd()))
+        Ok(cmd.arg(".").arg(marked(path, *strip)?).dir(&self.0.path).inherit(self.0.lock_fd()))
     }
-}
-
-/// Keeps the snapshot of `date` from being removed.
-pub fn share(store: &Store, top: &File, date: &str) -> Result<Lock> {
-    let path = store.path.join(date);
-    let lock = open_file(top, &format!("{date}/{META}/lock"));
-    let lock = lock.with_context(|| format!("cannot open {}", path.display()))?;
-    Lock::shared_file(lock, &path.join(META).join("lock"), &format!("the snapshot {date}"))
 }
 
 /// Whether one run of rsync should not see what is below `path`.

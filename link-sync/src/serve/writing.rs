@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use super::line::{Line, TELL, or_skip_list, teller};
 use super::pipe::{check_capabilities, converse};
 use crate::protocol::{self, Cloned, Kept, Kind, Making, Opened, Receive};
-use crate::rsync::xattr_rules;
+use crate::rsync::argv::xattr_rules;
 use crate::store::allowance::{Allowance, Limits};
 use crate::store::damaged::Damaged;
 use crate::store::merge::{Listed, Merge};

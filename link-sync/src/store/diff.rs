@@ -16,7 +16,7 @@ use nix::sys::stat::{FileStat, fstatat};
 use serde::{Deserialize, Serialize};
 use xattr::FileExt as _;
 
-use super::verify::{Held, hold};
+use super::held::Held;
 use super::{Store, open_below, open_dir, visit};
 use crate::tree::join;
 use crate::walk::show;
@@ -77,16 +77,13 @@ pub fn diff(
     memory: u64,
 ) -> Result<Difference> {
     let dir = store.check()?;
-    let hold = |date: &str| match hold(store, &dir, date) {
-        // Mutation: as if nobody could remove it.
-        Ok(held) if mutant::active("diff-holds-its-snapshots") => Ok(Held { _lock: None, ..held }),
-        other => other,
+    let hold = |date: &str| -> Result<_> {
+        let Held { meta, top, lock, .. } = Held::open(store, &dir, &store.find(date)?.date)?;
+        Ok((meta.date, top, Some(lock).filter(|_| !mutant::active("diff-holds-its-snapshots"))))
     };
-    let (old, new) = (hold(&store.find(from)?.date)?, hold(&store.find(to)?.date)?);
-    let dates = (old.meta.date.clone(), new.meta.date.clone());
-    let found = Difference { from: dates.0, to: dates.1, memory, ..Difference::default() };
-    let mut comparison =
-        Comparison { old: &old.top, new: &new.top, source, limit, found, waiting: vec![Vec::new()] };
+    let ((from, old, _old_lock), (to, new, _new_lock)) = (hold(from)?, hold(to)?);
+    let found = Difference { from, to, memory, ..Difference::default() };
+    let mut comparison = Comparison { old: &old, new: &new, source, limit, found, waiting: vec![Vec::new()] };
     while let Some(path) = comparison.waiting.pop() {
         common::signals::check()?;
         comparison.folder(&path).with_context(|| format!("cannot compare {}", show(&path)))?;

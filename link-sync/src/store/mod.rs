@@ -13,9 +13,11 @@ pub mod clear;
 pub mod clone;
 pub mod damaged;
 pub mod diff;
+pub mod examine;
 pub mod fetch;
 pub mod find;
 pub mod findings;
+pub mod held;
 pub mod keeps;
 pub mod ledger;
 pub mod lists;
@@ -25,6 +27,7 @@ pub mod meta;
 pub mod mtree;
 pub mod odd;
 pub mod open;
+pub mod outcome;
 pub mod pace;
 pub mod path;
 pub mod pins;
@@ -56,6 +59,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{Mode, fstat, futimens, mkdirat};
 use nix::sys::time::TimeSpec;
 
+pub use crate::tree::split;
 use meta::SnapshotMeta;
 
 /// The snapshot being made.
@@ -243,6 +247,17 @@ pub fn note(root: &File, name: &str) -> Result<Option<String>> {
 /// More bytes than one has.
 const LONGEST_NOTE: u64 = 1 << 20;
 
+/// What a file `name` of the store, of at most so many bytes, says; the default if it is not there, or damaged: for what is
+/// only of help.
+pub fn hint<T: Default + serde::de::DeserializeOwned>(store: &Store, name: &str, longest: u64) -> T {
+    let text = store.check().and_then(|dir| {
+        let mut text = String::new();
+        open_file(&dir, name)?.take(longest).read_to_string(&mut text)?;
+        Ok(text)
+    });
+    text.ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
+}
+
 /// Opens the regular file `path` below `root` for reading, through no symlink, and without waiting for anything.
 pub fn open_file(root: &File, path: &str) -> Result<File> {
     open_file_at(root, path.as_bytes())
@@ -307,14 +322,6 @@ pub fn ensure_dir(root: &File, path: &[u8]) -> Result<File> {
 pub fn set_modified(file: &File, modified: &TimeSpec) -> nix::Result<()> {
     let stat = fstat(file)?;
     futimens(file, &TimeSpec::new(stat.st_atime, stat.st_atime_nsec), modified)
-}
-
-/// A path's directory and its name.
-pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|b| *b == b'/') {
-        Some(at) => (&path[..at], &path[at + 1..]),
-        None => (&[], path),
-    }
 }
 
 /// Removes `name` in `dir` and all below it, whatever it is; fine if it is not there.

@@ -21,11 +21,12 @@ use nix::unistd::linkat;
 use serde_json::Value;
 
 use super::fetch::{self, Here, Places};
-use super::findings::{self, Finding, Kind, Outcome};
+use super::findings::{self, Finding, Kind};
 use super::manifest::{self, MTREE, SUMS};
 use super::meta::SnapshotMeta;
+use super::outcome::{Outcome, Scope};
 use super::scan::{self, Expected, Line};
-use super::verify::{Options, verify};
+use super::verify::verify;
 use super::{META, Store, ensure_dir, mtree, open, open_dir, split, sums};
 use crate::tree::join;
 use crate::walk::show;
@@ -54,7 +55,7 @@ pub struct Repaired {
 /// Verifies, and repairs what is found. The outcome tells what is still wrong.
 pub fn repair(
     store: &Store,
-    options: &Options,
+    scope: &Scope,
     mut places: Places,
     told: &(impl Fn(u64, u64) -> Result<()> + Sync),
 ) -> Result<(Outcome, Repaired)> {
@@ -66,7 +67,7 @@ pub fn repair(
     let mut repaired = Repaired::default();
     let work = Work { dir: &dir, room: ensure_dir(&dir, REPAIR.as_bytes())?, snapshots: &snapshots };
     let manifests = work.manifests(&places)?;
-    let mut outcome = verify(store, None, options, told)?;
+    let mut outcome = verify(store, None, scope, told)?;
     let found = std::mem::take(&mut outcome.findings);
     let twins = work.search(&found, &places)?;
     let (folders, rest): (Vec<_>, Vec<_>) =
@@ -88,7 +89,7 @@ pub fn repair(
     }
     super::remove(&dir, Path::new(REPAIR))?;
     // Again, without reading: what was built is what it should be, and so is all around it.
-    let again = verify(store, None, &Options { sample: 0.0, ..options.clone() }, told)?;
+    let again = verify(store, None, &Scope { sample: 0.0, ..scope.clone() }, told)?;
     settle(&mut outcome, &mut repaired, tried, again);
     repaired.done.extend(manifests);
     Ok((outcome, repaired))
