@@ -17,6 +17,7 @@ use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, fstatat};
 
 use super::pipe::check_capabilities;
+use crate::names::show;
 use crate::parallel;
 use crate::protocol::{self, Kept, Looked, Sending};
 use crate::rsync::argv::xattr_rules;
@@ -25,7 +26,6 @@ use crate::store::meta::SnapshotMeta;
 use crate::store::path::check_path;
 use crate::store::{Store, open_dir, split, visit};
 use crate::tree::join;
-use crate::walk::show;
 
 /// Bytes, and folders, of a path within which any rsync is at ease.
 const DEEP_BYTES: usize = 2100;

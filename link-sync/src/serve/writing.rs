@@ -254,7 +254,7 @@ impl Writing {
             match open_dir(&partial, dir) {
                 Ok(dir) => remove(&dir, Path::new(OsStr::from_bytes(name))),
                 Err(nix::errno::Errno::ENOENT) => Ok(()),
-                Err(e) => Err(e).with_context(|| format!("cannot remove {}", crate::walk::show(path))),
+                Err(e) => Err(e).with_context(|| format!("cannot remove {}", crate::names::show(path))),
             }
         })?;
         Ok(json!({"dropped": count}))

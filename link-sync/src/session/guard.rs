@@ -7,11 +7,11 @@ use common::fault::Fault;
 use common::mutant;
 
 use crate::fsid::FsId;
+use crate::names::show;
 use crate::settings::{Place, Settings};
 use crate::source::{Checked, Source};
 use crate::store::meta::SourceMeta;
 use crate::tree::Tree;
-use crate::walk;
 
 /// A source that lost more than this many of a hundred paths is not believed.
 const SHRINK_PERCENT: u64 = 30;
@@ -48,7 +48,7 @@ impl Origin {
             fs_id: checked.fs_id.clone(),
             fs_path: checked.fs_path.clone(),
             inode: Some(checked.inode),
-            submounts: tree.submounts.iter().map(|m| walk::show(m)).collect(),
+            submounts: tree.submounts.iter().map(|m| show(m)).collect(),
         }
     }
 

@@ -6,12 +6,11 @@ use common::status::Report;
 
 use super::Session;
 use super::plan::{Plan, marked_bytes};
-use crate::names::some;
+use crate::names::{show, some};
 use crate::protocol::{Cloned, Making};
 use crate::source::Source;
 use crate::store::clone::Lacking;
 use crate::tree::{Census, Stamp, Tree, join};
-use crate::walk;
 
 impl Session {
     /// Counts what was cloned against what the index promises. What the base lacks, or holds otherwise, is marked, so that it
@@ -91,7 +90,7 @@ impl Session {
                      of them",
                     source.name,
                     lost.len(),
-                    some(lost.iter().map(|path| walk::show(path)))
+                    some(lost.iter().map(|path| show(path)))
                 ),
             );
         }

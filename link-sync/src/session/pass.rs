@@ -10,13 +10,13 @@ use super::guard::{Allow, Origin, not_shrunk};
 use super::plan::{Plan, marked_bytes};
 use super::taken::{Last, Taken};
 use crate::budget::{Budget, is_over};
-use crate::names::some;
+use crate::names::{show, some};
 use crate::progress::Progress;
 use crate::protocol::{BackupOnly, Cloned, Making};
 use crate::source::{Checked, DATABASE, Source};
 use crate::timing::{Laps, Phase};
 use crate::tree::Tree;
-use crate::walk::{self, walk};
+use crate::walk::walk;
 
 /// What one pass is about.
 #[derive(Debug)]
@@ -167,7 +167,7 @@ impl Session {
         if out.is_empty() || source.name == DATABASE {
             return;
         }
-        let list = out.iter().map(|(path, to)| format!("{} -> {}", walk::show(path), to.display()));
+        let list = out.iter().map(|(path, to)| format!("{} -> {}", show(path), to.display()));
         report.warn(
             outward::KIND,
             format!(
@@ -188,7 +188,7 @@ fn tell_of_beyond(source: &Source, tree: &Tree, report: &mut Report) {
     }
     report.set_partial();
     // The end of such a path says nothing, and its whole length too much.
-    let list = tree.beyond.iter().map(|path| format!("{}…", walk::show(&path[..path.len().min(200)])));
+    let list = tree.beyond.iter().map(|path| format!("{}…", show(&path[..path.len().min(200)])));
     report.warn(
         "too-deep",
         format!(

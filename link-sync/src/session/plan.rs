@@ -8,10 +8,9 @@ use super::guard::{Allow, Origin, not_shrunk};
 use super::taken::{Counts, Taken};
 use crate::fsid::FsId;
 use crate::index;
-use crate::names::some;
+use crate::names::{show, some};
 use crate::source::{Checked, DATABASE, Source};
 use crate::tree::{Changes, Entry, Stamp, Tree, join};
-use crate::walk;
 
 /// What one pass is going to do.
 #[derive(Debug)]
@@ -93,8 +92,7 @@ impl Session {
                 not_shrunk(source, known, changes.vanished, allow)?;
                 self.mark_damaged(source, tree, &mut changes, report);
                 if !tree.untrusted.is_empty() {
-                    let list =
-                        tree.untrusted.iter().map(|(path, kind)| format!("{} ({kind})", walk::show(path)));
+                    let list = tree.untrusted.iter().map(|(path, kind)| format!("{} ({kind})", show(path)));
                     report.warn(
                         "full-way",
                         format!("source {}: what lies on other file systems than ext4, xfs, btrfs or zfs is compared \

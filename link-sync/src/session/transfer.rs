@@ -12,7 +12,7 @@ use super::pass::Pass;
 use super::plan::{Plan, marked_in};
 use crate::acls;
 use crate::moved::distrust_moved;
-use crate::names::NAMED;
+use crate::names::{NAMED, show};
 use crate::progress::Progress;
 use crate::protocol::Making;
 use crate::rsync::{Transfer, list_file, uncommented};
@@ -20,7 +20,6 @@ use crate::source::{DATABASE, Source};
 use crate::store::merge::Merged;
 use crate::timing::{Laps, Phase};
 use crate::tree::Tree;
-use crate::walk;
 use crate::writers::{self, Writers};
 
 impl Session {
@@ -118,11 +117,11 @@ impl Session {
         counts.merged.linked += merged.linked;
         counts.merged.resumed += merged.resumed;
         counts.writers = writers.open.len() as u64;
-        counts.writers_named = writers.open.iter().take(NAMED).map(|path| walk::show(path)).collect();
+        counts.writers_named = writers.open.iter().take(NAMED).map(|path| show(path)).collect();
         let mut named = Vec::new();
         let moved = distrust_moved(&checked.dir, tree, dirs, |path| {
             if named.len() < NAMED {
-                named.push(walk::show(path));
+                named.push(show(path));
             }
         })?;
         counts.moved_named = named;

@@ -21,9 +21,9 @@ use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use super::{attributes, open_dir, split, visit};
 use crate::names::NAMED;
+use crate::names::show;
 use crate::parallel;
 use crate::tree::{Census, Stamp, join};
-use crate::walk::show;
 
 /// Names to be left out, by the directory they are in, each ended by NUL: there may be millions of them.
 #[derive(Debug, Default)]
