@@ -21,7 +21,7 @@ use crate::store::Store;
 /// Root that has become an account for a while; dropping it makes it root again.
 #[derive(Debug)]
 #[must_use = "the rights are given back when it is dropped"]
-pub struct Taken {
+pub struct AsOwner {
     uid: Uid,
     gid: Gid,
     /// Root's groups.
@@ -29,7 +29,7 @@ pub struct Taken {
 }
 
 /// For as long as it lives, root again.
-struct AsRoot<'a>(&'a Taken);
+struct AsRoot<'a>(&'a AsOwner);
 
 /// Whoever owns `store`, if its rights are to be taken. The folder is looked at as it was opened, through no link that
 /// another account could have made: what its name leads to a moment later is another question, and then asked with these
@@ -61,13 +61,13 @@ pub fn become_owner(store: &Store) -> Result<()> {
     Ok(())
 }
 
-impl Taken {
+impl AsOwner {
     /// Takes the rights of whoever owns `store`; `None` if we are not root, or root owns it.
-    pub fn of(store: &Store) -> Result<Option<Taken>> {
+    pub fn of(store: &Store) -> Result<Option<AsOwner>> {
         let Some(account) = owner(store)? else { return Ok(None) };
         // From here on it is given back, however far it comes.
         let before = getgroups().context("cannot ask for our groups")?;
-        let taken = Taken { uid: account.uid(), gid: account.gid(), before };
+        let taken = AsOwner { uid: account.uid(), gid: account.gid(), before };
         setgroups(&account.groups())
             .and_then(|()| setegid(account.gid()))
             .and_then(|()| taken.take())
@@ -113,7 +113,7 @@ impl Drop for AsRoot<'_> {
     }
 }
 
-impl Drop for Taken {
+impl Drop for AsOwner {
     fn drop(&mut self) {
         let back =
             become_root().and_then(|()| setegid(Gid::from_raw(0))).and_then(|()| setgroups(&self.before));

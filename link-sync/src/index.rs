@@ -64,7 +64,7 @@ impl<R: Read> Read for Summed<R> {
 
 /// Writes `tree` as the index of `source` in snapshot `snapshot_id`; durable on return.
 pub fn save(file: &Path, source: &Path, fs_id: Option<&str>, snapshot_id: &str, tree: &Tree) -> Result<()> {
-    let what = || format!("cannot write the index {}", file.display());
+    let context = || format!("cannot write the index {}", file.display());
     let header = Header {
         format: FORMAT,
         snapshot_id: snapshot_id.to_owned(),
@@ -75,7 +75,7 @@ pub fn save(file: &Path, source: &Path, fs_id: Option<&str>, snapshot_id: &str, 
         walked_at: (tree.walked_at.sec, tree.walked_at.nsec),
     };
     let temporary = file.with_extension("new");
-    let out = File::create(&temporary).with_context(what)?;
+    let out = File::create(&temporary).with_context(context)?;
     let mut out = Summed { inner: BufWriter::with_capacity(1 << 20, out), crc: crc32fast::Hasher::new() };
     let write = |out: &mut Summed<BufWriter<File>>| -> std::io::Result<()> {
         serde_json::to_writer(&mut *out, &header)?;
@@ -94,7 +94,7 @@ pub fn save(file: &Path, source: &Path, fs_id: Option<&str>, snapshot_id: &str, 
         out.inner.flush()?;
         out.inner.get_ref().sync_all()
     };
-    write(&mut out).and_then(|()| std::fs::rename(&temporary, file)).with_context(what)?;
+    write(&mut out).and_then(|()| std::fs::rename(&temporary, file)).with_context(context)?;
     common::durable::sync_dir(file.parent().unwrap_or(Path::new("/")))
 }
 

@@ -10,13 +10,13 @@ use common::status::Report;
 use serde_json::Value;
 
 use crate::TOOL;
-use crate::account::Taken;
+use crate::account::AsOwner;
 use crate::cli;
 use crate::far::Far;
 use crate::progress::Progress;
 use crate::protocol::BackupIdle;
 use crate::settings::{Place, Settings, rsync_argv};
-use crate::store::fetch::Places;
+use crate::store::fetch::Elsewhere;
 use crate::store::meta::is_date;
 use crate::store::odd::Known;
 use crate::store::outcome::{Outcome, Scope};
@@ -90,15 +90,15 @@ fn local(
         report.warn_value(warning);
     }
     progress.begin("reading", 0);
-    let told = |done, total| {
+    let watch = |done, total| {
         progress.reached_of(done, total);
         Ok(())
     };
     if args.repair {
         let store = Store { read_only: false, ..store };
-        let mut places = places(args, settings)?;
-        places.account = Taken::of(&store)?;
-        let (outcome, repaired) = repair(&store, scope, places, &told)?;
+        let mut elsewhere = elsewhere(args, settings)?;
+        elsewhere.account = AsOwner::of(&store)?;
+        let (outcome, repaired) = repair(&store, scope, elsewhere, &watch)?;
         let (list, total) = repaired.describe(scope.limit);
         record(&store, scope, &outcome, total, report);
         report.changed = total > 0;
@@ -111,7 +111,7 @@ fn local(
         report.set("not_repaired_total", repaired.left);
         return outcome.describe(scope);
     }
-    let outcome = verify(&store, against.as_ref(), scope, &told)?;
+    let outcome = verify(&store, against.as_ref(), scope, &watch)?;
     if against.is_none() {
         record(&store, scope, &outcome, 0, report);
     }
@@ -119,8 +119,8 @@ fn local(
 }
 
 /// Where what is damaged may be fetched from.
-fn places(args: &cli::Verify, settings: &Settings) -> Result<Places> {
-    let mut places = Places::default();
+fn elsewhere(args: &cli::Verify, settings: &Settings) -> Result<Elsewhere> {
+    let mut elsewhere = Elsewhere::default();
     for path in &args.from {
         let shown = path.display();
         let names = std::fs::read_dir(path)
@@ -136,13 +136,13 @@ fn places(args: &cli::Verify, settings: &Settings) -> Result<Places> {
                 .into());
         }
         dates.sort_unstable();
-        places.from.push((File::open(path).with_context(|| format!("cannot open {shown}"))?, dates));
+        elsewhere.from.push((File::open(path).with_context(|| format!("cannot open {shown}"))?, dates));
     }
     // One that is not on this machine is simply no help.
     let sources = settings.sources.iter();
     let opened = sources.filter_map(|s| Some((s.name.clone().into_bytes(), File::open(&s.path).ok()?)));
-    places.sources = opened.collect();
-    Ok(places)
+    elsewhere.sources = opened.collect();
+    Ok(elsewhere)
 }
 
 /// The local store, to be read.
@@ -161,7 +161,7 @@ fn store(settings: &Settings, path: PathBuf) -> Store {
 /// Notes it with the rights of the store's owner, who is to read it. A store that cannot be written to, like an opened
 /// copy, is verified all the same.
 fn record(store: &Store, scope: &Scope, outcome: &Outcome, repaired: u64, report: &mut Report) {
-    let noted = Taken::of(store).and_then(|_account| verified::record(store, scope, outcome, repaired));
+    let noted = AsOwner::of(store).and_then(|_account| verified::record(store, scope, outcome, repaired));
     if let Err(error) = noted {
         report.warn("not-recorded", format!("{error:#}"));
     }

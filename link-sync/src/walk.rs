@@ -21,8 +21,9 @@ use crate::parallel;
 use crate::store::visit;
 use crate::tree::{Dir, Meta, STUB, Stamp, Tree, join};
 
-/// Walks the directory open as `root`; `name` is for messages. What vanishes meanwhile is left out; what
-/// cannot be read is an error. Memory: about 100 bytes a path.
+/// Walks the directory open as `root`; `name` is for messages. What vanishes meanwhile is left out, or
+/// empty if it is a folder; what is too long or too deep for rsync is left out and named; what cannot be read is an error.
+/// Memory: about 100 bytes a path.
 pub fn walk(root: &File, name: &Path, excludes: &Excludes, mounts: &Mounts, budget: &Budget) -> Result<Tree> {
     let walked_at = Stamp::now();
     let stat = fstat(root).with_context(|| format!("cannot look at {}", name.display()))?;
@@ -87,24 +88,24 @@ fn read_dir(
     path: &[u8],
     (above, mut trusted): (u64, bool),
 ) -> Result<Option<Found>> {
-    let what = || format!("cannot read the folder {}", show(path));
+    let context = || format!("cannot read the folder {}", show(path));
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let at = if path.is_empty() { OsStr::new(".") } else { OsStr::from_bytes(path) };
     let fd = match openat(root, at, flags, Mode::empty()) {
         Ok(fd) => File::from(fd),
         Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) if !path.is_empty() => return Ok(None),
-        Err(e) => return Err(e).with_context(what),
+        Err(e) => return Err(e).with_context(context),
     };
-    let dev = fstat(&fd).with_context(what)?.st_dev;
+    let dev = fstat(&fd).with_context(context)?.st_dev;
     let mut untrusted = Vec::new();
     if dev != above && !mutant::active("mounts-inside-are-distrusted") {
-        let why = distrust(&fd, || type_of(mounts, path)).with_context(what)?;
+        let why = distrust(&fd, || type_of(mounts, path)).with_context(context)?;
         trusted = why.is_none();
         untrusted.extend(why.map(|why| (path.to_vec(), why)));
     }
     let mut list = Vec::new();
     let (mut subdirs, mut beyond) = (Vec::new(), Vec::new());
-    for (name, _, _) in visit::names(&fd).with_context(what)? {
+    for (name, _, _) in visit::names(&fd).with_context(context)? {
         let full = join(path, &name);
         let stat = match fstatat(&fd, OsStr::from_bytes(&name), AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,

@@ -17,7 +17,7 @@ use crate::names::some;
 use crate::progress::Progress;
 use crate::protocol::{Cloned, CopyIdle, CopyOnly, Making, Opened};
 use crate::rsync::{Transfer, list_file, uncommented};
-use crate::store::changes::{self, Changes, Marked};
+use crate::store::changes::{self, Delta, Marked};
 use crate::store::held::Held;
 use crate::store::merge::Merged;
 use crate::store::publish::Published;
@@ -31,10 +31,10 @@ const LINE: u64 = 160;
 const LACKS: &str = "copy-lacks.json";
 
 /// One source of the wanted snapshot.
-struct Part {
+struct CopiedSource {
     name: String,
     path: PathBuf,
-    changes: Changes,
+    changes: Delta,
     /// The source's folder in the wanted snapshot, and in the base.
     wanted: File,
     base: Option<File>,
@@ -98,7 +98,7 @@ impl Copying<'_> {
         for warning in &published.warnings {
             report.warn_value(warning.clone());
         }
-        let sum = |each: fn(&Part) -> u64| parts.iter().map(each).sum::<u64>();
+        let sum = |each: fn(&CopiedSource) -> u64| parts.iter().map(each).sum::<u64>();
         report.set("changed_paths", sum(|p| p.changes.marked.len() as u64));
         report.set("copied_files", total.merged.received);
         report.set("copied_bytes", total.merged.received_bytes);
@@ -142,7 +142,7 @@ impl Copying<'_> {
     }
 
     /// What `name` needs.
-    fn part(&self, name: &str, base: Option<&Held>) -> Result<Part> {
+    fn part(&self, name: &str, base: Option<&Held>) -> Result<CopiedSource> {
         let open = |held: &Held| open_dir(&held.top, name.as_bytes());
         let wanted =
             open(self.wanted).with_context(|| format!("cannot open {name} of {}", self.wanted.meta.date))?;
@@ -153,11 +153,23 @@ impl Copying<'_> {
             None => None,
         };
         let changes = changes::between(old.as_ref(), &wanted, None)?;
-        Ok(Part { name: name.to_owned(), path: self.wanted.path.join(name), changes, wanted, base: old })
+        Ok(CopiedSource {
+            name: name.to_owned(),
+            path: self.wanted.path.join(name),
+            changes,
+            wanted,
+            base: old,
+        })
     }
 
     /// Begins the source: the base's files linked, without what changed. What the base has lost is sent with the rest.
-    fn clone(&self, far: &mut Far, part: &mut Part, total: &mut Total, report: &mut Report) -> Result<()> {
+    fn clone(
+        &self,
+        far: &mut Far,
+        part: &mut CopiedSource,
+        total: &mut Total,
+        report: &mut Report,
+    ) -> Result<()> {
         let source = part.name.clone();
         let Some(base) = &part.base else {
             return far.ask(&Making::Fresh { source });
@@ -207,7 +219,13 @@ impl Copying<'_> {
     }
 
     /// Sends what changed, and has it put in its place.
-    fn transfer(&self, far: &mut Far, opened: &Opened, part: &Part, total: &mut Merged) -> Result<()> {
+    fn transfer(
+        &self,
+        far: &mut Far,
+        opened: &Opened,
+        part: &CopiedSource,
+        total: &mut Merged,
+    ) -> Result<()> {
         let account = self.wanted.owner()?;
         // Nobody waits for a copy.
         let budget = Budget::default();
@@ -265,11 +283,11 @@ impl Copying<'_> {
 
     /// Gives the copy the checksums of what is new in it: a few lines, not the whole manifest every night. They are for
     /// the day the store is lost; until then the store's own manifest counts.
-    fn checksums(&self, far: &mut Far, parts: &[Part]) -> Result<()> {
+    fn checksums(&self, far: &mut Far, parts: &[CopiedSource]) -> Result<()> {
         if self.wanted.meta.manifest.is_none() {
             return Ok(());
         }
-        let files = |part: &Part| {
+        let files = |part: &CopiedSource| {
             let files = part.changes.marked.iter().filter(|m| m.is_file());
             files.map(|m| join(part.name.as_bytes(), &m.path)).collect::<Vec<_>>()
         };
@@ -291,14 +309,14 @@ impl Copying<'_> {
     }
 }
 
-impl Part {
+impl CopiedSource {
     fn not_folders(&self) -> u64 {
         self.changes.marked.iter().filter(|m| m.kind != libc::S_IFDIR).count() as u64
     }
 }
 
 /// Bytes and inodes it will take at most: every folder is made anew, every link touches an inode table.
-fn estimate(parts: &[Part]) -> (u64, u64) {
+fn estimate(parts: &[CopiedSource]) -> (u64, u64) {
     let size = |m: &Marked| if m.is_file() { m.allocated.min(m.size.next_multiple_of(4096)) } else { 0 };
     parts.iter().fold((0, 0), |(bytes, inodes), part| {
         let changes = &part.changes;

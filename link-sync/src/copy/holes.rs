@@ -13,7 +13,7 @@ use nix::sys::stat::FileStat;
 use crate::far::Far;
 use crate::names::show;
 use crate::protocol::{Cloned, Making};
-use crate::store::changes::{self, Changes, Marked};
+use crate::store::changes::{self, Delta, Marked};
 use crate::store::clone::Lacking;
 use crate::tree::{Census, Stamp, join};
 
@@ -41,7 +41,7 @@ pub struct Holes {
 
 impl Two<'_> {
     /// Compares the clone with what it should hold, and has `changes` send again what is missing.
-    pub fn fill(&self, source: &str, cloned: &Cloned, far: &mut Far, changes: &mut Changes) -> Result<Holes> {
+    pub fn fill(&self, source: &str, cloned: &Cloned, far: &mut Far, changes: &mut Delta) -> Result<Holes> {
         if self.census(cloned.times)? == cloned.census || mutant::active("what-a-copy-links-is-counted") {
             return Ok(Holes::default());
         }

@@ -11,7 +11,7 @@ use common::mutant;
 use nix::sys::stat::fstat;
 
 use super::item::{Item, set_times, swap};
-use super::partial::{NEW, OLD, Partial, Plan};
+use super::partial::{NEW, OLD, Partial, SwapPlan};
 use super::shallow::Shallow;
 use super::tame::{self, Tamed};
 use crate::cli::Restore;
@@ -114,7 +114,7 @@ pub fn arrive(
     partial.sync()?;
     let old = partial.part(OLD)?;
     let plan = swap(item, &new, &old).plan()?;
-    partial.state.swap = Some(Plan { tamed, ..plan });
+    partial.journal.swap = Some(SwapPlan { tamed, ..plan });
     partial.save()
 }
 

@@ -11,7 +11,7 @@ use common::mutant;
 use nix::sys::stat::{fstat, futimens};
 use nix::sys::time::TimeSpec;
 
-use super::partial::{Partial, State};
+use super::partial::{Journal, Partial};
 use super::swap::Swap;
 use super::target::{Target, real};
 use super::wishes::full;
@@ -135,8 +135,8 @@ fn strangers(settings: &Settings, meta: &SnapshotMeta, source: &str) -> Result<V
 }
 
 /// What the private folder for one path is for.
-pub fn state(item: &Item, args: &Restore, meta: &SnapshotMeta) -> State {
-    State {
+pub fn journal(item: &Item, args: &Restore, meta: &SnapshotMeta) -> Journal {
+    Journal {
         snapshot: meta.id.clone(),
         path: match mutant::active("restores-are-told-apart-by-bytes") {
             true => show(&item.full()).into_bytes(),
@@ -154,7 +154,7 @@ pub fn state(item: &Item, args: &Restore, meta: &SnapshotMeta) -> State {
 /// The private folder for one path.
 pub fn open(item: &Item, args: &Restore, meta: &SnapshotMeta) -> Result<Partial> {
     let times = fstat(&item.home).context("cannot look at a folder")?;
-    let partial = Partial::open(&item.home, &item.home_shown, state(item, args, meta), &meta.date)?;
+    let partial = Partial::open(&item.home, &item.home_shown, journal(item, args, meta), &meta.date)?;
     set_times(&item.home, &times)?;
     Ok(partial)
 }

@@ -37,7 +37,7 @@ use crate::settings::Settings;
 use crate::store::ensure_dir;
 use crate::store::meta::SnapshotMeta;
 use arrive::arrive;
-use item::{Item, item, open, set_times, state, swap};
+use item::{Item, item, journal, open, set_times, swap};
 use left_out::{NotBack, PutBack};
 use partial::{KEPT, NEW, OLD, Partial};
 use room::room;
@@ -84,7 +84,7 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
         item.target.can_be_replaced()?;
     }
     if args.dry_run {
-        let found = items.iter().map(|i| Partial::look(&i.home, &state(i, args, &meta), &meta.date));
+        let found = items.iter().map(|i| Partial::look(&i.home, &journal(i, args, &meta), &meta.date));
         return room(&items, &found.collect::<Result<Vec<_>>>()?);
     }
     confirm(args, &items)?;
@@ -95,16 +95,16 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
     for item in &items {
         opened.push(open(item, args, &meta)?);
     }
-    let arrived = opened.iter().map(|p| Ok(Some((p.part(NEW)?, p.state.swap.is_some()))));
+    let arrived = opened.iter().map(|p| Ok(Some((p.part(NEW)?, p.journal.swap.is_some()))));
     room(&items, &arrived.collect::<Result<Vec<_>>>()?)?;
     if args.in_place && args.closed {
         restoring::begin(&settings.state, &meta.date, settings.html())?;
     }
     let progress = Progress::terminal();
     // One that was interrupted when all had arrived does not compare again.
-    let verified = args.verify && opened.iter().all(|p| p.state.swap.is_none());
+    let verified = args.verify && opened.iter().all(|p| p.journal.swap.is_none());
     for (item, partial) in items.iter().zip(&mut opened) {
-        if partial.state.swap.is_none() {
+        if partial.journal.swap.is_none() {
             arrive(args, &settings, item, partial, &mut far, meta.fake_super, &progress)?;
         }
         report.changed = true;
@@ -173,7 +173,7 @@ fn confirm(args: &Restore, items: &[Item]) -> Result<()> {
 /// could not go back.
 fn put_in_place(args: &Restore, settings: &Settings, item: &Item, partial: &Partial) -> Result<NotBack> {
     let (new, old) = (partial.part(NEW)?, partial.part(OLD)?);
-    let plan = partial.state.swap.as_ref().context("internal error: nothing has arrived")?;
+    let plan = partial.journal.swap.as_ref().context("internal error: nothing has arrived")?;
     swap(item, &new, &old).run(plan)?;
     let Some(source) = settings.sources.iter().find(|s| args.in_place && s.name == item.source) else {
         return Ok(NotBack::default());

@@ -52,7 +52,7 @@ pub fn tell_plan(items: &[Item], meta: &SnapshotMeta, report: &mut Report) {
 
 /// Says what of one item did not come as the store has it.
 pub fn tell_tamed(at: usize, item: &Item, partial: &Partial, report: &mut Report) {
-    let Some(tamed) = partial.state.swap.as_ref().map(|plan| &plan.tamed).filter(|t| t.total > 0) else {
+    let Some(tamed) = partial.journal.swap.as_ref().map(|plan| &plan.tamed).filter(|t| t.total > 0) else {
         return;
     };
     let first = tamed.first.first().map(String::as_str).unwrap_or_default();

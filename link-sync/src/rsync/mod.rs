@@ -188,15 +188,15 @@ pub fn uncommented(path: Vec<u8>) -> Vec<u8> {
 
 /// The NUL-separated list of `paths` for rsync, in a file that has no name, so it is gone with us.
 pub fn list_file(dir: &Path, paths: impl Iterator<Item = impl AsRef<[u8]>>) -> Result<File> {
-    let what = || format!("cannot write a temporary file in {}", dir.display());
+    let context = || format!("cannot write a temporary file in {}", dir.display());
     let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-    let fd = open(dir, flags, Mode::from_bits_truncate(0o600)).with_context(what)?;
+    let fd = open(dir, flags, Mode::from_bits_truncate(0o600)).with_context(context)?;
     let mut out = BufWriter::new(File::from(fd));
     for path in paths {
-        out.write_all(path.as_ref()).and_then(|()| out.write_all(&[0])).with_context(what)?;
+        out.write_all(path.as_ref()).and_then(|()| out.write_all(&[0])).with_context(context)?;
     }
-    let mut file = out.into_inner().with_context(what)?;
-    file.rewind().with_context(what)?;
+    let mut file = out.into_inner().with_context(context)?;
+    file.rewind().with_context(context)?;
     Ok(file)
 }
 

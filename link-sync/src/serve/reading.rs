@@ -81,13 +81,13 @@ impl Reading {
         let found = Mutex::new(found);
         // With each folder: where the names begin that one run of rsync sees.
         parallel::each((path.to_vec(), path.len()), |(path, begin), more| {
-            let what = || format!("cannot read the folder {}", show(&path));
-            let dir = open_dir(&self.0.top, &path).with_context(what)?;
+            let context = || format!("cannot read the folder {}", show(&path));
+            let dir = open_dir(&self.0.top, &path).with_context(context)?;
             let (mut paths, mut bytes, mut deep) = (0, 0, Vec::new());
-            for (name, is_dir, _) in visit::names(&dir).with_context(what)? {
+            for (name, is_dir, _) in visit::names(&dir).with_context(context)? {
                 let stat = fstatat(&dir, std::ffi::OsStr::from_bytes(&name), AtFlags::AT_SYMLINK_NOFOLLOW);
                 paths += 1;
-                bytes += allocated(&stat.with_context(what)?);
+                bytes += allocated(&stat.with_context(context)?);
                 if is_dir {
                     let below = join(&path, &name);
                     let cut = is_deep(&below[begin..]);

@@ -86,28 +86,28 @@ impl Above {
 
 /// Links everything of `base` into the empty `to`. Returns what is there then; `times` says whether modification times
 /// count in that. Each directory gets the time of the base's, after all of it is there; what is put in or taken out later
-/// must set it again. `wrote` is told, for each directory, how many files were linked.
+/// must set it again. `linked` is told, for each directory, how many files were linked.
 pub fn clone(
     base: &File,
     to: &File,
     left_out: &LeftOut,
     times: bool,
-    wrote: &(impl Fn(u64) -> Result<()> + Sync),
+    linked: &(impl Fn(u64) -> Result<()> + Sync),
 ) -> Result<Census> {
     let counted = Mutex::new(Census::default());
     parallel::each_with(Vec::new(), |above: &mut Above, path: Vec<u8>, more| {
-        let what = || format!("cannot clone the folder {}", show(&path));
-        let (from, into) = above.open(base, to, &path).with_context(what)?;
-        attributes::copy(&from, &into).with_context(what)?;
+        let context = || format!("cannot clone the folder {}", show(&path));
+        let (from, into) = above.open(base, to, &path).with_context(context)?;
+        attributes::copy(&from, &into).with_context(context)?;
         let skip = left_out.of(&path);
         let (mut census, folders) = (Census::default(), more.len());
-        for (name, is_dir, _) in visit::names(&from).with_context(what)? {
+        for (name, is_dir, _) in visit::names(&from).with_context(context)? {
             if skip.contains(&name[..]) {
                 continue;
             }
             let as_name = OsStr::from_bytes(&name);
             if is_dir {
-                mkdirat(&into, as_name, Mode::from_bits_truncate(0o700)).with_context(what)?;
+                mkdirat(&into, as_name, Mode::from_bits_truncate(0o700)).with_context(context)?;
                 more.push(join(&path, &name));
             } else {
                 let stat = match link(&from, &into, as_name) {
@@ -127,12 +127,12 @@ pub fn clone(
                 census.add(&path, &name, false, size, counts(times, stat.st_mtime, stat.st_mtime_nsec));
             }
         }
-        wrote(census.files)?;
-        let time = from.metadata().with_context(what)?;
+        linked(census.files)?;
+        let time = from.metadata().with_context(context)?;
         let (parent, name) = split(&path);
         census.add(parent, name, true, 0, counts(times, time.mtime(), time.mtime_nsec()));
         counted.lock().unwrap_or_else(PoisonError::into_inner).extend(&census);
-        super::set_modified(&into, &TimeSpec::new(time.mtime(), time.mtime_nsec())).with_context(what)?;
+        super::set_modified(&into, &TimeSpec::new(time.mtime(), time.mtime_nsec())).with_context(context)?;
         if more.len() > folders {
             above.keep(Pair { path, from, into });
         }
@@ -206,13 +206,13 @@ impl Compare {
     /// What follows is in the folder `path`.
     pub fn folder(&mut self, path: &[u8]) -> Result<()> {
         self.end_folder()?;
-        let what = || format!("cannot compare the folder {}", show(path));
+        let context = || format!("cannot compare the folder {}", show(path));
         let dir = match open_dir(&self.clone, path) {
             Ok(dir) => Some(dir),
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => None,
-            Err(e) => return Err(e).with_context(what),
+            Err(e) => return Err(e).with_context(context),
         };
-        let names = dir.as_ref().map(visit::names).transpose().with_context(what)?.unwrap_or_default();
+        let names = dir.as_ref().map(visit::names).transpose().with_context(context)?.unwrap_or_default();
         let rest = names.into_iter().map(|(name, is_dir, _)| (name, is_dir)).collect();
         self.folder = Some(Folder { path: path.to_vec(), dir, rest });
         Ok(())
@@ -229,8 +229,8 @@ impl Compare {
             return Ok(());
         };
         let as_name = OsStr::from_bytes(name);
-        let what = || format!("cannot compare {}", show(&join(&folder.path, name)));
-        let stat = fstatat(dir, as_name, AtFlags::AT_SYMLINK_NOFOLLOW).with_context(what)?;
+        let context = || format!("cannot compare {}", show(&join(&folder.path, name)));
+        let stat = fstatat(dir, as_name, AtFlags::AT_SYMLINK_NOFOLLOW).with_context(context)?;
         let time = counts(self.times, stat.st_mtime, stat.st_mtime_nsec);
         let same_time = time == counts(self.times, mtime.sec, i64::from(mtime.nsec));
         if was_dir == is_dir && same_time && (is_dir || u64::try_from(stat.st_size) == Ok(size)) {

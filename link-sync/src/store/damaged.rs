@@ -9,7 +9,7 @@ use common::mutant;
 use serde::{Deserialize, Serialize};
 
 use super::Store;
-use super::findings::Kind;
+use super::findings::Damage;
 use super::meta::SnapshotMeta;
 use super::odd::Known;
 use super::outcome::{Outcome, Scope};
@@ -65,17 +65,17 @@ pub fn record(store: &Store, scope: &Scope, outcome: &Outcome) -> Result<()> {
     if (scope.sample < 100.0 || since) && old.id == now.id {
         now = old;
     }
-    let places = |kinds: &'static [Kind]| {
+    let places = |kinds: &'static [Damage]| {
         let findings = outcome.findings.iter().filter(|f| kinds.contains(&f.kind));
         findings.flat_map(|f| &f.places).filter(|(date, _)| date == seen).map(|(_, path)| path)
     };
     // Where a folder has become something else, a repair mends all that is below it, as each date has a folder of its own.
     // rsync would compare with whatever a link in its place leads to.
-    let not_folders: BTreeSet<&[u8]> = places(&[Kind::Type]).map(|p| &p[..]).collect();
+    let not_folders: BTreeSet<&[u8]> = places(&[Damage::Type]).map(|p| &p[..]).collect();
     let above = |path: &[u8]| {
         path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at).collect::<Vec<_>>()
     };
-    let wrong = places(&[Kind::Content, Kind::Unreadable, Kind::Missing, Kind::Attributes]);
+    let wrong = places(&[Damage::Content, Damage::Unreadable, Damage::Missing, Damage::Attributes]);
     now.paths.extend(wrong.filter(|p| !above(p).iter().any(|at| not_folders.contains(&p[..*at]))).cloned());
     let many = |paths: &BTreeSet<Vec<u8>>| {
         paths.len() > MOST || paths.iter().map(Vec::len).sum::<usize>() > MOST_BYTES

@@ -4,7 +4,7 @@ use std::fs::File;
 
 use anyhow::Result;
 
-use super::findings::Kind;
+use super::findings::Damage;
 use super::scan::{self, Line};
 use super::{mtree, open_dir, split, sums};
 use crate::names::show;
@@ -32,17 +32,17 @@ impl Job {
         store: &File,
         date: &str,
         read: impl FnMut(u64) -> Result<()>,
-    ) -> Result<Vec<(Kind, String)>> {
+    ) -> Result<Vec<(Damage, String)>> {
         let (parent, name) = split(&self.line.path);
         let looked = mtree::look(&open_dir(store, &join(date.as_bytes(), parent))?, name)?;
         let mut wrong = compare(&self.line, &looked.body);
         if let Some(mut file) = looked.file
             && self.read
-            && wrong.iter().all(|w| w.0 == Kind::Attributes)
+            && wrong.iter().all(|w| w.0 == Damage::Attributes)
         {
             let sum = scan::hash(&mut file, read)?;
             if self.line.sum != Some(sum) {
-                wrong.push((Kind::Content, format!("sha256={}", sums::hex(&sum))));
+                wrong.push((Damage::Content, format!("sha256={}", sums::hex(&sum))));
             }
         }
         Ok(wrong)
@@ -50,18 +50,18 @@ impl Job {
 }
 
 /// What is wrong with what is found, as far as its attributes tell.
-pub fn compare(line: &Line, found: &[u8]) -> Vec<(Kind, String)> {
+pub fn compare(line: &Line, found: &[u8]) -> Vec<(Damage, String)> {
     let expected = mtree::comparable(&line.body, found);
     if line.body.is_empty() || *expected == *found {
         return Vec::new();
     }
     if scan::kind(found) != line.kind() {
-        return vec![(Kind::Type, format!("type={}", String::from_utf8_lossy(scan::kind(found))))];
+        return vec![(Damage::Type, format!("type={}", String::from_utf8_lossy(scan::kind(found))))];
     }
     let (size, other): (Vec<_>, Vec<_>) =
         differences(&expected, found).into_iter().partition(|o| o.starts_with("size="));
     // Another size is other content.
-    let all = [(Kind::Content, size), (Kind::Attributes, other)].into_iter();
+    let all = [(Damage::Content, size), (Damage::Attributes, other)].into_iter();
     all.filter(|w| !w.1.is_empty()).map(|(kind, list)| (kind, list.join(" "))).collect()
 }
 

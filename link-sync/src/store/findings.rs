@@ -21,7 +21,7 @@ const LISTED_BYTES: usize = 4 << 20;
 /// What can be wrong.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
+pub enum Damage {
     /// Other bytes than were hashed.
     Content,
     /// The disk does not give it back.
@@ -44,7 +44,7 @@ pub enum Kind {
 #[derive(Clone, Debug)]
 pub struct Finding {
     /// What.
-    pub kind: Kind,
+    pub kind: Damage,
     /// Where: dates and paths in them. Of a shared inode, all.
     pub places: BTreeSet<(String, Vec<u8>)>,
     /// The inode, if it is one that snapshots share.
@@ -56,7 +56,7 @@ pub struct Finding {
 }
 
 /// What makes a finding the same in all dates.
-pub type Key = (Kind, Option<u64>, u64);
+pub type Key = (Damage, Option<u64>, u64);
 
 /// All that is found, as it comes.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ impl Found {
     }
 
     /// Adds what is wrong at `place`. The same inode, or the same path with the same content, is one finding in all dates.
-    pub fn add(&mut self, kind: Kind, ino: Option<u64>, line: &Line, what: String, place: (&str, &[u8])) {
+    pub fn add(&mut self, kind: Damage, ino: Option<u64>, line: &Line, what: String, place: (&str, &[u8])) {
         let same = match ino {
             Some(_) => 0,
             None => {
@@ -124,7 +124,7 @@ impl Found {
     }
 
     /// How many of each kind; those that are kept, sorted; and whether anything is not.
-    pub fn finish(self) -> (BTreeMap<Kind, u64>, Vec<Finding>, bool) {
+    pub fn finish(self) -> (BTreeMap<Damage, u64>, Vec<Finding>, bool) {
         let mut counts = BTreeMap::new();
         for key in self.kept.keys().chain(&self.more) {
             *counts.entry(key.0).or_default() += 1;
@@ -193,7 +193,7 @@ mod tests {
             for n in 0..many {
                 let path = format!("docs/{n:07}").into_bytes();
                 let line = Line { path, ..Line::default() };
-                found.add(Kind::Missing, None, &line, "it is not there".into(), (date, &line.path));
+                found.add(Damage::Missing, None, &line, "it is not there".into(), (date, &line.path));
             }
         }
         found
@@ -202,9 +202,9 @@ mod tests {
     #[test]
     fn of_a_million_damaged_paths_all_are_counted_and_some_are_kept() {
         let (counts, kept, truncated) = missing(1_000_000, 1000).finish();
-        assert_eq!((counts[&Kind::Missing], kept.len(), truncated), (1_000_000, 1000, true));
+        assert_eq!((counts[&Damage::Missing], kept.len(), truncated), (1_000_000, 1000, true));
         let (counts, kept, truncated) = missing(1000, 10_000).finish();
-        assert_eq!((counts[&Kind::Missing], kept.len(), truncated), (1000, 1000, false));
+        assert_eq!((counts[&Damage::Missing], kept.len(), truncated), (1000, 1000, false));
         assert!(kept.iter().all(|f| f.places.len() == 2));
     }
 

@@ -30,12 +30,12 @@ impl Held {
     /// Opens the snapshot `date` of `store` (opened as `dir`) and shares its lock.
     pub fn open(store: &Store, dir: &File, date: &str) -> Result<Held> {
         let path = store.path.join(date);
-        let what = || format!("cannot open {}", path.display());
-        let lock = open_file(dir, &format!("{date}/{META}/lock")).with_context(what)?;
+        let context = || format!("cannot open {}", path.display());
+        let lock = open_file(dir, &format!("{date}/{META}/lock")).with_context(context)?;
         let lock = Lock::shared_file(lock, &path.join(META).join("lock"), &format!("the snapshot {date}"))?;
         // After it was locked: it is there, and stays.
-        let (meta, text) = SnapshotMeta::load(dir, date).with_context(what)?;
-        let top = open_dir(dir, date.as_bytes()).with_context(what)?;
+        let (meta, text) = SnapshotMeta::load(dir, date).with_context(context)?;
+        let top = open_dir(dir, date.as_bytes()).with_context(context)?;
         Ok(Held { meta, text, top, path, lock })
     }
 

@@ -58,9 +58,9 @@ pub struct Merged {
 /// The trees of one source that a merge works on.
 #[derive(Debug)]
 pub struct Merge {
-    incoming: Place,
-    resume: Option<Place>,
-    base: Option<Place>,
+    incoming: OpenTree,
+    resume: Option<OpenTree>,
+    base: Option<OpenTree>,
     partial: File,
     /// The partial snapshot was compared with, so what is there stays.
     again: bool,
@@ -74,15 +74,15 @@ pub struct Merge {
 
 /// A tree to take from, with the directory last used kept open.
 #[derive(Debug)]
-struct Place {
+struct OpenTree {
     root: File,
     dir: Vec<u8>,
     open: Option<File>,
 }
 
-impl Place {
-    fn new(root: File) -> Place {
-        Place { root, dir: b"/".to_vec(), open: None }
+impl OpenTree {
+    fn new(root: File) -> OpenTree {
+        OpenTree { root, dir: b"/".to_vec(), open: None }
     }
 
     /// The directory `dir` in it, if there is one.
@@ -110,9 +110,9 @@ impl Merge {
         times: bool,
     ) -> Merge {
         Merge {
-            incoming: Place::new(incoming),
-            resume: resume.map(Place::new),
-            base: base.map(Place::new),
+            incoming: OpenTree::new(incoming),
+            resume: resume.map(OpenTree::new),
+            base: base.map(OpenTree::new),
             partial,
             again,
             times,
@@ -132,7 +132,7 @@ impl Merge {
         if !record.path.is_empty() {
             check_path(&record.path)?;
         }
-        let what = || format!("cannot put {} in its place", show(&record.path));
+        let context = || format!("cannot put {} in its place", show(&record.path));
         // Whatever is put there moves the time of the folder it is put into.
         if !record.path.is_empty() {
             let (dir, _) = split(&record.path);
@@ -142,9 +142,9 @@ impl Merge {
             }
         }
         if record.kind == libc::S_IFDIR {
-            return self.take_dir(record, times).with_context(what);
+            return self.take_dir(record, times).with_context(context);
         }
-        self.take_file(record).with_context(what)
+        self.take_file(record).with_context(context)
     }
 
     fn take_dir(&mut self, record: &Listed, times: &mut DirTimes) -> Result<()> {

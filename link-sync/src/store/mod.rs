@@ -157,10 +157,10 @@ impl Store {
 
     /// The names of folders that look like snapshots, oldest first.
     fn dates(&self) -> Result<Vec<String>> {
-        let what = || format!("cannot list {}", self.path.display());
+        let context = || format!("cannot list {}", self.path.display());
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(&self.path).with_context(what)? {
-            let name = entry.with_context(what)?.file_name();
+        for entry in std::fs::read_dir(&self.path).with_context(context)? {
+            let name = entry.with_context(context)?.file_name();
             if let Some(name) = name.to_str().filter(|n| meta::is_date(n)) {
                 names.push(name.to_owned());
             }
@@ -228,7 +228,7 @@ fn open_folder(root: &File, path: &[u8], more: ResolveFlag) -> nix::Result<File>
 /// The text of a small file of link-sync's own in the store; `None` if it is not there. What else may lie there under its name
 /// is not read, and not waited for.
 pub fn note(root: &File, name: &str) -> Result<Option<String>> {
-    let what = || format!("cannot read {name} in the store");
+    let context = || format!("cannot read {name} in the store");
     let opened = match mutant::active("a-note-is-a-file") {
         true => open_with(root, name.as_bytes(), OFlag::O_RDONLY, ResolveFlag::empty())
             .map(File::from)
@@ -237,9 +237,9 @@ pub fn note(root: &File, name: &str) -> Result<Option<String>> {
     };
     let mut text = String::new();
     match opened {
-        Ok(file) => file.take(LONGEST_NOTE).read_to_string(&mut text).with_context(what)?,
+        Ok(file) => file.take(LONGEST_NOTE).read_to_string(&mut text).with_context(context)?,
         Err(e) if e.downcast_ref::<Errno>() == Some(&Errno::ENOENT) => return Ok(None),
-        Err(e) => return Err(e).with_context(what),
+        Err(e) => return Err(e).with_context(context),
     };
     Ok(Some(text))
 }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::findings::{Finding, Kind, list};
+use super::findings::{Damage, Finding, list};
 
 /// What is to be checked.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -53,7 +53,7 @@ pub struct Outcome {
     /// Bytes read.
     pub bytes_read: u64,
     /// How many things of each kind are wrong: all.
-    pub counts: BTreeMap<Kind, u64>,
+    pub counts: BTreeMap<Damage, u64>,
     /// What is wrong; of more than [`KEPT`](super::findings::KEPT) places, not all.
     pub findings: Vec<Finding>,
     /// Not all that is wrong is in `findings`.
@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn what_is_listed_fits_a_message_whatever_the_limit() {
         let missing = |n| Finding {
-            kind: Kind::Missing,
+            kind: Damage::Missing,
             places: BTreeSet::from([(
                 "2026-01-01T00-00-00Z".to_owned(),
                 format!("docs/{n:07}").into_bytes(),
@@ -106,7 +106,7 @@ mod tests {
             found: "it is not there".into(),
         };
         let (counts, findings) =
-            (BTreeMap::from([(Kind::Missing, 50_000)]), (0..50_000).map(missing).collect());
+            (BTreeMap::from([(Damage::Missing, 50_000)]), (0..50_000).map(missing).collect());
         let outcome = Outcome { counts, findings, truncated: false, ..Outcome::default() };
         let scope = Scope { date: "all".into(), sample: 100.0, seed: 1, limit: usize::MAX };
         let told = outcome.describe(&scope).unwrap();

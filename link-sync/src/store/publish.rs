@@ -89,7 +89,7 @@ pub fn publish(
     writable: &Writable,
     described: Described,
     done: &AllDone,
-    told: &(impl Fn(u64, u64) -> Result<()> + Sync),
+    watch: &(impl Fn(u64, u64) -> Result<()> + Sync),
 ) -> Result<Published> {
     let partial = open_dir(&writable.dir, PARTIAL.as_bytes()).context("there is no partial snapshot")?;
     let (mut meta, mut text): (SnapshotMeta, String) = match described {
@@ -120,7 +120,7 @@ pub fn publish(
     let (mut warnings, mut hashed) = (Vec::new(), (0, 0));
     if !writable.copy {
         let made =
-            manifest::make(writable, &partial, &names, done, told).context("cannot make the checksums")?;
+            manifest::make(writable, &partial, &names, done, watch).context("cannot make the checksums")?;
         (warnings, hashed) = (made.warnings, made.hashed);
         meta.manifest = Some(made.manifest);
         // After what took time.
@@ -220,24 +220,24 @@ fn check_length(text: &str, copy: bool) -> Result<()> {
 /// Sets the directories' modification times: as the source said, else as in the base.
 fn set_times(dir: &File, base: Option<&File>, times: &DirTimes) -> Result<()> {
     for (path, time) in times {
-        let what = || format!("cannot set the time of the folder {}", show(path));
+        let context = || format!("cannot set the time of the folder {}", show(path));
         let open = match open_dir(dir, path) {
             Ok(open) => open,
             // Taken out by a later pass.
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => continue,
-            Err(e) => return Err(e).with_context(what),
+            Err(e) => return Err(e).with_context(context),
         };
         // Only a folder that came and went while it was taken (so never in a sealed snapshot) is unknown to both.
         let (sec, nsec) = match (time, base.map(|b| open_dir(b, path))) {
             (Some((sec, nsec)), _) => (*sec, i64::from(*nsec)),
             (None, Some(Ok(old))) => {
-                let old = nix::sys::stat::fstat(&old).with_context(what)?;
+                let old = nix::sys::stat::fstat(&old).with_context(context)?;
                 (old.st_mtime, old.st_mtime_nsec)
             }
             (None, None | Some(Err(Errno::ENOENT))) => continue,
-            (None, Some(Err(e))) => return Err(e).with_context(what),
+            (None, Some(Err(e))) => return Err(e).with_context(context),
         };
-        super::set_modified(&open, &TimeSpec::new(sec, nsec)).with_context(what)?;
+        super::set_modified(&open, &TimeSpec::new(sec, nsec)).with_context(context)?;
     }
     Ok(())
 }

@@ -36,12 +36,12 @@ impl Folder {
 /// Removes `name` in `dir` and all below it, whatever it is; fine if it is not there. `removed` is told of every
 /// few names. Returns how many there were.
 pub fn sweep(dir: &File, name: &str, removed: &(impl Fn(u64) -> Result<()> + Sync)) -> Result<u64> {
-    let what = || format!("cannot remove {name}");
+    let context = || format!("cannot remove {name}");
     match unlink(dir, OsStr::new(name), UnlinkatFlags::NoRemoveDir) {
         Ok(()) => return Ok(1),
         Err(Errno::ENOENT) => return Ok(0),
         Err(Errno::EISDIR | Errno::EPERM) => {}
-        Err(e) => return Err(e).with_context(what),
+        Err(e) => return Err(e).with_context(context),
     }
     let all = AtomicU64::new(0);
     parallel::each(Folder::new(name.as_bytes().to_vec(), None), |folder, more| {
@@ -50,15 +50,15 @@ pub fn sweep(dir: &File, name: &str, removed: &(impl Fn(u64) -> Result<()> + Syn
         removed(count)?;
         gone(dir, &folder)
     })
-    .with_context(what)?;
+    .with_context(context)?;
     Ok(all.into_inner())
 }
 
 /// Removes the names in `folder` that are no folders; those are `more` work.
 fn empty(dir: &File, folder: &Arc<Folder>, more: &mut Vec<Arc<Folder>>) -> Result<u64> {
-    let what = || format!("cannot read the folder {}", crate::names::show(&folder.path));
-    let open = open_closed(dir, &folder.path).with_context(what)?;
-    let names = visit::names(&open).with_context(what)?;
+    let context = || format!("cannot read the folder {}", crate::names::show(&folder.path));
+    let open = open_closed(dir, &folder.path).with_context(context)?;
+    let names = visit::names(&open).with_context(context)?;
     let count = names.len() as u64;
     let below = more.len();
     for (name, is_dir, _) in names {
@@ -78,9 +78,9 @@ fn gone(dir: &File, folder: &Arc<Folder>) -> Result<()> {
     let mut folder = folder;
     while folder.left.fetch_sub(1, Ordering::AcqRel) == 1 {
         let (parent, name) = split(&folder.path);
-        let what = || format!("cannot remove the folder {}", crate::names::show(&folder.path));
-        let open = open_closed(dir, parent).with_context(what)?;
-        remove_one(&open, name, UnlinkatFlags::RemoveDir).with_context(what)?;
+        let context = || format!("cannot remove the folder {}", crate::names::show(&folder.path));
+        let open = open_closed(dir, parent).with_context(context)?;
+        remove_one(&open, name, UnlinkatFlags::RemoveDir).with_context(context)?;
         match &folder.parent {
             Some(parent) => folder = parent,
             None => break,

@@ -15,13 +15,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
-use common::fault::{Kind as FaultKind, kind_of};
+use common::fault::{self, kind_of};
 use common::mutant;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{fstat, fstatat};
 
 use super::examine::{Job, compare};
-use super::findings::{Found, KEPT, Kind, digest};
+use super::findings::{Damage, Found, KEPT, digest};
 use super::held::Held;
 use super::manifest::{self, MTREE, PART, SUMS};
 use super::meta::SnapshotMeta;
@@ -79,7 +79,7 @@ pub fn verify(
     store: &Store,
     against: Option<&Store>,
     scope: &Scope,
-    told: &(impl Fn(u64, u64) -> Result<()> + Sync),
+    watch: &(impl Fn(u64, u64) -> Result<()> + Sync),
 ) -> Result<Outcome> {
     let dir = store.check()?;
     let (snapshots, damaged) = store.snapshots()?;
@@ -104,13 +104,13 @@ pub fn verify(
     if scope.date == "all" {
         for date in damaged {
             let why = format!("{META}/snapshot.json cannot be read");
-            verify.found.add(Kind::Snapshot, None, &Line::default(), why, (&date, &[]));
+            verify.found.add(Damage::Snapshot, None, &Line::default(), why, (&date, &[]));
         }
     }
     for date in &wanted {
         verify.snapshot(date)?;
     }
-    verify.contents(told)?;
+    verify.contents(watch)?;
     verify.places(snapshots.iter().map(|s| s.date.as_str()))?;
     verify.finish()
 }
@@ -120,7 +120,7 @@ impl Verify<'_> {
     fn snapshot(&mut self, date: &str) -> Result<()> {
         let held = match Held::open(self.store, self.dir, date) {
             Ok(held) => held,
-            Err(e) if kind_of(&e) == FaultKind::Busy => {
+            Err(e) if kind_of(&e) == fault::Kind::Busy => {
                 self.outcome.skipped.push(date.to_owned());
                 return Ok(());
             }
@@ -130,7 +130,7 @@ impl Verify<'_> {
                 return Ok(());
             }
             Err(e) => {
-                self.found.add(Kind::Snapshot, None, &Line::default(), format!("{e:#}"), (date, &[]));
+                self.found.add(Damage::Snapshot, None, &Line::default(), format!("{e:#}"), (date, &[]));
                 return Ok(());
             }
         };
@@ -170,7 +170,7 @@ impl Verify<'_> {
             common::signals::check()?;
             let path = format!("{META}/{name}");
             let place = (date, path.as_bytes());
-            self.found.add(Kind::Manifest, None, &Line::default(), format!("{why:#}"), place);
+            self.found.add(Damage::Manifest, None, &Line::default(), format!("{why:#}"), place);
             damaged = true;
         }
         if damaged {
@@ -195,7 +195,7 @@ impl Verify<'_> {
                     None => {
                         let line = Line { path: step.path.to_vec(), ..Line::default() };
                         let what = "it is not in the manifest".into();
-                        self.found.add(Kind::Extra, None, &line, what, (date, step.path));
+                        self.found.add(Damage::Extra, None, &line, what, (date, step.path));
                         Ok(false)
                     }
                 }
@@ -208,13 +208,13 @@ impl Verify<'_> {
         }
         for (path, why) in unread {
             let line = Line { path: path.clone(), ..Line::default() };
-            self.found.add(Kind::Unreadable, None, &line, why, (date, &path));
+            self.found.add(Damage::Unreadable, None, &line, why, (date, &path));
         }
         Ok(())
     }
 
     fn missing(&mut self, date: &str, line: &Line) {
-        self.found.add(Kind::Missing, None, line, "it is not there".into(), (date, &line.path));
+        self.found.add(Damage::Missing, None, line, "it is not there".into(), (date, &line.path));
     }
 
     /// A path that is where it belongs. Says whether to look into it. Folders are looked at now, the rest later, by
@@ -228,9 +228,9 @@ impl Verify<'_> {
         }
         let wrong = match mtree::look(step.parent, step.name) {
             Ok(looked) => compare(&line, &looked.body),
-            Err(e) => vec![(Kind::Unreadable, format!("{e:#}"))],
+            Err(e) => vec![(Damage::Unreadable, format!("{e:#}"))],
         };
-        let good = wrong.iter().all(|w| w.0 == Kind::Attributes);
+        let good = wrong.iter().all(|w| w.0 == Damage::Attributes);
         for (kind, found) in wrong {
             self.found.add(kind, None, &line, found, (date, step.path));
         }
@@ -256,7 +256,7 @@ impl Verify<'_> {
             let Some((sum, path)) = sums::parse(line) else {
                 let path = format!("{META}/{PART}");
                 let place = (date, path.as_bytes());
-                self.found.add(Kind::Manifest, None, &Line::default(), "a line is damaged".into(), place);
+                self.found.add(Damage::Manifest, None, &Line::default(), "a line is damaged".into(), place);
                 return Ok(());
             };
             let line = Line { path: path.into_owned(), body: Vec::new(), sum: Some(sum) };
@@ -275,10 +275,10 @@ impl Verify<'_> {
 
     /// Looks at each distinct inode, and reads what has to be read. What a date that was removed meanwhile shared with
     /// others is done in those: as often as dates are removed, and so at most once for each.
-    fn contents(&mut self, told: &(impl Fn(u64, u64) -> Result<()> + Sync)) -> Result<()> {
+    fn contents(&mut self, watch: &(impl Fn(u64, u64) -> Result<()> + Sync)) -> Result<()> {
         let mut begin = 0;
         loop {
-            let lost = self.read(begin, told)?;
+            let lost = self.read(begin, watch)?;
             if lost.is_empty() || mutant::active("what-a-removed-date-shared-is-read") {
                 return Ok(());
             }
@@ -306,7 +306,7 @@ impl Verify<'_> {
 
     /// The same for the jobs from `begin` on, by inode number, which is about the order on the disk. Returns those whose date
     /// was removed meanwhile.
-    fn read(&mut self, begin: usize, told: &(impl Fn(u64, u64) -> Result<()> + Sync)) -> Result<Vec<usize>> {
+    fn read(&mut self, begin: usize, watch: &(impl Fn(u64, u64) -> Result<()> + Sync)) -> Result<Vec<usize>> {
         self.jobs[begin..].sort_by_key(|job| job.ino);
         let (jobs, dates, dir) = (&self.jobs, &self.dates, self.dir);
         let (done, files) = (AtomicU64::new(self.outcome.bytes_read), AtomicU64::new(0));
@@ -323,7 +323,7 @@ impl Verify<'_> {
                 let stopped = Cell::new(false);
                 let read = |bytes| {
                     let told = common::signals::check()
-                        .and_then(|()| told(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total));
+                        .and_then(|()| watch(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total));
                     told.inspect_err(|_| stopped.set(true))
                 };
                 let (job, dated) = (&jobs[at], &dates[jobs[at].date]);
@@ -331,7 +331,7 @@ impl Verify<'_> {
                     Ok(wrong) => wrong,
                     // Nobody listens any more: that is no damage.
                     Err(e) if stopped.get() => return Err(e),
-                    Err(e) => vec![(Kind::Unreadable, format!("{e:#}"))],
+                    Err(e) => vec![(Damage::Unreadable, format!("{e:#}"))],
                 };
                 if !wrong.is_empty() && !dated.is_there(dir) {
                     lost.lock().unwrap_or_else(PoisonError::into_inner).push(at);
@@ -340,7 +340,7 @@ impl Verify<'_> {
                 files.fetch_add(u64::from(job.read), Ordering::Relaxed);
                 for (kind, what) in wrong {
                     // What is of another type is another inode in each date.
-                    let ino = (kind != Kind::Type).then_some(job.ino);
+                    let ino = (kind != Damage::Type).then_some(job.ino);
                     let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
                     found.add(kind, ino, &job.line, what, (&dated.date, &job.line.path));
                 }
