@@ -15,9 +15,10 @@ use nix::sys::stat::Mode;
 use serde_json::Value;
 
 use crate::fsid::{FsId, distrust};
+use crate::names::show;
 use crate::store::meta::is_date;
 use crate::tree::Tree;
-use crate::walk::{Mounts, show};
+use crate::walk::Mounts;
 
 /// The name of the source that holds the dump.
 pub const DATABASE: &str = "database";

@@ -16,6 +16,7 @@ use nix::sys::statfs::{BTRFS_SUPER_MAGIC, fstatfs};
 
 use crate::budget::Budget;
 use crate::fsid::{distrust, is_trusted_name};
+use crate::names::show;
 use crate::parallel;
 use crate::store::visit;
 use crate::tree::{Dir, Meta, STUB, Stamp, Tree, join};
@@ -163,11 +164,6 @@ pub fn meta(stat: &FileStat) -> Meta {
         mtime: stamp(stat.st_mtime, stat.st_mtime_nsec),
         ctime: stamp(stat.st_ctime, stat.st_ctime_nsec),
     }
-}
-
-/// A path for people.
-pub fn show(path: &[u8]) -> String {
-    if path.is_empty() { ".".into() } else { String::from_utf8_lossy(path).escape_debug().to_string() }
 }
 
 #[cfg(test)]

@@ -11,11 +11,11 @@ use common::mutant;
 use nix::sys::stat::FileStat;
 
 use crate::far::Far;
+use crate::names::show;
 use crate::protocol::{Cloned, Making};
 use crate::store::changes::{self, Delta, Marked};
 use crate::store::clone::Lacking;
 use crate::tree::{Census, Stamp, join};
-use crate::walk::show;
 
 type Paths = Vec<Vec<u8>>;
 

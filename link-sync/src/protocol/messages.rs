@@ -22,6 +22,12 @@ pub enum Door {
     Read,
 }
 
+/// How the key for backups, which came to read, becomes the other one.
+pub const READING: &str = "use a key of its own for reading: restore_identity in [snapshot.ssh], and on the store's machine `link-sync serve PROFILE --read-only` for it (README, Getting it back)";
+/// And the other way round.
+pub const WRITING: &str =
+    "give the key for backups `link-sync serve PROFILE` without --read-only, on the store's machine";
+
 /// The first message, at every door.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(tag = "ask", rename_all = "kebab-case")]

@@ -17,12 +17,12 @@ use super::tame::{self, Tamed};
 use crate::cli::Restore;
 use crate::far::Far;
 use crate::maintenance;
+use crate::names::show;
 use crate::progress::Progress;
 use crate::rsync::{Fetch, TEMPORARY};
 use crate::settings::Settings;
 use crate::source::HTML;
 use crate::store::{ensure_dir, open::abilities, open_dir, remove, split};
-use crate::walk::show;
 
 /// Copies one path into its private folder, completely and durably.
 pub fn arrive(

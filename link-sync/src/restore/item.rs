@@ -16,12 +16,12 @@ use super::swap::Swap;
 use super::target::{Target, real};
 use super::wishes::Wish;
 use crate::cli::Restore;
+use crate::names::show;
 use crate::protocol::Looked;
 use crate::reach::reach;
 use crate::settings::Settings;
 use crate::store::meta::SnapshotMeta;
 use crate::store::visit;
-use crate::walk::show;
 
 /// One path to be restored.
 #[derive(Debug)]

@@ -11,10 +11,10 @@ use nix::sys::stat::fstat;
 use nix::sys::time::TimeSpec;
 
 use super::swap::beside;
+use crate::names::show;
 use crate::source::Source;
 use crate::store::{ensure_dir, open_dir, split, visit};
 use crate::tree::join;
-use crate::walk::show;
 
 /// What becomes of what matches no snapshot.
 #[derive(Debug)]

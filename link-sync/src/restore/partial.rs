@@ -289,6 +289,6 @@ pub fn entry(dir: &File, name: &[u8]) -> Result<Option<(u64, bool)>> {
     match nix::sys::stat::fstatat(dir, OsStr::from_bytes(name), nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW) {
         Ok(stat) => Ok(Some((stat.st_ino, stat.st_mode & libc::S_IFMT == libc::S_IFDIR))),
         Err(Errno::ENOENT) => Ok(None),
-        Err(e) => Err(e).with_context(|| format!("cannot look at {}", crate::walk::show(name))),
+        Err(e) => Err(e).with_context(|| format!("cannot look at {}", crate::names::show(name))),
     }
 }

@@ -11,9 +11,9 @@ use nix::sys::stat::fstat;
 
 use super::partial::{DEEP, Partial};
 use super::set_times;
+use crate::names::show;
 use crate::store::clear::clear;
 use crate::store::{ensure_dir, open_dir, split, visit};
-use crate::walk::show;
 
 /// A folder that has been taken out of its place.
 #[derive(Debug)]

@@ -18,9 +18,9 @@ use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, FsType, TMPFS_MAGIC,
 use nix::sys::time::TimeSpec;
 
 use super::partial::{PREFIX, SwapPlan, entry};
+use crate::names::show;
 use crate::store::{attributes, ensure_dir, open_dir, visit};
 use crate::tree::join;
-use crate::walk::show;
 
 /// OpenZFS's `ZFS_SUPER_MAGIC`.
 const ZFS: FsType = FsType(0x2fc1_2fc1);

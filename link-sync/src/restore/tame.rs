@@ -16,9 +16,9 @@ use nix::sys::stat::{Mode, fchmod, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::{Deserialize, Serialize};
 
+use crate::names::show;
 use crate::settings::{Place, Settings};
 use crate::store::{open_file_at, visit};
-use crate::walk::show;
 
 /// So many paths are named.
 const NAMED: usize = 100;

@@ -11,10 +11,10 @@ use serde_json::{Map, Value, json};
 
 use super::item::{Item, set_times};
 use super::partial::{Left, OLD, PREFIX, Partial, REMOVING};
+use crate::names::show;
 use crate::store::clear::clear;
 use crate::store::meta::SnapshotMeta;
 use crate::store::{open_dir, visit};
-use crate::walk::show;
 
 /// Paths of one item that the report names.
 const SHOWN: usize = 100;

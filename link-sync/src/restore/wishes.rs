@@ -10,13 +10,13 @@ use common::status::Report;
 
 use crate::cli::Restore;
 use crate::far::Far;
+use crate::names::show;
 use crate::protocol::{Looked, ReadHolding};
 use crate::settings::Settings;
 use crate::source::DATABASE;
 use crate::store::meta::SnapshotMeta;
 use crate::store::path::check_path;
 use crate::tree::join;
-use crate::walk::show;
 
 /// One path that is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]

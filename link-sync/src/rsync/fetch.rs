@@ -77,7 +77,7 @@ impl Fetch<'_> {
                 format!("not restored: {}", files[..files.len().min(10)].join(", "))
             };
             return Err(
-                anyhow::Error::from(failure).context(format!("{}: {names}", crate::walk::show(self.path)))
+                anyhow::Error::from(failure).context(format!("{}: {names}", crate::names::show(self.path)))
             );
         }
         let mut text = Vec::new();

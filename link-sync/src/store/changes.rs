@@ -14,9 +14,9 @@ use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, fstat, fstatat};
 
 use super::{diff, open_dir, split, visit};
+use crate::names::show;
 use crate::parallel;
 use crate::tree::join;
-use crate::walk::show;
 
 /// A path that must be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -43,7 +43,7 @@ impl Stuck {
             other => other.desc().to_owned(),
         };
         let more = if self.total > 1 { format!(" (and {} more)", self.total - 1) } else { String::new() };
-        Some(format!("{}: {why}{more}", crate::walk::show(path)))
+        Some(format!("{}: {why}{more}", crate::names::show(path)))
     }
 }
 

@@ -20,9 +20,10 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use super::{attributes, open_dir, split, visit};
+use crate::names::NAMED;
+use crate::names::show;
 use crate::parallel;
 use crate::tree::{Census, Stamp, join};
-use crate::walk::show;
 
 /// Names to be left out, by the directory they are in, each ended by NUL: there may be millions of them.
 #[derive(Debug, Default)]
@@ -177,9 +178,6 @@ pub struct Lacking {
     /// The first of them.
     pub removed_names: Vec<String>,
 }
-
-/// How many paths are named.
-pub const NAMED: usize = 10;
 
 /// Compares a clone with what it should hold, told folder by folder and sorted, and takes out what should not be there.
 #[derive(Debug)]

@@ -18,8 +18,8 @@ use xattr::FileExt as _;
 
 use super::held::Held;
 use super::{Store, open_below, open_dir, visit};
+use crate::names::show;
 use crate::tree::join;
-use crate::walk::show;
 
 /// What happened to a path between two snapshots.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]

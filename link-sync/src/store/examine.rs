@@ -7,8 +7,8 @@ use anyhow::Result;
 use super::findings::Damage;
 use super::scan::{self, Line};
 use super::{mtree, open_dir, split, sums};
+use crate::names::show;
 use crate::tree::join;
-use crate::walk::show;
 
 /// An inode to be looked at.
 #[derive(Debug)]

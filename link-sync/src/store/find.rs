@@ -18,9 +18,9 @@ use serde_json::{Map, Value, json};
 
 use super::meta::SnapshotMeta;
 use super::{META, Store, open_dir, visit};
+use crate::names::show;
 use crate::parallel;
 use crate::tree::join;
-use crate::walk::show;
 
 /// What to look for.
 #[derive(Clone, Debug, Deserialize, Serialize)]

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::scan::Line;
 use super::sums;
-use crate::walk::show;
+use crate::names::show;
 
 /// Places (a path in a date) of which all is kept, some 300 MB. What comes then is counted only.
 pub const KEPT: usize = 250_000;

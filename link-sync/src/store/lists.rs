@@ -20,7 +20,7 @@ use nix::sys::stat::Mode;
 use super::manifest::PART;
 use super::sums::{self, Lines};
 use super::{META, open_dir, open_file, remove, split, visit};
-use crate::walk::show;
+use crate::names::show;
 
 /// The list that is being made.
 const NEW: &str = ".sha256sums.part.new";

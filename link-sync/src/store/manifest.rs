@@ -26,9 +26,9 @@ use super::pace::Pace;
 use super::publish::AllDone;
 use super::sums::{Lines, Sum, hex};
 use super::{META, PARTIAL, attributes, ensure_dir, mtree, open_dir, open_file, open_file_at, split, sums};
+use crate::names::show;
 use crate::parallel;
 use crate::tree::join;
-use crate::walk::show;
 
 /// Contents.
 pub const SUMS: &str = "sha256sums";

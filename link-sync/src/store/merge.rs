@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::path::check_path;
 use super::publish::DirTimes;
 use super::{attributes, ensure_dir, open_dir, sparse, split};
-use crate::walk::show;
+use crate::names::show;
 
 /// How many missing paths are named.
 const NAMED: usize = 10;

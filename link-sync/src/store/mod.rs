@@ -303,7 +303,7 @@ pub fn ensure_dir(root: &File, path: &[u8]) -> Result<File> {
         Ok(dir) => return Ok(dir),
         Err(Errno::ENOENT) => {}
         Err(e) => {
-            return Err(e).with_context(|| format!("cannot open the folder {}", crate::walk::show(path)));
+            return Err(e).with_context(|| format!("cannot open the folder {}", crate::names::show(path)));
         }
     }
     let (parent, name) = split(path);
@@ -311,10 +311,10 @@ pub fn ensure_dir(root: &File, path: &[u8]) -> Result<File> {
     match mkdirat(&parent, OsStr::from_bytes(name), Mode::from_bits_truncate(0o700)) {
         Ok(()) | Err(Errno::EEXIST) => {}
         Err(e) => {
-            return Err(e).with_context(|| format!("cannot make the folder {}", crate::walk::show(path)));
+            return Err(e).with_context(|| format!("cannot make the folder {}", crate::names::show(path)));
         }
     }
-    open_dir(root, path).with_context(|| format!("cannot open the folder {}", crate::walk::show(path)))
+    open_dir(root, path).with_context(|| format!("cannot open the folder {}", crate::names::show(path)))
 }
 
 /// Sets the modification time of an open file or folder. The other one is set to what it is: on FUSE, libfuse 2 passes

@@ -4,7 +4,7 @@ use anyhow::Result;
 use common::fault::Fault;
 use common::mutant;
 
-use crate::walk::show;
+use crate::names::show;
 
 /// The longest path that is believed, in bytes, and how deep it may lead: four times what the kernel takes at once.
 const MAX_PATH: usize = 16 << 10;

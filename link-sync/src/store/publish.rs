@@ -18,7 +18,7 @@ use super::manifest;
 use super::meta::{Consistency, DATE_FORMAT, SnapshotMeta, SourceMeta};
 use super::open::Writable;
 use super::{INCOMING, META, PARTIAL, RESUME, ensure_dir, open_dir, visit};
-use crate::walk::show;
+use crate::names::show;
 
 /// The directories of one source whose time must be set at the end: to what the source said, or (`None`: something
 /// was put in or taken out) to the base's.

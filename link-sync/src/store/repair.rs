@@ -28,8 +28,8 @@ use super::outcome::{Outcome, Scope};
 use super::scan::{self, Expected, Line};
 use super::verify::verify;
 use super::{META, Store, ensure_dir, mtree, open, open_dir, split, sums};
+use crate::names::show;
 use crate::tree::join;
-use crate::walk::show;
 
 /// Where what is built lies until it is in its place.
 const REPAIR: &str = ".repair";

@@ -56,7 +56,7 @@ pub fn sweep(dir: &File, name: &str, removed: &(impl Fn(u64) -> Result<()> + Syn
 
 /// Removes the names in `folder` that are no folders; those are `more` work.
 fn empty(dir: &File, folder: &Arc<Folder>, more: &mut Vec<Arc<Folder>>) -> Result<u64> {
-    let context = || format!("cannot read the folder {}", crate::walk::show(&folder.path));
+    let context = || format!("cannot read the folder {}", crate::names::show(&folder.path));
     let open = open_closed(dir, &folder.path).with_context(context)?;
     let names = visit::names(&open).with_context(context)?;
     let count = names.len() as u64;
@@ -67,7 +67,7 @@ fn empty(dir: &File, folder: &Arc<Folder>, more: &mut Vec<Arc<Folder>>) -> Resul
             continue;
         }
         remove_one(&open, &name, UnlinkatFlags::NoRemoveDir)
-            .with_context(|| format!("cannot remove {}", crate::walk::show(&join(&folder.path, &name))))?;
+            .with_context(|| format!("cannot remove {}", crate::names::show(&join(&folder.path, &name))))?;
     }
     folder.left.fetch_add(more.len() - below, Ordering::AcqRel);
     Ok(count)
@@ -78,7 +78,7 @@ fn gone(dir: &File, folder: &Arc<Folder>) -> Result<()> {
     let mut folder = folder;
     while folder.left.fetch_sub(1, Ordering::AcqRel) == 1 {
         let (parent, name) = split(&folder.path);
-        let context = || format!("cannot remove the folder {}", crate::walk::show(&folder.path));
+        let context = || format!("cannot remove the folder {}", crate::names::show(&folder.path));
         let open = open_closed(dir, parent).with_context(context)?;
         remove_one(&open, name, UnlinkatFlags::RemoveDir).with_context(context)?;
         match &folder.parent {

@@ -16,16 +16,16 @@ use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, fstatat};
 
+use super::pipe::check_capabilities;
+use crate::names::show;
 use crate::parallel;
 use crate::protocol::{self, Kept, Looked, Sending};
 use crate::rsync::argv::xattr_rules;
-use crate::serve::check_capabilities;
 use crate::store::held::Held;
 use crate::store::meta::SnapshotMeta;
 use crate::store::path::check_path;
 use crate::store::{Store, open_dir, split, visit};
 use crate::tree::join;
-use crate::walk::show;
 
 /// Bytes, and folders, of a path within which any rsync is at ease.
 const DEEP_BYTES: usize = 2100;
