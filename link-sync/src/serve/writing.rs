@@ -215,7 +215,10 @@ impl Writing {
     fn compare(&mut self, source: &str, input: &mut impl Read) -> Result<Value> {
         let writable = &self.writable;
         let ready = named(source).and_then(|()| {
-            Ok(clone::Compare::new(writable.source_dir(PARTIAL, source)?, writable.keeps.times()))
+            Ok(crate::store::compare::Compare::new(
+                writable.source_dir(PARTIAL, source)?,
+                writable.keeps.times(),
+            ))
         });
         let mut compare = or_skip_list(ready, input)?;
         protocol::read_list(input, |item| {

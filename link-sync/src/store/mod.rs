@@ -11,6 +11,7 @@ pub mod attributes;
 pub mod changes;
 pub mod clear;
 pub mod clone;
+pub mod compare;
 pub mod damaged;
 pub mod diff;
 pub mod examine;
