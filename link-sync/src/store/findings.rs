@@ -60,7 +60,7 @@ pub type Key = (Damage, Option<u64>, u64);
 
 /// All that is found, as it comes.
 #[derive(Debug)]
-pub struct Found {
+pub struct Tally {
     kept: HashMap<Key, Finding>,
     /// Those that are only counted.
     more: HashSet<Key>,
@@ -68,10 +68,10 @@ pub struct Found {
     room: usize,
 }
 
-impl Found {
+impl Tally {
     /// Keeps so many places.
-    pub fn new(room: usize) -> Found {
-        Found { kept: HashMap::new(), more: HashSet::new(), room }
+    pub fn new(room: usize) -> Tally {
+        Tally { kept: HashMap::new(), more: HashSet::new(), room }
     }
 
     /// Adds what is wrong at `place`. The same inode, or the same path with the same content, is one finding in all dates.
@@ -187,8 +187,8 @@ mod tests {
     use super::*;
 
     /// `many` paths, each missing in two dates, with room for so many places.
-    fn missing(many: u64, room: usize) -> Found {
-        let mut found = Found::new(room);
+    fn missing(many: u64, room: usize) -> Tally {
+        let mut found = Tally::new(room);
         for date in ["2026-01-01T00-00-00Z", "2026-01-02T00-00-00Z"] {
             for n in 0..many {
                 let path = format!("docs/{n:07}").into_bytes();

@@ -21,12 +21,12 @@ use nix::fcntl::AtFlags;
 use nix::sys::stat::{fstat, fstatat};
 
 use super::examine::{Job, compare};
-use super::findings::{Damage, Found, KEPT, digest};
+use super::findings::{Damage, KEPT, Tally, digest};
 use super::held::Held;
 use super::manifest::{self, MTREE, PART, SUMS};
 use super::meta::SnapshotMeta;
 use super::outcome::{Outcome, Scope};
-use super::scan::{self, Expected, Line, Step};
+use super::scan::{self, Expected, Line, Visited};
 use super::sums::{self, Lines};
 use super::{META, Store, mtree, open_dir, open_file, split};
 use crate::parallel;
@@ -35,16 +35,16 @@ use crate::parallel;
 const PIECE: usize = 16;
 
 /// A snapshot whose names were compared.
-struct Dated {
+struct Compared {
     date: String,
     /// Its folder's device and inode.
     folder: (u64, u64),
 }
 
-impl Dated {
-    fn of(held: &Held) -> Result<Dated> {
+impl Compared {
+    fn of(held: &Held) -> Result<Compared> {
         let stat = fstat(&held.top).context("cannot look at a snapshot's folder")?;
-        Ok(Dated { date: held.meta.date.clone(), folder: (stat.st_dev, stat.st_ino) })
+        Ok(Compared { date: held.meta.date.clone(), folder: (stat.st_dev, stat.st_ino) })
     }
 
     /// It still has its name in `store`: a prune takes that away before anything else.
@@ -61,7 +61,7 @@ struct Verify<'a> {
     /// The store whose copy this is; its manifests count.
     authority: Option<(&'a Store, File)>,
     scope: &'a Scope,
-    dates: Vec<Dated>,
+    dates: Vec<Compared>,
     /// The one whose names are compared.
     at: usize,
     /// Inodes by what is expected of them: those that were seen before.
@@ -69,7 +69,7 @@ struct Verify<'a> {
     jobs: Vec<Job>,
     /// To be read, in all.
     bytes: u64,
-    found: Found,
+    found: Tally,
     outcome: Outcome,
 }
 
@@ -98,7 +98,7 @@ pub fn verify(
         known: HashSet::new(),
         jobs: Vec::new(),
         bytes: 0,
-        found: Found::new(KEPT),
+        found: Tally::new(KEPT),
         outcome: Outcome::default(),
     };
     if scope.date == "all" {
@@ -135,7 +135,7 @@ impl Verify<'_> {
             }
         };
         self.at = self.dates.len();
-        self.dates.push(Dated::of(&held)?);
+        self.dates.push(Compared::of(&held)?);
         self.outcome.dates.push(date.to_owned());
         if !self.names(&held)? {
             self.outcome.weaker.push(date.to_owned());
@@ -219,7 +219,7 @@ impl Verify<'_> {
 
     /// A path that is where it belongs. Says whether to look into it. Folders are looked at now, the rest later, by
     /// inode number.
-    fn one(&mut self, date: &str, step: &Step, line: Line) -> Result<bool> {
+    fn one(&mut self, date: &str, step: &Visited, line: Line) -> Result<bool> {
         let is_dir = line.kind() == b"dir";
         if !is_dir && !step.is_dir {
             // A shared inode was looked at in the date before.
@@ -360,7 +360,7 @@ impl Verify<'_> {
         }
         for date in dates {
             let Ok(top) = open_dir(self.dir, date.as_bytes()) else { continue };
-            let each = |step: &Step| {
+            let each = |step: &Visited| {
                 for key in shared.get(&step.ino).into_iter().flatten() {
                     self.found.also(key, date, step.path);
                 }
