@@ -126,13 +126,18 @@ pub fn find(find: &cli::Find, report: &mut Report) -> Result<()> {
     if answer["found"] == 0 {
         status::tell(format_args!("no snapshot holds it"));
     }
+    fill(answer, report);
+    Ok(())
+}
+
+/// Fills the report from an answer, and says whether there is more.
+fn fill(answer: Value, report: &mut Report) {
     if answer["truncated"] == true {
         status::tell(format_args!("… and more: see --limit"));
     }
     if let Value::Object(fields) = answer {
         report.data.extend(fields);
     }
-    Ok(())
 }
 
 /// What differs between two snapshots.
@@ -149,12 +154,7 @@ pub fn diff(diff: &Diff, report: &mut Report) -> Result<()> {
         let text = |n: usize| change[n].as_str().unwrap_or("?");
         status::tell(format_args!("{:<10} {}", text(0), text(1)));
     }
-    if answer["truncated"] == true {
-        status::tell(format_args!("… and more: see --limit"));
-    }
-    if let Value::Object(fields) = answer {
-        report.data.extend(fields);
-    }
+    fill(answer, report);
     if let Some(Value::Array(changes)) = report.data.get_mut("changes") {
         for change in changes {
             let mut entry = serde_json::json!({"what": change[0], "path": change[1]});

@@ -10,7 +10,7 @@ use common::fault::Fault;
 use common::mutant;
 use nix::sys::stat::fstat;
 
-use super::item::{Item, set_times, swap};
+use super::item::{Item, set_times};
 use super::partial::{NEW, OLD, Partial, SwapPlan};
 use super::shallow::Shallow;
 use super::tame::{self, Tamed};
@@ -34,7 +34,7 @@ pub fn arrive(
     fake_super: bool,
     progress: &Progress,
 ) -> Result<()> {
-    let path = item.full();
+    let path = item.wish.full();
     let new = partial.part(NEW)?;
     remove(&new, Path::new(TEMPORARY))?;
     drop(ensure_dir(&new, TEMPORARY.as_bytes())?);
@@ -108,12 +108,12 @@ pub fn arrive(
         }
         tamed = tame::tame(&new)?;
     }
-    if args.closed && item.source == HTML && item.path.is_empty() {
+    if args.closed && item.wish.source == HTML && item.wish.path.is_empty() {
         maintenance::close(&new)?;
     }
     partial.sync()?;
     let old = partial.part(OLD)?;
-    let plan = swap(item, &new, &old).plan()?;
+    let plan = item.swap(&new, &old).plan()?;
     partial.journal.swap = Some(SwapPlan { tamed, ..plan });
     partial.save()
 }
@@ -121,7 +121,7 @@ pub fn arrive(
 /// occ runs as whoever owns config.php. The account of a store could make that root where it was not.
 fn no_new_occ_of_root(item: &Item, new: &File) -> Result<()> {
     let config: [&[u8]; 3] = [HTML.as_bytes(), b"config", b"config.php"];
-    let full = item.full();
+    let full = item.wish.full();
     let asked: Vec<&[u8]> = full.split(|b| *b == b'/').collect();
     if mutant::active("restore-makes-occ-run-as-root") || !config.starts_with(&asked) {
         return Ok(());

@@ -14,7 +14,7 @@ use nix::sys::time::TimeSpec;
 use super::partial::{Journal, Partial};
 use super::swap::Swap;
 use super::target::{Target, real};
-use super::wishes::full;
+use super::wishes::Wish;
 use crate::cli::Restore;
 use crate::names::show;
 use crate::protocol::Looked;
@@ -26,90 +26,119 @@ use crate::store::visit;
 /// One path to be restored.
 #[derive(Debug)]
 pub struct Item {
-    pub source: String,
-    /// Relative to the source; empty: all of it.
-    pub path: Vec<u8>,
+    /// It.
+    pub wish: Wish,
+    /// What the snapshot holds of it.
     pub looked: Looked,
+    /// Where it goes.
     pub target: Target,
-    /// The folder the private one is made in, and its path.
+    /// The folder the private one is made in.
     pub home: File,
+    /// That folder's path.
     pub home_shown: PathBuf,
 }
 
 impl Item {
-    /// `SOURCE/PATH`.
-    pub fn full(&self) -> Vec<u8> {
-        full(&self.source, &self.path)
+    /// Where one path goes.
+    pub fn find(
+        args: &Restore,
+        settings: &Settings,
+        meta: &SnapshotMeta,
+        wish: Wish,
+        looked: Looked,
+    ) -> Result<Item> {
+        let source = &wish.source;
+        let mut others: Vec<PathBuf> = Vec::new();
+        let (base, before, rest) = match &args.to {
+            Some(to) => (std::path::absolute(to).context("--to")?, 0, wish.full()),
+            None => {
+                let found = settings.sources.iter().find(|s| s.name == *source).ok_or_else(|| {
+                    Fault::config(format!("the profile does not say where source '{source}' belongs"))
+                        .hint("restore with --to DIR, or add it to [[snapshot.source]]")
+                })?;
+                others.extend(settings.sources.iter().filter(|s| s.name != *source).map(|s| real(&s.path)));
+                others.extend(
+                    strangers(settings, meta, source)?.iter().map(|rest| real(&found.path.join(rest))),
+                );
+                (found.path.clone(), 1, wish.path.clone())
+            }
+        };
+        // From here on only what the file system made of it counts.
+        let mut reached = reach(&base)?;
+        let shown = reached.shown.clone();
+        if let crate::settings::Place::Local(store) = &settings.store {
+            others.push(real(store));
+            if shown.starts_with(real(store)) {
+                return Err(Fault::config(format!(
+                    "{} lies in the store: a snapshot is never changed",
+                    shown.display()
+                ))
+                .hint("restore to another folder")
+                .into());
+            }
+        }
+        if args.dry_run && !reached.missing.is_empty() {
+            // Nothing is made: what is above it stands for it.
+            let home = reached.dir;
+            let target = Target {
+                anchor: home.try_clone()?,
+                shown: shown.clone(),
+                strip: before,
+                only: None,
+                exists: false,
+                spare: Vec::new(),
+            };
+            return Ok(Item { wish, looked, target, home, home_shown: shown });
+        }
+        let made = reached.make()?;
+        let dir = reached.dir;
+        let mut target = Target::find(&dir, &shown, before, &rest, &others)?;
+        target.exists &=
+            !(made || target.only.is_none() && visit::names(&target.anchor.try_clone()?)?.is_empty());
+        // The private folder lies at the top, where no user looks, if that is on the same file system.
+        let same = dir.metadata()?.dev() == target.anchor.metadata()?.dev();
+        let (home, home_shown) = match same && target.only.is_some() {
+            true => (dir, shown),
+            false => (target.anchor.try_clone()?, target.shown.clone()),
+        };
+        Ok(Item { wish, looked, target, home, home_shown })
     }
 
     /// The names that lead to it from the folder it goes into.
     pub fn names(&self) -> Vec<Vec<u8>> {
-        self.full().split(|b| *b == b'/').skip(self.target.strip).map(<[u8]>::to_vec).collect()
+        self.wish.full().split(|b| *b == b'/').skip(self.target.strip).map(<[u8]>::to_vec).collect()
     }
-}
 
-/// Where one path goes.
-pub fn item(
-    args: &Restore,
-    settings: &Settings,
-    meta: &SnapshotMeta,
-    source: String,
-    path: Vec<u8>,
-    looked: Looked,
-) -> Result<Item> {
-    let mut others: Vec<PathBuf> = Vec::new();
-    let (base, before, rest) = match &args.to {
-        Some(to) => (std::path::absolute(to).context("--to")?, 0, full(&source, &path)),
-        None => {
-            let found = settings.sources.iter().find(|s| s.name == source).ok_or_else(|| {
-                Fault::config(format!("the profile does not say where source '{source}' belongs"))
-                    .hint("restore with --to DIR, or add it to [[snapshot.source]]")
-            })?;
-            others.extend(settings.sources.iter().filter(|s| s.name != source).map(|s| real(&s.path)));
-            others
-                .extend(strangers(settings, meta, &source)?.iter().map(|rest| real(&found.path.join(rest))));
-            (found.path.clone(), 1, path.clone())
-        }
-    };
-    // From here on only what the file system made of it counts.
-    let mut reached = reach(&base)?;
-    let shown = reached.shown.clone();
-    if let crate::settings::Place::Local(store) = &settings.store {
-        others.push(real(store));
-        if shown.starts_with(real(store)) {
-            return Err(Fault::config(format!(
-                "{} lies in the store: a snapshot is never changed",
-                shown.display()
-            ))
-            .hint("restore to another folder")
-            .into());
+    /// What the private folder for one path is for.
+    pub fn journal(&self, args: &Restore, meta: &SnapshotMeta) -> Journal {
+        Journal {
+            snapshot: meta.id.clone(),
+            path: match mutant::active("restores-are-told-apart-by-bytes") {
+                true => show(&self.wish.full()).into_bytes(),
+                false => self.wish.full(),
+            },
+            target: match mutant::active("restores-are-told-apart-by-bytes") {
+                true => show(self.target.path().as_os_str().as_bytes()).into_bytes(),
+                false => self.target.path().into_os_string().into_vec(),
+            },
+            closed: args.closed,
+            swap: None,
         }
     }
-    if args.dry_run && !reached.missing.is_empty() {
-        // Nothing is made: what is above it stands for it.
-        let home = reached.dir;
-        let target = Target {
-            anchor: home.try_clone()?,
-            shown: shown.clone(),
-            strip: before,
-            only: None,
-            exists: false,
-            spare: Vec::new(),
-        };
-        return Ok(Item { source, path, looked, target, home, home_shown: shown });
+
+    /// The private folder for one path.
+    pub fn open(&self, args: &Restore, meta: &SnapshotMeta) -> Result<Partial> {
+        let times = fstat(&self.home).context("cannot look at a folder")?;
+        let partial = Partial::open(&self.home, &self.home_shown, self.journal(args, meta), &meta.date)?;
+        set_times(&self.home, &times)?;
+        Ok(partial)
     }
-    let made = reached.make()?;
-    let dir = reached.dir;
-    let mut target = Target::find(&dir, &shown, before, &rest, &others)?;
-    target.exists &=
-        !(made || target.only.is_none() && visit::names(&target.anchor.try_clone()?)?.is_empty());
-    // The private folder lies at the top, where no user looks, if that is on the same file system.
-    let same = dir.metadata()?.dev() == target.anchor.metadata()?.dev();
-    let (home, home_shown) = match same && target.only.is_some() {
-        true => (dir, shown),
-        false => (target.anchor.try_clone()?, target.shown.clone()),
-    };
-    Ok(Item { source, path, looked, target, home, home_shown })
+
+    /// The renames that put `new` in its place, and what is there into `old`.
+    pub fn swap<'a>(&'a self, new: &'a File, old: &'a File) -> Swap<'a> {
+        let target = &self.target;
+        Swap { new, old, target: &target.anchor, only: target.only.as_deref(), spare: &target.spare }
+    }
 }
 
 /// Where in `source`, relative to it, sources of the snapshot lay that the profile does not know: what is there now is
@@ -134,36 +163,7 @@ fn strangers(settings: &Settings, meta: &SnapshotMeta, source: &str) -> Result<V
     Ok(found)
 }
 
-/// What the private folder for one path is for.
-pub fn journal(item: &Item, args: &Restore, meta: &SnapshotMeta) -> Journal {
-    Journal {
-        snapshot: meta.id.clone(),
-        path: match mutant::active("restores-are-told-apart-by-bytes") {
-            true => show(&item.full()).into_bytes(),
-            false => item.full(),
-        },
-        target: match mutant::active("restores-are-told-apart-by-bytes") {
-            true => show(item.target.path().as_os_str().as_bytes()).into_bytes(),
-            false => item.target.path().into_os_string().into_vec(),
-        },
-        closed: args.closed,
-        swap: None,
-    }
-}
-
-/// The private folder for one path.
-pub fn open(item: &Item, args: &Restore, meta: &SnapshotMeta) -> Result<Partial> {
-    let times = fstat(&item.home).context("cannot look at a folder")?;
-    let partial = Partial::open(&item.home, &item.home_shown, journal(item, args, meta), &meta.date)?;
-    set_times(&item.home, &times)?;
-    Ok(partial)
-}
-
-pub fn swap<'a>(item: &'a Item, new: &'a File, old: &'a File) -> Swap<'a> {
-    let target = &item.target;
-    Swap { new, old, target: &target.anchor, only: target.only.as_deref(), spare: &target.spare }
-}
-
+/// Gives a folder back the times it had.
 pub fn set_times(dir: &File, stat: &nix::sys::stat::FileStat) -> Result<()> {
     let (accessed, modified) =
         (TimeSpec::new(stat.st_atime, stat.st_atime_nsec), TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec));

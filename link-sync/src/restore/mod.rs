@@ -37,7 +37,7 @@ use crate::settings::Settings;
 use crate::store::ensure_dir;
 use crate::store::meta::SnapshotMeta;
 use arrive::arrive;
-use item::{Item, item, journal, open, set_times, swap};
+use item::{Item, set_times};
 use left_out::{NotBack, PutBack};
 use partial::{KEPT, NEW, OLD, Partial};
 use room::room;
@@ -72,19 +72,19 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
         let depth = |name: &str| {
             settings.sources.iter().find(|s| s.name == name).map_or(0, |s| s.path.components().count())
         };
-        wishes.sort_by_key(|(source, _)| depth(source));
+        wishes.sort_by_key(|wish| depth(&wish.source));
     }
     let looked = look(&mut far, &meta, &wishes)?;
     let mut items = Vec::new();
-    for ((source, path), looked) in wishes.into_iter().zip(looked) {
-        items.push(item(args, &settings, &meta, source, path, looked)?);
+    for (wish, looked) in wishes.into_iter().zip(looked) {
+        items.push(Item::find(args, &settings, &meta, wish, looked)?);
     }
     tell_plan(&items, &meta, report);
     for item in &items {
         item.target.can_be_replaced()?;
     }
     if args.dry_run {
-        let found = items.iter().map(|i| Partial::look(&i.home, &journal(i, args, &meta), &meta.date));
+        let found = items.iter().map(|i| Partial::look(&i.home, &i.journal(args, &meta), &meta.date));
         return room(&items, &found.collect::<Result<Vec<_>>>()?);
     }
     confirm(args, &items)?;
@@ -93,7 +93,7 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
     }
     let mut opened = Vec::new();
     for item in &items {
-        opened.push(open(item, args, &meta)?);
+        opened.push(item.open(args, &meta)?);
     }
     let arrived = opened.iter().map(|p| Ok(Some((p.part(NEW)?, p.journal.swap.is_some()))));
     room(&items, &arrived.collect::<Result<Vec<_>>>()?)?;
@@ -174,12 +174,12 @@ fn confirm(args: &Restore, items: &[Item]) -> Result<()> {
 fn put_in_place(args: &Restore, settings: &Settings, item: &Item, partial: &Partial) -> Result<NotBack> {
     let (new, old) = (partial.part(NEW)?, partial.part(OLD)?);
     let plan = partial.journal.swap.as_ref().context("internal error: nothing has arrived")?;
-    swap(item, &new, &old).run(plan)?;
-    let Some(source) = settings.sources.iter().find(|s| args.in_place && s.name == item.source) else {
+    item.swap(&new, &old).run(plan)?;
+    let Some(source) = settings.sources.iter().find(|s| args.in_place && s.name == item.wish.source) else {
         return Ok(NotBack::default());
     };
     // The parts of SOURCE/PATH that lead to the folder it went into, without the first.
-    let parts: Vec<&[u8]> = item.path.split(|b| *b == b'/').filter(|p| !p.is_empty()).collect();
+    let parts: Vec<&[u8]> = item.wish.path.split(|b| *b == b'/').filter(|p| !p.is_empty()).collect();
     let prefix = parts[..(item.target.strip - 1).min(parts.len())].join(&b'/');
     let put_back = PutBack {
         old: &partial.part(OLD)?,
@@ -188,5 +188,5 @@ fn put_in_place(args: &Restore, settings: &Settings, item: &Item, partial: &Part
         prefix: &prefix,
         asked: item.target.only.is_some(),
     };
-    put_back.run(&left_out::rules(source, item.path.is_empty())?)
+    put_back.run(&left_out::rules(source, item.wish.path.is_empty())?)
 }

@@ -26,7 +26,7 @@ pub fn tell_plan(items: &[Item], meta: &SnapshotMeta, report: &mut Report) {
         let path = item.target.path();
         status::tell(format_args!(
             "link-sync: {} of {}: {} paths, {}, to {}{}",
-            show(&item.full()),
+            show(&item.wish.full()),
             meta.date,
             item.looked.paths,
             indicatif::BinaryBytes(item.looked.bytes),
@@ -34,8 +34,8 @@ pub fn tell_plan(items: &[Item], meta: &SnapshotMeta, report: &mut Report) {
             if item.target.exists { ", replacing what is there" } else { "" }
         ));
         let mut entry = Map::new();
-        entry.insert("source".into(), json!(item.source));
-        status::put_text(&mut entry, "path", OsStr::from_bytes(&item.path));
+        entry.insert("source".into(), json!(item.wish.source));
+        status::put_text(&mut entry, "path", OsStr::from_bytes(&item.wish.path));
         status::put_text(&mut entry, "target", path.as_os_str());
         entry.insert("folder".into(), json!(item.looked.folder));
         entry.insert("paths".into(), json!(item.looked.paths));
@@ -61,7 +61,7 @@ pub fn tell_tamed(at: usize, item: &Item, partial: &Partial, report: &mut Report
         format!(
             "{}: {} set-id bits, devices or attributes of the system were not restored, as the store is another account's, which \
              could have made them up; the first: {first} (--set-id-and-devices restores them)",
-            show(&item.full()),
+            show(&item.wish.full()),
             tamed.total
         ),
     );

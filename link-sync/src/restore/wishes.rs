@@ -18,19 +18,44 @@ use crate::store::meta::SnapshotMeta;
 use crate::store::path::check_path;
 use crate::tree::join;
 
-/// `SOURCE/PATH`.
-pub fn full(source: &str, path: &[u8]) -> Vec<u8> {
-    if path.is_empty() { source.as_bytes().to_vec() } else { join(source.as_bytes(), path) }
+/// One path that is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// The source it is in.
+    pub source: String,
+    /// Relative to the source; empty: all of it.
+    pub path: Vec<u8>,
 }
 
-/// What is asked for: source and path.
-pub fn wishes(args: &Restore) -> Result<Vec<(String, Vec<u8>)>> {
+impl Wish {
+    /// A whole source.
+    fn all(source: &str) -> Wish {
+        Wish { source: source.to_owned(), path: Vec::new() }
+    }
+
+    /// `SOURCE/PATH`.
+    pub fn full(&self) -> Vec<u8> {
+        match self.path.is_empty() {
+            true => self.source.as_bytes().to_vec(),
+            false => join(self.source.as_bytes(), &self.path),
+        }
+    }
+
+    /// It is `other`, or lies below it.
+    fn is_in(&self, other: &Wish) -> bool {
+        let below = |rest: &[u8]| rest.is_empty() || other.path.is_empty() || rest.starts_with(b"/");
+        other.source == self.source && self.path.strip_prefix(&other.path[..]).is_some_and(below)
+    }
+}
+
+/// What the command line asks for.
+pub fn wishes(args: &Restore) -> Result<Vec<Wish>> {
     for source in &args.source {
         common::profile::check_name(source).map_err(Fault::usage)?;
     }
     let mut wishes = Vec::new();
     if args.path.is_empty() && args.user.is_empty() {
-        wishes.extend(args.source.iter().map(|s| (s.clone(), Vec::new())));
+        wishes.extend(args.source.iter().map(|s| Wish::all(s)));
     } else if args.source.len() > 1 || (!args.user.is_empty() && args.source.iter().any(|s| s != "data")) {
         return Err(Fault::usage("--path is in one --source, and a --user's files are in data")
             .hint("restore in two steps")
@@ -48,14 +73,14 @@ pub fn wishes(args: &Restore) -> Result<Vec<(String, Vec<u8>)>> {
             .hint("write it as in STORE/DATE/SOURCE, without a slash at the beginning and without ..")
             .into());
         }
-        wishes.push((source.to_owned(), bytes));
+        wishes.push(Wish { source: source.to_owned(), path: bytes });
     }
     for user in &args.user {
         let bytes = user.as_os_str().as_bytes().to_vec();
         if bytes.is_empty() || bytes.contains(&b'/') || bytes == b"." || bytes == b".." {
             return Err(Fault::usage(format!("--user {} is not the name of a user", user.display())).into());
         }
-        wishes.push(("data".to_owned(), bytes));
+        wishes.push(Wish { source: "data".to_owned(), path: bytes });
     }
     if args.closed && !args.in_place {
         return Err(Fault::usage("--closed is for an instance that comes to its place")
@@ -67,15 +92,9 @@ pub fn wishes(args: &Restore) -> Result<Vec<(String, Vec<u8>)>> {
             .hint("`link-sync restore --source database --to DIR`, then `pg-snap restore --dump DIR/database/DUMP`")
             .into());
     }
-    for (n, (source, path)) in wishes.iter().enumerate() {
-        let inside = |other: &(String, Vec<u8>)| {
-            other.0 == *source
-                && (other.1.is_empty()
-                    || other.1 == *path
-                    || path.strip_prefix(&other.1[..]).is_some_and(|r| r.starts_with(b"/")))
-        };
-        if wishes.iter().enumerate().any(|(m, other)| m != n && inside(other)) {
-            return Err(Fault::usage(format!("{} is named twice", show(&full(source, path)))).into());
+    for (n, wish) in wishes.iter().enumerate() {
+        if wishes.iter().enumerate().any(|(m, other)| m != n && wish.is_in(other)) {
+            return Err(Fault::usage(format!("{} is named twice", show(&wish.full()))).into());
         }
     }
     Ok(wishes)
@@ -87,10 +106,10 @@ pub fn everything(
     settings: &Settings,
     meta: &SnapshotMeta,
     report: &mut Report,
-) -> Vec<(String, Vec<u8>)> {
+) -> Vec<Wish> {
     let names = meta.sources.iter().map(|s| s.name.clone());
     if !args.in_place {
-        return names.map(|name| (name, Vec::new())).collect();
+        return names.map(|name| Wish::all(&name)).collect();
     }
     let known = |name: &String| settings.sources.iter().any(|s| s.name == *name);
     let (known, unknown): (Vec<_>, Vec<_>) = names.filter(|name| name != DATABASE).partition(known);
@@ -105,12 +124,12 @@ pub fn everything(
         report.set_partial();
     }
     report.set("left_out_sources", unknown);
-    known.into_iter().map(|name| (name, Vec::new())).collect()
+    known.iter().map(|name| Wish::all(name)).collect()
 }
 
 /// What the snapshot holds of it.
-pub fn look(far: &mut Far, meta: &SnapshotMeta, wishes: &[(String, Vec<u8>)]) -> Result<Vec<Looked>> {
-    for (source, _) in wishes {
+pub fn look(far: &mut Far, meta: &SnapshotMeta, wishes: &[Wish]) -> Result<Vec<Looked>> {
+    for Wish { source, .. } in wishes {
         if meta.source(source).is_none() {
             let known: Vec<_> = meta.sources.iter().map(|s| s.name.as_str()).collect();
             return Err(Fault::config(format!("the snapshot {} holds no source '{source}'", meta.date))
@@ -119,21 +138,17 @@ pub fn look(far: &mut Far, meta: &SnapshotMeta, wishes: &[(String, Vec<u8>)]) ->
         }
     }
     let looked: Vec<Option<Looked>> = far.ask_with_list(&ReadHolding::Look {}, |list| {
-        wishes.iter().try_for_each(|(source, path)| list.path(&full(source, path)))
+        wishes.iter().try_for_each(|wish| list.path(&wish.full()))
     })?;
     let missing = wishes.iter().zip(&looked).find(|(_, l)| l.is_none());
-    if let Some(((source, path), _)) = missing {
-        return Err(Fault::config(format!(
-            "{} is not in the snapshot {}",
-            show(&full(source, path)),
-            meta.date
-        ))
-        .hint("`link-sync list` shows the dates; is it spelled as in STORE/DATE/SOURCE?")
-        .into());
+    if let Some((wish, _)) = missing {
+        return Err(Fault::config(format!("{} is not in the snapshot {}", show(&wish.full()), meta.date))
+            .hint("`link-sync list` shows the dates; is it spelled as in STORE/DATE/SOURCE?")
+            .into());
     }
     let looked: Vec<Looked> = looked.into_iter().flatten().collect();
-    for ((source, path), looked) in wishes.iter().zip(&looked) {
-        let above = join(&full(source, path), b"");
+    for (wish, looked) in wishes.iter().zip(&looked) {
+        let above = join(&wish.full(), b"");
         let below = |deep: &Vec<u8>| deep.starts_with(&above) && check_path(deep).is_ok();
         if !looked.deep.iter().all(below) {
             return Err(Fault::failed("the other end named folders that were not asked for").into());

@@ -336,6 +336,17 @@ pub fn remove(dir: &File, name: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
+    /// Sixty folders in each other, together longer than a path may be; the name of the first.
+    pub fn deep(top: &File) -> String {
+        let mut at = top.try_clone().unwrap();
+        let name = "n".repeat(200);
+        for _ in 0..60 {
+            mkdirat(&at, name.as_str(), Mode::S_IRWXU).unwrap();
+            at = open_dir(&at, name.as_bytes()).unwrap();
+        }
+        name
+    }
+
     #[test]
     fn what_lies_in_the_place_of_a_note_is_not_waited_for() {
         let folder = tempfile::tempdir().unwrap();

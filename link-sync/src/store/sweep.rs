@@ -166,12 +166,7 @@ mod tests {
     fn a_tree_deeper_than_a_path_may_be_long() {
         let dir = tempfile::tempdir().unwrap();
         let top = File::open(dir.path()).unwrap();
-        let mut at = top.try_clone().unwrap();
-        let name = "n".repeat(200);
-        for _ in 0..60 {
-            nix::sys::stat::mkdirat(&at, name.as_str(), Mode::S_IRWXU).unwrap();
-            at = open_dir(&at, name.as_bytes()).unwrap();
-        }
+        let name = crate::store::tests::deep(&top);
         assert_eq!(sweep(&top, &name, &|_| Ok(())).unwrap(), 59);
         assert!(!dir.path().join(&name).exists());
     }
