@@ -34,12 +34,12 @@ const RESERVE: u64 = 1 << 30;
 pub fn step(action: agent::Action, run: &Run, allow: Allow, report: &mut Report) -> Result<()> {
     let settings = run.options().settings()?;
     drop(settings.wanted()?);
-    let stream = match agent::running(&settings.runtime) {
+    let stream = match agent::ask::running(&settings.runtime) {
         Some(stream) => stream,
-        None if action == agent::Action::Stage => agent::start(&settings, &stage_argv())?,
+        None if action == agent::Action::Stage => agent::ask::start(&settings, &stage_argv())?,
         None => return Err(agent::nothing_staged().into()),
     };
-    agent::ask(stream, action, &settings.chosen, allow, report)
+    agent::ask::ask(stream, action, &settings.chosen, allow, report)
 }
 
 /// The arguments after `stage`, for the background process.
@@ -50,9 +50,9 @@ fn stage_argv() -> Vec<OsString> {
 /// Gives up the snapshot under way, if there is one.
 pub fn abort(abort: &Abort, report: &mut Report) -> Result<()> {
     let settings = abort.run.options().settings()?;
-    if let Some(stream) = agent::running(&settings.runtime) {
+    if let Some(stream) = agent::ask::running(&settings.runtime) {
         let chosen = &settings.chosen;
-        if let Err(error) = agent::ask(stream, agent::Action::Abort, chosen, abort.run.allow(), report) {
+        if let Err(error) = agent::ask::ask(stream, agent::Action::Abort, chosen, abort.run.allow(), report) {
             // One that was at work ends without another word; what counts is that it has ended.
             common::signals::check()?;
             drop(agent::wait_for_end(&settings.runtime).context(error)?);

@@ -81,7 +81,7 @@ fn main() -> ExitCode {
         Action::Agent(agent) => silent(
             process::normal()
                 .and_then(|()| common::signals::install())
-                .and_then(|()| agent::live(&agent.run.options(), agent.listen_fd, agent.lock_fd)),
+                .and_then(|()| agent::live::live(&agent.run.options(), agent.listen_fd, agent.lock_fd)),
         ),
         Action::Tunnel(tunnel) => {
             match process::normal().and_then(|()| rsync::tunnel(tunnel.fd, &tunnel.argv)) {

@@ -2,20 +2,25 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsRawFd as _, RawFd};
-use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use common::account::Account;
+use common::fault::Fault;
+use common::mutant;
 use common::program::Program;
 use common::run::Cmd;
 
 use super::Transfer;
 use super::fetch::{Fetch, TEMPORARY};
+use crate::protocol::{Receive, Sending};
 
 /// Options for an rsync that is root's: XFS shows root its ACLs a second time, as attributes of its own. Sent as such they
 /// mean nothing elsewhere, and an rsync that removes what was not sent removes the ACL with them. (With a rule for
 /// attributes rsync's own one, for `system.*`, no longer holds.)
-pub fn xattr_rules(cmd: Cmd, root: bool) -> Cmd {
-    match root && !common::mutant::active("rsync-sends-acls-of-xfs-raw") {
+fn xattr_rules(cmd: Cmd, root: bool) -> Cmd {
+    match root && !mutant::active("rsync-sends-acls-of-xfs-raw") {
         true => cmd.arg("--filter=-x system.*").arg("--filter=-x trusted.SGI_ACL_*"),
         false => cmd,
     }
@@ -84,6 +89,96 @@ pub(super) fn fetch(fetch: &Fetch, fd: RawFd) -> Result<Cmd> {
     Ok(cmd.inherit(fd).inherit(fetch.folder.as_raw_fd()))
 }
 
+/// The receiving rsync at the far end, as `receive` asks for it; what is alike in one of the folders `compare` is not
+/// received. Where it puts things is to be added.
+pub fn serve_receiving(
+    rsync: &[String],
+    receive: &Receive,
+    xattrs: bool,
+    acls: bool,
+    compare: &[PathBuf],
+) -> Result<Cmd> {
+    let mut short = "-lgoDpRS".to_owned();
+    for (letter, wanted) in [
+        ("t", receive.times),
+        ("c", receive.checksum),
+        ("W", !receive.delta),
+        ("A", acls),
+        ("X", xattrs && !receive.acls_only),
+        ("X", receive.all_xattrs),
+    ] {
+        if wanted {
+            short.push_str(letter);
+        }
+    }
+    short.push('e');
+    short.push_str(&receive.capabilities);
+    let mut cmd = Cmd::from_argv(rsync)?.args(["--server", &short, "--modify-window=-1", "--numeric-ids"]);
+    if receive.acls_only {
+        cmd = cmd.arg("--existing");
+    }
+    for dir in compare {
+        cmd = cmd.arg("--compare-dest").arg(dir);
+    }
+    let root = nix::unistd::geteuid().is_root();
+    cmd = xattr_rules(cmd, root);
+    if !root {
+        cmd = cmd.arg("--fake-super");
+    }
+    Ok(cmd)
+}
+
+/// The sending rsync at the far end, as `sending` asks for it: of `path`, with the rights of `account`. With `fake_super`
+/// owners are kept in an attribute.
+pub fn serve_sending(
+    rsync: &[String],
+    sending: &Sending,
+    fake_super: bool,
+    account: Option<&Account>,
+    path: &[u8],
+) -> Result<Cmd> {
+    let mut short = "-".to_owned();
+    for (letters, wanted) in [
+        ("n", sending.dry),
+        ("lgoDtprR", true),
+        ("c", sending.checksum),
+        ("A", sending.acls),
+        ("X", sending.xattrs),
+        ("S", true),
+        ("e", true),
+        (sending.capabilities.as_str(), true),
+    ] {
+        if wanted {
+            short.push_str(letters);
+        }
+    }
+    let mut cmd = Cmd::from_argv(rsync)?.args(["--server", "--sender", &short, "--numeric-ids"]);
+    if fake_super {
+        cmd = cmd.arg("--fake-super");
+    }
+    let root = account.is_none() && nix::unistd::geteuid().is_root();
+    cmd = xattr_rules(cmd, root && !fake_super);
+    if let Some(account) = account {
+        cmd = cmd.run_as(account);
+    }
+    Ok(cmd.arg(".").arg(marked(path, sending.strip)?))
+}
+
+/// `path` with rsync's mark after its first `strip` parts: what stands before it is not part of the names sent.
+fn marked(path: &[u8], strip: usize) -> Result<OsString> {
+    let parts: Vec<&[u8]> = path.split(|b| *b == b'/').collect();
+    ensure!(strip <= parts.len(), "the path is shorter than that");
+    let mut words: Vec<&[u8]> = parts[..strip].to_vec();
+    words.push(b".");
+    words.extend(&parts[strip..]);
+    let mut marked = words.join(&b'/');
+    if strip == parts.len() {
+        // All that is in the folder, and its own attributes.
+        marked.push(b'/');
+    }
+    Ok(OsString::from_vec(marked))
+}
+
 /// `path` in a pattern of rsync's that means nothing else.
 fn literal(path: &[u8]) -> Vec<u8> {
     let special = |b: &u8| matches!(b, b'\\' | b'*' | b'?' | b'[');
@@ -100,6 +195,16 @@ pub fn capabilities(argv: &[OsString]) -> Result<String> {
     argv.iter().find_map(find).context("rsync did not say what it can do: is it rsync 3.1 or later?")
 }
 
+/// What an rsync says it can do becomes a word of another one's command line.
+pub fn check_capabilities(said: &str) -> Result<()> {
+    let letters = said.len() <= 32 && said.bytes().all(|b| b.is_ascii_alphabetic() || b == b'.');
+    if letters || mutant::active("rsync-options-of-the-source") {
+        return Ok(());
+    }
+    let said: String = said.chars().take(64).collect();
+    Err(Fault::denied(format!("the other rsync says odd things of itself: '{said}'")).into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,5 +216,15 @@ mod tests {
             .map(Into::into)
             .collect();
         assert_eq!(capabilities(&argv).unwrap(), ".LsfxCIvu");
+    }
+
+    #[test]
+    fn the_mark_stands_where_names_begin() {
+        for (path, strip, wanted) in
+            [("data/a/b", 2, "data/a/./b"), ("data/a", 0, "./data/a"), ("data", 1, "data/./")]
+        {
+            assert_eq!(marked(path.as_bytes(), strip).unwrap(), wanted);
+        }
+        assert!(marked(b"data", 2).is_err());
     }
 }

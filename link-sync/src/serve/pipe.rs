@@ -3,8 +3,6 @@
 use std::io::{Read, Write};
 
 use anyhow::{Context as _, Result, bail};
-use common::fault::Fault;
-use common::mutant;
 use common::run::{Cmd, tail};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
@@ -111,14 +109,4 @@ fn swallow_stream(input: &mut impl Read) -> Result<()> {
             _ => bail!("the source went away"),
         }
     }
-}
-
-/// What an rsync says it can do becomes a word of another one's command line.
-pub fn check_capabilities(said: &str) -> Result<()> {
-    let letters = said.len() <= 32 && said.bytes().all(|b| b.is_ascii_alphabetic() || b == b'.');
-    if letters || mutant::active("rsync-options-of-the-source") {
-        return Ok(());
-    }
-    let said: String = said.chars().take(64).collect();
-    Err(Fault::denied(format!("the other rsync says odd things of itself: '{said}'")).into())
 }

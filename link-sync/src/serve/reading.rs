@@ -3,9 +3,8 @@
 //! A key that writes snapshots cannot get here ([`crate::serve`]), so that who breaks into the source
 //! gets at nothing that was deleted there long ago; the one for restoring reads and changes nothing.
 
-use std::ffi::OsString;
 use std::io::Read;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -16,11 +15,10 @@ use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, fstatat};
 
-use super::pipe::check_capabilities;
 use crate::names::show;
 use crate::parallel;
 use crate::protocol::{self, Kept, Looked, Sending};
-use crate::rsync::argv::xattr_rules;
+use crate::rsync::argv;
 use crate::store::held::Held;
 use crate::store::meta::SnapshotMeta;
 use crate::store::path::check_path;
@@ -118,36 +116,12 @@ impl Reading {
             paths.push(path.to_vec());
             Ok(())
         })?;
-        let Sending { strip, capabilities, checksum, dry, xattrs, acls } = sending;
-        check_capabilities(capabilities)?;
+        argv::check_capabilities(&sending.capabilities)?;
         let [path] = &paths[..] else { bail!("one path at a time") };
         ensure!(self.stat(path)?.is_some(), "there is no {} in this snapshot", show(path));
-        let mut short = "-".to_owned();
-        for (letters, wanted) in [
-            ("n", *dry),
-            ("lgoDtprR", true),
-            ("c", *checksum),
-            ("A", *acls),
-            ("X", *xattrs),
-            ("S", true),
-            ("e", true),
-            (capabilities.as_str(), true),
-        ] {
-            if wanted {
-                short.push_str(letters);
-            }
-        }
-        let mut cmd = Cmd::from_argv(rsync)?.args(["--server", "--sender", &short, "--numeric-ids"]);
-        if self.0.meta.fake_super {
-            cmd = cmd.arg("--fake-super");
-        }
         let account = self.0.owner()?;
-        let root = account.is_none() && nix::unistd::geteuid().is_root();
-        cmd = xattr_rules(cmd, root && !self.0.meta.fake_super);
-        if let Some(account) = &account {
-            cmd = cmd.run_as(account);
-        }
-        Ok(cmd.arg(".").arg(marked(path, *strip)?).dir(&self.0.path).inherit(self.0.lock_fd()))
+        let cmd = argv::serve_sending(rsync, sending, self.0.meta.fake_super, account.as_ref(), path)?;
+        Ok(cmd.dir(&self.0.path).inherit(self.0.lock_fd()))
     }
 }
 
@@ -168,35 +142,5 @@ fn check(path: &[u8]) -> Result<()> {
             Err(Fault::denied(format!("{} is no part of a source: refused", show(path))).into())
         }
         _ => Ok(()),
-    }
-}
-
-/// `path` with rsync's mark after its first `strip` parts: what stands before it is not part of the names sent.
-fn marked(path: &[u8], strip: usize) -> Result<OsString> {
-    let parts: Vec<&[u8]> = path.split(|b| *b == b'/').collect();
-    ensure!(strip <= parts.len(), "the path is shorter than that");
-    let mut words: Vec<&[u8]> = parts[..strip].to_vec();
-    words.push(b".");
-    words.extend(&parts[strip..]);
-    let mut marked = words.join(&b'/');
-    if strip == parts.len() {
-        // All that is in the folder, and its own attributes.
-        marked.push(b'/');
-    }
-    Ok(OsString::from_vec(marked))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_mark_stands_where_names_begin() {
-        for (path, strip, wanted) in
-            [("data/a/b", 2, "data/a/./b"), ("data/a", 0, "./data/a"), ("data", 1, "data/./")]
-        {
-            assert_eq!(marked(path.as_bytes(), strip).unwrap(), wanted);
-        }
-        assert!(marked(b"data", 2).is_err());
     }
 }

@@ -18,9 +18,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::line::{Line, TELL, or_skip_list, teller};
-use super::pipe::{check_capabilities, converse};
+use super::pipe::converse;
 use crate::protocol::{self, Cloned, Kept, Kind, Making, Opened, Receive};
-use crate::rsync::argv::xattr_rules;
+use crate::rsync::argv;
 use crate::store::allowance::{Allowance, Limits};
 use crate::store::damaged::Damaged;
 use crate::store::merge::{Listed, Merge};
@@ -300,9 +300,9 @@ impl Writing {
     /// The receiving rsync. It inherits the lock, so that nobody else writes as long as it lives, whatever
     /// happens to us.
     fn receiver(&self, receive: &Receive) -> Result<Cmd> {
-        let Receive { source, capabilities, checksum, times, delta, again, all_xattrs, acls_only } = receive;
+        let Receive { source, checksum, times, again, acls_only, .. } = receive;
         named(source)?;
-        check_capabilities(capabilities)?;
+        argv::check_capabilities(&receive.capabilities)?;
         let writable = &self.writable;
         if *acls_only && nix::unistd::geteuid().is_root() {
             // It writes over what another run has received, which as root is never needed.
@@ -312,21 +312,6 @@ impl Writing {
             drop(writable.fresh_incoming(source)?);
         }
         let path = |parts: [&str; 2]| writable.store.path.join(parts[0]).join(parts[1]);
-        let mut short = "-lgoDpRS".to_owned();
-        for (letter, wanted) in [
-            ("t", *times),
-            ("c", *checksum),
-            ("W", !*delta),
-            ("A", writable.keeps.acls),
-            ("X", writable.keeps.xattrs && !acls_only),
-            ("X", *all_xattrs),
-        ] {
-            if wanted {
-                short.push_str(letter);
-            }
-        }
-        short.push('e');
-        short.push_str(capabilities);
         let mut compare = Vec::new();
         if *acls_only {
             // Compared with what has been received.
@@ -345,23 +330,8 @@ impl Writing {
                 compare.push(path([&base.date, source]));
             }
         }
-        let mut cmd = Cmd::from_argv(&writable.store.rsync)?.args([
-            "--server",
-            &short,
-            "--modify-window=-1",
-            "--numeric-ids",
-        ]);
-        if *acls_only {
-            cmd = cmd.arg("--existing");
-        }
-        for dir in compare {
-            cmd = cmd.arg("--compare-dest").arg(dir);
-        }
-        let root = nix::unistd::geteuid().is_root();
-        cmd = xattr_rules(cmd, root);
-        if !root {
-            cmd = cmd.arg("--fake-super");
-        }
+        let keeps = &writable.keeps;
+        let cmd = argv::serve_receiving(&writable.store.rsync, receive, keeps.xattrs, keeps.acls, &compare)?;
         let into = Path::new(INCOMING).join(source).join("");
         Ok(cmd.arg(".").arg(into).dir(&writable.store.path).inherit(writable.lock.fd()))
     }

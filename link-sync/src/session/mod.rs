@@ -146,6 +146,6 @@ impl Session {
 
 /// Has the file system that `path` lies on written back.
 fn write_back(path: &Path) -> Result<()> {
-    let what = || format!("cannot write back {}", path.display());
-    nix::unistd::syncfs(File::open(path).with_context(what)?).with_context(what)
+    let context = || format!("cannot write back {}", path.display());
+    nix::unistd::syncfs(File::open(path).with_context(context)?).with_context(context)
 }
