@@ -3,32 +3,27 @@
 //! A key that writes snapshots cannot get here ([`crate::serve`]), so that who breaks into the source
 //! gets at nothing that was deleted there long ago; the one for restoring reads and changes nothing.
 
-use std::ffi::OsString;
-use std::fs::File;
 use std::io::Read;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::os::unix::ffi::OsStrExt as _;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use common::account::Account;
 use common::fault::Fault;
-use common::lock::Lock;
 use common::mutant;
 use common::run::Cmd;
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, fstatat};
 
+use crate::names::show;
 use crate::parallel;
 use crate::protocol::{self, Kept, Looked, Sending};
-use crate::rsync::xattr_rules;
-use crate::serve::check_capabilities;
+use crate::rsync::argv;
+use crate::store::held::Held;
 use crate::store::meta::SnapshotMeta;
-use crate::store::{META, Store, open_dir, open_file, split, visit};
+use crate::store::path::check_path;
+use crate::store::{Store, open_dir, split, visit};
 use crate::tree::join;
-use crate::walk::show;
 
 /// Bytes, and folders, of a path within which any rsync is at ease.
 const DEEP_BYTES: usize = 2100;
@@ -38,27 +33,14 @@ const LOOKED: usize = 1024;
 
 /// A snapshot that stays as long as this does.
 #[derive(Debug)]
-pub struct Reading {
-    dir: File,
-    path: PathBuf,
-    /// Owners are kept in an attribute.
-    fake_super: bool,
-    lock: Lock,
-}
+pub struct Reading(Held);
 
 impl Reading {
     /// Opens the snapshot of `date`.
     pub fn hold(store: &Store, date: &str) -> Result<(Reading, SnapshotMeta)> {
-        let top = store.check()?;
-        let date = store.find(date)?.date;
-        let path = store.path.join(&date);
-        let what = || format!("cannot open {}", path.display());
-        let lock = share(store, &top, &date)?;
-        // After it was locked: it is there, and stays.
-        let (meta, _) = SnapshotMeta::load(&top, &date).with_context(what)?;
-        let dir = open_dir(&top, date.as_bytes()).with_context(what)?;
-        let meta = SnapshotMeta { date, ..meta };
-        Ok((Reading { dir, path, fake_super: meta.fake_super, lock }, meta))
+        let held = Held::open(store, &store.check()?, &store.find(date)?.date)?;
+        let meta = held.meta.clone();
+        Ok((Reading(held), meta))
     }
 
     /// What the paths in the list are.
@@ -75,7 +57,7 @@ impl Reading {
 
     fn stat(&self, path: &[u8]) -> Result<Option<FileStat>> {
         let (parent, name) = split(path);
-        let parent = match open_dir(&self.dir, parent) {
+        let parent = match open_dir(&self.0.top, parent) {
             Ok(dir) => dir,
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(None),
             Err(e) => return Err(e).with_context(|| format!("cannot open {}", show(parent))),
@@ -97,13 +79,13 @@ impl Reading {
         let found = Mutex::new(found);
         // With each folder: where the names begin that one run of rsync sees.
         parallel::each((path.to_vec(), path.len()), |(path, begin), more| {
-            let what = || format!("cannot read the folder {}", show(&path));
-            let dir = open_dir(&self.dir, &path).with_context(what)?;
+            let context = || format!("cannot read the folder {}", show(&path));
+            let dir = open_dir(&self.0.top, &path).with_context(context)?;
             let (mut paths, mut bytes, mut deep) = (0, 0, Vec::new());
-            for (name, is_dir, _) in visit::names(&dir).with_context(what)? {
+            for (name, is_dir, _) in visit::names(&dir).with_context(context)? {
                 let stat = fstatat(&dir, std::ffi::OsStr::from_bytes(&name), AtFlags::AT_SYMLINK_NOFOLLOW);
                 paths += 1;
-                bytes += allocated(&stat.with_context(what)?);
+                bytes += allocated(&stat.with_context(context)?);
                 if is_dir {
                     let below = join(&path, &name);
                     let cut = is_deep(&below[begin..]);
@@ -134,47 +116,13 @@ impl Reading {
             paths.push(path.to_vec());
             Ok(())
         })?;
-        let Sending { strip, capabilities, checksum, dry, xattrs, acls } = sending;
-        check_capabilities(capabilities)?;
+        argv::check_capabilities(&sending.capabilities)?;
         let [path] = &paths[..] else { bail!("one path at a time") };
         ensure!(self.stat(path)?.is_some(), "there is no {} in this snapshot", show(path));
-        let mut short = "-".to_owned();
-        for (letters, wanted) in [
-            ("n", *dry),
-            ("lgoDtprR", true),
-            ("c", *checksum),
-            ("A", *acls),
-            ("X", *xattrs),
-            ("S", true),
-            ("e", true),
-            (capabilities.as_str(), true),
-        ] {
-            if wanted {
-                short.push_str(letters);
-            }
-        }
-        let mut cmd = Cmd::from_argv(rsync)?.args(["--server", "--sender", &short, "--numeric-ids"]);
-        if self.fake_super {
-            cmd = cmd.arg("--fake-super");
-        }
-        let owner = self.dir.metadata().context("cannot look at the snapshot")?;
-        // What lies in the store of an account is read with its rights: it could have put anything there.
-        let account = Account::of_folder(&owner)?;
-        let root = account.is_none() && nix::unistd::geteuid().is_root();
-        cmd = xattr_rules(cmd, root && !self.fake_super);
-        if let Some(account) = &account {
-            cmd = cmd.run_as(account);
-        }
-        Ok(cmd.arg(".").arg(marked(path, *strip)?).dir(&self.path).inherit(self.lock.fd()))
+        let account = self.0.owner()?;
+        let cmd = argv::serve_sending(rsync, sending, self.0.meta.fake_super, account.as_ref(), path)?;
+        Ok(cmd.dir(&self.0.path).inherit(self.0.lock_fd()))
     }
-}
-
-/// Keeps the snapshot of `date` from being removed.
-pub fn share(store: &Store, top: &File, date: &str) -> Result<Lock> {
-    let path = store.path.join(date);
-    let lock = open_file(top, &format!("{date}/{META}/lock"));
-    let lock = lock.with_context(|| format!("cannot open {}", path.display()))?;
-    Lock::shared_file(lock, &path.join(META).join("lock"), &format!("the snapshot {date}"))
 }
 
 /// Whether one run of rsync should not see what is below `path`.
@@ -187,42 +135,12 @@ fn allocated(stat: &FileStat) -> u64 {
 }
 
 fn check(path: &[u8]) -> Result<()> {
-    protocol::check_path(path)?;
+    check_path(path)?;
     // A leading dot would be no source; `.meta` is ours.
     match path.first() {
         Some(b'.') if !mutant::active("readers-see-what-is-ours") => {
             Err(Fault::denied(format!("{} is no part of a source: refused", show(path))).into())
         }
         _ => Ok(()),
-    }
-}
-
-/// `path` with rsync's mark after its first `strip` parts: what stands before it is not part of the names sent.
-fn marked(path: &[u8], strip: usize) -> Result<OsString> {
-    let parts: Vec<&[u8]> = path.split(|b| *b == b'/').collect();
-    ensure!(strip <= parts.len(), "the path is shorter than that");
-    let mut words: Vec<&[u8]> = parts[..strip].to_vec();
-    words.push(b".");
-    words.extend(&parts[strip..]);
-    let mut marked = words.join(&b'/');
-    if strip == parts.len() {
-        // All that is in the folder, and its own attributes.
-        marked.push(b'/');
-    }
-    Ok(OsString::from_vec(marked))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_mark_stands_where_names_begin() {
-        for (path, strip, wanted) in
-            [("data/a/b", 2, "data/a/./b"), ("data/a", 0, "./data/a"), ("data", 1, "data/./")]
-        {
-            assert_eq!(marked(path.as_bytes(), strip).unwrap(), wanted);
-        }
-        assert!(marked(b"data", 2).is_err());
     }
 }
