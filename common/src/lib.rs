@@ -13,6 +13,7 @@ pub mod mounts;
 pub mod mutant;
 pub mod offsite;
 pub mod outward;
+pub mod pidfd;
 pub mod places;
 pub mod process;
 pub mod processes;

@@ -12,7 +12,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
 use std::io::{Seek as _, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
@@ -30,7 +30,7 @@ use crate::capture::{Capture, Group, Limits, TICK};
 use crate::fault::{Fault, Kind};
 use crate::processes::Process;
 use crate::program::by_descriptor;
-use crate::{mutant, progress, signals};
+use crate::{mutant, pidfd, progress, signals};
 
 /// Where programs are looked for, whatever the caller's PATH says.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -442,7 +442,7 @@ impl Cmd {
             };
             anyhow::Error::from(Fault::new(kind, format!("cannot start {}: {e}", shown.display())))
         })?;
-        let pidfd = pidfd(child.id())?;
+        let pidfd = pidfd::open(child.id())?;
         let group = Group::new(child.id());
         let (quiet, stdout_limit) = (self.quiet, self.stdout_limit);
         let failure = self.blank_failure();
@@ -791,32 +791,6 @@ pub fn tail(bytes: &[u8]) -> String {
     let part =
         if cut == 0 { part } else { part.iter().position(|b| *b == b'\n').map_or(part, |n| &part[n + 1..]) };
     String::from_utf8_lossy(part).trim_end().to_owned()
-}
-
-/// A descriptor that stands for process `pid`: never another one, even when numbers are used again.
-#[expect(unsafe_code, reason = "pidfd_open has no wrapper in nix")]
-pub fn pidfd(pid: u32) -> Result<OwnedFd> {
-    // SAFETY: a plain system call; a descriptor it returns is ours alone.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    let fd = nix::errno::Errno::result(fd).with_context(|| format!("cannot watch process {pid}"))?;
-    let fd = RawFd::try_from(fd).context("a descriptor out of range")?;
-    // SAFETY: as above; pidfds are close-on-exec from birth.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Sends `signal` to the process that `pidfd` stands for; fine if it is gone.
-#[expect(unsafe_code, reason = "pidfd_send_signal has no wrapper in nix")]
-pub fn pidfd_signal(pidfd: &OwnedFd, signal: Signal) {
-    // SAFETY: a plain system call on a descriptor that is open; no memory is passed.
-    unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            pidfd.as_raw_fd(),
-            signal as libc::c_int,
-            std::ptr::null::<libc::siginfo_t>(),
-            0,
-        );
-    }
 }
 
 #[cfg(test)]

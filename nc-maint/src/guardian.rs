@@ -294,7 +294,7 @@ impl Guardian {
             if ended || stop.is_some() {
                 return Ok(stop);
             }
-            let pidfd = common::run::pidfd(child.id())?;
+            let pidfd = common::pidfd::open(child.id())?;
             let next = self.lease.as_ref().map(Lease::due).into_iter().chain(self.deadline).min();
             rest(&[pidfd.as_fd(), self.line.stream().as_fd()], next);
         }

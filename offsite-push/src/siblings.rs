@@ -15,9 +15,9 @@ use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::program::Program;
 use common::progress::{Quiet, Sources};
-use common::run::{Child, pidfd};
+use common::run::Child;
 use common::status::{Report, interrupted};
-use common::{mutant, signals};
+use common::{mutant, pidfd, signals};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
@@ -231,7 +231,7 @@ impl<'s> Siblings<'s> {
     }
 
     fn wait(&self, child: &mut Child, call: &Call) -> Result<(ExitStatus, Option<Stop>)> {
-        let pidfd = pidfd(child.id())?;
+        let pidfd = pidfd::open(child.id())?;
         let begun = Instant::now();
         let wire = Some(self.settings.runtime.join("s3.wire"));
         let mut quiet = Quiet::begin(Sources { wire, device: None, tree: Some(child.id()) });

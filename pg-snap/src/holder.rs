@@ -263,7 +263,7 @@ impl<'h> Holder<'h> {
             Ask::Ready => Ok(Value::Null),
             Ask::Serve { pid } => {
                 // One that has ended meanwhile would be taken for another later.
-                self.serves = Some(common::run::pidfd(*pid)?);
+                self.serves = Some(common::pidfd::open(*pid)?);
                 self.lost = 0;
                 Ok(Value::Null)
             }
