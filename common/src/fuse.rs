@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 
 use crate::mounts::{self, Mount};
 use crate::run::Cmd;
-use crate::{mutant, pidfd};
+use crate::{complaint, mutant, pidfd};
 
 /// What a mounted file system answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ const FUSE: &[u8] = b"65735546";
 pub fn probe(target: &Path, limit: Duration) -> Result<Health> {
     let stat = Cmd::new("stat").args(["-f", "-c", "%t", "--"]).arg(target).uninterruptible();
     Ok(match ask(&stat, limit)? {
-        Some(output) if !output.status.success() => Health::Dead(crate::run::tail(&output.stderr)),
+        Some(output) if !output.status.success() => Health::Dead(complaint::tail(&output.stderr)),
         Some(output) if output.stdout.trim_ascii() == FUSE || mutant::active("any-file-system-answers") => {
             Health::Healthy
         }

@@ -2,6 +2,7 @@
 
 pub mod account;
 mod capture;
+pub mod complaint;
 pub mod drill;
 pub mod durable;
 pub mod exclude;

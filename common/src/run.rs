@@ -9,7 +9,6 @@
 //! behind after five more. Nothing waits without a limit: without one of its own, [`QUIET`] is a child's.
 
 use std::ffi::{OsStr, OsString};
-use std::fmt;
 use std::fs::File;
 use std::io::{Seek as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
@@ -27,7 +26,8 @@ use nix::unistd::{Gid, Uid};
 
 use crate::account::Account;
 use crate::capture::{Capture, Group, Limits, TICK};
-use crate::fault::{Fault, Kind};
+use crate::complaint::tail;
+use crate::fault::{Ended, Failure, Fault, Kind};
 use crate::processes::Process;
 use crate::program::by_descriptor;
 use crate::{mutant, pidfd, progress, signals};
@@ -46,62 +46,6 @@ const STDOUT: u64 = 64 * 1024 * 1024;
 
 /// What is kept of stderr: more than anybody reads.
 const STDERR: Limits = Limits { head: 1024 * 1024, tail: 1024 * 1024, flood: 64 * 1024 * 1024 };
-
-/// How much of a child's stderr goes into an error, in bytes.
-const TAIL: usize = 2048;
-
-/// A child that did not do its work.
-#[derive(Debug)]
-pub struct Failure {
-    /// Decides our exit code.
-    pub kind: Kind,
-    /// Absolute program.
-    pub program: String,
-    /// Its arguments. Never holds a secret, because no argv of ours does.
-    pub args: Vec<String>,
-    /// Exit code, if it exited.
-    pub exit_code: Option<i32>,
-    /// Signal, if one ended it.
-    pub signal: Option<i32>,
-    /// The end of what it said.
-    pub stderr_tail: String,
-    /// What to do about it.
-    pub hint: Option<String>,
-    ended: Option<Ended>,
-}
-
-/// Why we ended a child.
-#[derive(Clone, Copy, Debug)]
-enum Ended {
-    /// It took longer than this.
-    Late(Duration),
-    /// It did nothing for this long.
-    Quiet(Duration),
-    /// It said more than so many bytes.
-    Flood(&'static str, u64),
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ", self.program)?;
-        match (self.ended, self.exit_code, self.signal) {
-            (Some(Ended::Late(limit)), ..) => write!(f, "did not finish within {limit:?}")?,
-            (Some(Ended::Quiet(limit)), ..) => write!(f, "did nothing for {limit:?} and was ended")?,
-            (Some(Ended::Flood(stream, limit)), ..) => {
-                write!(f, "wrote more than {limit} bytes to {stream} and was ended")?;
-            }
-            (_, Some(code), _) => write!(f, "failed with exit code {code}")?,
-            (_, _, Some(signal)) => write!(f, "was ended by signal {signal}")?,
-            _ => write!(f, "failed")?,
-        }
-        if let Some(line) = says(&self.stderr_tail) {
-            write!(f, ": {line}")?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for Failure {}
 
 /// What a child printed and how it ended.
 #[derive(Debug)]
@@ -322,21 +266,7 @@ impl Cmd {
 
     /// The [`Failure`] that `output` amounts to.
     pub fn failure(&self, output: &Output) -> Failure {
-        self.blank_failure().ending(output.status, tail(&output.stderr))
-    }
-
-    fn blank_failure(&self) -> Failure {
-        let mut argv = self.argv.iter().map(|a| a.to_string_lossy().into_owned());
-        Failure {
-            kind: Kind::Failed,
-            program: argv.next().unwrap_or_default(),
-            args: argv.collect(),
-            exit_code: None,
-            signal: None,
-            stderr_tail: String::new(),
-            hint: None,
-            ended: None,
-        }
+        Failure::blank(&self.argv).ending(output.status, tail(&output.stderr))
     }
 
     /// Starts it with pipes to its stdin and stdout; stderr is captured.
@@ -445,7 +375,7 @@ impl Cmd {
         let pidfd = pidfd::open(child.id())?;
         let group = Group::new(child.id());
         let (quiet, stdout_limit) = (self.quiet, self.stdout_limit);
-        let failure = self.blank_failure();
+        let failure = Failure::blank(&self.argv);
         let child = Child { child, pidfd, group, out, err, stdout_limit, quiet, failure, done: None };
         child.out.begin(&child.group)?;
         child.err.begin(&child.group)?;
@@ -527,7 +457,7 @@ impl Child {
             }
             if heed_signals && let Some(signal) = signals::caught() {
                 self.end();
-                return Err(crate::status::interrupted(signal).into());
+                return Err(Fault::interrupted(signal).into());
             }
             self.check_flood()?;
             if deadline.is_some_and(|d| Instant::now() >= d) {
@@ -556,7 +486,7 @@ impl Child {
 
     fn end_because(&mut self, why: Ended) -> Result<Failure> {
         self.end();
-        let mut failure = self.failure.clone_shape();
+        let mut failure = self.failure.clone();
         failure.ended = Some(why);
         failure.stderr_tail = tail(&self.stderr()?);
         Ok(failure)
@@ -575,7 +505,7 @@ impl Child {
 
     /// The [`Failure`] for the way it ended.
     pub fn failure_for(&self, status: ExitStatus) -> Result<Failure> {
-        let mut failure = self.failure.clone_shape().ending(status, tail(&self.stderr()?));
+        let mut failure = self.failure.clone().ending(status, tail(&self.stderr()?));
         if self.err.is_flood() {
             failure.ended = Some(Ended::Flood("stderr", STDERR.flood));
         }
@@ -647,36 +577,6 @@ impl Drop for Child {
     }
 }
 
-impl Failure {
-    /// With how it ended. That a program is missing, or that sudo lets nobody start it, is of a kind of its own.
-    fn ending(mut self, status: ExitStatus, stderr_tail: String) -> Failure {
-        let sudo = Path::new(&self.program).file_name() == Some(OsStr::new("sudo"))
-            && stderr_tail.lines().any(|line| line.starts_with("sudo: "));
-        self.kind = match status.code() {
-            Some(127) => Kind::Unavailable,
-            // What sudo started ends with codes of its own, and says other things.
-            Some(1) if sudo => Kind::Denied,
-            _ => self.kind,
-        };
-        (self.exit_code, self.signal) = (status.code(), status.signal());
-        self.stderr_tail = stderr_tail;
-        self
-    }
-
-    fn clone_shape(&self) -> Failure {
-        Failure {
-            kind: self.kind,
-            program: self.program.clone(),
-            args: self.args.clone(),
-            exit_code: None,
-            signal: None,
-            stderr_tail: String::new(),
-            hint: self.hint.clone(),
-            ended: None,
-        }
-    }
-}
-
 /// A child that does nothing, and since when.
 struct Rest {
     limit: Duration,
@@ -714,83 +614,10 @@ impl Rest {
     }
 }
 
-/// The line of a program's stderr that says what is wrong: the first that looks like it, else the first that says
-/// anything. The last one often only sums up, or refers to what is above.
-fn says(stderr: &str) -> Option<&str> {
-    /// Banners, frames, notes of a step that went well, and summaries.
-    const NOISE: [&str; 12] = [
-        "warning: permanently added",
-        "warning: remote host identification has changed",
-        "rsync error: ",
-        "it is possible that someone is doing something nasty",
-        "someone could be eavesdropping",
-        "it is also possible that",
-        "this system is for",
-        "mke2fs ",
-        "we trust you have received",
-        "** warning: connection is not using a post-quantum",
-        "** this session may be vulnerable",
-        "** the server may need to be upgraded",
-    ];
-    const TROUBLE: [&str; 26] = [
-        "error",
-        "fatal",
-        "fail",
-        "denied",
-        "refused",
-        "cannot",
-        "can't",
-        "could not",
-        "unable",
-        "no such",
-        "not found",
-        "invalid",
-        "unknown",
-        "timed out",
-        "unreachable",
-        "not permitted",
-        "no space",
-        "not a ",
-        "required",
-        "wrong",
-        "no key",
-        "reset by",
-        "is not ",
-        "busy",
-        "has changed",
-        "problem",
-    ];
-    let speaks = |line: &&str| {
-        let words = line.to_lowercase();
-        line.chars().any(char::is_alphanumeric)
-            && !line.starts_with("@@@")
-            && !line.trim_matches('@').trim().is_empty()
-            && !NOISE.iter().any(|noise| words.trim_start_matches(['@', ' ']).starts_with(noise))
-    };
-    let lines = || stderr.lines().map(str::trim).filter(speaks);
-    let trouble = |line: &&str| {
-        let words = line.to_lowercase();
-        TROUBLE.iter().any(|word| words.contains(word))
-    };
-    lines()
-        .find(trouble)
-        .or_else(|| lines().next())
-        .or_else(|| stderr.lines().map(str::trim).find(|l| !l.is_empty()))
-}
-
 /// A file that lives in memory and has no name.
 fn memory_file() -> Result<File> {
     let fd = memfd_create(c"nc-backup", MFdFlags::MFD_CLOEXEC).context("cannot make a memory file")?;
     Ok(File::from(fd))
-}
-
-/// The last part of what a program said, from a line's start.
-pub fn tail(bytes: &[u8]) -> String {
-    let cut = bytes.len().saturating_sub(TAIL);
-    let part = &bytes[cut..];
-    let part =
-        if cut == 0 { part } else { part.iter().position(|b| *b == b'\n').map_or(part, |n| &part[n + 1..]) };
-    String::from_utf8_lossy(part).trim_end().to_owned()
 }
 
 #[cfg(test)]
@@ -848,84 +675,6 @@ mod tests {
     }
 
     /// What is wrong, as the program itself says it, in what it really printed.
-    #[test]
-    fn the_line_that_says_what_is_wrong_is_the_one_that_is_told() {
-        let frame = "@".repeat(59);
-        let changed = format!(
-            "{frame}\n@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\n{frame}\n\
-             IT IS POSSIBLE THAT SOMEONE IS DOING SOMETHING NASTY!\n\
-             Someone could be eavesdropping on you right now (man-in-the-middle attack)!\n\
-             It is also possible that a host key has just been changed.\n\
-             The fingerprint for the ED25519 key sent by the remote host is\nSHA256:Jkw1.\n\
-             Please contact your system administrator.\n\
-             Add correct host key in /root/.ssh/known_hosts to get rid of this message.\n\
-             Offending ED25519 key in /root/.ssh/known_hosts:1\n\
-             Host key for s2.lan has changed and you have requested strict checking.\n\
-             Host key verification failed.\n"
-        );
-        for (said, told) in [
-            (changed.as_str(), "Host key for s2.lan has changed and you have requested strict checking."),
-            (
-                "Warning: Permanently added 's2' (ED25519) to the list of known hosts.\n\
-                 nc@s2: Permission denied (publickey).\n",
-                "nc@s2: Permission denied (publickey).",
-            ),
-            (
-                "ssh: connect to host s2 port 22: Connection refused\n\
-                 rsync: connection unexpectedly closed (0 bytes received so far) [sender]\n\
-                 rsync error: unexplained error (code 255) at io.c(232) [sender=3.2.7]\n",
-                "ssh: connect to host s2 port 22: Connection refused",
-            ),
-            (
-                "@@@ Welcome to S2 @@@\nMaintenance on Sunday.\nsh: 1: link-sync: not found\n",
-                "sh: 1: link-sync: not found",
-            ),
-            (
-                "rsync: [sender] send_files failed to open \"/data/a\": Permission denied (13)\n\
-                 rsync error: some files/attrs were not transferred (see previous errors) (code 23) at main.c(1338)\n",
-                "rsync: [sender] send_files failed to open \"/data/a\": Permission denied (13)",
-            ),
-            (
-                "pg_dump: error: query failed: ERROR:  permission denied for table oc_users\n\
-                 pg_dump: detail: Query was: LOCK TABLE public.oc_users IN ACCESS SHARE MODE\n",
-                "pg_dump: error: query failed: ERROR:  permission denied for table oc_users",
-            ),
-            ("No key available with this passphrase.\n", "No key available with this passphrase."),
-            (
-                "Device /srv/c.img does not exist or access denied.\nCommand failed with code -4 (wrong device).\n",
-                "Device /srv/c.img does not exist or access denied.",
-            ),
-            ("read: Connection reset by peer\n", "read: Connection reset by peer"),
-            (
-                "fuse: mountpoint is not empty\n\
-                 fuse: if you are sure this is safe, use the 'nonempty' mount option\n",
-                "fuse: mountpoint is not empty",
-            ),
-            ("sudo: a password is required\n", "sudo: a password is required"),
-            (
-                "mke2fs 1.47.0 (5-Feb-2023)\nThe file /dev/nothing does not exist and no size was specified.\n",
-                "The file /dev/nothing does not exist and no size was specified.",
-            ),
-            (
-                "mount: /mnt: wrong fs type, bad option, bad superblock on /dev/loop0, missing codepage or helper \
-                 program, or other error.\n       dmesg(1) may have more information after failed mount system call.\n",
-                "mount: /mnt: wrong fs type, bad option, bad superblock on /dev/loop0, missing codepage or helper \
-                 program, or other error.",
-            ),
-            (
-                "curl: (60) SSL certificate problem: self-signed certificate\nMore details here: https://curl.se/docs/sslcerts.html\n\n\
-                 curl failed to verify the legitimacy of the server and therefore could not establish a secure connection \
-                 to it. To learn more about this situation and\nhow to fix it, please visit the web page mentioned above.\n",
-                "curl: (60) SSL certificate problem: self-signed certificate",
-            ),
-            ("\n  \nsomething odd\nbye\n", "something odd"),
-            ("@@@@\n", "@@@@"),
-        ] {
-            assert_eq!(says(said), Some(told));
-        }
-        assert_eq!(says(" \n"), None);
-    }
-
     #[test]
     fn a_flood_is_ended_and_fills_nothing() {
         let begin = Instant::now();

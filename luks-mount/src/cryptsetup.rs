@@ -195,7 +195,7 @@ fn pbkdf_args(pbkdf: &Pbkdf) -> Vec<String> {
 
 /// cryptsetup refuses what is no LUKS container with exit code 1: that is the image's fault, not a failed try.
 fn not_luks(error: anyhow::Error, doing: &'static str) -> anyhow::Error {
-    match error.downcast::<common::run::Failure>() {
+    match error.downcast::<common::fault::Failure>() {
         Ok(mut failure) => {
             if failure.exit_code == Some(1) {
                 failure.kind = Kind::Config;

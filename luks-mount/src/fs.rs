@@ -188,7 +188,7 @@ fn check(device: &Path, marked: bool, watch: &mut Watch, report: &mut Report) ->
     if !matches!(out.status.code(), Some(0 | 1)) {
         let mut failure = cmd.failure(&out);
         // e2fsck tells what it found on stdout.
-        failure.stderr_tail = common::run::tail(&[out.stdout, out.stderr].concat());
+        failure.stderr_tail = common::complaint::tail(&[out.stdout, out.stderr].concat());
         failure.hint =
             Some("`luks-mount attach --read-only` may still show it; to repair it, cryptsetup open, then e2fsck -f".into());
         return Err(anyhow::Error::from(failure).context("the file system in the container is damaged"));

@@ -343,7 +343,7 @@ impl Guardian {
 fn stopped(stop: Stop, max: Duration) -> anyhow::Error {
     match stop {
         Stop::Lost => ended_early().into(),
-        Stop::Signal(signal) => status::interrupted(signal).into(),
+        Stop::Signal(signal) => Fault::interrupted(signal).into(),
         Stop::FrontGone => Fault::failed("nc-maint run was killed").into(),
         Stop::Overtime if max.is_zero() => {
             Fault::failed("the time allowed with --max passed before maintenance was proven").into()

@@ -16,7 +16,7 @@ use common::fault::Fault;
 use common::program::Program;
 use common::progress::{Quiet, Sources};
 use common::run::Child;
-use common::status::{Report, interrupted};
+use common::status::Report;
 use common::{mutant, pidfd, signals};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -206,7 +206,7 @@ impl<'s> Siblings<'s> {
             // It was ready in the same moment: the next step will not begin.
             _ if answer.done() => Ok(answer),
             None => Ok(answer),
-            Some(Stop::Signal(signal)) => Err(interrupted(signal).into()),
+            Some(Stop::Signal(signal)) => Err(Fault::interrupted(signal).into()),
             Some(Stop::Lost) => Err(lease::lost()),
             Some(Stop::Silent(place)) => Err(self.silence(&answer.name, place)),
             Some(Stop::Limit(Limit::Time(limit))) => {

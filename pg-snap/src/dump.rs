@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use common::durable;
+use common::fault::Failure;
 use common::lock::Lock;
 use common::mutant;
 use common::profile::Profile;
 use common::record::RunRecord;
-use common::run::Failure;
 use common::status::Report;
 
 use crate::catalog::Catalog;

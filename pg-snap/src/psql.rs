@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use common::account::Account;
-use common::fault::Kind;
+use common::fault::{Failure, Kind};
 use common::mutant;
-use common::run::{Child, Cmd, Failure, Output};
+use common::run::{Child, Cmd, Output};
 use serde::de::DeserializeOwned;
 
 use crate::connect::Server;
