@@ -2,7 +2,9 @@
 
 pub mod account;
 mod capture;
+mod child;
 pub mod complaint;
+mod descriptors;
 pub mod drill;
 pub mod durable;
 pub mod exclude;

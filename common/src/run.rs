@@ -4,48 +4,35 @@
 //! a process group of its own, SIGKILL when the thread that started it dies, and nothing of ours but
 //! stdin, stdout, stderr and descriptors named with [`Cmd::inherit`]. What is captured is captured within limits
 //! (`capture.rs`), so a child can neither block on us nor fill the memory, and no grandchild can keep us waiting.
-//! A child ends by itself, or because of a signal to us, its [`Cmd::timeout`], its [`Cmd::quiet_limit`] or too much
-//! output: then its group is ended (TERM, then KILL after five seconds); a child that is stuck in the kernel even then is left
-//! behind after five more. Nothing waits without a limit: without one of its own, [`QUIET`] is a child's.
+//! Nothing waits without a limit (`child.rs`): without one of its own, [`QUIET`] is a child's.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Seek as _, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
-use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid};
 
 use crate::account::Account;
-use crate::capture::{Capture, Group, Limits, TICK};
+use crate::capture::{Capture, Limits, STDERR};
+pub use crate::child::{Child, QUIET};
 use crate::complaint::tail;
-use crate::fault::{Ended, Failure, Fault, Kind};
-use crate::processes::Process;
-use crate::program::by_descriptor;
-use crate::{mutant, pidfd, progress, signals};
+use crate::fault::{Failure, Fault, Kind};
+use crate::{descriptors, mutant, signals};
 
 /// Where programs are looked for, whatever the caller's PATH says.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// How long a child that was asked to end may take before it is killed.
-pub(crate) const GRACE: Duration = Duration::from_secs(5);
-
-/// How long a child may do nothing at all (no output, nothing read or written, no work) where no other limit is set.
-pub const QUIET: Duration = Duration::from_secs(30 * 60);
-
 /// How much of stdout is captured where no other limit is set, in bytes.
 const STDOUT: u64 = 64 * 1024 * 1024;
-
-/// What is kept of stderr: more than anybody reads.
-const STDERR: Limits = Limits { head: 1024 * 1024, tail: 1024 * 1024, flood: 64 * 1024 * 1024 };
 
 /// What a child printed and how it ended.
 #[derive(Debug)]
@@ -250,7 +237,7 @@ impl Cmd {
         let status = child.wait(self.timeout, self.heed_signals)?;
         // A child may have said too much in its last moment.
         child.check_flood()?;
-        Ok(Output { status, stdout: child.out.read()?, stderr: child.stderr()? })
+        Ok(Output { status, stdout: child.stdout()?, stderr: child.stderr()? })
     }
 
     /// What a captured stream goes to: where the child can still write when we are gone, if it may outlive us.
@@ -337,7 +324,7 @@ impl Cmd {
                         return Err(std::io::Error::last_os_error());
                     }
                 }
-                crate::process::for_child()?;
+                descriptors::for_child()?;
                 if own_session {
                     nix::unistd::setsid()?;
                 }
@@ -372,246 +359,14 @@ impl Cmd {
             };
             anyhow::Error::from(Fault::new(kind, format!("cannot start {}: {e}", shown.display())))
         })?;
-        let pidfd = pidfd::open(child.id())?;
-        let group = Group::new(child.id());
-        let (quiet, stdout_limit) = (self.quiet, self.stdout_limit);
-        let failure = Failure::blank(&self.argv);
-        let child = Child { child, pidfd, group, out, err, stdout_limit, quiet, failure, done: None };
-        child.out.begin(&child.group)?;
-        child.err.begin(&child.group)?;
-        Ok(child)
+        let limits = (self.quiet, self.stdout_limit);
+        Child::begin(child, out, err, limits, Failure::blank(&self.argv))
     }
 }
 
-/// A running child. Dropping it ends its whole group, without grace.
-#[derive(Debug)]
-pub struct Child {
-    child: std::process::Child,
-    pidfd: OwnedFd,
-    group: Arc<Group>,
-    out: Capture,
-    err: Capture,
-    stdout_limit: u64,
-    quiet: Option<Duration>,
-    failure: Failure,
-    done: Option<ExitStatus>,
-}
-
-impl Child {
-    /// Its process id, which is its group's id too.
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// The writing end of its stdin, once.
-    pub fn take_stdin(&mut self) -> Option<ChildStdin> {
-        self.child.stdin.take()
-    }
-
-    /// The reading end of its stdout, once.
-    pub fn take_stdout(&mut self) -> Option<ChildStdout> {
-        self.child.stdout.take()
-    }
-
-    /// The reading end of its stderr: `None`, as stderr is captured; see [`Child::stderr`].
-    pub fn take_stderr(&mut self) -> Option<ChildStderr> {
-        self.child.stderr.take()
-    }
-
-    /// Readable when it has ended.
-    pub fn pidfd(&self) -> RawFd {
-        self.pidfd.as_raw_fd()
-    }
-
-    /// What it said on stdout so far, if that is captured.
-    pub fn stdout(&self) -> Result<Vec<u8>> {
-        self.out.read()
-    }
-
-    /// What it said on stderr so far; of very much, the beginning and the end.
-    pub fn stderr(&self) -> Result<Vec<u8>> {
-        self.err.read()
-    }
-
-    /// Whether [`Child::stderr`] is all of it.
-    pub fn stderr_is_whole(&self) -> bool {
-        self.err.is_whole()
-    }
-
-    /// Lets it live on without us: for background processes of ours.
-    pub fn detach(self) {
-        // Its Drop would end it; the descriptors it holds are given up with this process.
-        std::mem::forget(self);
-    }
-
-    /// Waits for its end. On the timeout, too much output, too long a rest (without a timeout: [`QUIET`], unless
-    /// [`Cmd::quiet_limit`] says otherwise), or on a signal to us, its group is ended and the error says why.
-    pub fn wait(&mut self, timeout: Option<Duration>, heed_signals: bool) -> Result<ExitStatus> {
-        let deadline = timeout.map(|t| Instant::now() + t);
-        let mut rest = self.quiet.or(timeout.is_none().then_some(QUIET)).map(Rest::new);
-        loop {
-            let look = rest.as_ref().map_or(TICK, |rest| rest.look());
-            let next = Instant::now() + look;
-            if self.ended_by(Some(deadline.map_or(next, |d| d.min(next))), heed_signals)? {
-                return self.reap();
-            }
-            if heed_signals && let Some(signal) = signals::caught() {
-                self.end();
-                return Err(Fault::interrupted(signal).into());
-            }
-            self.check_flood()?;
-            if deadline.is_some_and(|d| Instant::now() >= d) {
-                return Err(self.end_because(Ended::Late(timeout.unwrap_or_default()))?.into());
-            }
-            let said = self.out.total() + self.err.total();
-            if let Some(rest) = &mut rest
-                && rest.is_over(self.child.id(), said)
-            {
-                let limit = rest.limit;
-                return Err(self.end_because(Ended::Quiet(limit))?.into());
-            }
-        }
-    }
-
-    /// Ends it if it said too much; an error then.
-    fn check_flood(&mut self) -> Result<()> {
-        let why = match (self.out.is_flood(), self.err.is_flood()) {
-            _ if mutant::active("a-flood-of-output-is-taken") => return Ok(()),
-            (true, _) => Ended::Flood("stdout", self.stdout_limit),
-            (_, true) => Ended::Flood("stderr", STDERR.flood),
-            (false, false) => return Ok(()),
-        };
-        Err(self.end_because(why)?.into())
-    }
-
-    fn end_because(&mut self, why: Ended) -> Result<Failure> {
-        self.end();
-        let mut failure = self.failure.clone();
-        failure.ended = Some(why);
-        failure.stderr_tail = tail(&self.stderr()?);
-        Ok(failure)
-    }
-
-    /// Its end, if it has come.
-    pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
-        if self.done.is_none() {
-            // Its number is its own until it is collected.
-            if self.ended_by(Some(Instant::now()), false)? {
-                self.reap()?;
-            }
-        }
-        Ok(self.done)
-    }
-
-    /// The [`Failure`] for the way it ended.
-    pub fn failure_for(&self, status: ExitStatus) -> Result<Failure> {
-        let mut failure = self.failure.clone().ending(status, tail(&self.stderr()?));
-        if self.err.is_flood() {
-            failure.ended = Some(Ended::Flood("stderr", STDERR.flood));
-        }
-        Ok(failure)
-    }
-
-    /// Ends the whole group: TERM, five seconds, KILL, at most five more.
-    pub fn end(&mut self) {
-        if self.done.is_some() {
-            return;
-        }
-        self.signal(Signal::SIGTERM);
-        let deadline = Some(Instant::now() + GRACE);
-        while deadline.is_some_and(|d| Instant::now() < d) {
-            if self.ended_by(deadline, false).unwrap_or(true) {
-                break;
-            }
-        }
-        self.signal(Signal::SIGKILL);
-        self.reap_or_abandon();
-    }
-
-    /// After SIGKILL: takes its status, or gives it up if it is stuck in the kernel (a file system whose server is
-    /// gone). It ends as soon as the kernel lets it go; to wait for that could be for ever.
-    fn reap_or_abandon(&mut self) {
-        if self.ended_by(Some(Instant::now() + GRACE), false).unwrap_or(true) {
-            drop(self.reap());
-        } else {
-            // As the status of a process that SIGKILL ended, which is what it will be.
-            self.done = Some(ExitStatus::from_raw(Signal::SIGKILL as i32));
-            self.group.end(|| ());
-        }
-    }
-
-    /// Sends `signal` to its group.
-    pub fn signal(&self, signal: Signal) {
-        self.group.signal(signal);
-    }
-
-    fn reap(&mut self) -> Result<ExitStatus> {
-        let status = self.group.end(|| self.child.wait()).context("cannot wait for a child")?;
-        self.done = Some(status);
-        Ok(status)
-    }
-
-    /// Waits for the end, a signal to us or the deadline; true if the child has ended.
-    pub fn ended_by(&self, deadline: Option<Instant>, heed_signals: bool) -> Result<bool> {
-        let mut fds = vec![PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
-        if heed_signals && let Some(fd) = signals::fd() {
-            fds.push(PollFd::new(fd, PollFlags::POLLIN));
-        }
-        let left = deadline.map(|d| d.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
-        let timeout =
-            left.map_or(PollTimeout::NONE, |l| PollTimeout::try_from(l).unwrap_or(PollTimeout::MAX));
-        match poll(&mut fds, timeout) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(e) => return Err(e).context("cannot wait for a child"),
-        }
-        Ok(fds[0].any().unwrap_or(false))
-    }
-}
-
-impl Drop for Child {
-    fn drop(&mut self) {
-        if self.done.is_none() {
-            self.signal(Signal::SIGKILL);
-            self.reap_or_abandon();
-        }
-    }
-}
-
-/// A child that does nothing, and since when.
-struct Rest {
-    limit: Duration,
-    since: Instant,
-    /// What it had said, read and written, and the time it had worked, then.
-    before: Option<(u64, u64, u64)>,
-}
-
-impl Rest {
-    fn new(limit: Duration) -> Rest {
-        Rest { limit, since: Instant::now(), before: None }
-    }
-
-    /// When to look again: often enough to be right by a tenth.
-    fn look(&self) -> Duration {
-        (self.limit / 10)
-            .clamp(Duration::from_millis(50), Duration::from_secs(2))
-            .max(TICK.min(self.limit / 4))
-    }
-
-    /// Whether the group of `leader`, which has `said` so many bytes, has rested for too long.
-    fn is_over(&mut self, leader: u32, said: u64) -> bool {
-        let (moved, worked) = progress::activity(Process::all().iter().filter(|p| p.group == leader));
-        let now = (said, moved, worked);
-        let elapsed = self.since.elapsed();
-        let busy = self.before.is_none_or(|before| {
-            // To look up now and then, as whatever waits does, is no work: a fiftieth of the time is.
-            let share = u64::try_from(elapsed.as_millis() / 50).unwrap_or(u64::MAX).max(20);
-            (before.0, before.1) != (said, moved) || worked.abs_diff(before.2) > share
-        });
-        if busy {
-            (self.before, self.since) = (Some(now), Instant::now());
-        }
-        !busy && elapsed >= self.limit
-    }
+/// The name under which a child finds a file that it has inherited.
+pub(crate) fn by_descriptor(file: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// A file that lives in memory and has no name.
@@ -623,6 +378,7 @@ fn memory_file() -> Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Instant;
 
     #[test]
     fn environment_is_cleared_and_output_captured() {
@@ -690,7 +446,8 @@ mod tests {
         }
         let said = child.stderr().unwrap();
         assert!(said.len() < 4 * 1024 * 1024 && !child.stderr_is_whole(), "{}", said.len());
-        let failure = child.failure_for(child.done.unwrap()).unwrap();
+        let status = child.try_wait().unwrap().unwrap();
+        let failure = child.failure_for(status).unwrap();
         assert!(failure.to_string().contains("bytes to stderr and was ended"), "{failure}");
         let error = Cmd::new("sh").args(["-c", "yes >&2"]).output().unwrap_err();
         assert!(error.to_string().contains("bytes to stderr and was ended"), "{error}");
