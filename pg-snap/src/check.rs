@@ -156,7 +156,7 @@ pub(crate) fn drill(profile: &Profile, given: &Given, home: &str, report: &mut R
     let (server, _) = connect::resolve(profile, given, false)?;
     report.set("database", home);
     let psql = Psql::new(Program::find("psql", &profile.database.psql, None), &server)?.admitted(home)?;
-    let situation = Situation::ask(&psql, home)?;
+    let situation = Situation::read(&psql, home)?;
     let me = &situation.me;
     report.set("role", me.me.as_str());
     report.set("server_version", me.server_version.as_str());

@@ -12,8 +12,8 @@ use common::profile::{Profile, Span};
 use common::status::Report;
 
 use crate::connect::Given;
-use crate::folder::is_date;
-use crate::{ask, check, confirm, drain, dump, holder, list, restore, stall, verify};
+use crate::dumps::is_date;
+use crate::{check, client, confirm, drain, dump, holder, list, restore, stall, verify};
 
 /// Dated, complete, private dumps of a PostgreSQL database.
 ///
@@ -515,7 +515,7 @@ impl Cli {
                 let mut profile = named.load()?;
                 connection.apply(&mut profile);
                 let given = connection.given(name);
-                holder::live(&profile, &given, &ask::socket(&profile)?, listen_fd, lock_fd, drain::MAX)
+                holder::live(&profile, &given, &client::socket(&profile)?, listen_fd, lock_fd, drain::MAX)
             }
             Action::List { place } => list::list(&place.load()?.1, report),
             Action::Prune { place, keep } => {

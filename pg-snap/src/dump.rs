@@ -20,7 +20,7 @@ use common::status::Report;
 use crate::catalog::Catalog;
 use crate::connect::{self, Given, Server};
 use crate::drain;
-use crate::folder::{Folder, Partial};
+use crate::dumps::{Dumps, Partial};
 use crate::hold::Held;
 use crate::manifest::{self, Manifest, Stored};
 use crate::names::{Names, dump_id, objects};
@@ -58,7 +58,7 @@ struct Work<'w> {
 
 /// Makes a dump.
 pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> Result<()> {
-    let folder = Folder::make(&options.dumps)?;
+    let folder = Dumps::make(&options.dumps)?;
     report.set_text("dumps", folder.path().as_os_str());
     let lock = folder.lock()?;
     let cleared = folder.sweep(&lock)?;

@@ -128,8 +128,8 @@ impl Manifest {
     /// versions of 2026 refuse symbolic links): other names of the same files if they are `ours` and on the same file system,
     /// else copies, which share their blocks where the file system can. A file of a snapshot gets no other name, ever.
     pub(crate) fn farm(&self, dir: &Path, scratch: &Path, ours: bool) -> Result<Farm> {
-        crate::folder::remove(scratch)?;
-        crate::folder::make_private(scratch)?;
+        crate::dumps::remove(scratch)?;
+        crate::dumps::make_private(scratch)?;
         let farm = Farm { path: scratch.to_owned() };
         for file in &self.files {
             let Some(original) = &file.original else { continue };
@@ -187,7 +187,7 @@ impl Farm {
 impl Drop for Farm {
     fn drop(&mut self) {
         // The next restore or dump clears it otherwise.
-        crate::folder::remove(&self.path).ok();
+        crate::dumps::remove(&self.path).ok();
     }
 }
 

@@ -18,7 +18,7 @@ use common::run::{Child, Cmd, Output};
 use serde::de::DeserializeOwned;
 
 use crate::connect::Server;
-use crate::greeting::{self, Answer};
+use crate::greeting::{self, Greeting};
 use crate::password::Passfile;
 use crate::programs::Program;
 
@@ -172,12 +172,12 @@ impl Psql {
             return error;
         }
         let user = self.server.user.as_deref().unwrap_or("root");
-        let meaning = match greeting::ask(&self.server.host, user, database) {
-            Answer::Silent => Meaning::NoServer,
-            Answer::Refused(code) if is_temporary(&code) => Meaning::NotNow,
-            Answer::Refused(_) => Meaning::Denied,
-            Answer::Speaks if self.lacks(database) => Meaning::NoDatabase,
-            Answer::Speaks => Meaning::Denied,
+        let meaning = match greeting::greet(&self.server.host, user, database) {
+            Greeting::Silent => Meaning::NoServer,
+            Greeting::Refused(code) if is_temporary(&code) => Meaning::NotNow,
+            Greeting::Refused(_) => Meaning::Denied,
+            Greeting::Speaks if self.lacks(database) => Meaning::NoDatabase,
+            Greeting::Speaks => Meaning::Denied,
         };
         // A limit on a role's or a database's sessions is met after the password.
         if meaning == Meaning::Denied && matches!(classify(&failure.stderr_tail), Meaning::NotNow) {
@@ -198,12 +198,12 @@ impl Psql {
     fn lacks(&self, database: &str) -> bool {
         let sql = format!("SELECT count(*) FROM pg_database WHERE datname = {}", literal(database));
         let others = ["postgres", "template1"].into_iter().filter(|o| *o != database);
-        let ask = |other: &str| {
+        let count = |other: &str| {
             let cmd = self.cmd(other, self.text(&[&sql])).ok()?;
             let output = cmd.output().ok()?;
             output.status.success().then(|| output.text())
         };
-        others.filter_map(ask).next().is_some_and(|count| count == "0")
+        others.filter_map(count).next().is_some_and(|count| count == "0")
     }
 
     /// A psql in `database` that takes statements on its stdin until that is closed; errors do not end it.

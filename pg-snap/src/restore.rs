@@ -22,8 +22,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::connect::{self, Given, Server};
+use crate::dumps::Dumps;
 use crate::facts::{Facts, Role};
-use crate::folder::Folder;
 use crate::list;
 use crate::load::{Load, MARK, drop_database, drop_sql};
 use crate::loader::{self, Loader, Me};
@@ -321,7 +321,7 @@ fn find(profile: &Profile, options: &Options) -> Result<Source> {
 /// Finds the dump of `date`, or the newest complete one, in the folder `dumps`, and holds it.
 pub(crate) fn find_dated(dumps: &std::path::Path, date: Option<&str>) -> Result<Source> {
     let none = || Fault::failed(format!("there is no complete dump in {}", dumps.display()));
-    let folder = Folder::open(dumps)?.ok_or_else(none)?;
+    let folder = Dumps::open(dumps)?.ok_or_else(none)?;
     let lock = folder.lock_shared()?;
     let manifest = match date {
         Some(date) => {

@@ -18,7 +18,7 @@ use crate::session::Session;
 
 /// A standby has none of the sessions that write.
 pub(crate) fn refuse_standby(session: &mut Session) -> Result<()> {
-    if mutant::active("standby-refused") || session.ask("SELECT pg_is_in_recovery()")? == "f" {
+    if mutant::active("standby-refused") || session.query("SELECT pg_is_in_recovery()")? == "f" {
         return Ok(());
     }
     Err(Fault::config(
@@ -87,14 +87,14 @@ fn meet(ours: &mut Session, theirs: &mut Session) -> Result<bool> {
     let (class, object) = (&id[..7], &id[8..15]);
     let number = |hex: &str| i32::from_str_radix(hex, 16).context("a number out of range");
     let (class, object) = (number(class)?, number(object)?);
-    ours.ask("BEGIN")?;
-    let found = ours.ask(&format!("SELECT pg_advisory_xact_lock({class}, {object})")).and_then(|_| {
-        theirs.ask(&format!(
+    ours.query("BEGIN")?;
+    let found = ours.query(&format!("SELECT pg_advisory_xact_lock({class}, {object})")).and_then(|_| {
+        theirs.query(&format!(
             "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = {class} AND objid = {object} AND granted \
              AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
         ))
     });
-    ours.ask("ROLLBACK")?;
+    ours.query("ROLLBACK")?;
     Ok(found? == "1")
 }
 

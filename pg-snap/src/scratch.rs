@@ -40,7 +40,7 @@ pub(crate) struct Situation {
 
 impl Situation {
     /// Asks through the database `home`.
-    pub(crate) fn ask(psql: &Psql, home: &str) -> Result<Situation> {
+    pub(crate) fn read(psql: &Psql, home: &str) -> Result<Situation> {
         psql.query(
             home,
             &format!(

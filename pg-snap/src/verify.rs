@@ -18,9 +18,9 @@ use common::profile::Profile;
 use common::status::{self, Report};
 use serde_json::{Value, json};
 
-use crate::against::{self, Class, Findings, Tree};
 use crate::connect::{self, Given};
 use crate::facts::Facts;
+use crate::file_cache::{self, Class, Findings, Tree};
 use crate::load::Load;
 use crate::loader::{self, Loader, Me};
 use crate::manifest::{self, Manifest};
@@ -126,7 +126,7 @@ fn rehearse(profile: &Profile, options: &Options, report: &mut Report) -> Result
     let client = Program::find("psql", &settings.psql, None);
     let home = options.admin_database.as_str();
     let psql = Psql::new(client.clone(), &server)?.admitted(home)?;
-    let situation = Situation::ask(&psql, home)?;
+    let situation = Situation::read(&psql, home)?;
     situation.judge()?;
     warn_if_older(&situation.me, manifest, report);
     let cleared = situation.clear(&psql, home, report)?;
@@ -169,7 +169,7 @@ fn rehearse(profile: &Profile, options: &Options, report: &mut Report) -> Result
             filled.dress(false, report)?;
         }
         report.set("restore_ms", elapsed(&clock));
-        let compare = against::Options { excludes: &excludes, limit: options.limit };
+        let compare = file_cache::Options { excludes: &excludes, limit: options.limit };
         look(&filled.psql, scratch.name(), manifest, tree.as_ref(), &compare, report)
     });
     scratch.close(report);
@@ -200,7 +200,7 @@ fn look(
     database: &str,
     manifest: &Manifest,
     tree: Option<&Tree>,
-    options: &against::Options<'_>,
+    options: &file_cache::Options<'_>,
     report: &mut Report,
 ) -> Result<Findings> {
     let (tables, rows) = count(psql, database)?;
@@ -208,7 +208,7 @@ fn look(
     common::say!("pg-snap", "{} restored: {tables} tables, {rows} rows", manifest.date);
     let clock = Instant::now();
     let mut findings = match tree {
-        Some(tree) => against::compare(psql, database, manifest, tree, options, report)?,
+        Some(tree) => file_cache::compare(psql, database, manifest, tree, options, report)?,
         None => Findings::new(options.limit),
     };
     if tree.is_some() {
