@@ -227,6 +227,17 @@ impl Filled<'_> {
     }
 }
 
+/// A dump goes forward to a newer server; back, it may say what that does not know.
+pub(crate) fn warn_if_older(me: &Me, manifest: &Manifest, report: &mut Report) {
+    if me.major() < manifest.server_version_num / 10_000 {
+        let message = format!(
+            "the dump is from PostgreSQL {}, the server is {}: it may not understand all of it",
+            manifest.server_version, me.server_version
+        );
+        report.warn("older-server", message);
+    }
+}
+
 /// Drops it, also while somebody is connected, where the server can (13 and newer); also when a signal asked us to stop.
 pub(crate) fn drop_database(psql: &Psql, home: &str, name: &str) -> Result<()> {
     let version: String = psql.clean_up(home, &["SELECT current_setting('server_version_num')"])?;

@@ -17,7 +17,7 @@ use crate::dbhost::DbHost;
 use crate::password::Password;
 use crate::programs::Program;
 use crate::psql::{Psql, identifier, literal};
-use crate::scratch;
+use crate::whose;
 
 /// How the names of such roles begin.
 const BEGIN: &str = "nc_backup_load_";
@@ -95,7 +95,7 @@ impl Me {
         if !self.may_make_roles() {
             return;
         }
-        for name in self.loaders.iter().filter(|n| scratch::is_abandoned(n, BEGIN)) {
+        for name in self.loaders.iter().filter(|n| whose::is_abandoned(n, BEGIN)) {
             if let Err(e) = psql.clean_up(home, &[format!("DROP ROLE IF EXISTS {}", identifier(name))]) {
                 report.warn("leftover-kept", format!("cannot drop the leftover role {name}: {e:#}"));
             }
@@ -139,7 +139,7 @@ impl<'l> Loader<'l> {
         if me.harmless || mutant::active("the-administrator-loads") {
             return Ok(loader);
         }
-        let role = scratch::new_name(BEGIN)?;
+        let role = whose::new_name(BEGIN)?;
         let password = random_id()?;
         let id = identifier(&role);
         let until: String =

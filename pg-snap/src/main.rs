@@ -38,8 +38,10 @@ mod restore;
 mod same;
 mod scratch;
 mod session;
+mod source;
 mod stall;
 mod verify;
+mod whose;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();

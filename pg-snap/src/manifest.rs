@@ -13,7 +13,9 @@ use common::signals;
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::Definition;
+use crate::facts::{self, Facts};
 use crate::hold::Window;
+use crate::old_facts;
 
 /// Version of this file's format. 1 had the facts as SQL, for psql.
 pub(crate) const SCHEMA: u32 = 2;
@@ -97,6 +99,20 @@ impl Manifest {
             }
         }
         Ok(manifest)
+    }
+
+    /// The facts of the dump in `dir`.
+    pub(crate) fn facts(&self, dir: &Path) -> Result<Facts> {
+        let text = |name: &str| {
+            std::fs::read_to_string(dir.join(name)).with_context(|| format!("{name} cannot be read"))
+        };
+        if let Some(name) = &self.facts_file {
+            return serde_json::from_str(&text(name)?).with_context(|| format!("{name} is damaged"));
+        }
+        let (Some(roles), Some(settings)) = (&self.roles_file, &self.settings_file) else {
+            anyhow::bail!("it names no {}", facts::FILE);
+        };
+        old_facts::parse(&text(roles)?, &text(settings)?)
     }
 
     /// Major version of the pg_dump that made it.

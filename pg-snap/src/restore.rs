@@ -22,17 +22,15 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::connect::{self, Given, Server};
-use crate::dumps::Dumps;
 use crate::facts::{Facts, Role};
-use crate::list;
-use crate::load::{Load, MARK, drop_database, drop_sql};
+use crate::load::{self, Load, MARK, drop_database, drop_sql};
 use crate::loader::{self, Loader, Me};
-use crate::manifest::{self, Farm, Manifest};
+use crate::manifest::Manifest;
 use crate::password::Password;
 use crate::pg_restore::{self, Contents};
 use crate::programs::Program;
 use crate::psql::{self, Psql, identifier, literal};
-use crate::verify;
+use crate::source::Source;
 
 /// What `restore` needs to know.
 #[derive(Debug)]
@@ -58,28 +56,6 @@ pub(crate) struct Options {
     pub(crate) admin_database: String,
 }
 
-/// A dump that was found complete, kept from being pruned as long as this lives.
-pub(crate) struct Source {
-    pub(crate) dir: PathBuf,
-    pub(crate) manifest: Manifest,
-    /// Where pg_restore finds the files by their original names.
-    pub(crate) scratch: PathBuf,
-    lock: Option<Lock>,
-}
-
-impl Source {
-    /// One that lies outside the folder of the dumps.
-    pub(crate) fn outside(dir: PathBuf, manifest: Manifest, scratch: PathBuf) -> Source {
-        Source { dir, manifest, scratch, lock: None }
-    }
-
-    /// The files under pg_dump's own names.
-    pub(crate) fn farm(&self) -> Result<Farm> {
-        // What is locked lies in our own folder of dumps.
-        self.manifest.farm(&self.dir, &self.scratch, self.lock.is_some())
-    }
-}
-
 /// What the server says about us and the database in question.
 #[derive(Debug, Deserialize)]
 struct Situation {
@@ -97,7 +73,10 @@ pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> 
     let clock = Instant::now();
     let what = format!("a restore with profile {}", profile.name);
     let _one_at_a_time = Lock::exclusive(&places::runtime(profile)?.join("pg-snap-restore.lock"), &what)?;
-    let source = find(profile, options)?;
+    let source = match &options.from {
+        Some(dir) => Source::outside(dir.clone(), places::state(profile)?.join("pg-snap-restoring"))?,
+        None => Source::dated(&options.dumps, options.date.as_deref())?,
+    };
     let manifest = &source.manifest;
     report.set("date", manifest.date.as_str());
     report.set_text("dump", source.dir.as_os_str());
@@ -108,14 +87,14 @@ pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> 
     report.set("kept_databases", json!([]));
     report.set("login", Value::Null);
     let settings = &profile.database;
-    let facts = Facts::read(&source.dir, manifest).map_err(|e| manifest::damaged(&source.dir, &e))?;
+    let facts = source.facts()?;
     let (server, _) = connect::resolve(profile, &options.given, false)?;
     let client = Program::find("psql", &settings.psql, None);
     let psql = Psql::new(client.clone(), &server)?.admitted(&options.admin_database)?;
     let admin = Admin { psql: &psql, home: &options.admin_database };
     let situation = admin.look(&options.database, manifest)?;
     judge(&situation, options, manifest)?;
-    verify::warn_if_older(&situation.me, manifest, report);
+    load::warn_if_older(&situation.me, manifest, report);
     let major = situation.me.major();
     let program = Program::find("pg_restore", &settings.pg_restore, Some(major.max(manifest.made_by())));
     pg_restore::check_versions(&program, &situation.me.server_version, major, manifest)?;
@@ -306,39 +285,6 @@ pub(crate) fn drop_replaced(
     report.changed = true;
     common::say!("pg-snap", "dropped {database}");
     Ok(())
-}
-
-/// Finds the dump, and holds it.
-fn find(profile: &Profile, options: &Options) -> Result<Source> {
-    if let Some(dir) = &options.from {
-        let manifest = Manifest::read(dir).map_err(|e| manifest::damaged(dir, &e))?;
-        let scratch = places::state(profile)?.join("pg-snap-restoring");
-        return Ok(Source::outside(dir.clone(), manifest, scratch));
-    }
-    find_dated(&options.dumps, options.date.as_deref())
-}
-
-/// Finds the dump of `date`, or the newest complete one, in the folder `dumps`, and holds it.
-pub(crate) fn find_dated(dumps: &std::path::Path, date: Option<&str>) -> Result<Source> {
-    let none = || Fault::failed(format!("there is no complete dump in {}", dumps.display()));
-    let folder = Dumps::open(dumps)?.ok_or_else(none)?;
-    let lock = folder.lock_shared()?;
-    let manifest = match date {
-        Some(date) => {
-            let dir = folder.path().join(date);
-            if !dir.exists() {
-                let fault = Fault::failed(format!("there is no dump {date} in {}", dumps.display()));
-                return Err(fault.hint("`pg-snap list` shows what there is").into());
-            }
-            list::read(&folder, date).map_err(|e| manifest::damaged(&dir, &e))?
-        }
-        None => {
-            let (dates, _) = folder.dates()?;
-            dates.iter().rev().find_map(|d| list::read(&folder, d).ok()).ok_or_else(none)?
-        }
-    };
-    let dir = folder.path().join(&manifest.date);
-    Ok(Source { dir, manifest, scratch: folder.scratch(), lock: Some(lock) })
 }
 
 /// Refuses what cannot or must not be done, before anything is changed.

@@ -21,14 +21,14 @@ use serde_json::{Value, json};
 use crate::connect::{self, Given};
 use crate::facts::Facts;
 use crate::file_cache::{self, Class, Findings, Tree};
-use crate::load::Load;
-use crate::loader::{self, Loader, Me};
-use crate::manifest::{self, Manifest};
+use crate::load::{self, Load};
+use crate::loader::{self, Loader};
+use crate::manifest::Manifest;
 use crate::pg_restore;
 use crate::programs::Program;
 use crate::psql::{Psql, identifier};
-use crate::restore::{self, Source};
 use crate::scratch::{self, Scratch, Situation};
+use crate::source::Source;
 
 /// What `verify` needs to know.
 #[derive(Debug)]
@@ -128,7 +128,7 @@ fn rehearse(profile: &Profile, options: &Options, report: &mut Report) -> Result
     let psql = Psql::new(client.clone(), &server)?.admitted(home)?;
     let situation = Situation::read(&psql, home)?;
     situation.judge()?;
-    warn_if_older(&situation.me, manifest, report);
+    load::warn_if_older(&situation.me, manifest, report);
     let cleared = situation.clear(&psql, home, report)?;
     report.set("cleared", cleared);
     let room_checked = scratch::check_room(&situation, manifest.database_size_bytes)?;
@@ -138,7 +138,7 @@ fn rehearse(profile: &Profile, options: &Options, report: &mut Report) -> Result
     pg_restore::check_versions(&program, &situation.me.server_version, major, manifest)?;
     let farm = source.farm()?;
     let contents = pg_restore::readable(&program, farm.path(), &source.dir, manifest)?;
-    let facts = Facts::read(&source.dir, manifest).map_err(|e| manifest::damaged(&source.dir, &e))?;
+    let facts = source.facts()?;
     let load = Load {
         admin: &psql,
         home,
@@ -181,17 +181,6 @@ fn rehearse(profile: &Profile, options: &Options, report: &mut Report) -> Result
 fn roles_are_there(psql: &Psql, home: &str, facts: &Facts) -> Result<bool> {
     let names: Vec<&str> = facts.roles.iter().map(|r| r.name.as_str()).collect();
     Ok(names.is_empty() || loader::known(psql, home, &names)?.len() == names.len())
-}
-
-/// A dump goes forward to a newer server; back, it may say what that does not know.
-pub(crate) fn warn_if_older(me: &Me, manifest: &Manifest, report: &mut Report) {
-    if me.major() < manifest.server_version_num / 10_000 {
-        let message = format!(
-            "the dump is from PostgreSQL {}, the server is {}: it may not understand all of it",
-            manifest.server_version, me.server_version
-        );
-        report.warn("older-server", message);
-    }
 }
 
 /// Counts, and compares if there is a tree.
@@ -276,10 +265,9 @@ fn conclude(findings: Findings, report: &mut Report) -> Result<()> {
 fn find(options: &Options, tree: Option<&Tree>, scratch: PathBuf) -> Result<Source> {
     let own = if options.date.is_none() { tree.and_then(Tree::dump) } else { None };
     if let Some(dir) = options.from.clone().or(own) {
-        let manifest = Manifest::read(&dir).map_err(|e| manifest::damaged(&dir, &e))?;
-        return Ok(Source::outside(dir, manifest, scratch));
+        return Source::outside(dir, scratch);
     }
-    let mut source = restore::find_dated(&options.dumps, options.date.as_deref().filter(|d| *d != "latest"))?;
+    let mut source = Source::dated(&options.dumps, options.date.as_deref().filter(|d| *d != "latest"))?;
     source.scratch = scratch;
     Ok(source)
 }
