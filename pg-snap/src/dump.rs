@@ -18,7 +18,7 @@ use common::record::RunRecord;
 use common::status::Report;
 
 use crate::catalog::Catalog;
-use crate::connect::{self, Given, Server};
+use crate::connect::Server;
 use crate::drain;
 use crate::dumps::{Dumps, Partial};
 use crate::hold::Held;
@@ -26,12 +26,13 @@ use crate::manifest::{self, Manifest, Stored};
 use crate::names::{Names, dump_id, objects};
 use crate::programs::Program;
 use crate::psql::Psql;
+use crate::target::Target;
 use crate::{check, facts, pg_dump, pg_restore};
 
 /// What `dump` needs to know.
 #[derive(Debug)]
 pub(crate) struct Options {
-    pub(crate) given: Given,
+    pub(crate) target: Target,
     pub(crate) dumps: PathBuf,
     pub(crate) jobs: u32,
     /// How long nothing may be written.
@@ -114,8 +115,7 @@ impl<'w> Work<'w> {
     fn prepare(profile: &'w Profile, options: &'w Options, lock: &'w Lock) -> Result<Work<'w>> {
         let settings = &profile.database;
         let held = options.held.then(|| drain::held(profile)).transpose()?;
-        let (server, database) = connect::resolve(profile, &options.given, true)?;
-        let database = database.context("a database is named")?;
+        let (server, database) = options.target.resolve(profile)?;
         let psql = Psql::new(Program::find("psql", &settings.psql, None), &server)?.reads_only();
         let catalog = Catalog::read(&psql, &database).map_err(|e| check::explain_peer(e, &server))?;
         let major = catalog.server_major();

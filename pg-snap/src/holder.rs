@@ -22,7 +22,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::activity::{self, Client, Which};
-use crate::connect::{self, Given};
 use crate::hold::{self, Held};
 use crate::horizon::Horizon;
 use crate::pause::Pause;
@@ -30,6 +29,7 @@ use crate::programs::Program;
 use crate::psql::Psql;
 use crate::same;
 use crate::session::Session;
+use crate::target::Target;
 
 /// How often it is looked whether the sessions are still there.
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -119,7 +119,7 @@ struct Holder<'h> {
 #[expect(unsafe_code, reason = "descriptors inherited over exec come as numbers")]
 pub(crate) fn live(
     profile: &Profile,
-    given: &Given,
+    target: &Target,
     socket: &Path,
     listen: RawFd,
     lock: RawFd,
@@ -140,7 +140,7 @@ pub(crate) fn live(
         // Before the last answer, so that whoever comes next starts a holder of its own.
         std::fs::remove_file(socket).ok();
     };
-    match Holder::begin(profile, given, max) {
+    match Holder::begin(profile, target, max) {
         Ok(holder) => holder.work(&listener, closing),
         Err(error) => {
             // The one who started us is about to ask, unless it has gone; this is its answer.
@@ -158,15 +158,14 @@ pub(crate) fn live(
 }
 
 impl<'h> Holder<'h> {
-    fn begin(profile: &'h Profile, given: &Given, max: Duration) -> Result<Holder<'h>> {
+    fn begin(profile: &'h Profile, target: &Target, max: Duration) -> Result<Holder<'h>> {
         let pause = Pause::new(profile)?;
-        let (server, database) = connect::resolve(profile, given, true)?;
-        let database = database.context("a database is named")?;
+        let (server, database) = target.resolve(profile)?;
         let psql = Psql::new(Program::find("psql", &profile.database.psql, None), &server)?;
         let mut watch = Session::open(&psql, &database)?;
         same::refuse_standby(&mut watch)?;
         activity::check_rights(&mut watch)?;
-        let compared = same::compare(profile, given, &server, &database, &mut watch)?;
+        let compared = same::compare(profile, target, &server, &database, &mut watch)?;
         let keep = Session::open(&psql, &database)?;
         let fallback = if watch.pooled || keep.pooled {
             Some("a connection pooler stands before the database".to_owned())

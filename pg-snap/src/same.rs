@@ -9,12 +9,13 @@ use common::fault::Fault;
 use common::mutant;
 use common::profile::Profile;
 
-use crate::connect::{Given, Server};
+use crate::connect::Server;
 use crate::dbhost::DbHost;
 use crate::nc_maint;
 use crate::programs::Program;
 use crate::psql::Psql;
 use crate::session::Session;
+use crate::target::Target;
 
 /// A standby has none of the sessions that write.
 pub(crate) fn refuse_standby(session: &mut Session) -> Result<()> {
@@ -39,13 +40,14 @@ pub(crate) struct Compared {
 /// Nextcloud's own there is nothing to compare.
 pub(crate) fn compare(
     profile: &Profile,
-    given: &Given,
+    target: &Target,
     server: &Server,
     database: &str,
     ours: &mut Session,
 ) -> Result<Compared> {
     let settings = &profile.database;
-    let named = [&given.host, &given.name, &settings.host, &settings.name].into_iter().any(Option::is_some);
+    let named =
+        [&target.host, &target.database, &settings.host, &settings.name].into_iter().any(Option::is_some);
     if profile.nextcloud.is_none() || !named || mutant::active("same-database") {
         return Ok(Compared::default());
     }

@@ -7,9 +7,10 @@ use common::fault::Fault;
 use common::status::Report;
 use serde::Deserialize;
 
-use crate::load::{Load, drop_database};
+use crate::admin::Admin;
+use crate::load::Load;
 use crate::loader::Me;
-use crate::psql::{Psql, identifier};
+use crate::psql::identifier;
 use crate::whose;
 
 /// How every name begins.
@@ -32,9 +33,8 @@ pub(crate) struct Situation {
 
 impl Situation {
     /// Asks through the database `home`.
-    pub(crate) fn read(psql: &Psql, home: &str) -> Result<Situation> {
-        psql.query(
-            home,
+    pub(crate) fn read(admin: &Admin) -> Result<Situation> {
+        admin.query(
             &format!(
                 "SELECT json_build_object({},
                    'data_directory', (SELECT setting FROM pg_settings WHERE name = 'data_directory'),
@@ -60,11 +60,11 @@ impl Situation {
     }
 
     /// Drops what killed runs left; the names. What cannot be dropped is a warning.
-    pub(crate) fn clear(&self, psql: &Psql, home: &str, report: &mut Report) -> Result<Vec<String>> {
+    pub(crate) fn clear(&self, admin: &Admin, report: &mut Report) -> Result<Vec<String>> {
         let mut cleared = Vec::new();
         for name in self.leftovers.iter().filter(|n| whose::is_abandoned(n, BEGIN)) {
             common::signals::check()?;
-            match drop_database(psql, home, name) {
+            match admin.drop_database(name) {
                 Ok(()) => {
                     common::say!("pg-snap", "dropped {name}, which a killed run left");
                     cleared.push(name.clone());
@@ -72,7 +72,7 @@ impl Situation {
                 Err(e) => report.warn("leftover-kept", format!("cannot drop the leftover {name}: {e:#}")),
             }
         }
-        self.me.clear(psql, home, report);
+        self.me.clear(admin, report);
         Ok(cleared)
     }
 }
@@ -85,22 +85,21 @@ pub(crate) fn may_create(role: &str) -> String {
 /// The scratch database, until [`Scratch::close`].
 #[derive(Debug)]
 pub(crate) struct Scratch<'p> {
-    psql: &'p Psql,
-    home: &'p str,
+    admin: &'p Admin,
     name: String,
 }
 
 impl<'p> Scratch<'p> {
     /// Makes one of the encoding and locale that the dump says, for whoever loads.
     pub(crate) fn create(load: &Load<'p>, owner: &str) -> Result<Scratch<'p>> {
-        let scratch = Scratch { psql: load.admin, home: load.home, name: whose::new_name(BEGIN)? };
+        let scratch = Scratch { admin: load.admin, name: whose::new_name(BEGIN)? };
         load.create(&scratch.name, owner, "a rehearsal in progress, dropped at its end")?;
         // Nobody but us has business in it.
         let sql = format!("REVOKE ALL ON DATABASE {} FROM PUBLIC", identifier(&scratch.name));
-        match load.admin.run(load.home, &[sql]) {
+        match load.admin.run(&[sql]) {
             Ok(_) => Ok(scratch),
             Err(e) => {
-                drop_database(load.admin, load.home, &scratch.name).ok();
+                load.admin.drop_database(&scratch.name).ok();
                 Err(e.context("cannot make the scratch database private"))
             }
         }
@@ -113,7 +112,7 @@ impl<'p> Scratch<'p> {
 
     /// Drops it, also when a signal asked us to stop.
     pub(crate) fn close(self, report: &mut Report) {
-        if let Err(e) = drop_database(self.psql, self.home, &self.name) {
+        if let Err(e) = self.admin.drop_database(&self.name) {
             report.left_behind(
                 format!("the scratch database {} ({e:#})", self.name),
                 format!("DROP DATABASE {}; the next rehearsal does it, too", identifier(&self.name)),

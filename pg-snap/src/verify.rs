@@ -18,22 +18,22 @@ use common::profile::Profile;
 use common::status::{self, Report};
 use serde_json::{Value, json};
 
-use crate::connect::{self, Given};
+use crate::admin::Admin;
+use crate::connect;
 use crate::facts::Facts;
 use crate::file_cache::{self, Class, Findings, Tree};
-use crate::load::{self, Load};
+use crate::load::{self, Load, Readable};
 use crate::loader::{self, Loader};
 use crate::manifest::Manifest;
-use crate::pg_restore;
-use crate::programs::Program;
 use crate::psql::{Psql, identifier};
 use crate::scratch::{self, Scratch, Situation};
 use crate::source::Source;
+use crate::target::Target;
 
 /// What `verify` needs to know.
 #[derive(Debug)]
 pub(crate) struct Options {
-    pub(crate) given: Given,
+    pub(crate) target: Target,
     pub(crate) dumps: PathBuf,
     /// A date, or `latest` for the newest complete one. `None`: the tree's own dump, else the newest.
     pub(crate) date: Option<String>,
@@ -52,8 +52,6 @@ pub(crate) struct Options {
     pub(crate) jobs: u32,
     /// How long nothing may move.
     pub(crate) stall: Duration,
-    /// The database to connect to for making another.
-    pub(crate) admin_database: String,
 }
 
 /// Rehearses a restore, and notes how it went if that is asked for.
@@ -121,41 +119,28 @@ fn rehearse(profile: &Profile, options: &Options, report: &mut Report) -> Result
         report.set_text("against", tree.path.as_os_str());
         report.set("snapshot_date", tree.snapshot.as_ref().map(|s| s.date.as_str()));
     }
-    let settings = &profile.database;
-    let (server, _) = connect::resolve(profile, &options.given, false)?;
-    let client = Program::find("psql", &settings.psql, None);
-    let home = options.admin_database.as_str();
-    let psql = Psql::new(client.clone(), &server)?.admitted(home)?;
-    let situation = Situation::read(&psql, home)?;
+    let admin = Admin::connect(profile, &options.target)?;
+    let situation = Situation::read(&admin)?;
     situation.judge()?;
     load::warn_if_older(&situation.me, manifest, report);
-    let cleared = situation.clear(&psql, home, report)?;
+    let cleared = situation.clear(&admin, report)?;
     report.set("cleared", cleared);
     let room_checked = scratch::check_room(&situation, manifest.database_size_bytes)?;
     report.set("room_checked", room_checked);
-    let major = situation.me.major();
-    let program = Program::find("pg_restore", &settings.pg_restore, Some(major.max(manifest.made_by())));
-    pg_restore::check_versions(&program, &situation.me.server_version, major, manifest)?;
-    let farm = source.farm()?;
-    let contents = pg_restore::readable(&program, farm.path(), &source.dir, manifest)?;
+    let readable = Readable::find(profile, &source, &situation.me)?;
     let facts = source.facts()?;
     let load = Load {
-        admin: &psql,
-        home,
+        admin: &admin,
         me: &situation.me,
-        psql: &client,
-        pg_restore: &program,
-        server: &server,
         others: &connect::of_profile(profile),
         manifest,
         facts: &facts,
-        contents: &contents,
-        dir: farm.path(),
+        readable: &readable,
         jobs: options.jobs,
         stall: options.stall,
     };
 
-    let loader = Loader::begin(&psql, home, &situation.me)?;
+    let loader = Loader::begin(&admin, &situation.me)?;
     let scratch = match Scratch::create(&load, loader.role()) {
         Ok(scratch) => scratch,
         Err(e) => {
@@ -165,7 +150,7 @@ fn rehearse(profile: &Profile, options: &Options, report: &mut Report) -> Result
     };
     let clock = Instant::now();
     let done = load.fill(&loader, scratch.name(), None, report).and_then(|filled| {
-        if roles_are_there(&psql, home, &facts)? {
+        if roles_are_there(&admin, &facts)? {
             filled.dress(false, report)?;
         }
         report.set("restore_ms", elapsed(&clock));
@@ -178,9 +163,9 @@ fn rehearse(profile: &Profile, options: &Options, report: &mut Report) -> Result
 }
 
 /// Whether the server has every role that the dump grants something to.
-fn roles_are_there(psql: &Psql, home: &str, facts: &Facts) -> Result<bool> {
+fn roles_are_there(admin: &Admin, facts: &Facts) -> Result<bool> {
     let names: Vec<&str> = facts.roles.iter().map(|r| r.name.as_str()).collect();
-    Ok(names.is_empty() || loader::known(psql, home, &names)?.len() == names.len())
+    Ok(names.is_empty() || loader::known(admin, &names)?.len() == names.len())
 }
 
 /// Counts, and compares if there is a tree.
