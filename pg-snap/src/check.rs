@@ -193,7 +193,7 @@ pub(crate) fn explain_peer(error: anyhow::Error, server: &Server) -> anyhow::Err
         return error;
     }
     let user = server.user.as_deref().unwrap_or("root");
-    crate::psql::hint(
+    crate::refusal::hint(
         error,
         format!(
             "the server admits {user} only from the account of that name, which may not write a dump. Let root have a role \

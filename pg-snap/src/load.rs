@@ -17,7 +17,8 @@ use crate::loader::{self, Loader, Me};
 use crate::manifest::{Farm, Manifest};
 use crate::pg_restore::{self, Contents, Parts};
 use crate::programs::Program;
-use crate::psql::{self, Psql, hint, identifier, literal};
+use crate::psql::{Psql, identifier, literal};
+use crate::refusal::{hint, sqlstate};
 use crate::source::Source;
 
 /// A dump that a server can take, the files under pg_dump's own names, and the program that reads them.
@@ -86,7 +87,7 @@ impl<'l> Load<'l> {
             self.admin.drop_database(name).ok();
             let locale = &self.manifest.definition.collate;
             // wrong_object_type: what CREATE DATABASE says of a locale it does not know.
-            let e = match psql::sqlstate(&e) {
+            let e = match sqlstate(&e) {
                 Some("42809") => hint(
                     e,
                     format!("the server lacks the locale {locale}: locale-gen {locale}, restart PostgreSQL"),

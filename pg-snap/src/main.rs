@@ -36,6 +36,7 @@ mod pg_dump;
 mod pg_restore;
 mod programs;
 mod psql;
+mod refusal;
 mod restore;
 mod roles;
 mod same;

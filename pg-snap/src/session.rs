@@ -14,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use crate::psql::{self, Psql};
+use crate::refusal;
 
 /// The longest an answer may take; a server that is silent for so long counts as gone. (libpq gives up a connection that
 /// does not come about after 10 seconds.)
@@ -162,8 +163,8 @@ impl Session {
     /// Why there is no answer any more.
     fn died(&mut self) -> anyhow::Error {
         match self.child.wait(Some(Duration::from_secs(2)), false).and_then(|s| self.child.failure_for(s)) {
-            Ok(failure) if failure.exit_code == Some(psql::NO_CONNECTION) && self.backend == 0 => {
-                psql::no_connection(failure).into()
+            Ok(failure) if failure.exit_code == Some(refusal::NO_CONNECTION) && self.backend == 0 => {
+                refusal::no_connection(failure).into()
             }
             Ok(failure) if self.backend != 0 => {
                 anyhow::Error::from(failure).context(Fault::failed("our session of the database has ended"))

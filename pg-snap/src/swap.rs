@@ -6,7 +6,8 @@ use common::profile::Profile;
 use common::status::Report;
 
 use crate::admin::{Admin, MARK, drop_sql, is_ours};
-use crate::psql::{self, identifier, literal};
+use crate::psql::{identifier, literal};
+use crate::refusal::sqlstate;
 use crate::target::Target;
 
 /// The database that is being made.
@@ -45,7 +46,7 @@ pub(crate) fn swap(admin: &Admin, name: &str, new: &str, old: Option<&str>) -> R
         match admin.run(&sql) {
             Ok(_) => return Ok(()),
             // object_in_use
-            Err(e) if tries < 4 && psql::sqlstate(&e) == Some("55006") => tries += 1,
+            Err(e) if tries < 4 && sqlstate(&e) == Some("55006") => tries += 1,
             Err(e) => {
                 return Err(e)
                     .with_context(|| format!("cannot put the restored database in place of {name}"));
