@@ -7,9 +7,10 @@ use std::process::{ChildStdin, ChildStdout};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use common::complaint::tail;
 use common::fault::{Fault, Kind as FaultKind};
 use common::program::Program;
-use common::run::{Child, Cmd, tail};
+use common::run::{Child, Cmd};
 use common::signals;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;

@@ -3,14 +3,16 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use common::profile::Bytes;
 use common::status::Report;
 
 use crate::attach::How;
+use crate::cryptsetup::Pbkdf;
+use crate::fs::FileSystem;
 use crate::settings::{Options, Settings};
 use crate::touch::Touch;
-use crate::{adopt, attach, create, detach, facts, grow, keys, lease};
+use crate::{adopt, attach, create, detach, facts, grow, holding, keys};
 
 /// The encrypted container: one file, opened and mounted on this machine only.
 ///
@@ -33,9 +35,6 @@ pub(crate) enum Command {
     /// Touch the image, for another process of ours.
     #[command(hide = true)]
     Touch(Touch),
-    /// The lease beside the image, for another process of ours.
-    #[command(hide = true)]
-    Beside(Beside),
 }
 
 const AFTER: &str = "\
@@ -96,26 +95,6 @@ pub(crate) struct Place {
     /// Where mount points are [default: /run/nc-backup/PROFILE].
     #[arg(long, value_name = "DIR")]
     runtime_dir: Option<PathBuf>,
-}
-
-/// How hard a key is made to guess; the default (argon2id) suits passphrases and is slow on small machines.
-#[derive(Args, Clone, Debug, Default)]
-pub(crate) struct Pbkdf {
-    /// As cryptsetup's --pbkdf.
-    #[arg(long, hide = true, value_parser = ["pbkdf2", "argon2i", "argon2id"])]
-    pub(crate) pbkdf: Option<String>,
-    /// As cryptsetup's --pbkdf-force-iterations.
-    #[arg(long, hide = true, requires = "pbkdf")]
-    pub(crate) pbkdf_iterations: Option<u32>,
-}
-
-/// What a new container holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum FileSystem {
-    /// The one to take if in doubt.
-    Ext4,
-    /// Checks contents by itself.
-    Btrfs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -219,65 +198,6 @@ pub(crate) enum Action {
     },
 }
 
-/// For ourselves: what is done beside the image is done by a child, because S3 may stop answering.
-#[derive(Args, Debug)]
-pub(crate) struct Beside {
-    /// What to do with the lease.
-    pub(crate) what: What,
-    /// The container's file.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) image: PathBuf,
-    /// What may be there already, for `put`.
-    #[arg(long)]
-    pub(crate) over: Option<Over>,
-    /// Whose lease it is.
-    #[arg(long)]
-    pub(crate) holder: Option<String>,
-    /// How often it was renewed.
-    #[arg(long, default_value_t = 0)]
-    pub(crate) serial: u64,
-}
-
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum What {
-    /// Tell what is there.
-    Look,
-    /// Write it.
-    Put,
-    /// Remove it, if it is the holder's.
-    Drop,
-}
-
-impl What {
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            What::Look => "look",
-            What::Put => "put",
-            What::Drop => "drop",
-        }
-    }
-}
-
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Over {
-    /// There must be none.
-    Nothing,
-    /// The holder's own.
-    Ours,
-    /// Whatever is there.
-    Anything,
-}
-
-impl Over {
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            Over::Nothing => "nothing",
-            Over::Ours => "ours",
-            Over::Anything => "anything",
-        }
-    }
-}
-
 impl Action {
     fn place(&self) -> (&'static str, &Place) {
         match self {
@@ -313,7 +233,7 @@ impl Action {
                 attach::run(&settings, how, report)
             }
             Action::Detach { .. } => detach::run(&settings, report),
-            Action::Renew { .. } => lease::renew(&settings, report),
+            Action::Renew { .. } => holding::renew(&settings, report),
             Action::Status { .. } => facts::run(&settings, report),
             Action::AddKey { new_key_file, pbkdf, .. } => keys::add(&settings, &new_key_file, &pbkdf, report),
             Action::BackupHeader { to, .. } => keys::backup(&settings, &to, report),

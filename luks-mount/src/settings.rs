@@ -15,9 +15,7 @@ use common::profile::{Luks, Profile};
 use common::{offsite, places};
 
 use crate::cryptsetup::Cryptsetup;
-
-/// How long a file system served by a process may take to answer.
-pub(crate) const PROBE: Duration = Duration::from_secs(6);
+use crate::watch::{PROBE, Watch};
 
 /// What options say; each wins over the profile.
 #[derive(Debug)]
@@ -145,6 +143,12 @@ impl Settings {
     /// The FUSE mount that the image lies on, if any.
     pub(crate) fn link(&self) -> Result<Option<Mount>> {
         fuse::mount_below(&self.image)
+    }
+
+    /// Watches the link to the image, for work (`clean_up` false) or for clean-up.
+    pub(crate) fn watch(&self, clean_up: bool) -> Result<Watch> {
+        let link = self.link()?.map(|m| m.target);
+        Ok(Watch::new(link, self.runtime.join("s3.wire"), clean_up))
     }
 
     /// An error unless the image's file system answers. Everything that touches the image asks first.

@@ -294,7 +294,7 @@ impl Guardian {
             if ended || stop.is_some() {
                 return Ok(stop);
             }
-            let pidfd = common::run::pidfd(child.id())?;
+            let pidfd = common::pidfd::open(child.id())?;
             let next = self.lease.as_ref().map(Lease::due).into_iter().chain(self.deadline).min();
             rest(&[pidfd.as_fd(), self.line.stream().as_fd()], next);
         }
@@ -343,7 +343,7 @@ impl Guardian {
 fn stopped(stop: Stop, max: Duration) -> anyhow::Error {
     match stop {
         Stop::Lost => ended_early().into(),
-        Stop::Signal(signal) => status::interrupted(signal).into(),
+        Stop::Signal(signal) => Fault::interrupted(signal).into(),
         Stop::FrontGone => Fault::failed("nc-maint run was killed").into(),
         Stop::Overtime if max.is_zero() => {
             Fault::failed("the time allowed with --max passed before maintenance was proven").into()

@@ -9,9 +9,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use common::fault::Fault;
+use common::fault::{Failure, Fault};
 use common::program::Program;
-use common::run::Failure;
 use common::{durable, offsite};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;

@@ -3,7 +3,8 @@
 use std::io::{Read, Write};
 
 use anyhow::{Context as _, Result, bail};
-use common::run::{Cmd, tail};
+use common::complaint::tail;
+use common::run::Cmd;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 

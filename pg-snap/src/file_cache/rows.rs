@@ -14,8 +14,8 @@ use common::signals;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Deserialize;
 
-use crate::against::sizes::Promised;
-use crate::against::storages::{Place, Row as Storage};
+use crate::file_cache::sizes::Promised;
+use crate::file_cache::storages::{Place, Row as Storage};
 use crate::psql::{Psql, Running, identifier, literal};
 
 /// One row, with its path in the tree.

@@ -16,9 +16,9 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use serde::Deserialize;
 
-use crate::against::files::{open_below, open_file, open_folder};
-use crate::against::php::{self, Value};
-use crate::folder::is_date;
+use crate::dumps::is_date;
+use crate::file_cache::files::{open_below, open_file, open_folder};
+use crate::file_cache::php::{self, Value};
 
 /// More bytes than a configuration or a description has.
 const LONGEST: u64 = 1 << 20;

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use anyhow::Result;
 use common::exclude::Excludes;
 
-use crate::against::rows::{self, Overview};
-use crate::against::storages::{self, Known, Place, Unchecked, is_hash};
-use crate::against::tree::Tree;
+use crate::file_cache::rows::{self, Overview};
+use crate::file_cache::storages::{self, Known, Place, Unchecked, is_hash};
+use crate::file_cache::tree::Tree;
 use crate::psql::Psql;
 
 /// Folders of a home that Nextcloud keeps in its index. Others hold keys, caches and uploads under way.

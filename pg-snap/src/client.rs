@@ -18,7 +18,7 @@ use common::{durable, places, signals};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::de::DeserializeOwned;
 
-use crate::holder::{Answer, Ask};
+use crate::holder::{Reply, Request};
 
 /// Where the holder of `profile` listens.
 pub(crate) fn socket(profile: &Profile) -> Result<PathBuf> {
@@ -80,28 +80,28 @@ pub(crate) fn start(profile: &Profile, argv: &[OsString]) -> Result<()> {
     noted?;
     // From here on it is the one that listens.
     drop((listener, lock));
-    ask(profile, &Ask::Ready)
+    call(profile, &Request::Ready)
 }
 
 /// Asks; [`common::fault::Kind::Failed`] if there is nobody, and [`common::fault::Kind::Unavailable`] if it says nothing.
-pub(crate) fn ask<T: DeserializeOwned>(profile: &Profile, question: &Ask) -> Result<T> {
+pub(crate) fn call<T: DeserializeOwned>(profile: &Profile, request: &Request) -> Result<T> {
     let lost = || Fault::failed("the background process that holds the database is gone");
     let stream = connect(&socket(profile)?).map_err(|e| anyhow::Error::from(e).context(lost()))?;
-    writeln!(&stream, "{}", serde_json::to_string(question)?)
+    writeln!(&stream, "{}", serde_json::to_string(request)?)
         .map_err(|e| anyhow::Error::from(e).context(lost()))?;
-    let line = answer(&stream, question, question.patience(profile))?;
+    let line = answer(&stream, request, request.patience(profile))?;
     match serde_json::from_slice(&line).map_err(|e| anyhow::Error::from(e).context(lost()))? {
-        Answer::Ok(value) => {
+        Reply::Ok(value) => {
             serde_json::from_value(value).context("the background process said something odd")
         }
-        Answer::Err(code, described) => Err(Fault::relay(code, described).into()),
+        Reply::Err(code, described) => Err(Fault::relay(code, described).into()),
     }
 }
 
 /// Reads up to the end, which comes with the answer: not for ever, and not when we are asked to stop, unless it is to clean up.
-fn answer(mut stream: &UnixStream, question: &Ask, patience: Duration) -> Result<Vec<u8>> {
+fn answer(mut stream: &UnixStream, request: &Request, patience: Duration) -> Result<Vec<u8>> {
     let deadline = Instant::now() + patience;
-    let heed = signals::caught().is_none() && !matches!(question, Ask::Release);
+    let heed = signals::caught().is_none() && !matches!(request, Request::Release);
     let mut line = Vec::new();
     loop {
         if heed {

@@ -6,10 +6,10 @@ use anyhow::Result;
 use common::status::Report;
 use serde_json::json;
 
-use crate::against::findings::{Class, Findings};
-use crate::against::php::Value;
-use crate::against::rows::Overview;
-use crate::against::tree::Tree;
+use crate::file_cache::findings::{Class, Findings};
+use crate::file_cache::php::Value;
+use crate::file_cache::rows::Overview;
+use crate::file_cache::tree::Tree;
 use crate::manifest::Manifest;
 
 /// Keys without which an instance does not come back: sessions, tokens and encrypted values hang on them.

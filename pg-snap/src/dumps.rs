@@ -24,7 +24,7 @@ const RESTORING: &str = ".restoring";
 
 /// The folder, open and found private.
 #[derive(Debug)]
-pub(crate) struct Folder {
+pub(crate) struct Dumps {
     path: PathBuf,
     dir: File,
 }
@@ -34,22 +34,22 @@ pub(crate) fn is_date(name: &str) -> bool {
     jiff::civil::DateTime::strptime(DATE, name).is_ok_and(|d| d.strftime(DATE).to_string() == name)
 }
 
-impl Folder {
+impl Dumps {
     /// Opens `path`, making it if it is missing.
-    pub(crate) fn make(path: &Path) -> Result<Folder> {
+    pub(crate) fn make(path: &Path) -> Result<Dumps> {
         places::private_dir(&plain(path))?;
-        Folder::open(path)?.with_context(|| format!("{} went away", path.display()))
+        Dumps::open(path)?.with_context(|| format!("{} went away", path.display()))
     }
 
     /// Opens `path`; `None` if there is nothing.
-    pub(crate) fn open(path: &Path) -> Result<Option<Folder>> {
+    pub(crate) fn open(path: &Path) -> Result<Option<Dumps>> {
         let path = plain(path);
         if std::fs::symlink_metadata(&path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
             return Ok(None);
         }
         places::private_dir(&path)?;
         let dir = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-        let folder = Folder { path, dir };
+        let folder = Dumps { path, dir };
         folder.still_private()?;
         Ok(Some(folder))
     }
@@ -168,7 +168,7 @@ pub(crate) fn make_private(path: &Path) -> Result<()> {
 /// A dump being written; removed when dropped, unless published.
 #[derive(Debug)]
 pub(crate) struct Partial<'f> {
-    folder: &'f Folder,
+    folder: &'f Dumps,
     date: String,
     path: PathBuf,
     open: bool,
@@ -287,7 +287,7 @@ mod tests {
     #[test]
     fn a_dump_appears_whole_or_not_at_all() {
         let scratch = tempfile::tempdir().unwrap();
-        let folder = Folder::make(&scratch.path().join("dumps")).unwrap();
+        let folder = Dumps::make(&scratch.path().join("dumps")).unwrap();
         let lock = folder.lock().unwrap();
         let partial = folder.begin(&lock).unwrap();
         std::fs::write(partial.path().join("f"), "x").unwrap();
@@ -302,7 +302,7 @@ mod tests {
     #[test]
     fn two_dumps_in_one_second_have_two_dates() {
         let scratch = tempfile::tempdir().unwrap();
-        let folder = Folder::make(&scratch.path().join("dumps")).unwrap();
+        let folder = Dumps::make(&scratch.path().join("dumps")).unwrap();
         let lock = folder.lock().unwrap();
         folder.begin(&lock).unwrap().publish().unwrap();
         folder.begin(&lock).unwrap().publish().unwrap();
@@ -312,7 +312,7 @@ mod tests {
     #[test]
     fn sweeping_takes_only_what_is_ours() {
         let scratch = tempfile::tempdir().unwrap();
-        let folder = Folder::make(&scratch.path().join("dumps")).unwrap();
+        let folder = Dumps::make(&scratch.path().join("dumps")).unwrap();
         let lock = folder.lock().unwrap();
         for name in ["2026-11-22T03-30-00Z.partial", "2026-11-22T03-30-01Z.removed", "notes.partial", "keep"]
         {
@@ -338,7 +338,7 @@ mod tests {
     fn a_folder_that_is_swapped_meanwhile_is_noticed() {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("dumps");
-        let folder = Folder::make(&path).unwrap();
+        let folder = Dumps::make(&path).unwrap();
         std::fs::rename(&path, scratch.path().join("away")).unwrap();
         places::private_dir(&path).unwrap();
         assert!(folder.still_private().is_err());
