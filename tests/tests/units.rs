@@ -144,7 +144,7 @@ fn disk(shared: &Path) {
 
 /// S3 is a server of its own: at shutdown it is there longer than the push, as another machine is.
 fn s3() {
-    let script = testkit::repo().join("scripts/lab/sshd");
+    let script = testkit::lab("sshd");
     sh(&format!(
         "rm -rf {SRV}/sshd; systemd-run --quiet --unit=s3 --service-type=oneshot --remain-after-exit \
          -p Before={} -p StandardOutput=truncate:{SRV}/s3.told -p DefaultDependencies=no '{}' start {SRV}/sshd root",
@@ -396,7 +396,7 @@ fn s1_first_boot() {
     install();
     s1();
     let cluster = testkit::postgres::Cluster::shared();
-    let mut sample = command(scripts().join("sample-instance").to_str().unwrap(), &[]);
+    let mut sample = command(testkit::lab("sample-instance").to_str().unwrap(), &[]);
     sample.env("PGHOST", &cluster.socket).env("PGPORT", cluster.port.to_string()).env("PGUSER", "postgres");
     sample.arg(format!("{SRV}/sample")).args(["--files", "100", "--database", "nextcloud"]);
     let made = sample.output().unwrap();
