@@ -136,6 +136,15 @@ fn install() {
     sh("systemctl daemon-reload");
 }
 
+/// These tests, one after the other, each in a guest of its own; what one leaves on the disk the next one finds.
+fn boots(tests: [&str; 2]) {
+    let shared = scratch();
+    disk(shared.path());
+    for test in tests {
+        boot(test, GUEST, shared.path());
+    }
+}
+
 fn disk(shared: &Path) {
     sh(&format!("truncate -s 4G '{0}/disk'; mkfs.ext4 -q -m 0 '{0}/disk'", shared.display()));
 }
@@ -238,10 +247,7 @@ fn next_push(date: &str) {
 
 #[test]
 fn s2_pushes_verifies_and_prunes_whatever_systemd_does() {
-    let shared = scratch();
-    disk(shared.path());
-    boot("s2_first_boot", GUEST, shared.path());
-    boot("s2_second_boot", GUEST, shared.path());
+    boots(["s2_first_boot", "s2_second_boot"]);
 }
 
 #[test]
@@ -384,10 +390,7 @@ fn all_is_well(published: usize) {
 
 #[test]
 fn s1_saves_and_is_open_again_whatever_systemd_does() {
-    let shared = scratch();
-    disk(shared.path());
-    boot("s1_first_boot", GUEST, shared.path());
-    boot("s1_second_boot", GUEST, shared.path());
+    boots(["s1_first_boot", "s1_second_boot"]);
 }
 
 #[test]
