@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use anyhow::Result;
-use common::run::{Cmd, Failure};
+use common::fault::Failure;
+use common::run::Cmd;
 
 use crate::settings::Settings;
 

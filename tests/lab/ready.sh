@@ -1,6 +1,6 @@
 # shellcheck shell=sh disable=SC2034,SC2154
 # Makes a Debian or Ubuntu machine ready to build, try and test. Sourced by demo, test and bench;
-# wants $here (the folder scripts) and lib.sh.
+# wants $repo (the checkout) and scripts/lib.sh.
 
 # packages NAME…: installs what is missing, without starting the services that come with it.
 packages() {
@@ -30,8 +30,8 @@ LAB_PACKAGES="$RUN_PACKAGES php-pgsql openssh-server postgresql iproute2 util-li
 cargo_is_new() {
     PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin
     export PATH
-    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$here/../Cargo.toml")
-    have=$(cd "$here/.." && cargo --version 2>/dev/null | cut -d' ' -f2) || have=''
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$repo/Cargo.toml")
+    have=$(cd "$repo" && cargo --version 2>/dev/null | cut -d' ' -f2) || have=''
     [ -n "$have" ] && [ "$(printf '%s\n%s\n' "$wanted" "$have" | sort -V | head -n 1)" = "$wanted" ]
 }
 
@@ -77,8 +77,8 @@ find_cargo() {
 build() {
     [ -z "$bin" ] || return 0
     find_cargo
-    (cd "$here/.." && cargo build --release --locked --quiet --workspace --bins)
-    bin=$(cd "$here/.." && cargo metadata --format-version 1 --no-deps --locked | jq -r .target_directory)/release
+    (cd "$repo" && cargo build --release --locked --quiet --workspace --bins)
+    bin=$(cd "$repo" && cargo metadata --format-version 1 --no-deps --locked | jq -r .target_directory)/release
 }
 
 # A free port on 127.0.0.1, as far as one can know.

@@ -6,7 +6,7 @@
  *     php sample.php create ROOT FILES USERS SEED MEDIAN-BYTES PGHOST PGUSER PGPASSWORD PGDATABASE
  *     php sample.php change ROOT COUNT SEED
  *
- * Called by scripts/sample-instance and scripts/sample-change. The same arguments give the same
+ * Called by tests/lab/sample-instance and tests/lab/sample-change. The same arguments give the same
  * names, contents and rows. MEDIAN-BYTES 0 makes empty files.
  */
 
