@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::line::{Line, TELL, or_skip_list, teller};
 use super::pipe::converse;
-use crate::protocol::{self, Cloned, Kept, Kind, Making, Opened, Receive};
+use crate::protocol::{self, Cloned, Frame, Kept, Making, Opened, Receive};
 use crate::rsync::argv;
 use crate::store::allowance::{Allowance, Limits};
 use crate::store::damaged::Damaged;
@@ -202,7 +202,7 @@ impl Writing {
             if writable.copy && watcher.1.elapsed() >= TELL {
                 watcher.1 = Instant::now();
                 let count = watcher.2.to_be_bytes();
-                protocol::send(watcher.0, Kind::Count, &count)?;
+                protocol::send(watcher.0, Frame::Count, &count)?;
                 watcher.0.flush()?;
             }
             Ok(())
