@@ -23,10 +23,11 @@ use crate::protocol::{self, Cloned, Frame, Kept, Making, Opened, Receive};
 use crate::rsync::argv;
 use crate::store::allowance::{Allowance, Limits};
 use crate::store::damaged::Damaged;
+use crate::store::done::{AllDone, DirTimes, Done};
 use crate::store::merge::{Listed, Merge};
 use crate::store::open::{self, Writable};
 use crate::store::path::check_path;
-use crate::store::publish::{AllDone, Described, DirTimes, Done, publish};
+use crate::store::publish::{Described, publish};
 use crate::store::{INCOMING, PARTIAL, RESUME, Store, clone, manifest, open_dir, pace, remove, split};
 use crate::tree::{Census, Stamp};
 
