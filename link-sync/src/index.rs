@@ -23,8 +23,9 @@ pub struct Header {
     format: u32,
     /// The snapshot it describes.
     pub snapshot_id: String,
-    /// The source's path.
-    pub path_b64: String,
+    /// The source's path, as [`encode_path`] makes it. Its key is older than its form.
+    #[serde(rename = "path_b64")]
+    pub path: String,
     /// The source's file system.
     pub fs_id: Option<String>,
     dirs: u64,
@@ -68,7 +69,7 @@ pub fn save(file: &Path, source: &Path, fs_id: Option<&str>, snapshot_id: &str, 
     let header = Header {
         format: FORMAT,
         snapshot_id: snapshot_id.to_owned(),
-        path_b64: encode_path(source),
+        path: encode_path(source),
         fs_id: fs_id.map(str::to_owned),
         dirs: tree.dirs.len() as u64,
         submounts: tree.submounts.clone(),

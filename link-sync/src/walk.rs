@@ -69,7 +69,7 @@ const LONGEST: usize = 4095;
 /// rsync 3.5 gives up a whole source in which folders lie deeper than about 1,024, and does not say where.
 const DEEPEST: usize = 1000;
 
-struct Found {
+struct Listing {
     dir: Dir,
     /// What cannot be sent: too long, or too deep.
     beyond: Vec<Vec<u8>>,
@@ -87,7 +87,7 @@ fn read_dir(
     mounts: &Mounts,
     path: &[u8],
     (above, mut trusted): (u64, bool),
-) -> Result<Option<Found>> {
+) -> Result<Option<Listing>> {
     let context = || format!("cannot read the folder {}", show(path));
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let at = if path.is_empty() { OsStr::new(".") } else { OsStr::from_bytes(path) };
@@ -137,7 +137,7 @@ fn read_dir(
             subdirs.push(full);
         }
     }
-    Ok(Some(Found { dir: Dir::new(list), beyond, subdirs, dev, trusted, untrusted }))
+    Ok(Some(Listing { dir: Dir::new(list), beyond, subdirs, dev, trusted, untrusted }))
 }
 
 /// Whether the folder `name` with the number of a stub is one of btrfs, and not the top of another file system.

@@ -14,7 +14,7 @@ use crate::far::Far;
 use crate::names::show;
 use crate::protocol::{Cloned, Making};
 use crate::store::changes::{self, Delta, Marked};
-use crate::store::clone::Lacking;
+use crate::store::compare::{Lacking, Named};
 use crate::tree::{Census, Stamp, join};
 
 type Paths = Vec<Vec<u8>>;
@@ -60,12 +60,14 @@ impl Two<'_> {
                 }
             })
         })?;
-        let (lost, touched) = self.named(&lacking)?;
-        // The time of a folder in which something was missing is not what it was.
-        let of_folders = lacking.folders.iter().flat_map(|(from, to)| *from..*to);
-        let of_folders = of_folders.filter_map(|at| folders.get(usize::try_from(at).ok()?)).cloned();
+        let Named { lost, touched } = lacking.named(&folders, |each| {
+            changes::shared(self.base, self.wanted, |dir, entry| {
+                entry.into_iter().for_each(|(name, _)| each(dir, name));
+                Ok(())
+            })
+        })?;
         let mut again: Vec<Marked> = Vec::new();
-        for path in lost.iter().cloned().chain(touched).chain(of_folders) {
+        for path in lost.iter().cloned().chain(touched) {
             again.push(changes::mark(self.wanted, path)?);
         }
         // The top's own time is told by the census alone.
@@ -93,24 +95,6 @@ impl Two<'_> {
             Ok(())
         })?;
         Ok(census)
-    }
-
-    /// The paths behind the numbers: those that are missing, and folders with another time.
-    fn named(&self, lacking: &Lacking) -> Result<(Paths, Paths)> {
-        let (mut lost, mut touched, mut number) = (Vec::new(), Vec::new(), 0u64);
-        let (mut paths, mut times) = (lacking.paths.iter().peekable(), lacking.times.iter().peekable());
-        changes::shared(self.base, self.wanted, |dir, entry| -> Result<()> {
-            let Some((name, _)) = entry else { return Ok(()) };
-            for (ranges, list) in [(&mut paths, &mut lost), (&mut times, &mut touched)] {
-                while ranges.next_if(|(_, to)| *to <= number).is_some() {}
-                if ranges.peek().is_some_and(|(from, _)| *from <= number) {
-                    list.push(join(dir, name));
-                }
-            }
-            number += 1;
-            Ok(())
-        })?;
-        Ok((lost, touched))
     }
 }
 

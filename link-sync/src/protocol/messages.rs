@@ -126,7 +126,7 @@ pub enum Making {
         source: String,
     },
     /// Compare the clone with what it should hold: for each folder, sorted, a [`crate::store::merge::Listed`] of kind 0 and one for
-    /// everything that is expected in it. Answer: [`crate::store::clone::Lacking`].
+    /// everything that is expected in it. Answer: [`crate::store::compare::Lacking`].
     Compare {
         /// Name of the source.
         source: String,

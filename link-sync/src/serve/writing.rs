@@ -19,14 +19,15 @@ use serde_json::{Value, json};
 
 use super::line::{Line, TELL, or_skip_list, teller};
 use super::pipe::converse;
-use crate::protocol::{self, Cloned, Kept, Kind, Making, Opened, Receive};
+use crate::protocol::{self, Cloned, Frame, Kept, Making, Opened, Receive};
 use crate::rsync::argv;
 use crate::store::allowance::{Allowance, Limits};
 use crate::store::damaged::Damaged;
+use crate::store::done::{AllDone, DirTimes, Done};
 use crate::store::merge::{Listed, Merge};
 use crate::store::open::{self, Writable};
 use crate::store::path::check_path;
-use crate::store::publish::{AllDone, Described, DirTimes, Done, publish};
+use crate::store::publish::{Described, publish};
 use crate::store::{INCOMING, PARTIAL, RESUME, Store, clone, manifest, open_dir, pace, remove, split};
 use crate::tree::{Census, Stamp};
 
@@ -202,7 +203,7 @@ impl Writing {
             if writable.copy && watcher.1.elapsed() >= TELL {
                 watcher.1 = Instant::now();
                 let count = watcher.2.to_be_bytes();
-                protocol::send(watcher.0, Kind::Count, &count)?;
+                protocol::send(watcher.0, Frame::Count, &count)?;
                 watcher.0.flush()?;
             }
             Ok(())
@@ -215,7 +216,10 @@ impl Writing {
     fn compare(&mut self, source: &str, input: &mut impl Read) -> Result<Value> {
         let writable = &self.writable;
         let ready = named(source).and_then(|()| {
-            Ok(clone::Compare::new(writable.source_dir(PARTIAL, source)?, writable.keeps.times()))
+            Ok(crate::store::compare::Compare::new(
+                writable.source_dir(PARTIAL, source)?,
+                writable.keeps.times(),
+            ))
         });
         let mut compare = or_skip_list(ready, input)?;
         protocol::read_list(input, |item| {

@@ -9,7 +9,7 @@ use super::plan::{Plan, marked_bytes};
 use crate::names::{show, some};
 use crate::protocol::{Cloned, Making};
 use crate::source::Source;
-use crate::store::clone::Lacking;
+use crate::store::compare::{Lacking, Named};
 use crate::tree::{Census, Stamp, Tree, join};
 
 impl Session {
@@ -56,24 +56,14 @@ impl Session {
                 }
             })
         })?;
-        let (mut lost, mut touched, mut number) = (Vec::new(), Vec::new(), 0u64);
-        let (mut paths, mut times) = (lacking.paths.iter().peekable(), lacking.times.iter().peekable());
-        tree.cloned(old, |dir, entry| -> Result<()> {
-            let Some((name, _)) = entry else { return Ok(()) };
-            for (ranges, list) in [(&mut paths, &mut lost), (&mut times, &mut touched)] {
-                while ranges.next_if(|(_, to)| *to <= number).is_some() {}
-                if ranges.peek().is_some_and(|(from, _)| *from <= number) {
-                    list.push(join(dir, name));
-                }
-            }
-            number += 1;
-            Ok(())
+        let Named { lost, touched } = lacking.named(&folders, |each| {
+            tree.cloned(old, |dir, entry| {
+                entry.into_iter().for_each(|(name, _)| each(dir, name));
+                Ok(())
+            })
         })?;
-        // The time of a folder in which something was done by hand is not what it was.
-        let of_folders = lacking.folders.iter().flat_map(|(from, to)| *from..*to);
-        let of_folders = of_folders.filter_map(|at| folders.get(usize::try_from(at).ok()?)).cloned();
         tree.root_changed = true;
-        for path in lost.iter().cloned().chain(touched).chain(of_folders).filter(|path| !path.is_empty()) {
+        for path in lost.iter().cloned().chain(touched).filter(|path| !path.is_empty()) {
             tree.mark(&path, &mut plan.changes);
         }
         plan.changes.dirs.sort_unstable();

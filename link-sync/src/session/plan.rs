@@ -158,7 +158,7 @@ impl Session {
             }
             Ok(Some(header))
                 if !FsId::noted(header.fs_id.clone()).is(&checked.fs_id)
-                    || header.path_b64 != index::encode_path(&source.path) =>
+                    || header.path != index::encode_path(&source.path) =>
             {
                 return Err("the index is of another folder or file system".into());
             }

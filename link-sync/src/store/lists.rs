@@ -63,7 +63,7 @@ fn one(store: &File, date: &str, heirs: &[Option<&str>], written: &impl Fn(u64) 
     let mut result = Ok(());
     for heir in heirs.iter().flatten() {
         let before = std::mem::take(&mut rest).into_iter();
-        let mut lines = Source { list: lines.take(), rest: before, damaged: 0 };
+        let mut lines = LineSource { list: lines.take(), rest: before, damaged: 0 };
         let heir_top = open_dir(store, heir.as_bytes()).with_context(|| format!("cannot open {heir}"))?;
         let mut shared = Shared { from: &top, into: &heir_top, open: Vec::new(), unread: None };
         let handed = merge(&heir_top, &mut lines, &mut shared, &mut rest, written);
@@ -83,13 +83,13 @@ fn one(store: &File, date: &str, heirs: &[Option<&str>], written: &impl Fn(u64) 
 type Own = (Vec<u8>, Option<Vec<u8>>);
 
 /// Lines, from a list or from those that another date did not take.
-struct Source {
+struct LineSource {
     list: Option<Lines>,
     rest: std::vec::IntoIter<Vec<u8>>,
     damaged: u64,
 }
 
-impl Source {
+impl LineSource {
     /// The next line and its path.
     fn next(&mut self) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
         loop {
@@ -150,7 +150,7 @@ impl Shared<'_> {
 /// Adds to the list of the date open as `heir` those `lines` whose file it shares; the others become `rest`.
 fn merge(
     heir: &File,
-    lines: &mut Source,
+    lines: &mut LineSource,
     shared: &mut Shared<'_>,
     rest: &mut Vec<Vec<u8>>,
     written: &impl Fn(u64) -> Result<()>,

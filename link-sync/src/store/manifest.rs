@@ -21,9 +21,9 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::changes::{self, Delta};
+use super::done::AllDone;
 use super::open::{Writable, existing};
 use super::pace::Pace;
-use super::publish::AllDone;
 use super::sums::{Lines, Sum, hex};
 use super::{META, PARTIAL, attributes, ensure_dir, mtree, open_dir, open_file, open_file_at, split, sums};
 use crate::names::show;
@@ -70,7 +70,7 @@ pub struct Made {
 }
 
 /// A path that is new, or a folder that changed.
-struct Entry {
+struct NewLine {
     path: Vec<u8>,
     body: Vec<u8>,
     sum: Option<Sum>,
@@ -212,7 +212,7 @@ fn hash_all(
     paths: &[Vec<u8>],
     total: u64,
     watch: &(impl Fn(u64, u64) -> Result<()> + Sync),
-) -> Result<Vec<Entry>> {
+) -> Result<Vec<NewLine>> {
     let (found, done) = (Mutex::new(Vec::with_capacity(paths.len())), AtomicU64::new(0));
     parallel::each(0..paths.len(), |range: std::ops::Range<usize>, more| {
         if range.len() > PIECE {
@@ -232,11 +232,11 @@ fn hash_all(
         Ok(())
     })?;
     let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
-    found.sort_unstable_by(|a: &Entry, b: &Entry| a.path.cmp(&b.path));
+    found.sort_unstable_by(|a: &NewLine, b: &NewLine| a.path.cmp(&b.path));
     Ok(found)
 }
 
-fn entry(top: &File, path: &[u8], read: impl FnMut(u64) -> Result<()>) -> Result<Entry> {
+fn entry(top: &File, path: &[u8], read: impl FnMut(u64) -> Result<()>) -> Result<NewLine> {
     let (dir, name) = split(path);
     let parent = open_dir(top, dir)?;
     if !nix::unistd::geteuid().is_root() {
@@ -249,7 +249,7 @@ fn entry(top: &File, path: &[u8], read: impl FnMut(u64) -> Result<()>) -> Result
     }
     let looked = mtree::look(&parent, name)?;
     let sum = looked.file.map(|mut file| sums::of_file(&mut file, read)).transpose()?;
-    Ok(Entry { path: path.to_vec(), body: looked.body, sum: sum.map(|s| s.0) })
+    Ok(NewLine { path: path.to_vec(), body: looked.body, sum: sum.map(|s| s.0) })
 }
 
 /// Writes one manifest: the base's lines without what is gone, and the new ones among them, by path.
@@ -259,7 +259,7 @@ fn write(
     head: &[u8],
     base: Option<Lines>,
     gone: &HashSet<Vec<u8>>,
-    entries: &[Entry],
+    entries: &[NewLine],
     pace: &Pace,
 ) -> Result<FileDigest> {
     let context = || format!("cannot write {META}/{name}");
@@ -269,7 +269,7 @@ fn write(
     let of_sums = name == SUMS;
     let mut new = entries.iter().filter(|e| !of_sums || e.sum.is_some()).peekable();
     let mut line = Vec::new();
-    let mut add = |out: &mut Output<'_>, entry: &Entry| {
+    let mut add = |out: &mut Output<'_>, entry: &NewLine| {
         line.clear();
         match entry.sum.filter(|_| of_sums) {
             Some(sum) => sums::line(&mut line, &sum, &entry.path),

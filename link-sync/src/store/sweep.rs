@@ -20,16 +20,16 @@ use crate::tree::join;
 const TRIES: usize = 8;
 
 /// A folder that is being emptied.
-struct Folder {
+struct Emptied {
     path: Vec<u8>,
-    parent: Option<Arc<Folder>>,
+    parent: Option<Arc<Emptied>>,
     /// Folders in it that are still there, and one more until its own names are gone.
     left: AtomicUsize,
 }
 
-impl Folder {
-    fn new(path: Vec<u8>, parent: Option<Arc<Folder>>) -> Arc<Folder> {
-        Arc::new(Folder { path, parent, left: AtomicUsize::new(1) })
+impl Emptied {
+    fn new(path: Vec<u8>, parent: Option<Arc<Emptied>>) -> Arc<Emptied> {
+        Arc::new(Emptied { path, parent, left: AtomicUsize::new(1) })
     }
 }
 
@@ -44,7 +44,7 @@ pub fn sweep(dir: &File, name: &str, removed: &(impl Fn(u64) -> Result<()> + Syn
         Err(e) => return Err(e).with_context(context),
     }
     let all = AtomicU64::new(0);
-    parallel::each(Folder::new(name.as_bytes().to_vec(), None), |folder, more| {
+    parallel::each(Emptied::new(name.as_bytes().to_vec(), None), |folder, more| {
         let count = empty(dir, &folder, more)?;
         all.fetch_add(count, Ordering::Relaxed);
         removed(count)?;
@@ -55,7 +55,7 @@ pub fn sweep(dir: &File, name: &str, removed: &(impl Fn(u64) -> Result<()> + Syn
 }
 
 /// Removes the names in `folder` that are no folders; those are `more` work.
-fn empty(dir: &File, folder: &Arc<Folder>, more: &mut Vec<Arc<Folder>>) -> Result<u64> {
+fn empty(dir: &File, folder: &Arc<Emptied>, more: &mut Vec<Arc<Emptied>>) -> Result<u64> {
     let context = || format!("cannot read the folder {}", crate::names::show(&folder.path));
     let open = open_closed(dir, &folder.path).with_context(context)?;
     let names = visit::names(&open).with_context(context)?;
@@ -63,7 +63,7 @@ fn empty(dir: &File, folder: &Arc<Folder>, more: &mut Vec<Arc<Folder>>) -> Resul
     let below = more.len();
     for (name, is_dir, _) in names {
         if is_dir {
-            more.push(Folder::new(join(&folder.path, &name), Some(Arc::clone(folder))));
+            more.push(Emptied::new(join(&folder.path, &name), Some(Arc::clone(folder))));
             continue;
         }
         remove_one(&open, &name, UnlinkatFlags::NoRemoveDir)
@@ -74,7 +74,7 @@ fn empty(dir: &File, folder: &Arc<Folder>, more: &mut Vec<Arc<Folder>>) -> Resul
 }
 
 /// `folder`'s own names, or the last folder in it, are gone: removes it if that was all, and then what it lay in.
-fn gone(dir: &File, folder: &Arc<Folder>) -> Result<()> {
+fn gone(dir: &File, folder: &Arc<Emptied>) -> Result<()> {
     let mut folder = folder;
     while folder.left.fetch_sub(1, Ordering::AcqRel) == 1 {
         let (parent, name) = split(&folder.path);

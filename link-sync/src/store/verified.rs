@@ -34,7 +34,7 @@ pub struct Verified {
 
 /// The file's content. Keys are only ever added.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-pub struct Record {
+pub struct Verifications {
     /// The last one of all.
     pub last: Option<Verified>,
     /// The last one that read every file of every snapshot.
@@ -51,9 +51,9 @@ impl Verified {
     }
 }
 
-impl Record {
+impl Verifications {
     /// The store's record; an empty one if it was never verified, or the record is damaged.
-    pub fn load(store: &Store) -> Record {
+    pub fn load(store: &Store) -> Verifications {
         super::hint(store, FILE, LONGEST)
     }
 }
@@ -74,7 +74,7 @@ pub fn record(store: &Store, scope: &Scope, outcome: &Outcome, repaired: u64) ->
         findings: outcome.total(),
         repaired,
     };
-    let mut record = Record::load(store);
+    let mut record = Verifications::load(store);
     if scope.date == "all" && scope.sample >= 100.0 {
         record.last_full = Some(verified.clone());
     }
