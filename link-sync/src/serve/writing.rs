@@ -196,7 +196,7 @@ impl Writing {
             return value(Cloned { linked: 0, census: Census::default(), times });
         };
         let watcher = Mutex::new((&mut line.output, Instant::now(), 0u64));
-        let wrote = |links: u64| -> Result<()> {
+        let linked = |links: u64| -> Result<()> {
             self.wrote(links * pace::LINK + pace::FOLDER)?;
             let mut watcher = watcher.lock().unwrap_or_else(PoisonError::into_inner);
             watcher.2 += links + 1;
@@ -208,7 +208,7 @@ impl Writing {
             }
             Ok(())
         };
-        let census = clone::clone(&base, &self.fresh(source)?, &left_out, times, &wrote)?;
+        let census = clone::clone(&base, &self.fresh(source)?, &left_out, times, &linked)?;
         self.done.insert(source.to_owned(), done);
         value(Cloned { linked: census.files, census, times })
     }
