@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use common::complaint::tail;
-use common::fault::{Fault, Kind as FaultKind};
+use common::fault::{Fault, Kind};
 use common::program::Program;
 use common::run::{Child, Cmd};
 use common::signals;
@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use crate::budget::Budget;
 use crate::protocol::{
-    self, Door, GREETING, Hello, Kind, Knock, ListWriter, MAX_ANSWER, MAX_FRAME, READING, Reply, WRITING,
+    self, Door, Frame, GREETING, Hello, Knock, ListWriter, MAX_ANSWER, MAX_FRAME, READING, Reply, WRITING,
 };
 use crate::pulse::{Pipe, Pulse};
 use crate::settings::{Place, Settings};
@@ -164,9 +164,9 @@ impl Far {
         };
         let code = failure.exit_code.unwrap_or(255);
         failure.kind = match code {
-            69..=78 => FaultKind::from_exit_code(code),
-            _ if failure.stderr_tail.contains("Permission denied (") => FaultKind::Denied,
-            _ => FaultKind::Unavailable,
+            69..=78 => Kind::from_exit_code(code),
+            _ if failure.stderr_tail.contains("Permission denied (") => Kind::Denied,
+            _ => Kind::Unavailable,
         };
         let Some(host) = remote else {
             return anyhow::Error::from(failure).context("the store could not be opened");
@@ -271,10 +271,10 @@ impl Far {
             let kind =
                 protocol::receive(&mut self.input, &mut frame, MAX_ANSWER).map_err(|e| self.lost(e))?;
             match kind {
-                Some(Kind::Message) => return decode(&frame),
-                Some(Kind::Alive) => {}
-                Some(Kind::Item) => part(&frame)?,
-                Some(Kind::Count) => {
+                Some(Frame::Message) => return decode(&frame),
+                Some(Frame::Alive) => {}
+                Some(Frame::Item) => part(&frame)?,
+                Some(Frame::Count) => {
                     let number = |at: usize| {
                         let bytes = frame.get(at..).and_then(|rest| rest.first_chunk());
                         bytes.map_or(0, |n| u64::from_be_bytes(*n))

@@ -12,7 +12,7 @@ use common::mutant;
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, mkdirat};
 
-use crate::store::open_dir;
+use crate::store::beneath::open_dir;
 
 /// A path as the file system has it.
 #[derive(Debug)]

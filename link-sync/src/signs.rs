@@ -10,7 +10,7 @@ use common::mutant;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::protocol::{self, Kind};
+use crate::protocol::{self, Frame};
 use crate::silence::Silence;
 
 /// How often.
@@ -90,7 +90,7 @@ impl Alive {
             // that.
             if let Ok(mut output) = output.try_lock() {
                 // An end that has gone away is told by its input.
-                protocol::send(&mut *output, Kind::Alive, &[]).and_then(|()| output.flush()).ok();
+                protocol::send(&mut *output, Frame::Alive, &[]).and_then(|()| output.flush()).ok();
             }
         }
     }
@@ -215,7 +215,7 @@ mod tests {
         });
         let said = output.into_inner().unwrap();
         let mut one = Vec::new();
-        protocol::send(&mut one, Kind::Alive, &[]).unwrap();
+        protocol::send(&mut one, Frame::Alive, &[]).unwrap();
         said.len() / one.len()
     }
 

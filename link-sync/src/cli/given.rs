@@ -2,7 +2,7 @@
 
 use common::retention::Retention;
 
-use super::{Percent, Profile, Rules, Run, Settle};
+use super::{Percent, Profile, RuleOptions, Run, Settle};
 use crate::session::Allow;
 use crate::settings::Options;
 
@@ -61,7 +61,7 @@ impl Settle {
     }
 }
 
-impl Rules {
+impl RuleOptions {
     /// As the profile has them.
     pub fn retention(&self) -> Retention {
         Retention {

@@ -380,7 +380,7 @@ pub struct Prune {
     #[arg(long)]
     pub dry_run: bool,
     #[command(flatten)]
-    pub rules: Rules,
+    pub rules: RuleOptions,
     /// Remove this one date, whatever the rules say; needs --yes. Also for a
     /// damaged or odd one, which no rule ever removes.
     #[arg(long, value_name = "DATE")]
@@ -398,7 +398,7 @@ pub struct Prune {
 
 /// The rules of retention; each is a key of `[store.retention]`, too.
 #[derive(Args, Clone, Debug)]
-pub struct Rules {
+pub struct RuleOptions {
     /// Keep the newest N.
     #[arg(long, value_name = "N")]
     pub keep_last: Option<u32>,

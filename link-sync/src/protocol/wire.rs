@@ -25,7 +25,7 @@ const MAX_LIST: u64 = 16 << 30;
 
 /// What a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum Frame {
     /// A request or a [`super::Reply`].
     Message,
     /// One part of a long answer (JSON); the reply that ends it follows.
@@ -44,14 +44,14 @@ pub enum Kind {
 }
 
 /// The letter of each kind.
-const KINDS: [(Kind, u8); 7] = [
-    (Kind::Message, b'M'),
-    (Kind::Item, b'I'),
-    (Kind::List, b'L'),
-    (Kind::Stream, b'S'),
-    (Kind::End, b'E'),
-    (Kind::Count, b'C'),
-    (Kind::Alive, b'A'),
+const KINDS: [(Frame, u8); 7] = [
+    (Frame::Message, b'M'),
+    (Frame::Item, b'I'),
+    (Frame::List, b'L'),
+    (Frame::Stream, b'S'),
+    (Frame::End, b'E'),
+    (Frame::Count, b'C'),
+    (Frame::Alive, b'A'),
 ];
 
 /// How much of what lists said may be remembered.
@@ -80,7 +80,7 @@ impl Kept {
 }
 
 /// Writes one frame; `payload` is at most [`MAX_FRAME`] long.
-pub fn send(out: &mut impl Write, kind: Kind, payload: &[u8]) -> std::io::Result<()> {
+pub fn send(out: &mut impl Write, kind: Frame, payload: &[u8]) -> std::io::Result<()> {
     let mut head = [0u8; 5];
     head[0] = KINDS.iter().find(|(k, _)| *k == kind).map_or(0, |(_, letter)| *letter);
     head[1..].copy_from_slice(&u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes());
@@ -89,7 +89,7 @@ pub fn send(out: &mut impl Write, kind: Kind, payload: &[u8]) -> std::io::Result
 }
 
 /// Reads one frame into `payload`; `None` at the end of the input. A message or an item is at most `most` bytes long.
-pub fn receive(input: &mut impl Read, payload: &mut Vec<u8>, most: usize) -> Result<Option<Kind>> {
+pub fn receive(input: &mut impl Read, payload: &mut Vec<u8>, most: usize) -> Result<Option<Frame>> {
     let mut head = [0u8; 5];
     match input.read(&mut head[..1])? {
         0 => return Ok(None),
@@ -99,7 +99,7 @@ pub fn receive(input: &mut impl Read, payload: &mut Vec<u8>, most: usize) -> Res
         bail!("the other end sent a frame of kind {}: it does not speak this protocol", head[0]);
     };
     let len = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
-    let limit = if matches!(kind, Kind::Message | Kind::Item) { most } else { MAX_FRAME };
+    let limit = if matches!(kind, Frame::Message | Frame::Item) { most } else { MAX_FRAME };
     if len > limit && !mutant::active("frames-of-any-size") {
         bail!("the other end sent a frame of {len} bytes, and {limit} are the most");
     }
@@ -115,7 +115,7 @@ pub fn receive(input: &mut impl Read, payload: &mut Vec<u8>, most: usize) -> Res
 /// Sends a message.
 pub fn send_message(out: &mut impl Write, message: &impl Serialize) -> Result<()> {
     let text = serde_json::to_vec(message).context("cannot encode a message")?;
-    send(out, Kind::Message, &text)?;
+    send(out, Frame::Message, &text)?;
     out.flush()?;
     Ok(())
 }
@@ -123,7 +123,7 @@ pub fn send_message(out: &mut impl Write, message: &impl Serialize) -> Result<()
 /// Sends one part of a long answer.
 pub fn send_item(out: &mut impl Write, item: &Value) -> Result<()> {
     let text = serde_json::to_vec(item).context("cannot encode an answer")?;
-    send(out, Kind::Item, &text)?;
+    send(out, Frame::Item, &text)?;
     out.flush()?;
     Ok(())
 }
@@ -159,7 +159,7 @@ impl<'a, W: Write> ListWriter<'a, W> {
 
     fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
         if self.buffer.len() + 4 + bytes.len() > MAX_FRAME {
-            send(self.out, Kind::List, &self.buffer)?;
+            send(self.out, Frame::List, &self.buffer)?;
             self.buffer.clear();
         }
         let len = u32::try_from(bytes.len()).context("a path is too long")?;
@@ -171,9 +171,9 @@ impl<'a, W: Write> ListWriter<'a, W> {
     /// Sends the rest and the end of the list.
     pub fn finish(self) -> Result<()> {
         if !self.buffer.is_empty() {
-            send(self.out, Kind::List, &self.buffer)?;
+            send(self.out, Frame::List, &self.buffer)?;
         }
-        send(self.out, Kind::List, &[])?;
+        send(self.out, Frame::List, &[])?;
         self.out.flush()?;
         Ok(())
     }
@@ -186,8 +186,8 @@ pub fn read_list(input: &mut impl Read, mut each: impl FnMut(&[u8]) -> Result<()
     let mut outcome = Ok(());
     loop {
         match receive(input, &mut frame, 0)? {
-            Some(Kind::List) if frame.is_empty() => return outcome,
-            Some(Kind::List) => {}
+            Some(Frame::List) if frame.is_empty() => return outcome,
+            Some(Frame::List) => {}
             _ => bail!("the other end broke off in the middle of a list"),
         }
         bytes += frame.len() as u64;
@@ -255,9 +255,9 @@ mod tests {
         list.path(b"bad").unwrap();
         list.path(b"good").unwrap();
         list.finish().unwrap();
-        send(&mut wire, Kind::End, b"").unwrap();
+        send(&mut wire, Frame::End, b"").unwrap();
         let mut input = &wire[..];
         assert!(read_list(&mut input, |_| bail!("no")).is_err());
-        assert_eq!(receive(&mut input, &mut Vec::new(), 0).unwrap(), Some(Kind::End));
+        assert_eq!(receive(&mut input, &mut Vec::new(), 0).unwrap(), Some(Frame::End));
     }
 }

@@ -18,7 +18,7 @@ use crate::tree::join;
 
 /// What becomes of what matches no snapshot.
 #[derive(Debug)]
-pub struct LeftOut {
+pub struct Leftovers {
     /// It goes back.
     back: Excludes,
     /// It goes with what was replaced, and is not looked into.
@@ -26,10 +26,10 @@ pub struct LeftOut {
 }
 
 /// The rules for `source`. When all of it comes back (`whole`), what Nextcloud makes again does not outlive it.
-pub fn rules(source: &Source, whole: bool) -> Result<LeftOut> {
+pub fn rules(source: &Source, whole: bool) -> Result<Leftovers> {
     let goes = |p: &String| is_drop_in(p) || whole && is_remade(p);
     let (remade, back): (Vec<String>, Vec<String>) = source.exclude.iter().cloned().partition(goes);
-    Ok(LeftOut { back: Excludes::new(&back, Vec::new())?, remade: Excludes::new(&remade, Vec::new())? })
+    Ok(Leftovers { back: Excludes::new(&back, Vec::new())?, remade: Excludes::new(&remade, Vec::new())? })
 }
 
 /// Where it is, and where it goes.
@@ -59,7 +59,7 @@ pub struct NotBack {
 impl PutBack<'_> {
     /// Does it; the times of the folders in the target stay. A disk may be why all of this is done, so nothing that
     /// cannot be looked into stops it.
-    pub fn run(&self, rules: &LeftOut) -> Result<NotBack> {
+    pub fn run(&self, rules: &Leftovers) -> Result<NotBack> {
         let mut not_back = NotBack::default();
         let mut waiting: Vec<Vec<u8>> = vec![Vec::new()];
         while let Some(path) = waiting.pop() {

@@ -1,9 +1,10 @@
-//! rsync's command lines.
+//! rsync's command lines, and what they are made of.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::os::fd::{AsRawFd as _, RawFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use common::account::Account;
@@ -12,9 +13,69 @@ use common::mutant;
 use common::program::Program;
 use common::run::Cmd;
 
-use super::Transfer;
-use super::fetch::{Fetch, TEMPORARY};
+use crate::budget::Budget;
 use crate::protocol::{Receive, Sending};
+
+/// In the folder of what arrives: rsync's half-written files.
+pub const TEMPORARY: &str = ".nc-restore-tmp";
+
+/// One run of rsync that sends.
+#[derive(Debug)]
+pub struct Transfer<'a> {
+    /// argv of rsync.
+    pub rsync: &'a [String],
+    /// The source's folder.
+    pub path: &'a Path,
+    /// NUL-separated paths to send.
+    pub list: File,
+    /// The list is `.`, and nothing in it is meant.
+    pub only_itself: bool,
+    /// What the far end is asked for; its capabilities are filled in.
+    pub source: &'a str,
+    /// Compare contents.
+    pub checksum: bool,
+    /// Modification times count.
+    pub times: bool,
+    /// Compare with the partial snapshot.
+    pub again: bool,
+    /// rsync reads as this account.
+    pub account: Option<&'a Account>,
+    /// Also the attributes rsync itself keeps owners in.
+    pub all_xattrs: bool,
+    /// Extended attributes.
+    pub xattrs: bool,
+    /// ACLs.
+    pub acls: bool,
+    /// Once more over what was sent, for ACLs and no extended attributes.
+    pub acls_only: bool,
+    /// rsync is ended when the time is over.
+    pub budget: &'a Budget,
+}
+
+/// One run of rsync that fetches, for a restore.
+#[derive(Debug)]
+pub struct Fetch<'a> {
+    /// argv of rsync.
+    pub rsync: &'a [String],
+    /// The private folder; rsync inherits it, and with it the lock.
+    pub folder: &'a File,
+    /// `SOURCE/PATH` in the snapshot.
+    pub path: &'a [u8],
+    /// The folder of what arrives that it goes to.
+    pub into: &'a File,
+    /// Folders, by their names there, whose content is none of this run's business.
+    pub without: Vec<Vec<u8>>,
+    /// So many of its first parts are not part of the names that come.
+    pub strip: usize,
+    /// Compare contents of what is there already.
+    pub checksum: bool,
+    /// Only compare.
+    pub dry: bool,
+    /// Extended attributes.
+    pub xattrs: bool,
+    /// ACLs.
+    pub acls: bool,
+}
 
 /// Options for an rsync that is root's: XFS shows root its ACLs a second time, as attributes of its own. Sent as such they
 /// mean nothing elsewhere, and an rsync that removes what was not sent removes the ACL with them. (With a rule for

@@ -7,39 +7,12 @@ use std::process::Stdio;
 
 use anyhow::{Context as _, Result};
 
+use super::argv::{self, Fetch};
+use super::named_files;
 use super::tunnel::{self, Started, carry};
-use super::{argv, named_files};
 use crate::far::Far;
 use crate::progress::Progress;
 use crate::protocol::{ListWriter, ReadHolding, Sending};
-
-/// In the folder of what arrives: rsync's half-written files.
-pub const TEMPORARY: &str = ".nc-restore-tmp";
-
-/// One run of rsync.
-#[derive(Debug)]
-pub struct Fetch<'a> {
-    /// argv of rsync.
-    pub rsync: &'a [String],
-    /// The private folder; rsync inherits it, and with it the lock.
-    pub folder: &'a File,
-    /// `SOURCE/PATH` in the snapshot.
-    pub path: &'a [u8],
-    /// The folder of what arrives that it goes to.
-    pub into: &'a File,
-    /// Folders, by their names there, whose content is none of this run's business.
-    pub without: Vec<Vec<u8>>,
-    /// So many of its first parts are not part of the names that come.
-    pub strip: usize,
-    /// Compare contents of what is there already.
-    pub checksum: bool,
-    /// Only compare.
-    pub dry: bool,
-    /// Extended attributes.
-    pub xattrs: bool,
-    /// ACLs.
-    pub acls: bool,
-}
 
 impl Fetch<'_> {
     /// Runs it. Returns rsync's lines about what it changed, or, in a dry run, what differs.

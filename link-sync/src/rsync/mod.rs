@@ -16,19 +16,17 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use common::account::Account;
 use common::run::Child;
 use nix::fcntl::{OFlag, open};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
-use crate::budget::Budget;
 use crate::far::Far;
 use crate::progress::Progress;
 use crate::protocol::{Making, Receive, Received};
 use crate::watch::Watch;
-pub use fetch::{Fetch, TEMPORARY};
+pub use argv::{Fetch, TEMPORARY, Transfer};
 use tunnel::{Started, carry};
 pub use tunnel::{inherited, tunnel};
 
@@ -36,39 +34,6 @@ pub use tunnel::{inherited, tunnel};
 pub const VANISHED: i32 = 24;
 /// rsync's way of saying that some files could not be sent.
 const PARTIAL: i32 = 23;
-/// One run of rsync.
-#[derive(Debug)]
-pub struct Transfer<'a> {
-    /// argv of rsync.
-    pub rsync: &'a [String],
-    /// The source's folder.
-    pub path: &'a Path,
-    /// NUL-separated paths to send.
-    pub list: File,
-    /// The list is `.`, and nothing in it is meant.
-    pub only_itself: bool,
-    /// What the far end is asked for; its capabilities are filled in.
-    pub source: &'a str,
-    /// Compare contents.
-    pub checksum: bool,
-    /// Modification times count.
-    pub times: bool,
-    /// Compare with the partial snapshot.
-    pub again: bool,
-    /// rsync reads as this account.
-    pub account: Option<&'a Account>,
-    /// Also the attributes rsync itself keeps owners in.
-    pub all_xattrs: bool,
-    /// Extended attributes.
-    pub xattrs: bool,
-    /// ACLs.
-    pub acls: bool,
-    /// Once more over what was sent, for ACLs and no extended attributes.
-    pub acls_only: bool,
-    /// rsync is ended when the time is over.
-    pub budget: &'a Budget,
-}
-
 /// What a run of rsync did.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sent {

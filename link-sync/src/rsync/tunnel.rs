@@ -22,7 +22,7 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 use super::argv::capabilities;
 use crate::far::Far;
 use crate::progress::Progress;
-use crate::protocol::{self, Kind, MAX_ANSWER, MAX_FRAME, Received};
+use crate::protocol::{self, Frame, MAX_ANSWER, MAX_FRAME, Received};
 
 /// How long rsync may take to start its "remote shell".
 const START: Duration = Duration::from_secs(30);
@@ -128,11 +128,11 @@ pub fn carry(
             loop {
                 let n = from_rsync.read(&mut buffer)?;
                 if n == 0 {
-                    protocol::send(output, Kind::End, &[])?;
+                    protocol::send(output, Frame::End, &[])?;
                     output.flush()?;
                     return Ok(sent);
                 }
-                protocol::send(output, Kind::Stream, &buffer[..n])?;
+                protocol::send(output, Frame::Stream, &buffer[..n])?;
                 output.flush()?;
                 sent += n as u64;
                 if !receiver {
@@ -166,22 +166,22 @@ fn pass_back(
     let mut frame = Vec::new();
     loop {
         match protocol::receive(input, &mut frame, MAX_ANSWER)? {
-            Some(Kind::Stream) => {
+            Some(Frame::Stream) => {
                 came(frame.len() as u64);
                 // An rsync that has ended takes no more; its exit code tells.
                 if to_rsync.as_mut().is_some_and(|pipe| pipe.write_all(&frame).is_err()) {
                     to_rsync = None;
                 }
             }
-            Some(Kind::End) => {
+            Some(Frame::End) => {
                 // The receiving rsync has ended, so the "remote shell" ends as it did; rsync waits for that. One
                 // that has gone already needs no word.
                 to_rsync = None;
                 tunnel.write_all(frame.get(..1).unwrap_or(&[255])).ok();
             }
-            Some(Kind::Message) => return Ok(frame),
-            Some(Kind::Alive) => {}
-            Some(Kind::List | Kind::Count | Kind::Item) => bail!("the other end is out of step"),
+            Some(Frame::Message) => return Ok(frame),
+            Some(Frame::Alive) => {}
+            Some(Frame::List | Frame::Count | Frame::Item) => bail!("the other end is out of step"),
             None => bail!("it closed the connection"),
         }
     }

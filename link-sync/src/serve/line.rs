@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::protocol::{self, Door, Hello, Kind, Knock, MAX_FRAME, MAX_REQUEST, READING, Reply, WRITING};
+use crate::protocol::{self, Door, Frame, Hello, Knock, MAX_FRAME, MAX_REQUEST, READING, Reply, WRITING};
 use crate::signs::{Alive, Watched, Working};
 use crate::store::allowance::Limits;
 
@@ -99,7 +99,7 @@ impl<'a, I: Read, O: Write + Send> Line<'a, I, O> {
     pub fn next<Now: DeserializeOwned, All: DeserializeOwned>(&mut self, state: &str) -> Result<Option<Now>> {
         match protocol::receive(&mut self.input, &mut self.frame, MAX_REQUEST)? {
             None => return Ok(None),
-            Some(kind) => ensure!(kind == Kind::Message, "a request was expected"),
+            Some(kind) => ensure!(kind == Frame::Message, "a request was expected"),
         }
         self.asked += 1;
         self.working = Some(self.alive.working());
@@ -173,7 +173,7 @@ pub fn teller<W: Write + Send>(output: &mut W) -> impl Fn(u64, u64) -> Result<()
         if watcher.1.elapsed() >= TELL {
             watcher.1 = Instant::now();
             let count = [done.to_be_bytes(), total.to_be_bytes()].concat();
-            protocol::send(watcher.0, Kind::Count, &count)?;
+            protocol::send(watcher.0, Frame::Count, &count)?;
             watcher.0.flush()?;
         }
         Ok(())

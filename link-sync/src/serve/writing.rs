@@ -19,14 +19,15 @@ use serde_json::{Value, json};
 
 use super::line::{Line, TELL, or_skip_list, teller};
 use super::pipe::converse;
-use crate::protocol::{self, Cloned, Kept, Kind, Making, Opened, Receive};
+use crate::protocol::{self, Cloned, Frame, Kept, Making, Opened, Receive};
 use crate::rsync::argv;
 use crate::store::allowance::{Allowance, Limits};
 use crate::store::damaged::Damaged;
+use crate::store::done::{AllDone, DirTimes, Done};
 use crate::store::merge::{Listed, Merge};
 use crate::store::open::{self, Writable};
 use crate::store::path::check_path;
-use crate::store::publish::{AllDone, Described, DirTimes, Done, publish};
+use crate::store::publish::{Described, publish};
 use crate::store::{INCOMING, PARTIAL, RESUME, Store, clone, manifest, open_dir, pace, remove, split};
 use crate::tree::{Census, Stamp};
 
@@ -195,19 +196,19 @@ impl Writing {
             return value(Cloned { linked: 0, census: Census::default(), times });
         };
         let watcher = Mutex::new((&mut line.output, Instant::now(), 0u64));
-        let wrote = |links: u64| -> Result<()> {
+        let linked = |links: u64| -> Result<()> {
             self.wrote(links * pace::LINK + pace::FOLDER)?;
             let mut watcher = watcher.lock().unwrap_or_else(PoisonError::into_inner);
             watcher.2 += links + 1;
             if writable.copy && watcher.1.elapsed() >= TELL {
                 watcher.1 = Instant::now();
                 let count = watcher.2.to_be_bytes();
-                protocol::send(watcher.0, Kind::Count, &count)?;
+                protocol::send(watcher.0, Frame::Count, &count)?;
                 watcher.0.flush()?;
             }
             Ok(())
         };
-        let census = clone::clone(&base, &self.fresh(source)?, &left_out, times, &wrote)?;
+        let census = clone::clone(&base, &self.fresh(source)?, &left_out, times, &linked)?;
         self.done.insert(source.to_owned(), done);
         value(Cloned { linked: census.files, census, times })
     }

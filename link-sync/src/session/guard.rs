@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use common::fault::Fault;
 use common::mutant;
+use serde_json::Value;
 
 use crate::fsid::FsId;
 use crate::names::show;
@@ -13,6 +14,8 @@ use crate::source::{Checked, Source};
 use crate::store::meta::SourceMeta;
 use crate::tree::Tree;
 
+/// In the state folder: which store the last snapshot went to.
+pub(super) const STORE: &str = "store.json";
 /// A source that lost more than this many of a hundred paths is not believed.
 const SHRINK_PERCENT: u64 = 30;
 /// Below this many paths, a share says nothing.
@@ -109,6 +112,23 @@ impl Origin {
         }
         Ok(())
     }
+}
+
+/// Another store than last time may be another disk, mounted in its place.
+pub(super) fn same_store(settings: &Settings, store_id: &str, allow: Allow) -> Result<()> {
+    if let Ok(text) = std::fs::read(settings.state.join(STORE))
+        && let Ok(last) = serde_json::from_slice::<Value>(&text)
+        && last["store_id"].as_str().is_some_and(|id| id != store_id)
+        && !allow.new_store
+    {
+        return Err(Fault::config(format!(
+            "this is another store than last time (which holds {}): is the right disk mounted there?",
+            last["date"].as_str().unwrap_or("?")
+        ))
+        .hint("if the store was replaced on purpose, run once with --new-store")
+        .into());
+    }
+    Ok(())
 }
 
 /// A store inside a source would be copied into itself.

@@ -18,14 +18,13 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use common::fault::Fault;
 use common::record::RunRecord;
 use common::restoring;
 use common::status::Report;
 use serde_json::Value;
 
 pub use guard::Allow;
-use guard::store_apart;
+use guard::{same_store, store_apart};
 use taken::Taken;
 
 use crate::budget::{Budget, Rate};
@@ -45,7 +44,7 @@ pub struct Session {
     opened: Opened,
     taken: Vec<Taken>,
     seal: Option<RunRecord>,
-    /// When the pass that was sealed began and ended, as in [`Dump`].
+    /// When the pass that was sealed began and ended, as in [`crate::source::Dump`].
     sealed_ms: (u64, u64),
     rate: Rate,
     started_at: String,
@@ -71,19 +70,7 @@ impl Session {
         for warning in &opened.warnings {
             report.warn_value(warning.clone());
         }
-        let known = settings.state.join("store.json");
-        if let Ok(text) = std::fs::read(&known)
-            && let Ok(last) = serde_json::from_slice::<Value>(&text)
-            && last["store_id"].as_str().is_some_and(|id| id != opened.store_id)
-            && !allow.new_store
-        {
-            return Err(Fault::config(format!(
-                "this is another store than last time (which holds {}): is the right disk mounted there?",
-                last["date"].as_str().unwrap_or("?")
-            ))
-            .hint("if the store was replaced on purpose, run once with --new-store")
-            .into());
-        }
+        same_store(&settings, &opened.store_id, allow)?;
         if opened.resumed {
             report.warn("continues", "an interrupted run is continued: what it had sent is not sent again");
         }

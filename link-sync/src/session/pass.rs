@@ -25,6 +25,7 @@ pub(super) struct Pass<'a> {
     pub(super) checked: &'a Checked,
     pub(super) first: bool,
     pub(super) budget: &'a Budget,
+    pub(super) progress: &'a Progress,
 }
 
 impl Session {
@@ -76,8 +77,8 @@ impl Session {
             }
         };
         laps.lap(Phase::Compare);
-        let pass = Pass { source: &source, checked: &checked, first, budget };
-        let moved = match self.bring_up(&pass, &mut tree, &mut plan, &mut laps, progress, report) {
+        let pass = Pass { source: &source, checked: &checked, first, budget, progress };
+        let moved = match self.bring_up(&pass, &mut tree, &mut plan, &mut laps, report) {
             Ok(moved) => moved,
             Err(error) => {
                 if let Some(mut before) = again.filter(|_| is_over(&error)) {
@@ -113,7 +114,6 @@ impl Session {
         tree: &mut Tree,
         plan: &mut Plan,
         laps: &mut Laps,
-        progress: &Progress,
         report: &mut Report,
     ) -> Result<u64> {
         plan.bytes = marked_bytes(tree, &plan.changes);
@@ -126,7 +126,7 @@ impl Session {
         })?;
         self.prepare(pass.source, tree, plan, pass.first, report)?;
         laps.lap(Phase::Prepare);
-        self.transfer(pass, tree, plan, laps, progress, report)
+        self.transfer(pass, tree, plan, laps, report)
     }
 
     /// Is there room? Then: clone the base, or remove what must not stay.
@@ -152,7 +152,7 @@ impl Session {
             self.fill_holes(source, tree, plan, &old, &cloned, report)?;
         } else if first {
             let () = self.far.ask(&Making::Fresh { source: name })?;
-        } else if !first && !plan.changes.dropped.is_empty() {
+        } else if !plan.changes.dropped.is_empty() {
             let _dropped: Value = self.far.ask_with_list(&BackupOnly::Drop { source: name }, |list| {
                 plan.changes.dropped.iter().try_for_each(|path| list.path(path))
             })?;

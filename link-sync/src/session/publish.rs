@@ -7,7 +7,7 @@ use common::{durable, mutant};
 use serde_json::json;
 
 use super::Session;
-use super::guard::Allow;
+use super::guard::{Allow, STORE};
 use super::taken::Taken;
 use crate::budget::Budget;
 use crate::index;
@@ -123,7 +123,7 @@ impl Session {
             }
         }
         let store = json!({"store_id": self.opened.store_id, "date": published.date, "id": published.id});
-        durable::write(&self.settings.state.join("store.json"), store.to_string().as_bytes(), 0o600)
+        durable::write(&self.settings.state.join(STORE), store.to_string().as_bytes(), 0o600)
     }
 }
 

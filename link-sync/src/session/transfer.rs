@@ -13,7 +13,6 @@ use super::plan::{Plan, marked_in};
 use crate::acls;
 use crate::moved::distrust_moved;
 use crate::names::{NAMED, show};
-use crate::progress::Progress;
 use crate::protocol::Making;
 use crate::rsync::{Transfer, list_file, uncommented};
 use crate::source::{DATABASE, Source};
@@ -30,10 +29,9 @@ impl Session {
         tree: &mut Tree,
         plan: &mut Plan,
         laps: &mut Laps,
-        progress: &Progress,
         report: &mut Report,
     ) -> Result<u64> {
-        let &Pass { source, checked, first, budget } = pass;
+        let &Pass { source, checked, first, budget, progress } = pass;
         let marked = plan.changes.marked;
         plan.counts.passes += 1;
         plan.counts.changed += marked;

@@ -226,10 +226,10 @@ fn same_xattrs(old: &File, new: &File, name: &[u8], stat: &FileStat) -> Result<b
     Ok(all_xattrs(&File::from(open(old)?))? == all_xattrs(&File::from(open(new)?))?)
 }
 
-type Xattrs = BTreeMap<std::ffi::OsString, Option<Vec<u8>>>;
+type AllXattrs = BTreeMap<std::ffi::OsString, Option<Vec<u8>>>;
 
 /// All extended attributes; `None` where the file system has none.
-fn all_xattrs(file: &File) -> Result<Option<Xattrs>> {
+fn all_xattrs(file: &File) -> Result<Option<AllXattrs>> {
     match file.list_xattr() {
         Ok(names) => Ok(Some(names.map(|n| Ok((n.clone(), file.get_xattr(&n)?))).collect::<Result<_>>()?)),
         Err(e) if e.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => Ok(None),

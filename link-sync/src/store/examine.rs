@@ -5,7 +5,7 @@ use std::fs::File;
 use anyhow::Result;
 
 use super::findings::Damage;
-use super::scan::{self, Line};
+use super::scan::{self, ManifestLine};
 use super::{mtree, open_dir, split, sums};
 use crate::names::show;
 use crate::tree::join;
@@ -18,7 +18,7 @@ pub struct Job {
     /// With the inode: what makes it the same in all dates.
     pub key: u64,
     /// What is expected of it.
-    pub line: Line,
+    pub line: ManifestLine,
     /// Its bytes, too.
     pub read: bool,
     /// Where it was seen first, among the snapshots compared.
@@ -50,7 +50,7 @@ impl Job {
 }
 
 /// What is wrong with what is found, as far as its attributes tell.
-pub fn compare(line: &Line, found: &[u8]) -> Vec<(Damage, String)> {
+pub fn compare(line: &ManifestLine, found: &[u8]) -> Vec<(Damage, String)> {
     let expected = mtree::comparable(&line.body, found);
     if line.body.is_empty() || *expected == *found {
         return Vec::new();

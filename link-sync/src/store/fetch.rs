@@ -19,7 +19,7 @@ use nix::unistd::{Gid, Uid, fchown, fchownat, symlinkat};
 use sha2::{Digest as _, Sha256};
 use xattr::FileExt as _;
 
-use super::scan::Line;
+use super::scan::ManifestLine;
 use super::sums::Sum;
 use super::{attributes, mtree, open_dir, open_file_at};
 use crate::account::AsOwner;
@@ -31,10 +31,10 @@ type Xattrs = BTreeMap<OsString, Vec<u8>>;
 /// Paths in the dates of this store, by content. What turns out not to hold it is not tried again: a folder of thousands of
 /// files with one content costs as many attempts, not as many for each of them.
 #[derive(Debug, Default)]
-pub struct Here(RefCell<Known>);
+pub struct Here(RefCell<ByContent>);
 
 #[derive(Debug, Default)]
-struct Known {
+struct ByContent {
     dates: Vec<String>,
     paths: Vec<Vec<u8>>,
     /// Of each content: date and path, by their numbers, the last one next.
@@ -44,7 +44,7 @@ struct Known {
 /// So many files of the same content are asked for their extended attributes.
 const ALIKE: usize = 16;
 
-impl Known {
+impl ByContent {
     fn open(&self, store: &File, (date, path): (usize, usize)) -> Option<File> {
         open_file_at(store, &join(self.dates[date].as_bytes(), &self.paths[path])).ok()
     }
@@ -141,7 +141,7 @@ impl Elsewhere {
     }
 
     /// Opened files that may have the content of `line`, nearest first, each when the one before has not.
-    fn files<'a>(&'a self, line: &'a Line, dates: &'a [String]) -> impl Iterator<Item = File> + 'a {
+    fn files<'a>(&'a self, line: &'a ManifestLine, dates: &'a [String]) -> impl Iterator<Item = File> + 'a {
         let here = line.sum.as_ref().zip(self.store.as_ref());
         here.into_iter()
             .flat_map(|(sum, store)| self.here.files(sum, store))
@@ -149,7 +149,11 @@ impl Elsewhere {
     }
 
     /// Opened files that may have the attributes of `line`.
-    pub fn alike<'a>(&'a self, line: &'a Line, dates: &'a [String]) -> impl Iterator<Item = File> + 'a {
+    pub fn alike<'a>(
+        &'a self,
+        line: &'a ManifestLine,
+        dates: &'a [String],
+    ) -> impl Iterator<Item = File> + 'a {
         let here = line.sum.as_ref().zip(self.store.as_ref());
         here.into_iter()
             .flat_map(|(sum, store)| self.here.alike(sum, store))
@@ -157,7 +161,11 @@ impl Elsewhere {
     }
 
     /// The file at the same path in other stores, and in the source.
-    fn elsewhere<'a>(&'a self, line: &'a Line, dates: &'a [String]) -> impl Iterator<Item = File> + 'a {
+    fn elsewhere<'a>(
+        &'a self,
+        line: &'a ManifestLine,
+        dates: &'a [String],
+    ) -> impl Iterator<Item = File> + 'a {
         // The date itself first, then whatever other dates hold at that path.
         let from = self.from.iter().flat_map(move |(dir, all)| {
             let others = all.iter().rev().filter(|d| !dates.contains(d));
@@ -178,7 +186,7 @@ impl Elsewhere {
 pub fn build(
     dir: &File,
     name: &str,
-    line: &Line,
+    line: &ManifestLine,
     old: Option<&File>,
     elsewhere: &Elsewhere,
     dates: &[String],
@@ -214,7 +222,11 @@ pub fn build(
 
 impl Elsewhere {
     /// The same folder elsewhere, for its extended attributes.
-    pub fn folders<'a>(&'a self, line: &'a Line, dates: &'a [String]) -> impl Iterator<Item = File> + 'a {
+    pub fn folders<'a>(
+        &'a self,
+        line: &'a ManifestLine,
+        dates: &'a [String],
+    ) -> impl Iterator<Item = File> + 'a {
         let from = self.from.iter().flat_map(move |(dir, _)| {
             let path = |date: &String| join(date.as_bytes(), &line.path);
             dates.iter().filter_map(move |date| self.open(|| open_dir(dir, &path(date))))
@@ -233,7 +245,7 @@ impl Elsewhere {
 fn content(
     dir: &File,
     name: &str,
-    line: &Line,
+    line: &ManifestLine,
     elsewhere: &Elsewhere,
     dates: &[String],
 ) -> Result<Option<File>> {

@@ -7,7 +7,7 @@ use std::hash::{DefaultHasher, Hasher as _};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::scan::Line;
+use super::scan::ManifestLine;
 use super::sums;
 use crate::names::show;
 
@@ -50,7 +50,7 @@ pub struct Finding {
     /// The inode, if it is one that snapshots share.
     pub ino: Option<u64>,
     /// What the manifest says.
-    pub expected: Line,
+    pub expected: ManifestLine,
     /// What was found, for people.
     pub found: String,
 }
@@ -75,7 +75,14 @@ impl Tally {
     }
 
     /// Adds what is wrong at `place`. The same inode, or the same path with the same content, is one finding in all dates.
-    pub fn add(&mut self, kind: Damage, ino: Option<u64>, line: &Line, what: String, place: (&str, &[u8])) {
+    pub fn add(
+        &mut self,
+        kind: Damage,
+        ino: Option<u64>,
+        line: &ManifestLine,
+        what: String,
+        place: (&str, &[u8]),
+    ) {
         let same = match ino {
             Some(_) => 0,
             None => {
@@ -192,7 +199,7 @@ mod tests {
         for date in ["2026-01-01T00-00-00Z", "2026-01-02T00-00-00Z"] {
             for n in 0..many {
                 let path = format!("docs/{n:07}").into_bytes();
-                let line = Line { path, ..Line::default() };
+                let line = ManifestLine { path, ..ManifestLine::default() };
                 found.add(Damage::Missing, None, &line, "it is not there".into(), (date, &line.path));
             }
         }

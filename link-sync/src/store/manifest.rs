@@ -21,9 +21,9 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::changes::{self, Delta};
+use super::done::AllDone;
 use super::open::{Writable, existing};
 use super::pace::Pace;
-use super::publish::AllDone;
 use super::sums::{Lines, Sum, hex};
 use super::{META, PARTIAL, attributes, ensure_dir, mtree, open_dir, open_file, open_file_at, split, sums};
 use crate::names::show;

@@ -17,8 +17,8 @@ use nix::sys::stat::{FileStat, Mode, fstatat};
 use nix::unistd::linkat;
 use serde::{Deserialize, Serialize};
 
+use super::done::DirTimes;
 use super::path::check_path;
-use super::publish::DirTimes;
 use super::{attributes, ensure_dir, open_dir, sparse, split};
 use crate::names::show;
 

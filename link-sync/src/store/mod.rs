@@ -8,12 +8,14 @@
 
 pub mod allowance;
 pub mod attributes;
+pub mod beneath;
 pub mod changes;
 pub mod clear;
 pub mod clone;
 pub mod compare;
 pub mod damaged;
 pub mod diff;
+pub mod done;
 pub mod examine;
 pub mod fetch;
 pub mod find;
@@ -44,10 +46,8 @@ pub mod verified;
 pub mod verify;
 pub mod visit;
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read as _;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -56,11 +56,12 @@ use anyhow::{Context as _, Result};
 use common::fault::{Fault, Kind, kind_of};
 use common::{mounts, mutant};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-use nix::sys::stat::{Mode, fstat, futimens, mkdirat};
+use nix::fcntl::{OFlag, ResolveFlag};
+use nix::sys::stat::{fstat, futimens};
 use nix::sys::time::TimeSpec;
 
 pub use crate::tree::split;
+pub use beneath::{ensure_dir, open_below, open_dir, open_dir_here, open_file, open_file_at};
 use meta::SnapshotMeta;
 
 /// The snapshot being made.
@@ -203,35 +204,12 @@ impl Store {
     }
 }
 
-/// Opens the directory `path` below `root`, through no symlink, whoever made the tree, however deep it is.
-pub fn open_dir(root: &File, path: &[u8]) -> nix::Result<File> {
-    open_folder(root, path, ResolveFlag::empty())
-}
-
-/// The same, and nothing on another mount.
-pub fn open_dir_here(root: &File, path: &[u8]) -> nix::Result<File> {
-    open_folder(root, path, ResolveFlag::RESOLVE_NO_XDEV)
-}
-
-fn open_folder(root: &File, path: &[u8], more: ResolveFlag) -> nix::Result<File> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    match open_with(root, path, flags, more) {
-        // More than the kernel takes at once.
-        Err(Errno::ENAMETOOLONG) => {
-            let half = path[..path.len() / 2].iter().rposition(|b| *b == b'/');
-            let half = half.ok_or(Errno::ENAMETOOLONG)?;
-            open_folder(&open_folder(root, &path[..half], more)?, &path[half + 1..], more)
-        }
-        other => other.map(File::from),
-    }
-}
-
 /// The text of a small file of link-sync's own in the store; `None` if it is not there. What else may lie there under its name
 /// is not read, and not waited for.
 pub fn note(root: &File, name: &str) -> Result<Option<String>> {
     let context = || format!("cannot read {name} in the store");
     let opened = match mutant::active("a-note-is-a-file") {
-        true => open_with(root, name.as_bytes(), OFlag::O_RDONLY, ResolveFlag::empty())
+        true => beneath::open_with(root, name.as_bytes(), OFlag::O_RDONLY, ResolveFlag::empty())
             .map(File::from)
             .map_err(Into::into),
         false => open_file(root, name),
@@ -259,65 +237,6 @@ pub fn hint<T: Default + serde::de::DeserializeOwned>(store: &Store, name: &str,
     text.ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
 }
 
-/// Opens the regular file `path` below `root` for reading, through no symlink, and without waiting for anything.
-pub fn open_file(root: &File, path: &str) -> Result<File> {
-    open_file_at(root, path.as_bytes())
-}
-
-/// The same for a path that is bytes.
-pub fn open_file_at(root: &File, path: &[u8]) -> Result<File> {
-    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let file = match open_below(root, path, flags) {
-        Err(Errno::ENAMETOOLONG) if !split(path).0.is_empty() => {
-            let (above, name) = split(path);
-            open_below(&open_dir(root, above)?, name, flags)
-        }
-        other => other,
-    };
-    let file = File::from(file?);
-    anyhow::ensure!(file.metadata()?.is_file(), "it is not a regular file");
-    Ok(file)
-}
-
-fn open_below(root: &File, path: &[u8], flags: OFlag) -> nix::Result<OwnedFd> {
-    open_with(root, path, flags, ResolveFlag::empty())
-}
-
-fn open_with(root: &File, path: &[u8], flags: OFlag, more: ResolveFlag) -> nix::Result<OwnedFd> {
-    let path = if path.is_empty() { OsStr::new(".") } else { OsStr::from_bytes(path) };
-    let resolve = ResolveFlag::RESOLVE_BENEATH
-        | ResolveFlag::RESOLVE_NO_SYMLINKS
-        | ResolveFlag::RESOLVE_NO_MAGICLINKS
-        | more;
-    loop {
-        match openat2(root.as_fd(), path, OpenHow::new().flags(flags).resolve(resolve)) {
-            // RESOLVE_BENEATH may have to be tried again when something is renamed meanwhile (openat2(2)).
-            Err(Errno::EAGAIN | Errno::EINTR) => {}
-            other => return other,
-        }
-    }
-}
-
-/// Opens the directory `path` below `root`, and makes what is missing of it, 0700.
-pub fn ensure_dir(root: &File, path: &[u8]) -> Result<File> {
-    match open_dir(root, path) {
-        Ok(dir) => return Ok(dir),
-        Err(Errno::ENOENT) => {}
-        Err(e) => {
-            return Err(e).with_context(|| format!("cannot open the folder {}", crate::names::show(path)));
-        }
-    }
-    let (parent, name) = split(path);
-    let parent = ensure_dir(root, parent)?;
-    match mkdirat(&parent, OsStr::from_bytes(name), Mode::from_bits_truncate(0o700)) {
-        Ok(()) | Err(Errno::EEXIST) => {}
-        Err(e) => {
-            return Err(e).with_context(|| format!("cannot make the folder {}", crate::names::show(path)));
-        }
-    }
-    open_dir(root, path).with_context(|| format!("cannot open the folder {}", crate::names::show(path)))
-}
-
 /// Sets the modification time of an open file or folder. The other one is set to what it is: on FUSE, libfuse 2 passes
 /// over a call that sets one alone, and says nothing.
 pub fn set_modified(file: &File, modified: &TimeSpec) -> nix::Result<()> {
@@ -335,6 +254,8 @@ pub fn remove(dir: &File, name: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::stat::{Mode, mkdirat};
+
     use super::*;
 
     /// Sixty folders in each other, together longer than a path may be; the name of the first.

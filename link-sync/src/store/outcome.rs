@@ -91,7 +91,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::store::scan::Line;
+    use crate::store::scan::ManifestLine;
 
     #[test]
     fn what_is_listed_fits_a_message_whatever_the_limit() {
@@ -102,7 +102,7 @@ mod tests {
                 format!("docs/{n:07}").into_bytes(),
             )]),
             ino: None,
-            expected: Line::default(),
+            expected: ManifestLine::default(),
             found: "it is not there".into(),
         };
         let (counts, findings) =

@@ -1,6 +1,5 @@
 //! From partial to published: times, what is known about it, durable, one rename, `latest`.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 
@@ -14,27 +13,12 @@ use nix::sys::time::TimeSpec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::done::{AllDone, DirTimes, Done};
 use super::manifest;
 use super::meta::{Consistency, DATE_FORMAT, SnapshotMeta, SourceMeta};
 use super::open::Writable;
 use super::{INCOMING, META, PARTIAL, RESUME, ensure_dir, open_dir, visit};
 use crate::names::show;
-
-/// The directories of one source whose time must be set at the end: to what the source said, or (`None`: something
-/// was put in or taken out) to the base's.
-pub type DirTimes = HashMap<Vec<u8>, Option<(i64, u32)>>;
-
-/// What was done to one source's folder of the partial snapshot.
-#[derive(Debug, Default)]
-pub struct Done {
-    /// It began as a whole clone of the base's.
-    pub cloned: bool,
-    /// Every directory in which something was put, taken out or left out since.
-    pub times: DirTimes,
-}
-
-/// [`Done`] by source.
-pub type AllDone = HashMap<String, Done>;
 
 /// What is said of the snapshot that is to be published.
 #[derive(Debug)]

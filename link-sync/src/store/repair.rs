@@ -25,7 +25,7 @@ use super::findings::{self, Damage, Finding};
 use super::manifest::{self, MTREE, SUMS};
 use super::meta::SnapshotMeta;
 use super::outcome::{Outcome, Scope};
-use super::scan::{self, Expected, Line};
+use super::scan::{self, Expected, ManifestLine};
 use super::verify::verify;
 use super::{META, Store, ensure_dir, mtree, open, open_dir, split, sums};
 use crate::names::show;
@@ -127,7 +127,7 @@ fn settle(outcome: &mut Outcome, repaired: &mut Repaired, tried: Vec<(Finding, b
 }
 
 /// Of a path: what it should be, and in which dates, by their numbers, that is the same.
-type Twins = HashMap<Vec<u8>, Vec<(Line, Vec<usize>)>>;
+type Twins = HashMap<Vec<u8>, Vec<(ManifestLine, Vec<usize>)>>;
 
 struct Work<'a> {
     dir: &'a File,
@@ -149,8 +149,11 @@ impl Work<'_> {
                 common::signals::check()?;
                 let path = format!("{META}/{name}").into_bytes();
                 let sum = sums::unhex(digest.sha256.as_bytes()).context("its hash is none")?;
-                let line =
-                    Line { path: path.clone(), body: mtree::private_file(digest.bytes), sum: Some(sum) };
+                let line = ManifestLine {
+                    path: path.clone(),
+                    body: mtree::private_file(digest.bytes),
+                    sum: Some(sum),
+                };
                 if fetch::build(&self.room, NEW, &line, None, elsewhere, std::slice::from_ref(&meta.date))? {
                     self.put(&meta.date, &path)?;
                     done.push(Finding {

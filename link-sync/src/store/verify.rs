@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
-use common::fault::{self, kind_of};
+use common::fault::{Kind, kind_of};
 use common::mutant;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{fstat, fstatat};
@@ -26,7 +26,7 @@ use super::held::Held;
 use super::manifest::{self, MTREE, PART, SUMS};
 use super::meta::SnapshotMeta;
 use super::outcome::{Outcome, Scope};
-use super::scan::{self, Expected, Line, Visited};
+use super::scan::{self, Expected, ManifestLine, Visited};
 use super::sums::{self, Lines};
 use super::{META, Store, mtree, open_dir, open_file, split};
 use crate::parallel;
@@ -55,7 +55,7 @@ impl Compared {
 }
 
 /// A verification under way.
-struct Verify<'a> {
+struct Verification<'a> {
     store: &'a Store,
     dir: &'a File,
     /// The store whose copy this is; its manifests count.
@@ -88,7 +88,7 @@ pub fn verify(
         date => vec![store.find(date)?.date],
     };
     let authority = against.map(|store| Ok::<_, anyhow::Error>((store, store.check()?))).transpose()?;
-    let mut verify = Verify {
+    let mut verify = Verification {
         store,
         dir: &dir,
         authority,
@@ -104,7 +104,7 @@ pub fn verify(
     if scope.date == "all" {
         for date in damaged {
             let why = format!("{META}/snapshot.json cannot be read");
-            verify.found.add(Damage::Snapshot, None, &Line::default(), why, (&date, &[]));
+            verify.found.add(Damage::Snapshot, None, &ManifestLine::default(), why, (&date, &[]));
         }
     }
     for date in &wanted {
@@ -115,12 +115,12 @@ pub fn verify(
     verify.finish()
 }
 
-impl Verify<'_> {
+impl Verification<'_> {
     /// Compares the names and attributes of one snapshot.
     fn snapshot(&mut self, date: &str) -> Result<()> {
         let held = match Held::open(self.store, self.dir, date) {
             Ok(held) => held,
-            Err(e) if kind_of(&e) == fault::Kind::Busy => {
+            Err(e) if kind_of(&e) == Kind::Busy => {
                 self.outcome.skipped.push(date.to_owned());
                 return Ok(());
             }
@@ -130,7 +130,13 @@ impl Verify<'_> {
                 return Ok(());
             }
             Err(e) => {
-                self.found.add(Damage::Snapshot, None, &Line::default(), format!("{e:#}"), (date, &[]));
+                self.found.add(
+                    Damage::Snapshot,
+                    None,
+                    &ManifestLine::default(),
+                    format!("{e:#}"),
+                    (date, &[]),
+                );
                 return Ok(());
             }
         };
@@ -170,7 +176,7 @@ impl Verify<'_> {
             common::signals::check()?;
             let path = format!("{META}/{name}");
             let place = (date, path.as_bytes());
-            self.found.add(Damage::Manifest, None, &Line::default(), format!("{why:#}"), place);
+            self.found.add(Damage::Manifest, None, &ManifestLine::default(), format!("{why:#}"), place);
             damaged = true;
         }
         if damaged {
@@ -193,7 +199,7 @@ impl Verify<'_> {
                         self.one(date, step, line)
                     }
                     None => {
-                        let line = Line { path: step.path.to_vec(), ..Line::default() };
+                        let line = ManifestLine { path: step.path.to_vec(), ..ManifestLine::default() };
                         let what = "it is not in the manifest".into();
                         self.found.add(Damage::Extra, None, &line, what, (date, step.path));
                         Ok(false)
@@ -207,19 +213,19 @@ impl Verify<'_> {
             next = expected.next()?;
         }
         for (path, why) in unread {
-            let line = Line { path: path.clone(), ..Line::default() };
+            let line = ManifestLine { path: path.clone(), ..ManifestLine::default() };
             self.found.add(Damage::Unreadable, None, &line, why, (date, &path));
         }
         Ok(())
     }
 
-    fn missing(&mut self, date: &str, line: &Line) {
+    fn missing(&mut self, date: &str, line: &ManifestLine) {
         self.found.add(Damage::Missing, None, line, "it is not there".into(), (date, &line.path));
     }
 
     /// A path that is where it belongs. Says whether to look into it. Folders are looked at now, the rest later, by
     /// inode number.
-    fn one(&mut self, date: &str, step: &Visited, line: Line) -> Result<bool> {
+    fn one(&mut self, date: &str, step: &Visited, line: ManifestLine) -> Result<bool> {
         let is_dir = line.kind() == b"dir";
         if !is_dir && !step.is_dir {
             // A shared inode was looked at in the date before.
@@ -237,7 +243,7 @@ impl Verify<'_> {
         Ok(good)
     }
 
-    fn job(&mut self, ino: u64, key: u64, line: Line) {
+    fn job(&mut self, ino: u64, key: u64, line: ManifestLine) {
         if !self.known.insert((ino, key)) {
             return;
         }
@@ -256,10 +262,16 @@ impl Verify<'_> {
             let Some((sum, path)) = sums::parse(line) else {
                 let path = format!("{META}/{PART}");
                 let place = (date, path.as_bytes());
-                self.found.add(Damage::Manifest, None, &Line::default(), "a line is damaged".into(), place);
+                self.found.add(
+                    Damage::Manifest,
+                    None,
+                    &ManifestLine::default(),
+                    "a line is damaged".into(),
+                    place,
+                );
                 return Ok(());
             };
-            let line = Line { path: path.into_owned(), body: Vec::new(), sum: Some(sum) };
+            let line = ManifestLine { path: path.into_owned(), body: Vec::new(), sum: Some(sum) };
             self.outcome.paths += 1;
             let (parent, name) = split(&line.path);
             let looked = open_dir(top, parent).map_err(Into::into).and_then(|dir| mtree::look(&dir, name));
@@ -373,7 +385,7 @@ impl Verify<'_> {
 
     /// What was found, without what is in dates that were removed meanwhile.
     fn finish(self) -> Result<Outcome> {
-        let Verify { dir, dates, mut found, mut outcome, .. } = self;
+        let Verification { dir, dates, mut found, mut outcome, .. } = self;
         let gone: Vec<String> =
             dates.into_iter().filter(|dated| !dated.is_there(dir)).map(|dated| dated.date).collect();
         found.forget(&gone);
