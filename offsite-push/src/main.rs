@@ -6,6 +6,7 @@ mod inside;
 mod lease;
 mod leftovers;
 mod link;
+mod open_view;
 mod pins;
 mod promise;
 mod prune;
