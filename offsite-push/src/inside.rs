@@ -16,8 +16,8 @@ use common::{durable, offsite};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
+use crate::disk::Disk;
 use crate::generation::{Content, Stamp};
-use crate::room::Disk;
 use crate::store;
 
 /// For ourselves: what is done in the container is done by a child, because S3 may stop answering.

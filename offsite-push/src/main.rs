@@ -1,6 +1,7 @@
 //! `offsite-push`: the encrypted copy elsewhere. Composes sshfs-mount, luks-mount and link-sync.
 
 mod cli;
+mod disk;
 mod generation;
 mod inside;
 mod lease;
