@@ -1,5 +1,7 @@
 //! The command line: arguments in, an action out.
 
+#![allow(rustdoc::broken_intra_doc_links, reason = "help names tables of the profile: [database]")]
+
 mod dump;
 mod hold;
 mod options;
