@@ -16,7 +16,7 @@ use crate::protocol::BackupIdle;
 use crate::retention::Rules;
 use crate::settings::{Place, Settings};
 use crate::store::Store;
-use crate::store::prune::{Ask, Pruned, What, prune as prune_store};
+use crate::store::prune::{Order, Pruned, Removal, prune as prune_store};
 
 /// What to write when no rule says what is kept.
 const EXAMPLE: &str =
@@ -58,7 +58,7 @@ fn local(args: &Prune, settings: &Settings, path: &Path, report: &mut Report) ->
         flush_bytes: args.flush_bytes.map(|b| b.0),
     };
     let what = match &args.date {
-        Some(date) if args.yes || args.dry_run => What::Date(date.clone()),
+        Some(date) if args.yes || args.dry_run => Removal::Date(date.clone()),
         Some(date) => {
             return Err(Fault::usage(format!("{date} would be removed for good: nothing was done"))
                 .hint("give --yes, too")
@@ -66,26 +66,26 @@ fn local(args: &Prune, settings: &Settings, path: &Path, report: &mut Report) ->
         }
         None => {
             let of_profile = table.map(|t| t.retention.clone()).unwrap_or_default();
-            What::Rules(Box::new(rules(args.rules.retention().or(&of_profile), false)?))
+            Removal::Rules(Box::new(rules(args.rules.retention().or(&of_profile), false)?))
         }
     };
     // Who is on the store's machine is limited only if he says so.
     let limit = match &what {
-        What::Rules(rules) if args.rules.max_removals_per_day.is_some() => Some(rules.max_removals()),
+        Removal::Rules(rules) if args.rules.max_removals_per_day.is_some() => Some(rules.max_removals()),
         _ => None,
     };
     // What lies in the store of an account is handled with its rights, as it could have put anything there.
     become_owner(&store)?;
     let needed = args.keep.iter().map(|date| (date.clone(), "needed (--keep)".to_owned())).collect();
-    prune_store(&store, &Ask { what, dry_run: args.dry_run, needed, limit }, Timestamp::now())
+    prune_store(&store, &Order { what, dry_run: args.dry_run, needed, limit }, Timestamp::now())
 }
 
 /// For the far end: what this machine's profile says, counted so that a client cannot do harm.
 pub fn for_client(store: &Store, retention: &Retention, dry_run: bool) -> Result<Pruned> {
     let rules = rules(retention.clone(), true)?;
     let limit = Some(rules.max_removals());
-    let what = What::Rules(Box::new(rules));
-    prune_store(store, &Ask { what, dry_run, needed: Vec::new(), limit }, Timestamp::now())
+    let what = Removal::Rules(Box::new(rules));
+    prune_store(store, &Order { what, dry_run, needed: Vec::new(), limit }, Timestamp::now())
 }
 
 fn rules(written: Retention, for_client: bool) -> Result<Rules> {

@@ -208,7 +208,9 @@ impl Folder {
 
     /// Whose the file `name` is; `None` if it is gone.
     fn content(&self, name: &OsStr) -> Result<Option<Content>> {
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let waits = common::mutant::active("a-planted-pipe-is-waited-for");
+        let nonblock = if waits { OFlag::empty() } else { OFlag::O_NONBLOCK };
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | nonblock | OFlag::O_CLOEXEC;
         let foreign = |why: &str| Ok(Some(Content::Foreign(why.to_owned())));
         let what = || format!("cannot read {}", self.path.join(name).display());
         let file = match openat(&self.fd, name, flags, Mode::empty()) {

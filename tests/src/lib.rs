@@ -29,6 +29,11 @@ pub fn scripts() -> PathBuf {
     }
 }
 
+/// One of the developers' helpers: `tests/lab`.
+pub fn lab(name: &str) -> PathBuf {
+    repo().join("tests/lab").join(name)
+}
+
 /// A built binary of the workspace. Tests of one package do not build the others' binaries:
 /// `scripts/test` builds all of them first.
 pub fn bin(name: &str) -> PathBuf {

@@ -22,10 +22,11 @@ const TOOLS: [(&str, &[&str]); 11] = [
     ("offsite-push", &["status"]),
 ];
 
-const SCRIPTS: [(&str, &[&str]); 5] = [
+const SCRIPTS: [(&str, &[&str]); 6] = [
     ("backup-local", &[]),
     ("drill", &[]),
     ("push-offsite", &[]),
+    ("view-offsite", &[]),
     ("settle-and-hold", &[]),
     ("restore", &["--yes"]),
 ];
@@ -48,6 +49,11 @@ fn scripts_need_tools(name: &str, command: &mut Command) {
     if SCRIPTS.iter().any(|(script, _)| *script == name) {
         command.arg("--bin").arg(bin("link-sync").parent().unwrap());
     }
+}
+
+/// What a command needs behind all else.
+fn end(name: &str) -> &'static [&'static str] {
+    if name == "view-offsite" { &["--", "true"] } else { &[] }
 }
 
 fn said(output: &Output) -> String {
@@ -85,16 +91,52 @@ fn no_name_of_a_profile_leads_anywhere() {
             let output = command
                 .args(["--"].iter().filter(|_| !SCRIPTS.iter().any(|s| s.0 == tool)))
                 .arg(name)
+                .args(end(tool))
                 .output()
                 .unwrap();
             let words = said(&output);
             assert_eq!(output.status.code(), Some(2), "{tool} {name:?}: {words}");
             assert!(!words.contains('\u{1b}'), "{tool} {name:?}: a command to the terminal");
         }
+        let output = setup(&["--root", "/nowhere", "--profile", name]);
+        // None is given: it is called home, and there is no Nextcloud.
+        let code = if name.is_empty() { 78 } else { 2 };
+        assert_eq!(output.status.code(), Some(code), "setup {name:?}: {}", said(&output));
     }
     for made in ["/run/home", "/var/lib/home", "/run/nc-backup/a", "/run/nc-backup/HOME"] {
         assert!(!Path::new(made).exists(), "{made}");
     }
+}
+
+/// Nothing is asked.
+fn setup(words: &[&str]) -> Output {
+    let mut command = Command::new("timeout");
+    command.args(["--kill-after=5", "60"]).arg(scripts().join("setup")).arg("--yes").arg("--bin");
+    let command = command.arg(bin("link-sync").parent().unwrap()).args(words);
+    command.stdin(Stdio::null()).output().unwrap()
+}
+
+#[test]
+fn what_lies_in_the_place_of_a_new_profile_is_left_as_it_is() {
+    let dir = scratch();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::create_dir_all(at("nc")).unwrap();
+    std::fs::write(at("nc/occ"), "<?php").unwrap();
+    std::fs::write(at("victim"), "root's").unwrap();
+    symlink(at("victim"), at("link")).unwrap();
+    symlink(at("none"), at("dangling")).unwrap();
+    std::fs::create_dir(at("folder")).unwrap();
+    assert!(Command::new("mkfifo").arg(at("fifo")).status().unwrap().success());
+    let root = at("nc").display().to_string();
+    for place in ["victim", "link", "dangling", "folder", "fifo"] {
+        let place = at(place).display().to_string();
+        let output = setup(&["--root", &root, "--store", "/nowhere", "--output", &place]);
+        assert_eq!(output.status.code(), Some(1), "{place}: {}", said(&output));
+        assert!(said(&output).contains("exists already: it is left as it is"), "{}", said(&output));
+    }
+    assert_eq!(std::fs::read(at("victim")).unwrap(), b"root's");
+    assert!(!at("none").exists());
+    assert_eq!(std::fs::read_dir(at("folder")).unwrap().count(), 0);
 }
 
 #[test]
@@ -138,7 +180,7 @@ fn no_profile_of_somebody_else_is_believed_nor_waited_for() {
     for profile in profiles {
         for (tool, mut command) in commands() {
             scripts_need_tools(tool, &mut command);
-            let output = command.arg("home").arg("--config").arg(&profile).output().unwrap();
+            let output = command.arg("home").arg("--config").arg(&profile).args(end(tool)).output().unwrap();
             let code = output.status.code().unwrap_or(-1);
             assert!([77, 78, 1].contains(&code), "{tool} {}: {code}: {}", profile.display(), said(&output));
             assert!(!at("state").exists(), "{tool} {} has made a folder", profile.display());
@@ -223,7 +265,7 @@ fn whoever_calls_gets_an_answer_and_leaves_nothing_open() {
     for (what, shell) in CALLERS {
         for (tool, mut command) in commands() {
             scripts_need_tools(tool, &mut command);
-            command.arg("home").arg("--config").arg(&profile);
+            command.arg("home").arg("--config").arg(&profile).args(end(tool));
             let mut odd = Command::new("bash");
             odd.args(["-c", &format!("{shell}; exec \"$@\""), "bash"])
                 .arg(command.get_program())

@@ -11,10 +11,10 @@ use nix::sys::stat::fstat;
 use nix::sys::time::TimeSpec;
 
 use super::swap::beside;
+use crate::names::show;
 use crate::source::Source;
 use crate::store::{ensure_dir, open_dir, split, visit};
 use crate::tree::join;
-use crate::walk::show;
 
 /// What becomes of what matches no snapshot.
 #[derive(Debug)]
@@ -110,10 +110,10 @@ impl PutBack<'_> {
     fn keep(&self, path: &[u8]) -> Result<Vec<u8>> {
         let (parent, name) = split(path);
         let name = OsStr::from_bytes(name);
-        let what = || format!("cannot keep {}", show(path));
-        let from = open_dir(self.old, parent).with_context(what)?;
+        let context = || format!("cannot keep {}", show(path));
+        let from = open_dir(self.old, parent).with_context(context)?;
         let to = ensure_dir(self.kept, parent)?;
-        beside(&from, name, &to).with_context(what)?;
+        beside(&from, name, &to).with_context(context)?;
         Ok(join(self.prefix, path))
     }
 }

@@ -22,7 +22,7 @@ use xattr::FileExt as _;
 use super::scan::Line;
 use super::sums::Sum;
 use super::{attributes, mtree, open_dir, open_file_at};
-use crate::account::Taken;
+use crate::account::AsOwner;
 use crate::tree::join;
 
 /// Extended attributes of one path.
@@ -118,7 +118,7 @@ impl Here {
 
 /// Where else something may be found.
 #[derive(Debug, Default)]
-pub struct Places {
+pub struct Elsewhere {
     /// Other folders of dated snapshots, and the dates in each.
     pub from: Vec<(File, Vec<String>)>,
     /// The sources as they are now, by name.
@@ -127,11 +127,11 @@ pub struct Places {
     pub here: Here,
     /// This store.
     pub store: Option<File>,
-    /// The store is this account's, and the other places may be root's.
-    pub account: Option<Taken>,
+    /// The store is this account's, and the others may be root's.
+    pub account: Option<AsOwner>,
 }
 
-impl Places {
+impl Elsewhere {
     /// Opens something that is not in this store.
     fn open<T, E>(&self, open: impl FnOnce() -> Result<T, E>) -> Option<T> {
         match &self.account {
@@ -180,14 +180,14 @@ pub fn build(
     name: &str,
     line: &Line,
     old: Option<&File>,
-    places: &Places,
+    elsewhere: &Elsewhere,
     dates: &[String],
 ) -> Result<bool> {
     let words = mtree::words(&line.body);
     let mode = Mode::from_bits_truncate(0o600);
     match line.kind() {
         b"file" => {
-            let Some(from) = content(dir, name, line, places, dates)? else { return Ok(false) };
+            let Some(from) = content(dir, name, line, elsewhere, dates)? else { return Ok(false) };
             let file = open_file_at(dir, name.as_bytes())?;
             let xattrs = xattrs(&words, old.into_iter().chain([&from]))?;
             set_open(&file, &words, xattrs.as_ref())?;
@@ -197,7 +197,7 @@ pub fn build(
         b"dir" => {
             mkdirat(dir, name, Mode::from_bits_truncate(0o700))?;
             let folder = open_dir(dir, name.as_bytes())?;
-            set_open(&folder, &words, xattrs(&words, places.folders(line, dates))?.as_ref())?;
+            set_open(&folder, &words, xattrs(&words, elsewhere.folders(line, dates))?.as_ref())?;
             folder.sync_all().context("cannot make it durable")?;
             return Ok(true);
         }
@@ -212,7 +212,7 @@ pub fn build(
     Ok(true)
 }
 
-impl Places {
+impl Elsewhere {
     /// The same folder elsewhere, for its extended attributes.
     pub fn folders<'a>(&'a self, line: &'a Line, dates: &'a [String]) -> impl Iterator<Item = File> + 'a {
         let from = self.from.iter().flat_map(move |(dir, _)| {
@@ -230,12 +230,18 @@ impl Places {
 }
 
 /// Copies the content into the new file `name`; the place it came from.
-fn content(dir: &File, name: &str, line: &Line, places: &Places, dates: &[String]) -> Result<Option<File>> {
+fn content(
+    dir: &File,
+    name: &str,
+    line: &Line,
+    elsewhere: &Elsewhere,
+    dates: &[String],
+) -> Result<Option<File>> {
     let sum = line.sum.context("its hash is not known")?;
     let size = (!line.body.is_empty()).then(|| line.size());
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mut tried = HashSet::new();
-    for mut from in places.files(line, dates) {
+    for mut from in elsewhere.files(line, dates) {
         common::signals::check()?;
         let meta = from.metadata()?;
         if size.is_some_and(|s| s != meta.len()) || !tried.insert((meta.dev(), meta.ino())) {

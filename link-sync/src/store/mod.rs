@@ -11,11 +11,14 @@ pub mod attributes;
 pub mod changes;
 pub mod clear;
 pub mod clone;
+pub mod compare;
 pub mod damaged;
 pub mod diff;
+pub mod examine;
 pub mod fetch;
 pub mod find;
 pub mod findings;
+pub mod held;
 pub mod keeps;
 pub mod ledger;
 pub mod lists;
@@ -25,7 +28,9 @@ pub mod meta;
 pub mod mtree;
 pub mod odd;
 pub mod open;
+pub mod outcome;
 pub mod pace;
+pub mod path;
 pub mod pins;
 pub mod prune;
 pub mod publish;
@@ -55,6 +60,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{Mode, fstat, futimens, mkdirat};
 use nix::sys::time::TimeSpec;
 
+pub use crate::tree::split;
 use meta::SnapshotMeta;
 
 /// The snapshot being made.
@@ -152,10 +158,10 @@ impl Store {
 
     /// The names of folders that look like snapshots, oldest first.
     fn dates(&self) -> Result<Vec<String>> {
-        let what = || format!("cannot list {}", self.path.display());
+        let context = || format!("cannot list {}", self.path.display());
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(&self.path).with_context(what)? {
-            let name = entry.with_context(what)?.file_name();
+        for entry in std::fs::read_dir(&self.path).with_context(context)? {
+            let name = entry.with_context(context)?.file_name();
             if let Some(name) = name.to_str().filter(|n| meta::is_date(n)) {
                 names.push(name.to_owned());
             }
@@ -223,7 +229,7 @@ fn open_folder(root: &File, path: &[u8], more: ResolveFlag) -> nix::Result<File>
 /// The text of a small file of link-sync's own in the store; `None` if it is not there. What else may lie there under its name
 /// is not read, and not waited for.
 pub fn note(root: &File, name: &str) -> Result<Option<String>> {
-    let what = || format!("cannot read {name} in the store");
+    let context = || format!("cannot read {name} in the store");
     let opened = match mutant::active("a-note-is-a-file") {
         true => open_with(root, name.as_bytes(), OFlag::O_RDONLY, ResolveFlag::empty())
             .map(File::from)
@@ -232,15 +238,26 @@ pub fn note(root: &File, name: &str) -> Result<Option<String>> {
     };
     let mut text = String::new();
     match opened {
-        Ok(file) => file.take(LONGEST_NOTE).read_to_string(&mut text).with_context(what)?,
+        Ok(file) => file.take(LONGEST_NOTE).read_to_string(&mut text).with_context(context)?,
         Err(e) if e.downcast_ref::<Errno>() == Some(&Errno::ENOENT) => return Ok(None),
-        Err(e) => return Err(e).with_context(what),
+        Err(e) => return Err(e).with_context(context),
     };
     Ok(Some(text))
 }
 
 /// More bytes than one has.
 const LONGEST_NOTE: u64 = 1 << 20;
+
+/// What a file `name` of the store, of at most so many bytes, says; the default if it is not there, or damaged: for what is
+/// only of help.
+pub fn hint<T: Default + serde::de::DeserializeOwned>(store: &Store, name: &str, longest: u64) -> T {
+    let text = store.check().and_then(|dir| {
+        let mut text = String::new();
+        open_file(&dir, name)?.take(longest).read_to_string(&mut text)?;
+        Ok(text)
+    });
+    text.ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
+}
 
 /// Opens the regular file `path` below `root` for reading, through no symlink, and without waiting for anything.
 pub fn open_file(root: &File, path: &str) -> Result<File> {
@@ -287,7 +304,7 @@ pub fn ensure_dir(root: &File, path: &[u8]) -> Result<File> {
         Ok(dir) => return Ok(dir),
         Err(Errno::ENOENT) => {}
         Err(e) => {
-            return Err(e).with_context(|| format!("cannot open the folder {}", crate::walk::show(path)));
+            return Err(e).with_context(|| format!("cannot open the folder {}", crate::names::show(path)));
         }
     }
     let (parent, name) = split(path);
@@ -295,10 +312,10 @@ pub fn ensure_dir(root: &File, path: &[u8]) -> Result<File> {
     match mkdirat(&parent, OsStr::from_bytes(name), Mode::from_bits_truncate(0o700)) {
         Ok(()) | Err(Errno::EEXIST) => {}
         Err(e) => {
-            return Err(e).with_context(|| format!("cannot make the folder {}", crate::walk::show(path)));
+            return Err(e).with_context(|| format!("cannot make the folder {}", crate::names::show(path)));
         }
     }
-    open_dir(root, path).with_context(|| format!("cannot open the folder {}", crate::walk::show(path)))
+    open_dir(root, path).with_context(|| format!("cannot open the folder {}", crate::names::show(path)))
 }
 
 /// Sets the modification time of an open file or folder. The other one is set to what it is: on FUSE, libfuse 2 passes
@@ -306,14 +323,6 @@ pub fn ensure_dir(root: &File, path: &[u8]) -> Result<File> {
 pub fn set_modified(file: &File, modified: &TimeSpec) -> nix::Result<()> {
     let stat = fstat(file)?;
     futimens(file, &TimeSpec::new(stat.st_atime, stat.st_atime_nsec), modified)
-}
-
-/// A path's directory and its name.
-pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|b| *b == b'/') {
-        Some(at) => (&path[..at], &path[at + 1..]),
-        None => (&[], path),
-    }
 }
 
 /// Removes `name` in `dir` and all below it, whatever it is; fine if it is not there.
@@ -327,6 +336,17 @@ pub fn remove(dir: &File, name: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Sixty folders in each other, together longer than a path may be; the name of the first.
+    pub fn deep(top: &File) -> String {
+        let mut at = top.try_clone().unwrap();
+        let name = "n".repeat(200);
+        for _ in 0..60 {
+            mkdirat(&at, name.as_str(), Mode::S_IRWXU).unwrap();
+            at = open_dir(&at, name.as_bytes()).unwrap();
+        }
+        name
+    }
 
     #[test]
     fn what_lies_in_the_place_of_a_note_is_not_waited_for() {

@@ -13,7 +13,7 @@ use crate::tree::join;
 
 /// One path on the disk.
 #[derive(Debug)]
-pub struct Step<'a> {
+pub struct Visited<'a> {
     /// Relative to the snapshot.
     pub path: &'a [u8],
     /// The folder it is in.
@@ -27,7 +27,7 @@ pub struct Step<'a> {
 }
 
 /// A name still to be visited; a folder comes twice: itself, and as `name/` what is in it.
-type Item = (Vec<u8>, u64, bool);
+type Name = (Vec<u8>, u64, bool);
 
 /// Folders of a path that are kept open, however deep it is; one above those is opened again when its turn comes.
 const OPEN: usize = 32;
@@ -38,7 +38,7 @@ struct Level {
     path: Vec<u8>,
     /// It, as long as it is kept open.
     dir: Option<File>,
-    items: std::vec::IntoIter<Item>,
+    items: std::vec::IntoIter<Name>,
     /// Folders in it that are not looked into.
     without: HashSet<Vec<u8>>,
 }
@@ -47,7 +47,7 @@ struct Level {
 /// told of folders that cannot be read.
 pub fn in_order(
     top: &File,
-    mut visit: impl FnMut(&Step) -> Result<bool>,
+    mut visit: impl FnMut(&Visited) -> Result<bool>,
     mut unread: impl FnMut(&[u8], anyhow::Error),
 ) -> Result<()> {
     let root = open_dir(top, b"")?;
@@ -85,14 +85,14 @@ pub fn in_order(
             continue;
         }
         let full = join(path, &name);
-        if !visit(&Step { path: &full, parent: opened, name: &name, ino, is_dir })? && is_dir {
+        if !visit(&Visited { path: &full, parent: opened, name: &name, ino, is_dir })? && is_dir {
             without.insert(name);
         }
     }
     Ok(())
 }
 
-fn items(dir: &File, top: bool) -> Result<std::vec::IntoIter<Item>> {
+fn items(dir: &File, top: bool) -> Result<std::vec::IntoIter<Name>> {
     let mut list = Vec::new();
     for (name, is_dir, ino) in visit::names(dir)? {
         if top && name == META.as_bytes() {

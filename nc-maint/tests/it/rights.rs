@@ -129,3 +129,89 @@ fn what_occ_and_the_command_say_does_nothing_to_a_terminal() {
         ran.stderr
     );
 }
+
+/// Puts a FIFO, a folder, a hard link or a link to a file of root's in the place of every draft and drop-in it sees, as
+/// fast as it can, until `stop` is there.
+const RACER: &str = r#"
+use POSIX qw(mkfifo);
+my ($config, $victim, $stop) = @ARGV;
+chdir $config or die;
+my @kinds = (
+    sub { mkfifo($_[0], 0666) },
+    sub { mkdir $_[0] },
+    sub { link "config.php", $_[0] },
+    sub { symlink $victim, $_[0] },
+);
+my ($n, $planted, $end) = (0, 0, time + 300);
+until (-e $stop or time > $end) {
+    opendir(my $dir, ".") or last;
+    for my $seen (grep { /zz-nc-backup/ } readdir $dir) {
+        # The draft is made before the file counts: its name tells what the file will be called.
+        (my $name = $seen) =~ s/^\.(.*)\.new$/$1.config.php/;
+        my $kind = $kinds[$n++ % @kinds];
+        for my $place ($n % 3 ? ($name) : ($seen, $name)) {
+            rename $place, "held$n" or 1;
+            $planted++ if $kind->($place);
+        }
+    }
+    closedir $dir;
+}
+print "$planted\n";
+"#;
+
+#[test]
+fn a_web_user_that_races_the_drop_in_leads_root_nowhere_and_delays_nobody_for_ever() {
+    let world = World::auto();
+    std::fs::set_permissions(world.path(), PermissionsExt::from_mode(0o711)).unwrap();
+    let victim = world.path().join("victim");
+    std::fs::write(&victim, "root's").unwrap();
+    std::fs::set_permissions(&victim, PermissionsExt::from_mode(0o600)).unwrap();
+    let (racer, stop) = (world.data().join("racer"), world.data().join("stop"));
+    std::fs::write(&racer, RACER).unwrap();
+    std::fs::set_permissions(&racer, PermissionsExt::from_mode(0o644)).unwrap();
+    let config = world.root().join("config");
+    let mut race = Command::new("setpriv");
+    race.args(["--reuid=www-data", "--regid=www-data", "--clear-groups", "perl"]);
+    let race = race.arg(&racer).args([&config, &victim, &stop]).stdin(Stdio::null()).stdout(Stdio::piped());
+    let race = race.spawn().unwrap();
+
+    for _ in 0..6 {
+        // A FIFO keeps whatever PHP reads the configuration waiting: as long as occ may take.
+        let quick = "--occ-timeout=2s";
+        for (action, more) in
+            [("run", &[quick, "--", "true"][..]), ("status", &[quick]), ("off", &[quick, "--if-ours"])]
+        {
+            let tool = world.nc_maint(action);
+            let mut bounded = Command::new("timeout");
+            bounded.args(["--kill-after=5", "40"]).arg(tool.get_program()).args(tool.get_args()).args(more);
+            let output = bounded.stdin(Stdio::null()).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            let code = output.status.code().unwrap_or(-1);
+            assert!([0, 1, 4, 69, 77, 78].contains(&code), "{action}: {code}: {said}");
+        }
+    }
+    std::fs::write(&stop, "").unwrap();
+    let planted = String::from_utf8(race.wait_with_output().unwrap().stdout).unwrap();
+    assert!(planted.trim().parse::<u32>().unwrap() > 0, "nothing was planted: {planted}");
+
+    assert_eq!(std::fs::read(&victim).unwrap(), b"root's");
+    let meta = std::fs::metadata(&victim).unwrap();
+    use std::os::unix::fs::MetadataExt as _;
+    assert_eq!((meta.uid(), meta.mode() & 0o7777, meta.nlink()), (0, 0o600, 1));
+    // What is left is the web user's to take away, and no maintenance of ours is under it.
+    for entry in std::fs::read_dir(&config).unwrap().map(|e| e.unwrap()) {
+        let name = entry.file_name().into_string().unwrap();
+        if name.contains("zz-nc-backup") || name.starts_with("held") {
+            let path = entry.path();
+            if entry.file_type().unwrap().is_dir() {
+                std::fs::remove_dir(path)
+            } else {
+                std::fs::remove_file(path)
+            }
+            .unwrap();
+        }
+    }
+    world.ask("off", &["--if-ours"]).expect(0);
+    world.run(&[], "true").expect(0);
+    world.is_clean();
+}

@@ -5,6 +5,7 @@ mod hostile;
 mod night;
 mod pairs;
 mod restore;
+mod sudo;
 mod telling;
 mod third_copy;
 mod world;
