@@ -95,7 +95,7 @@ impl Child {
     }
 
     /// Waits for its end. On the timeout, too much output, too long a rest (without a timeout: [`QUIET`], unless
-    /// [`Cmd::quiet_limit`] says otherwise), or on a signal to us, its group is ended and the error says why.
+    /// [`quiet_limit`](crate::run::Cmd::quiet_limit) says otherwise), or on a signal to us, its group is ended and the error says why.
     pub fn wait(&mut self, timeout: Option<Duration>, heed_signals: bool) -> Result<ExitStatus> {
         let deadline = timeout.map(|t| Instant::now() + t);
         let mut rest = self.quiet.or(timeout.is_none().then_some(QUIET)).map(Rest::new);

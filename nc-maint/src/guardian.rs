@@ -22,8 +22,8 @@ use nix::sys::signal::Signal;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use crate::claim::{Claim, Ledger};
-use crate::dropin::Mark;
 use crate::lease::Lease;
+use crate::mark::Mark;
 use crate::run::survivor;
 use crate::settings::Settings;
 use crate::switch::{Ready, between, millis};
@@ -145,7 +145,7 @@ impl Guardian {
         };
         let mut ready = Ready::default();
         if !claim.found_on {
-            let mark = || Mark::leased(settings, &job.run_id, &job.account.name, end);
+            let mark = || Mark::leased(&settings.name, settings.lease, &job.run_id, &job.account.name, end);
             ready = switch::prepare(settings, mark, &mut || self.go_on(job))?;
         }
         ledger.stake(&claim)?;

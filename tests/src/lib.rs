@@ -9,8 +9,10 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 
 pub mod guest;
+pub mod help;
 pub mod hosts;
 mod keeper;
+pub mod luks;
 pub mod postgres;
 pub mod sshd;
 
