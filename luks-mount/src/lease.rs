@@ -42,6 +42,8 @@ use crate::watch::Watch;
 const LENGTH_SECONDS: u64 = 24 * 3600;
 /// All of them have this size: nobody reads half of one because a cache knew an older size.
 const BYTES: usize = 512;
+/// The cure where it cannot be written.
+const NO_ROOM: &str = "S3's disk is full, or refuses writes: make room there";
 /// The most that is read.
 const LONGEST: u64 = 4096;
 
@@ -151,7 +153,7 @@ fn held_by_another(settings: &Settings, text: &[u8]) -> anyhow::Error {
     let fault = if over { Fault::config(what) } else { Fault::busy(what) };
     let hint = format!(
         "let that machine finish, or stop it. If it is gone for good: look at the container with `offsite-push view {0}`, \
-         then `offsite-push push {0} --accept-container` (or attach with it) takes the lease {1} over",
+         close it, then `offsite-push push {0} --accept-container`, once, takes the lease {1} over",
         settings.name,
         path(&settings.image).display()
     );
@@ -247,7 +249,7 @@ pub(crate) fn renew(settings: &Settings, report: &mut Report) -> Result<()> {
         put = ask(settings, &mut watch, What::Put, Some(Over::Nothing), Some(&held))?;
     }
     if let Some(why) = put.unwritable {
-        return Err(Fault::failed(format!("the lease cannot be renewed: {why}")).into());
+        return Err(Fault::failed(format!("the lease cannot be renewed: {why}")).hint(NO_ROOM).into());
     }
     if !put.done && !mutant::active("lost-lease-unnoticed") {
         report.set("lease_lost", true);
@@ -331,10 +333,18 @@ fn ask(
     }
     let out = watch.output(&cmd)?;
     if !out.status.success() {
-        let said = String::from_utf8_lossy(&out.stderr).trim().to_owned();
-        return Err(Fault::failed(format!("the lease beside the image: {said}")).into());
+        return Err(not_done(what, &String::from_utf8_lossy(&out.stderr)));
     }
     serde_json::from_slice(&out.stdout).context("the answer about the lease is damaged")
+}
+
+fn not_done(what: What, said: &str) -> anyhow::Error {
+    let fault = Fault::failed(format!("the lease beside the image: {}", said.trim()));
+    // sftp has one word for all that a disk may refuse.
+    match what {
+        What::Put => fault.hint(NO_ROOM).into(),
+        What::Look | What::Drop => fault.into(),
+    }
 }
 
 /// The child's side: does it and answers on stdout.
@@ -584,6 +594,13 @@ mod tests {
         // S3 is not mounted: nothing is left where the image is not.
         std::fs::remove_file(place.0.path().join("c.img")).unwrap();
         assert!(Folder::open(&place.0.path().canonicalize().unwrap().join("c.img")).is_err());
+    }
+
+    #[test]
+    fn a_disk_that_takes_no_lease_is_told_with_the_cure() {
+        let described = |what| common::status::describe(&not_done(what, "luks-mount: EIO: I/O error\n"));
+        assert_eq!(described(What::Put)["hint"], NO_ROOM);
+        assert!(described(What::Look)["hint"].is_null());
     }
 
     #[test]
