@@ -82,12 +82,14 @@ pub struct Fault {
     pub hint: Option<String>,
     /// An error described elsewhere ([`crate::status::describe`]) that this one passes on.
     pub relayed: Option<Value>,
+    /// Whoever described it has said it on the stderr that is ours, too.
+    pub said: bool,
 }
 
 impl Fault {
     /// A fault of `kind`.
     pub fn new(kind: Kind, message: impl Into<String>) -> Fault {
-        Fault { kind, message: message.into(), hint: None, relayed: None }
+        Fault { kind, message: message.into(), hint: None, relayed: None, said: false }
     }
     /// Tried and failed.
     pub fn failed(message: impl Into<String>) -> Fault {
@@ -125,7 +127,15 @@ impl Fault {
             message: text("message").unwrap_or_else(|| "failed without a word".into()),
             hint: text("hint"),
             relayed: Some(described),
+            said: false,
         }
+    }
+
+    /// It was said on our stderr already, cure and all.
+    #[must_use]
+    pub fn already_said(mut self) -> Fault {
+        self.said = true;
+        self
     }
 
     /// Adds the cure.

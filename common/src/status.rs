@@ -224,14 +224,23 @@ fn outcome(report: &Report, error: Option<&anyhow::Error>) -> (&'static str, u8)
 /// `error` of the status object; also says it on stderr.
 fn error_value(tool: &str, error: &anyhow::Error) -> Value {
     let described = describe(error);
-    // The causes are told too, also those of an error that another process described.
-    let causes = described["causes"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    let line = causes.fold(error.to_string(), |line, cause| line + ": " + cause);
-    tell(format_args!("{tool}: {line}"));
-    if let Some(hint) = described["hint"].as_str() {
-        tell(format_args!("{tool}: hint: {hint}"));
+    for line in lines(error, &described) {
+        tell(format_args!("{tool}: {line}"));
     }
     described
+}
+
+/// What people are told of it: in short, where another process has just told them.
+fn lines(error: &anyhow::Error, described: &Value) -> Vec<String> {
+    let message = error.to_string();
+    if error.downcast_ref::<Fault>().is_some_and(|f| f.said) {
+        return vec![format!("{} (see above)", message.split(": ").next().unwrap_or(&message))];
+    }
+    // The causes are told too, also those of an error that another process described.
+    let causes = described["causes"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let line = causes.fold(message, |line, cause| line + ": " + cause);
+    let hint = described["hint"].as_str().map(|hint| format!("hint: {hint}"));
+    std::iter::once(line).chain(hint).collect()
 }
 
 /// An error as the `error` object of the contract, for the report or for another process.
@@ -277,6 +286,17 @@ mod tests {
         assert_eq!(report.data["path_b64"], "L2H/");
         report.set_text("other", OsStr::from_bytes(b"/a"));
         assert!(!report.data.contains_key("other_b64"));
+    }
+
+    #[test]
+    fn what_a_child_has_said_is_not_said_again() {
+        let described = serde_json::json!({"message": "not as left: a, b", "hint": "look", "causes": ["c"]});
+        let lines = |fault: Fault| {
+            let error = fault.into();
+            lines(&error, &describe(&error))
+        };
+        assert_eq!(lines(Fault::relay(78, described.clone())), ["not as left: a, b: c", "hint: look"]);
+        assert_eq!(lines(Fault::relay(78, described).already_said()), ["not as left (see above)"]);
     }
 
     #[test]

@@ -70,7 +70,8 @@ fn same(known: &Record, header: &Header, settings: &Settings) -> Result<()> {
         );
         let paths = (settings.header.display(), Record::path(settings));
         let hint = format!(
-            "is it the right image? If the recorded one is given up, move {} and {} away",
+            "is it the right image, on the right disk? Only if the recorded one is given up for good: move {} and {} away; \
+             nothing else here opens it",
             paths.0,
             paths.1.display()
         );

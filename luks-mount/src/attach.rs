@@ -69,7 +69,7 @@ pub(crate) fn ready(settings: &Settings, record: &Record) -> Result<()> {
 pub(crate) fn up(settings: &Settings, record: &mut Record, how: How, report: &mut Report) -> Result<()> {
     let read_only = how == How::Reading;
     let mut watch = settings.watch(false)?;
-    compare(settings, &mut watch, report)?;
+    compare(settings, record, &mut watch, report)?;
     undoing(settings, Some(&record.clone()), report, |report| {
         match how {
             How::Reading => holding::tell(settings, record, &mut watch, report)?,
@@ -138,7 +138,7 @@ fn as_it_was_left(
             report.warn("container-accepted", format!("the container is taken as it is: {why}"));
             record.accepted_at = Some(now());
         }
-        (Some(why), How::Writing { accept: false }) => return Err(marks::refusal(&why)),
+        (Some(why), How::Writing { accept: false }) => return Err(marks::refusal(&why, &settings.name)),
     }
     report.set("accepted_at", record.accepted_at.clone());
     if how != How::Reading {
@@ -157,7 +157,9 @@ pub(crate) fn undoing<T>(
 ) -> Result<T> {
     let result = work(report);
     if let Err(error) = &result {
-        common::say!(crate::TOOL, "undoing: {error:#}");
+        // All of it is told at the end. This is here for the case that something worse follows.
+        let what = error.to_string();
+        common::say!(crate::TOOL, "undoing: {}", what.split(": ").next().unwrap_or(&what));
         if let Err(second) = take_down(settings, record, report) {
             report.warn("undo-failed", format!("while undoing: {second:#}"));
         }
@@ -193,8 +195,9 @@ pub(crate) fn open(
     Ok(mapping)
 }
 
-/// Says if the image's header is not ours. It makes no difference to us, but somebody may have tried something.
-fn compare(settings: &Settings, watch: &mut Watch, report: &mut Report) -> Result<()> {
+/// Says if the image's header is not ours. It makes no difference to us, but this may be another file, or somebody may have
+/// tried something.
+fn compare(settings: &Settings, record: &Record, watch: &mut Watch, report: &mut Report) -> Result<()> {
     let header = Header::read(&settings.cryptsetup, &settings.header)?;
     let image = image::look(settings, header.compared(), watch)?;
     if image.bytes <= header.data_offset {
@@ -202,12 +205,22 @@ fn compare(settings: &Settings, watch: &mut Watch, report: &mut Report) -> Resul
         return Err(Fault::config(what).into());
     }
     if !image.same_header {
-        let what = format!(
-            "the header in {} is not the one it should have: damaged, or changed by somebody. It is not used; {} \
-             with the present key puts ours there again",
-            settings.image.display(),
-            settings.hint("add-key")
-        );
+        let image_name = settings.image.display();
+        let what = match image.stranger(record) {
+            Some(uuid) => format!(
+                "{image_name} says that it is another container, {uuid}, and not this machine's, {}: is the right disk \
+                 mounted at {}? Its header is not used, and not touched",
+                record.uuid,
+                settings.home()?
+            ),
+            None => format!(
+                "the header in {image_name} is not the one it should have. This may be another file: is the right disk \
+                 mounted at {}? The header is not used. Only if this is surely our container, and its header damaged or \
+                 changed by somebody: {} with the present key puts ours there again",
+                settings.home()?,
+                settings.hint("add-key")
+            ),
+        };
         report.warn("header-differs", what);
     }
     Ok(())

@@ -85,7 +85,8 @@ fn nothing_there(settings: &Settings) -> Result<()> {
             let what =
                 format!("{} exists: this machine has a container of {}", path.display(), settings.name);
             let hint = format!(
-                "nothing is overwritten; if that container is given up, or was never finished, move {} and {} away",
+                "nothing is overwritten. Is its image not there? Then S3's disk is not mounted there. Only if that container \
+                 is given up for good, or was never finished: move {} and {} away; nothing else here opens it",
                 header.display(),
                 record.display()
             );

@@ -183,8 +183,8 @@ impl Cryptsetup {
 
 fn wrong_key(header: &Path, key: &Path) -> anyhow::Error {
     let what = format!("the key {} does not open the header {}", key.display(), header.display());
-    let hint =
-        "another key file, or another header; every byte of a key file counts, a newline at its end too";
+    let hint = "are both of this container? The other key file, or the header backup, may be on the stick; every byte of \
+                a key file counts, a newline at its end too";
     Fault::config(what).hint(hint).into()
 }
 

@@ -17,6 +17,7 @@ use crate::lease_file::{Answer, Over};
 use crate::record::Record;
 use crate::settings::Settings;
 use crate::stack::{self, State};
+use crate::touch::NO_ROOM;
 use crate::watch::{PROBE, Watch};
 
 fn held_by_another(settings: &Settings, text: &[u8]) -> anyhow::Error {
@@ -26,7 +27,7 @@ fn held_by_another(settings: &Settings, text: &[u8]) -> anyhow::Error {
     let fault = if over { Fault::config(what) } else { Fault::busy(what) };
     let hint = format!(
         "let that machine finish, or stop it. If it is gone for good: look at the container with `offsite-push view {0}`, \
-         then `offsite-push push {0} --accept-container` (or attach with it) takes the lease {1} over",
+         close it, then `offsite-push push {0} --accept-container`, once, takes the lease {1} over",
         settings.name,
         path(&settings.image).display()
     );
@@ -122,7 +123,7 @@ pub(crate) fn renew(settings: &Settings, report: &mut Report) -> Result<()> {
         put = place(settings, &mut watch, Over::Nothing, &held)?;
     }
     if let Some(why) = put.unwritable {
-        return Err(Fault::failed(format!("the lease cannot be renewed: {why}")).into());
+        return Err(Fault::failed(format!("the lease cannot be renewed: {why}")).hint(NO_ROOM).into());
     }
     if !put.done && !mutant::active("lost-lease-unnoticed") {
         report.set("lease_lost", true);

@@ -12,16 +12,26 @@ use nix::sys::stat::SFlag;
 use serde_json::Value;
 
 use crate::losetup::{self, Loop};
+use crate::record::Record;
 use crate::settings::Settings;
 use crate::watch::{PROBE, Watch};
 
 /// What a look at the image tells.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Look {
     /// Its size.
     pub(crate) bytes: u64,
     /// Its header is ours.
     pub(crate) same_header: bool,
+    /// Of the LUKS container that its header says it is.
+    uuid: Option<String>,
+}
+
+impl Look {
+    /// The UUID of a container that is not the recorded one.
+    pub(crate) fn stranger(&self, record: &Record) -> Option<&str> {
+        self.uuid.as_deref().filter(|uuid| *uuid != record.uuid)
+    }
 }
 
 /// Has a child of ours do `what` with it, told as `with` says; its answer.
@@ -32,6 +42,7 @@ pub(crate) fn touch(
     with: impl FnOnce(Cmd) -> Cmd,
 ) -> Result<Value> {
     let cmd = with(Program::own()?.cmd().args(["touch", what, "--image"]).arg(&settings.image));
+    let cmd = if Record::path(settings).exists() { cmd.arg("--home").arg(settings.home()?) } else { cmd };
     let output = watch.output(&cmd)?;
     match serde_json::from_slice::<Value>(&output.stdout) {
         Ok(value) if output.status.success() => Ok(value),
@@ -51,7 +62,8 @@ pub(crate) fn look(settings: &Settings, compared: usize, watch: &mut Watch) -> R
     let with = |cmd: Cmd| cmd.arg("--header").arg(&settings.header).arg("--bytes").arg(compared.to_string());
     let told = touch(settings, "look", watch, with)?;
     let bytes = told["bytes"].as_u64().context("the image's size is not told")?;
-    Ok(Look { bytes, same_header: told["same_header"] == true })
+    let uuid = told["uuid"].as_str().map(str::to_owned);
+    Ok(Look { bytes, same_header: told["same_header"] == true, uuid })
 }
 
 /// Makes a new one; an existing file is never touched.

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use common::durable;
 use common::fault::Fault;
+use common::mutant;
 use common::status::Report;
 
 use crate::create::Scratch;
@@ -24,7 +25,19 @@ pub(crate) fn add(settings: &Settings, new: &Path, pbkdf: &Pbkdf, report: &mut R
     attach::ready(settings, &record)?;
     key::check(&new)?;
     let mut watch = settings.watch(false)?;
-    image::look(settings, 0, &mut watch)?;
+    let image = image::look(settings, 0, &mut watch)?;
+    if let Some(uuid) = image.stranger(&record)
+        && !mutant::active("a-stranger-gets-our-header")
+    {
+        let (file, header) = (settings.image.display(), settings.header.display());
+        let what = format!("{file} is another container, {uuid}: this machine's is {}", record.uuid);
+        let hint = format!(
+            "is the right disk mounted at {}? Nothing was changed. Only if this is surely ours: `cryptsetup \
+             luksHeaderRestore {file} --header-backup-file {header}`",
+            settings.home()?
+        );
+        return Err(Fault::config(what).hint(hint).into());
+    }
     let (tool, copy) = (&settings.cryptsetup, &settings.header);
     tool.must_open(copy, &settings.key_file)?;
     let has_it = tool.opens(copy, &new)?;

@@ -65,8 +65,10 @@ impl Marks {
         let cmd = cmd.arg(format!("bs={BLOCK}")).arg(format!("skip={at}"));
         let block = watch.checked(&cmd).context("cannot read the file system in the container")?.stdout;
         Marks::parse(file_system, &block).ok_or_else(|| {
-            let what = format!("the container holds no {} any more", file_system.word());
-            Fault::failed(what).hint("its first blocks on S3 are damaged").into()
+            let what = format!("what is there holds no {} that our key opens", file_system.word());
+            let hint = "this may be another file: is the right disk mounted on S3? If it is surely our container, its first \
+                        blocks there are damaged: look for an older copy of the file";
+            Fault::failed(what).hint(hint).into()
         })
     }
 
@@ -116,7 +118,7 @@ impl Marks {
         let journal = if self.wants_replay() { ", with a journal that wants to be replayed" } else { "" };
         match self {
             Marks::Ext4 { mounts, mounted_at, written_at, .. } => format!(
-                "mounted for writing {mounts} times, last at {}, written at {}{journal}",
+                "at mount {mounts} for writing, made at {}, and written at {}{journal}",
                 utc(*mounted_at),
                 utc(*written_at)
             ),
@@ -171,13 +173,13 @@ pub(crate) fn objection(left: Option<&Left>, found: &Marks, suspect: bool) -> Op
 }
 
 /// A container that was objected to, as an error that says what can be done.
-pub(crate) fn refusal(why: &str) -> anyhow::Error {
+pub(crate) fn refusal(why: &str, name: &str) -> anyhow::Error {
     Fault::config(format!("the container is not as this machine left it: {why}"))
-        .hint(
+        .hint(format!(
             "nothing was changed. Does another machine push to it too, such as the one this was restored from? Stop \
-             that. Or S3's disk was restored, or somebody mounted or repaired the container. Look at it with \
-             `offsite-push view`, or attach --read-only; then `offsite-push push --accept-container` (or attach with it) once",
-        )
+             that. Or S3's disk was restored, or somebody mounted or repaired the container. If this machine is to go on: \
+             look at it with `offsite-push view {name}`, close it, then `offsite-push push {name} --accept-container`, once"
+        ))
         .into()
 }
 

@@ -172,6 +172,18 @@ impl Settings {
         Ok(Watch::new(link, self.runtime.join("s3.wire"), clean_up))
     }
 
+    /// Where the folder of the image really is, for people: on S3, if it is mounted from there.
+    pub(crate) fn home(&self) -> Result<String> {
+        let folder = self.image.parent().unwrap_or(Path::new("/"));
+        Ok(match self.link()? {
+            Some(link) => {
+                let below = folder.strip_prefix(&link.target).unwrap_or(Path::new(""));
+                Path::new(&link.source).join(below).display().to_string().trim_end_matches('/').to_owned()
+            }
+            None => folder.display().to_string(),
+        })
+    }
+
     /// An error unless the image's file system answers. Everything that touches the image asks first.
     pub(crate) fn reachable(&self) -> Result<()> {
         let hint = format!("`sshfs-mount mount {}`", self.name);

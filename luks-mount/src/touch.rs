@@ -41,6 +41,9 @@ pub(crate) struct Touch {
     /// For a loop device.
     #[arg(long)]
     read_only: bool,
+    /// Where this machine's container should be, if it has one, for people.
+    #[arg(long)]
+    home: Option<String>,
     /// A word of cryptsetup's command line.
     #[arg(long, allow_hyphen_values = true)]
     cryptsetup: Vec<String>,
@@ -57,7 +60,7 @@ pub(crate) struct Touch {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum What {
-    /// Its size, and whether its first bytes are those of the header.
+    /// Its size, whether its first bytes are those of the header, and the UUID of a LUKS container.
     Look,
     /// Makes it, empty.
     Make,
@@ -98,16 +101,17 @@ impl Touch {
         let header = || self.header.as_deref().context("no header is named");
         Ok(match self.what {
             What::Look => {
-                let file = open(image, false)?;
+                let file = self.open(false)?;
                 let same = match self.bytes {
                     0 => true,
                     bytes => same_header(&file, header()?, usize::try_from(bytes)?)?,
                 };
-                json!({"bytes": file.metadata().context("cannot look at the image")?.len(), "same_header": same})
+                let bytes = file.metadata().context("cannot look at the image")?.len();
+                json!({"bytes": bytes, "same_header": same, "uuid": uuid(&file)})
             }
             What::Make => make(image).map(|()| Value::Null)?,
             What::Size => {
-                let file = open(image, true)?;
+                let file = self.open(true)?;
                 file.set_len(self.bytes).context("cannot give the image its size")?;
                 file.sync_all().context("cannot make the image's size durable")?;
                 Value::Null
@@ -115,17 +119,17 @@ impl Touch {
             What::PutHeader => {
                 let path = header()?;
                 let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-                json!(put_header(&open(image, true)?, &bytes)?)
+                json!(put_header(&self.open(true)?, &bytes)?)
             }
             What::GetHeader => {
                 use std::os::fd::AsFd as _;
-                let file = open(image, false)?;
+                let file = self.open(false)?;
                 Cryptsetup::new(self.cryptsetup.clone()).header_backup(file.as_fd(), header()?)?;
                 Value::Null
             }
-            What::Loop => json!(losetup::attach(image, &open(image, false)?, self.read_only)?.name),
+            What::Loop => json!(losetup::attach(image, &self.open(false)?, self.read_only)?.name),
             What::Sync => {
-                open(image, true)?.sync_all().context("cannot make the image durable")?;
+                self.open(true)?.sync_all().context("cannot make the image durable")?;
                 Value::Null
             }
             What::Remove => {
@@ -133,10 +137,7 @@ impl Touch {
                 Value::Null
             }
             What::LeaseLook | What::LeasePut | What::LeaseDrop => {
-                let answer = self.lease();
-                let answer =
-                    answer.map_err(|e| Fault::failed(format!("the lease beside the image: {e:#}")))?;
-                serde_json::to_value(answer)?
+                serde_json::to_value(self.lease().map_err(|e| not_done(self.what, &e))?)?
             }
         })
     }
@@ -151,6 +152,18 @@ impl Touch {
             _ => folder.look(),
         }
     }
+
+    fn open(&self, write: bool) -> Result<File> {
+        open(&self.image, write, self.home.as_deref())
+    }
+}
+
+/// The cure where a lease cannot be written: sftp has one word for all that a disk may refuse.
+pub(crate) const NO_ROOM: &str = "S3's disk is full, or refuses writes: make room there";
+
+fn not_done(what: What, error: &anyhow::Error) -> Fault {
+    let fault = Fault::failed(format!("the lease beside the image: {error:#}"));
+    if what == What::LeasePut { fault.hint(NO_ROOM) } else { fault }
 }
 
 /// The header is written in blocks of this size, and only those that differ.
@@ -169,12 +182,17 @@ fn open_as(image: &Path, flags: OFlag) -> nix::Result<File> {
     openat2(AT_FDCWD, image, how).map(File::from)
 }
 
-/// The image, for reading, or for writing too; a regular file or an error.
-fn open(image: &Path, write: bool) -> Result<File> {
+/// The image, for reading, or for writing too; a regular file or an error. `home`: where this machine's container is.
+fn open(image: &Path, write: bool, home: Option<&str>) -> Result<File> {
     let name = image.display();
     let file = match open_as(image, if write { OFlag::O_RDWR } else { OFlag::O_RDONLY }) {
         Ok(file) => file,
-        Err(Errno::ENOENT) => return Err(missing(image)),
+        Err(Errno::ENOENT) => return Err(missing(image, home)),
+        Err(Errno::EACCES) => {
+            let fault = Fault::denied(format!("cannot open the image {name}: permission denied"));
+            let hint = "give it to the account that reaches it: `chown offsite: container.img` on S3, by the names there";
+            return Err(fault.hint(hint).into());
+        }
         Err(Errno::ELOOP) => {
             let what = format!("the image {name} is a symbolic link, or lies behind one");
             return Err(Fault::config(what).into());
@@ -199,13 +217,20 @@ fn folder(image: &Path) -> &Path {
     image.parent().unwrap_or(Path::new("/"))
 }
 
-fn missing(image: &Path) -> anyhow::Error {
+fn missing(image: &Path, home: Option<&str>) -> anyhow::Error {
     let folder = folder(image);
     if !folder.is_dir() {
         return Fault::unavailable(format!("there is no folder {}", folder.display())).into();
     }
     let fault = Fault::config(format!("there is no image {}", image.display()));
-    fault.hint("`luks-mount create` makes one").into()
+    // Whoever makes another one has to give up the only header that opens this one.
+    match home.filter(|_| !mutant::active("a-missing-image-is-made-anew")) {
+        Some(home) => fault.hint(format!(
+            "this machine's container is not there: is S3's disk mounted at {home}? Nothing was changed"
+        )),
+        None => fault.hint("`luks-mount create` makes one"),
+    }
+    .into()
 }
 
 /// A new image; an existing file is never touched.
@@ -214,7 +239,7 @@ fn make(image: &Path) -> Result<()> {
     made.map(drop).map_err(|e| {
         let what = format!("cannot make the image {}: {e}", image.display());
         match e {
-            Errno::ENOENT => return missing(image),
+            Errno::ENOENT => return missing(image, None),
             Errno::EEXIST => Fault::config(what).hint("nothing is overwritten"),
             Errno::EACCES | Errno::EROFS => Fault::denied(what),
             _ => Fault::failed(what),
@@ -241,6 +266,15 @@ fn put_header(image: &File, header: &[u8]) -> Result<u64> {
     Ok(written)
 }
 
+/// The UUID that a LUKS header at the image's start names: of both versions at the same place.
+fn uuid(image: &File) -> Option<String> {
+    let mut start = [0; 208];
+    image.read_exact_at(&mut start, 0).ok()?;
+    let text = start.strip_prefix(b"LUKS\xba\xbe")?.get(162..)?.split(|b| *b == 0).next()?;
+    let plain = text.iter().all(|b| b.is_ascii_hexdigit() || *b == b'-') && !text.is_empty();
+    plain.then(|| String::from_utf8_lossy(text).into_owned())
+}
+
 /// Whether the first `bytes` of the image are those of the header copy.
 fn same_header(image: &File, copy: &Path, bytes: usize) -> Result<bool> {
     let mut ours = vec![0; bytes];
@@ -263,13 +297,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().canonicalize().unwrap();
         let config = |image: &Path| {
-            let error = open(image, true).unwrap_err();
+            let error = open(image, true, None).unwrap_err();
             assert_eq!(kind_of(&error), common::fault::Kind::Config, "{error:#}");
             error.to_string()
         };
         let (image, link, twin) = (base.join("img"), base.join("link"), base.join("twin"));
         std::fs::write(&image, "x").unwrap();
-        open(&image, true).unwrap();
+        open(&image, true, None).unwrap();
         std::os::unix::fs::symlink(&image, &link).unwrap();
         assert!(config(&link).contains("symbolic link"));
         std::os::unix::fs::symlink(&base, base.join("folder")).unwrap();
@@ -279,9 +313,42 @@ mod tests {
         std::fs::hard_link(&image, &twin).unwrap();
         assert!(config(&image).contains("hard link"));
         std::fs::remove_file(&twin).unwrap();
-        open(&image, true).unwrap();
+        open(&image, true, None).unwrap();
         assert!(make(&link).is_err() && make(&image).is_err() && make(&base.join("none/img")).is_err());
         assert!(config(&base.join("nothing")).contains("no image"));
+    }
+
+    #[test]
+    fn who_has_a_container_is_not_told_to_make_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().canonicalize().unwrap().join("c.img");
+        let hint = |home| status::describe(&open(&image, false, home).unwrap_err())["hint"].to_string();
+        assert!(hint(None).contains("luks-mount create"), "{}", hint(None));
+        let said = hint(Some("s3.example:/container"));
+        assert!(said.contains("mounted at s3.example:/container?") && !said.contains("create"), "{said}");
+    }
+
+    #[test]
+    fn a_disk_that_takes_no_lease_is_told_with_the_cure() {
+        let hint = |what| {
+            status::describe(&not_done(what, &anyhow::anyhow!("EIO: I/O error")).into())["hint"].clone()
+        };
+        assert_eq!(hint(What::LeasePut), NO_ROOM);
+        assert!(hint(What::LeaseLook).is_null());
+    }
+
+    #[test]
+    fn the_uuid_of_another_container_is_told() {
+        let image = tempfile::tempfile().unwrap();
+        let mut start = vec![0; 4096];
+        start[..8].copy_from_slice(b"LUKS\xba\xbe\0\x02");
+        start[168..172].copy_from_slice(b"ab-1");
+        image.write_all_at(&start, 0).unwrap();
+        assert_eq!(uuid(&image).as_deref(), Some("ab-1"));
+        image.write_all_at(b"\x1b[2J", 168).unwrap();
+        assert_eq!(uuid(&image), None);
+        image.write_all_at(b"x", 0).unwrap();
+        assert_eq!(uuid(&image), None);
     }
 
     #[test]

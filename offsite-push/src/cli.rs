@@ -135,8 +135,11 @@ pub(crate) enum Action {
     },
     /// Open the container read-only, to look or to restore; it stays open.
     ///
-    /// Until `unview` no push is possible. data: path (the snapshot's folder),
-    /// date, dates (all there are), mount_point, steps.
+    /// Until `unview` no push is possible. What comes back keeps its owners with
+    /// link-sync restore home --store STORE --path alice/files --to DIR
+    ///
+    /// data: path (the snapshot's folder), store (the folder of all dates, for
+    /// --store), date, dates (all there are), mount_point, steps.
     View {
         #[command(flatten)]
         place: Place,

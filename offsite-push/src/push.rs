@@ -265,7 +265,24 @@ fn copy(up: &mut Up, settings: &Settings, options: &Options, wanted: &Snapshot) 
     .collect();
     let call =
         Call { step: "copy", tool: "link-sync", action: "copy", args: &args, limit: None, cleanup: false };
-    up.siblings.run(&call)?.checked()
+    up.siblings.run(&call)?.checked().map_err(|error| larger(error, &settings.profile.name))
+}
+
+/// link-sync tells how to make room in a store; this one is a file that can grow.
+fn larger(error: anyhow::Error, name: &str) -> anyhow::Error {
+    match error.downcast::<Fault>() {
+        Ok(mut fault) => {
+            if fault.hint.as_ref().is_some_and(|hint| hint.contains("reserve_bytes")) {
+                fault.said = false;
+                fault.hint = Some(format!(
+                    "the container is full. Let less stay in it: [offsite.retention], then `offsite-push prune {name}`. Or make \
+                     it larger: `sshfs-mount mount {name}`, `luks-mount grow {name} --size SIZE`, `sshfs-mount unmount {name}`"
+                ));
+            }
+            fault.into()
+        }
+        Err(other) => other,
+    }
 }
 
 /// S2 believes in the copy once the container was closed cleanly.
@@ -285,4 +302,19 @@ fn confirm(filled: &Filled, down: &Down, last: Last, settings: &Settings, report
         report.set_partial();
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_that_is_full_can_grow() {
+        let full = Fault::failed("as full as it may be").hint("or set another reserve_bytes").already_said();
+        let error = larger(full.into(), "home");
+        let fault = error.downcast_ref::<Fault>().unwrap();
+        assert!(fault.hint.as_ref().unwrap().contains("luks-mount grow home") && !fault.said);
+        let other = larger(Fault::busy("held").hint("wait").already_said().into(), "home");
+        assert!(other.downcast_ref::<Fault>().is_some_and(|f| f.said && f.hint.as_deref() == Some("wait")));
+    }
 }

@@ -126,7 +126,7 @@ impl Answer {
     pub(crate) fn fault(&self) -> anyhow::Error {
         let said = self.object.as_ref().map(|o| &o["error"]).filter(|e| e["message"].is_string());
         if let Some(error) = said {
-            return Fault::relay(self.code, error.clone()).into();
+            return Fault::relay(self.code, error.clone()).already_said().into();
         }
         let how = match self.code {
             code if code > 128 => format!("was ended by signal {}", code - 128),

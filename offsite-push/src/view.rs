@@ -25,7 +25,7 @@ const OPENING: Duration = Duration::from_secs(60);
 
 /// Opens it.
 pub(crate) fn open(settings: &Settings, date: &str, report: &mut Report) -> Result<()> {
-    for key in ["path", "date", "dates", "mount_point"] {
+    for key in ["path", "store", "date", "dates", "mount_point"] {
         report.set(key, Value::Null);
     }
     report.set("steps", json!([]));
@@ -100,11 +100,14 @@ fn tell(settings: &Settings, date: &str, report: &mut Report) -> Result<()> {
     let path = store.join(found);
     report.set("date", found.clone());
     report.set_text("path", path.as_os_str());
+    report.set_text("store", store.as_os_str());
     report.set_text("mount_point", settings.container.as_os_str());
     for date in &content.dates {
         say!(TOOL, "{}", store.join(date).display());
     }
     say!(TOOL, "open read-only at {}; `{}` closes it", path.display(), settings.command(TOOL, "unview"));
+    let name = &settings.profile.name;
+    say!(TOOL, "`link-sync restore {name} --store {} --path … --to …` brings back from it", store.display());
     report.set("dates", content.dates);
     Ok(())
 }

@@ -167,8 +167,9 @@ fn diagnose(settings: &Settings, said: &str) -> Option<Fault> {
              with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on that machine"
         )));
     }
-    if let Some(refused) = line("Permission denied (") {
-        let message = format!("{machine} does not let our key in: {refused}");
+    if line("Permission denied (").is_some() {
+        // What it said comes after this. It is not the rights of whoever runs this that are missing: 69.
+        let message = format!("{machine} does not let our key in");
         let key =
             settings.sshfs.identity.as_ref().map_or("our key".into(), |k| format!("{}.pub", k.display()));
         return Some(Fault::unavailable(message).hint(format!(

@@ -74,7 +74,7 @@ pub fn read_trusted(path: &Path) -> Result<String> {
     let fd = open(path, flags, Mode::empty()).map_err(|e| {
         let fault = match e {
             nix::errno::Errno::ENOENT => Fault::config(format!("there is no profile {}", path.display()))
-                .hint("`scripts/setup` writes one; the name is the file's name without .toml"),
+                .hint("`/usr/lib/nc-backup/setup` writes one; the name is the file's name without .toml"),
             nix::errno::Errno::EACCES => {
                 Fault::denied(format!("{} cannot be read by this account", path.display()))
                     .hint("the profile is root's: put `sudo` before the command; on S2, where the store's account reads it, give it mode 0644")

@@ -335,11 +335,24 @@ impl Part {
     }
 }
 
-/// The lines of the snapshot `dir` for the files among `paths`: those that are new in a copy of it.
+/// The lines of the snapshot `dir` for the files among `paths`: those that are new in a copy of it. Of what is a copy itself,
+/// all that it has: so what all its dates list together, all dates of its copy do.
 pub fn part(dir: &File, paths: &HashSet<Vec<u8>>, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    let mut lines = Lines::new(open_file(dir, &format!("{META}/{SUMS}"))?);
+    let list = |name| match open_file(dir, &format!("{META}/{name}")) {
+        Ok(list) => Ok(Some(list)),
+        Err(e) if e.downcast_ref::<Errno>() == Some(&Errno::ENOENT) => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("cannot open {META}/{name} of the snapshot")),
+    };
+    let (list, is_copy) = match list(SUMS)? {
+        Some(list) => (list, false),
+        None => match list(PART)? {
+            Some(list) => (list, true),
+            None => return Ok(()),
+        },
+    };
+    let mut lines = Lines::new(list);
     while let Some(line) = lines.next()? {
-        if sums::parse(line).is_some_and(|(_, path)| paths.contains(&*path)) {
+        if sums::parse(line).is_some_and(|(_, path)| is_copy || paths.contains(&*path)) {
             each(line)?;
         }
     }

@@ -258,6 +258,28 @@ fn seven_dates(world: &World) -> PathBuf {
     to
 }
 
+/// The store is lost, and comes back from the copy.
+#[test]
+fn a_copy_is_copied_back_date_by_date_with_its_lists() {
+    let world = World::new();
+    let to = seven_dates(&world);
+    let back = world.dir.join("back");
+    private(&back);
+    // In the order in which they came.
+    let mut order = world.dates();
+    let late = order.remove(2);
+    order.push(late);
+    for date in order {
+        let from = ["--store", to.to_str().unwrap(), "--date", &date];
+        let mut command = std::process::Command::new(testkit::bin("link-sync"));
+        command.args(["copy", "--reserve-bytes", "1", "--to"]).arg(&back).args(from);
+        testkit::run(command.arg("--state-dir").arg(world.dir.join("another"))).expect(0);
+        same(&world, &back, &date);
+    }
+    assert_eq!(dates(&back), world.dates());
+    assert_eq!(uncovered(&back), Vec::<String>::new());
+}
+
 #[track_caller]
 fn prune(world: &World, to: &Path, options: &[&str]) -> Ran {
     let store = ["--store", to.to_str().unwrap(), "--min-age", "0d"];

@@ -63,6 +63,57 @@ fn a_header_that_says_no_encryption_changes_nothing() {
     world.nothing_is_up();
 }
 
+/// No hint leads to a file of somebody else's getting our header, nor to our own header being given up.
+#[test]
+fn another_file_in_its_place_is_told_and_not_touched() {
+    if elsewhere("attack::another_file_in_its_place_is_told_and_not_touched") {
+        return;
+    }
+    let (world, other) = (World::with(64, "ext4"), World::with(64, "ext4"));
+    let hint = |ran: &testkit::Ran| ran.json["error"]["hint"].as_str().unwrap_or_default().to_owned();
+    let key = world.path("key");
+    let add_key = |world: &World| world.run("add-key", ["--new-key-file".as_ref(), key.as_os_str()]);
+
+    // S3's disk is not mounted.
+    world.sh("mv s3/c.img aside");
+    for ran in [world.attach(), world.run("attach", ["--read-only"]), add_key(&world)] {
+        let ran = ran.expect(78);
+        let said = hint(&ran);
+        assert!(said.contains("disk mounted at") && !said.contains("luks-mount create"), "{said}");
+    }
+    let said = hint(&world.create(&["--size", "64M"]).expect(78));
+    assert!(said.contains("Then S3's disk is not mounted") && said.contains("given up for good"), "{said}");
+
+    // Another machine's container, and a file that is none at all.
+    for (make, whole) in [
+        (format!("cp --sparse=always {} s3/c.img", other.image().display()), false),
+        ("truncate -s 64M s3/c.img; echo letters | dd of=s3/c.img conv=notrunc 2>/dev/null".to_owned(), true),
+    ] {
+        world.sh(&make);
+        let before = world.sh("sha256sum s3/c.img");
+        for args in [&[][..], &["--read-only"]] {
+            let ran = world.run("attach", args).expect(1);
+            let warned = ran.json["warnings"][0]["message"].as_str().unwrap();
+            assert_eq!(warnings(&ran), ["header-differs"]);
+            assert!(
+                warned.contains("is the right disk mounted") && warned.contains("add-key") == whole,
+                "{warned}"
+            );
+            assert!(hint(&ran).contains("this may be another file"), "{}", hint(&ran));
+        }
+        if !whole {
+            let said = hint(&add_key(&world).expect(78));
+            assert!(said.contains("is the right disk mounted"), "{said}");
+        }
+        assert_eq!(world.sh("sha256sum s3/c.img"), before);
+        world.nothing_is_up();
+    }
+    world.sh("mv aside s3/c.img");
+    assert_eq!(warnings(&world.attach().expect(0)), [""; 0]);
+    world.detach().expect(0);
+    world.nothing_is_up();
+}
+
 #[test]
 fn our_own_header_is_not_believed_blindly() {
     if elsewhere("attack::our_own_header_is_not_believed_blindly") {

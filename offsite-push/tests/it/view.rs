@@ -15,7 +15,12 @@ fn a_view_shows_the_dates_keeps_pushes_out_and_is_closed() {
     assert_eq!(view.json["changed"], true);
     let path = world.path("run/container/snapshots").join(DATES[1]);
     assert_eq!(view.json["data"]["path"], path.to_str().unwrap());
-    assert_eq!(view.json["data"]["dates"], json!(DATES[..2]));
+    let store = path.parent().unwrap().to_str().unwrap();
+    assert_eq!(
+        (&view.json["data"]["dates"], &view.json["data"]["store"]),
+        (&json!(DATES[..2]), &store.into())
+    );
+    assert!(view.stderr.contains(&format!("--store {store} ")), "{}", view.stderr);
     assert!(view.stderr.contains(path.to_str().unwrap()), "{}", view.stderr);
     assert!(world.read("log").contains("--read-only"));
     // Again, and of another date: it is open already.

@@ -45,6 +45,8 @@ fn a_key_that_is_not_let_in_or_not_fit() {
         69,
         &["does not let our key in", "authorized_keys", "other key.pub"],
     );
+    let said = world.run("mount", &["--identity", name]).expect(69).stderr;
+    assert_eq!(said.matches("Permission denied").count(), 1, "{said}");
     std::fs::set_permissions(&other, PermissionsExt::from_mode(0o640)).unwrap();
     refused(&world, &["--identity", name], 77, &["root's alone", "chmod 0600"]);
     refused(&world, &["--identity", "/no/such/key"], 78, &["/no/such/key", "ssh-keygen"]);

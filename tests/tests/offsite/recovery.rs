@@ -87,14 +87,12 @@ fn with_nothing_but_the_disk_and_the_key() {
             ("HEADER", header),
             ("WHERE", world.path("rescue").display().to_string()),
             ("OUT", out.display().to_string()),
+            ("PGHOST", cluster.socket.display().to_string()),
         ];
         // Roles that are there already do no harm; the database must be new.
         psql("postgres", "DROP DATABASE IF EXISTS nextcloud");
         let mut shell = Command::new("sh");
-        shell
-            .env("PGHOST", &cluster.socket)
-            .env("PGPORT", cluster.port.to_string())
-            .env("PGUSER", "postgres");
+        shell.env("PGPORT", cluster.port.to_string()).env_remove("PGHOST").env_remove("PGUSER");
         shell.env("DM_DISABLE_UDEV", "1").arg("-c").arg(commands(&values, usize::MAX)).stdin(Stdio::null());
         let ran = shell.output().unwrap();
         let said = String::from_utf8_lossy(&ran.stderr).into_owned();
@@ -107,6 +105,9 @@ fn with_nothing_but_the_disk_and_the_key() {
         assert!(files.parse::<u32>().unwrap() > 30 && !told.contains("NOT CHECKED"), "{told}");
         assert!(!told.contains("MISSING in"), "{told}");
         same(&source, &out.join("data"));
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&out).unwrap().permissions());
+        assert_eq!(mode & 0o7777, 0o755, "the database server's account could not look into it");
+        assert_eq!(psql("postgres", "SELECT count(*) FROM pg_roles WHERE rolname = 'root'"), "0");
         assert_eq!(psql("nextcloud", rows), before);
         assert_eq!(psql("nextcloud", "SELECT t FROM \"Odd Name\""), "x");
         world.nothing_is_up();
@@ -137,11 +138,11 @@ fn a_name_that_only_an_older_date_still_has_is_missed() {
     }
     let page = std::fs::read_to_string(repo().join("docs/disaster-recovery.md")).unwrap();
     let block = page.split("```sh\n").find(|b| b.contains("NOT CHECKED")).unwrap();
-    let look = || {
+    let say = |place: &Path| {
         let script = format!("set -eu\n{}", block.split("```").next().unwrap());
-        let ran = Command::new("sh").args(["-c", &script]).env("WHERE", at("rescue")).output().unwrap();
-        String::from_utf8(ran.stdout).unwrap()
+        Command::new("sh").args(["-c", &script]).env("WHERE", place).output().unwrap()
     };
+    let look = || String::from_utf8(say(&at("rescue")).stdout).unwrap();
     assert_eq!(look(), "checked: 3 of 3 files\n");
     let mut dates: Vec<_> =
         std::fs::read_dir(at("rescue/snapshots")).unwrap().map(|e| e.unwrap().path()).collect();
@@ -154,6 +155,12 @@ fn a_name_that_only_an_older_date_still_has_is_missed() {
     assert!(said.ends_with("checked: 3 of 3 files\n") && said.lines().count() == 2, "{said}");
     std::fs::remove_file(newest.join(".meta/snapshot.json")).unwrap();
     assert!(look().contains("of ? names"), "{}", look());
+    // Nothing is mounted there: nothing was checked, and nothing is missing either.
+    let ran = say(&at("source"));
+    assert!(
+        !ran.status.success() && String::from_utf8_lossy(&ran.stderr).contains("STOP: there is no snapshot")
+    );
+    assert_eq!(String::from_utf8_lossy(&ran.stdout), "checked: 0 of 0 files\n");
 }
 
 /// What somebody who holds S3 puts in the place of the container: a file system of his own, which looks like ours.
@@ -259,6 +266,16 @@ fn a_container_that_somebody_else_made_is_not_mounted() {
     );
     let (mounted, said) = evil.page(&image, "", false);
     assert!(!mounted && said.contains("STOP: this header does not encrypt"), "{said}");
+    // The key of the other stick, and names that are wrong.
+    let other = world.path("other.key").display().to_string();
+    evil.sh(&format!("head -c 64 /dev/urandom >{other}"));
+    let ours = world.image().display().to_string();
+    let (mounted, said) = Evil { world: &world, key: other, header: String::new() }.page(&ours, "", false);
+    assert!(!mounted && said.contains("STOP: the key") && !said.contains("not the encryption"), "{said}");
+    for (image, header) in [("/none", ""), (ours.as_str(), "/none")] {
+        let (mounted, said) = evil.page(image, header, false);
+        assert!(!mounted && said.contains("STOP: there is no /none"), "{said}");
+    }
     // No encryption whatever.
     evil.sh(&format!("mkfs.ext4 -qF -d {} {image}", world.path("evil").display()));
     for header in ["", evil.header.as_str()] {
