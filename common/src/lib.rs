@@ -1,6 +1,7 @@
 //! What the tools share. Flat modules, one job each; no command-line parsing, no framework.
 
 pub mod account;
+pub mod background;
 mod capture;
 mod child;
 pub mod complaint;

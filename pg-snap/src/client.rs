@@ -2,10 +2,9 @@
 
 use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,8 +12,7 @@ use common::fault::Fault;
 use common::lock::Lock;
 use common::processes::{Identity, Process};
 use common::profile::Profile;
-use common::program::Program;
-use common::{durable, places, signals};
+use common::{background, durable, places, signals};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::de::DeserializeOwned;
 
@@ -27,52 +25,19 @@ pub(crate) fn socket(profile: &Profile) -> Result<PathBuf> {
 
 /// Whether one is there.
 pub(crate) fn running(profile: &Profile) -> Result<bool> {
-    Ok(connect(&socket(profile)?).is_ok())
-}
-
-/// Socket addresses hold 107 bytes; a path through an open directory is always short.
-fn with_short_name<T>(path: &Path, then: impl FnOnce(&Path) -> std::io::Result<T>) -> std::io::Result<T> {
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(std::io::ErrorKind::InvalidInput.into());
-    };
-    let dir = std::fs::File::open(dir)?;
-    then(&Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name))
-}
-
-fn connect(path: &Path) -> std::io::Result<UnixStream> {
-    with_short_name(path, |p| UnixStream::connect(p))
+    Ok(background::connect(&socket(profile)?).is_ok())
 }
 
 /// Starts a holder unless there is one; `argv` are its options. It answers when its sessions are open.
 pub(crate) fn start(profile: &Profile, argv: &[OsString]) -> Result<()> {
     let path = socket(profile)?;
-    if connect(&path).is_ok() {
+    if background::connect(&path).is_ok() {
         return Ok(());
     }
     // One that is about to end still has it.
     let patience = std::time::Duration::from_secs(5);
     let lock = Lock::exclusive_within(&path.with_extension("lock"), "the holder of the database", patience)?;
-    if let Err(e) = std::fs::remove_file(&path)
-        && e.kind() != std::io::ErrorKind::NotFound
-    {
-        return Err(e).with_context(|| format!("cannot remove {}", path.display()));
-    }
-    let listener = with_short_name(&path, |p| UnixListener::bind(p))
-        .with_context(|| format!("cannot listen on {}", path.display()))?;
-    let child = Program::own()?
-        .cmd()
-        .arg("holder")
-        .arg(format!("--listen-fd={}", listener.as_raw_fd()))
-        .arg(format!("--lock-fd={}", lock.fd()))
-        .args(argv)
-        .inherit(listener.as_raw_fd())
-        .inherit(lock.fd())
-        .outlives_us()
-        .own_session()
-        // Relative paths among the options mean here what they mean there. Of a folder that is gone there are none.
-        .dir(std::env::current_dir().unwrap_or_else(|_| "/".into()))
-        .start(Stdio::null(), Stdio::null())
-        .context("cannot start the background process")?;
+    let (child, listener) = background::start(&path, &lock, "holder", argv)?;
     // For who has to end it: the lock file names whoever started it.
     let noted = serde_json::to_vec(&Identity::of(child.id())).map_err(anyhow::Error::from);
     let noted = noted.and_then(|text| durable::write_soon(&path.with_extension("pid"), &text, 0o600));
@@ -86,7 +51,8 @@ pub(crate) fn start(profile: &Profile, argv: &[OsString]) -> Result<()> {
 /// Asks; [`common::fault::Kind::Failed`] if there is nobody, and [`common::fault::Kind::Unavailable`] if it says nothing.
 pub(crate) fn call<T: DeserializeOwned>(profile: &Profile, request: &Request) -> Result<T> {
     let lost = || Fault::failed("the background process that holds the database is gone");
-    let stream = connect(&socket(profile)?).map_err(|e| anyhow::Error::from(e).context(lost()))?;
+    let stream =
+        background::connect(&socket(profile)?).map_err(|e| anyhow::Error::from(e).context(lost()))?;
     writeln!(&stream, "{}", serde_json::to_string(request)?)
         .map_err(|e| anyhow::Error::from(e).context(lost()))?;
     let line = answer(&stream, request, request.patience(profile))?;

@@ -6,17 +6,16 @@
 //! resumed and the sessions closed. Killed, its psql die with it.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use common::fault::{Fault, kind_of};
-use common::mutant;
 use common::profile::Profile;
 use common::signals;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use common::{background, mutant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -116,7 +115,6 @@ struct Holder<'h> {
 }
 
 /// The holder's whole life. The descriptors are inherited from [`crate::client::start`].
-#[expect(unsafe_code, reason = "descriptors inherited over exec come as numbers")]
 pub(crate) fn live(
     profile: &Profile,
     target: &Target,
@@ -125,17 +123,9 @@ pub(crate) fn live(
     lock: RawFd,
     max: Duration,
 ) -> Result<()> {
-    let open = |fd: RawFd| Path::new("/proc/self/fd").join(fd.to_string()).symlink_metadata().is_ok();
-    if [listen, lock].into_iter().any(|fd| fd < 3 || !open(fd)) {
-        return Err(Fault::usage("the holder is started by drain and hold, never by hand").into());
-    }
-    // SAFETY: `start` left these two open for us; nothing else in this new process knows them.
-    let (listener, lock) = unsafe { (OwnedFd::from_raw_fd(listen), OwnedFd::from_raw_fd(lock)) };
-    for fd in [&listener, &lock] {
-        // psql has no use for them.
-        fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).context("fcntl failed")?;
-    }
-    let listener = UnixListener::from(listener);
+    let by_hand = "the holder is started by drain and hold, never by hand";
+    // psql has no use for them: they are ours alone.
+    let (listener, _lock) = background::handed_down(listen, lock, by_hand)?;
     let closing = || {
         // Before the last answer, so that whoever comes next starts a holder of its own.
         std::fs::remove_file(socket).ok();

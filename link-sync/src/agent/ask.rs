@@ -3,17 +3,14 @@
 use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::Shutdown;
-use std::os::fd::AsRawFd as _;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
-use common::program::Program;
-use common::signals;
 use common::status::Report;
+use common::{background, signals};
 
 use super::{Action, Ask, Done, Say, lock, socket};
 use crate::progress;
@@ -26,50 +23,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Whether an agent answers for `runtime`.
 pub fn running(runtime: &Path) -> Option<UnixStream> {
-    connect(&socket(runtime)).ok()
-}
-
-/// Socket addresses hold 107 bytes; a path through an open directory is always short.
-fn connect(path: &Path) -> std::io::Result<UnixStream> {
-    with_short_name(path, |p| UnixStream::connect(p))
-}
-
-fn with_short_name<T>(path: &Path, then: impl FnOnce(&Path) -> std::io::Result<T>) -> std::io::Result<T> {
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(std::io::ErrorKind::InvalidInput.into());
-    };
-    let dir = std::fs::File::open(dir)?;
-    then(&Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name))
+    background::connect(&socket(runtime)).ok()
 }
 
 /// Starts the agent, with the same options as `stage` got. Returns a connection to it.
 pub fn start(settings: &Settings, argv: &[OsString]) -> Result<UnixStream> {
     let path = socket(&settings.runtime);
     let lock = lock(&settings.runtime)?;
-    match std::fs::remove_file(&path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(e).with_context(|| format!("cannot remove {}", path.display()));
-        }
-        _ => {}
-    }
-    let listener = with_short_name(&path, |p| UnixListener::bind(p))
-        .with_context(|| format!("cannot listen on {}", path.display()))?;
-    let child = Program::own()?
-        .cmd()
-        .arg("agent")
-        .arg(format!("--listen-fd={}", listener.as_raw_fd()))
-        .arg(format!("--lock-fd={}", lock.fd()))
-        .args(argv)
-        .inherit(listener.as_raw_fd())
-        .inherit(lock.fd())
-        .outlives_us()
-        .own_session()
-        // Relative paths among the options mean here what they mean there. Of a folder that is gone there are none.
-        .dir(std::env::current_dir().unwrap_or_else(|_| "/".into()))
-        .start(Stdio::null(), Stdio::null())
-        .context("cannot start the background process")?;
+    let (child, _listener) = background::start(&path, &lock, "agent", argv)?;
     child.detach();
-    connect(&path).with_context(|| format!("cannot connect to {}", path.display()))
+    background::connect(&path).with_context(|| format!("cannot connect to {}", path.display()))
 }
 
 /// Asks the agent at the other end of `stream`, shows its steps, and fills the report with its answer.

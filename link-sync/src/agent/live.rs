@@ -2,9 +2,8 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::Shutdown;
-use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,8 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use common::fault::{Fault, kind_of};
 use common::status::{Report, describe};
-use common::{places, signals};
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use common::{background, places, signals};
 use nix::sys::signal::Signal;
 
 use super::{Action, Ask, Done, Say, TICK, nothing_staged, socket};
@@ -26,19 +24,9 @@ use crate::source::DATABASE;
 use crate::watch::Watch;
 
 /// The agent's whole life. `listen` and `lock` are descriptors inherited from [`super::ask::start`].
-#[expect(unsafe_code, reason = "descriptors inherited over exec come as numbers")]
 pub fn live(options: &Options, listen: RawFd, lock: RawFd) -> Result<()> {
-    let open = |fd: RawFd| Path::new("/proc/self/fd").join(fd.to_string()).symlink_metadata().is_ok();
-    if [listen, lock].into_iter().any(|fd| fd < 3 || !open(fd)) {
-        return Err(Fault::usage("agent is started by stage, never by hand").into());
-    }
-    // SAFETY: `start` left these two open for us; nothing else in this new process knows them.
-    let (listener, lock) = unsafe { (OwnedFd::from_raw_fd(listen), OwnedFd::from_raw_fd(lock)) };
-    for fd in [&listener, &lock] {
-        // Our children have no use for them.
-        fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).context("fcntl failed")?;
-    }
-    let listener = UnixListener::from(listener);
+    let by_hand = "agent is started by stage, never by hand";
+    let (listener, lock) = background::handed_down(listen, lock, by_hand)?;
     let settings = options.settings()?;
     let path = socket(&places::runtime(&settings.profile)?);
     let (to_main, asked) = sync_channel(0);
