@@ -108,7 +108,12 @@ denied() {
     shift 3
     ! sudo -n -l -- "$@" >/dev/null 2>&1
 }
-no_rule() { printf 'sudo does not let %s run "%s" without a password: it needs a rule with exactly these words (setup prints them)' "$(id -un)" "$*"; }
+rules='README has them'
+case ${0##*/} in
+    backup-local) rules="$here/setup prints them" ;;
+    push-offsite | drill) rules="$0 --help has them" ;;
+esac
+no_rule() { printf 'sudo does not let %s run "%s" without a password: it needs a rule with exactly these words (%s)' "$(id -un)" "$*" "$rules"; }
 
 # Parts of a profile, for setup and for a restore that begins with nothing.
 toml() { jq -cn --arg v "$1" '$v'; }
@@ -275,6 +280,15 @@ note_step() {
     fi
     steps="$steps$line
 "
+}
+# quiet_step NAME COMMAND…: note_step, whose words are shown only if it fails: they would tell what is told anyway, or mislead.
+quiet_step() {
+    if [ -n "$work" ] && { true >"$work/words"; } 2>/dev/null; then
+        note_step "$@" 2>"$work/words"
+        case $rc in 0) ;; *) cat "$work/words" >&2 2>/dev/null || true ;; esac
+    else
+        note_step "$@"
+    fi
 }
 # ask FILTER [jq's arguments]: of the steps, as a list.
 ask() { filter=$1; shift; printf %s "$steps" | jq -rs "$@" "$filter"; }

@@ -221,8 +221,10 @@ pub struct Store {
     /// A path at or above it that must be a mount point: the disk that has to be there.
     pub mount: Option<PathBuf>,
     /// Room that must stay free, in bytes. Default 1 GiB.
+    #[serde(default, deserialize_with = "amount")]
     pub reserve_bytes: Option<u64>,
     /// Bytes that the snapshots of one day may add. Default: half of what is free when it begins, at least 16 GiB.
+    #[serde(default, deserialize_with = "amount")]
     pub max_bytes_per_day: Option<u64>,
     /// Files and folders that the snapshots of one day may add. Default: half of the free inodes, at least 1,000,000.
     pub max_inodes_per_day: Option<u64>,
@@ -241,6 +243,7 @@ pub struct Offsite {
     /// The store whose newest snapshot is pushed. Default: `[store]` path.
     pub store: Option<PathBuf>,
     /// Room that must stay free in the container, in bytes. Default 64 MiB.
+    #[serde(default, deserialize_with = "amount")]
     pub reserve_bytes: Option<u64>,
     /// How S3 is reached. Absent: the container lies on this machine.
     pub sshfs: Option<Sshfs>,
@@ -301,13 +304,19 @@ pub struct Bytes(pub u64);
 impl std::str::FromStr for Bytes {
     type Err = String;
 
+    fn from_str(text: &str) -> Result<Bytes, String> {
+        Bytes::at_least(1.0, text)
+    }
+}
+
+impl Bytes {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         clippy::cast_precision_loss,
         reason = "checked"
     )]
-    fn from_str(text: &str) -> Result<Bytes, String> {
+    fn at_least(least: f64, text: &str) -> Result<Bytes, String> {
         let wrong = || format!("'{text}' is not a number of bytes: write it like 4096, 500k, 1.5m or 776G");
         let lower = text.trim().to_ascii_lowercase();
         let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -324,7 +333,7 @@ impl std::str::FromStr for Bytes {
         }
         let number: f64 = digits.parse().map_err(|_| wrong())?;
         let bytes = (number * (1u64 << shift) as f64).round();
-        if bytes < 1.0 || bytes > i64::MAX as f64 {
+        if bytes < least || bytes > i64::MAX as f64 {
             return Err(wrong());
         }
         Ok(Bytes(bytes as u64))
@@ -333,21 +342,29 @@ impl std::str::FromStr for Bytes {
 
 impl<'de> Deserialize<'de> for Bytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
-        struct Visitor;
-        impl serde::de::Visitor<'_> for Visitor {
-            type Value = Bytes;
-            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-                f.write_str("a number of bytes, like 4096 or \"500k\"")
-            }
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Bytes, E> {
-                text.parse().map_err(E::custom)
-            }
-            fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Bytes, E> {
-                number.to_string().parse().map_err(E::custom)
-            }
-        }
-        deserializer.deserialize_any(Visitor)
+        deserializer.deserialize_any(AtLeast(1.0))
     }
+}
+
+/// Reads [`Bytes`], of which there are at least so many.
+struct AtLeast(f64);
+
+impl serde::de::Visitor<'_> for AtLeast {
+    type Value = Bytes;
+    fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str("a number of bytes, like 4096 or \"500k\"")
+    }
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Bytes, E> {
+        Bytes::at_least(self.0, text).map_err(E::custom)
+    }
+    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Bytes, E> {
+        Bytes::at_least(self.0, &number.to_string()).map_err(E::custom)
+    }
+}
+
+/// Bytes of which there may be none.
+fn amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    deserializer.deserialize_any(AtLeast(0.0)).map(|bytes| Some(bytes.0))
 }
 
 /// A length of time as people write it: `90s`, `30m`, `2h 30m`.
@@ -463,8 +480,15 @@ pub fn parse(text: &str, file: &Path) -> Result<Profile> {
     let profile: Profile = toml::from_str(text).map_err(|e| {
         let line = e.span().map(|s| text[..s.start.min(text.len())].matches('\n').count() + 1);
         let at = line.map_or(String::new(), |l| format!(", line {l}"));
-        let mut fault = Fault::config(format!("{}{at}: {}", file.display(), e.message().trim()));
-        fault.hint = nearest_key(e.message());
+        let mut message = e.message().trim().to_owned();
+        for number in ["u16", "u32", "u64"] {
+            message = message.replace(&format!("expected {number}"), "expected a whole number");
+        }
+        if let Some(key) = e.span().and_then(|s| text.get(s)).filter(|_| message == "duplicate key") {
+            message = format!("`{}` is written a second time", key.trim());
+        }
+        let mut fault = Fault::config(format!("{}{at}: {message}", file.display()));
+        fault.hint = cure(&message);
         fault
     })?;
     let wrong = |key: &str, value: &str, right: &str| {
@@ -546,6 +570,22 @@ pub fn parse(text: &str, file: &Path) -> Result<Profile> {
     Ok(profile)
 }
 
+/// What to do about what toml says.
+fn cure(message: &str) -> Option<String> {
+    match message {
+        // The only table that needs one.
+        "missing field `path`" => Some(
+            "[store] is for the folder of snapshots on this machine, path = \"/…\"; where the store is on another machine, leave out \
+             [store] and its retention: they belong into the profile there"
+                .into(),
+        ),
+        _ if message.ends_with("is written a second time") => {
+            Some("each key and each [table] once: put the lines of both into the first one".into())
+        }
+        _ => nearest_key(message),
+    }
+}
+
 /// "unknown field `stor`, expected one of `store`, `mount`": which was meant?
 fn nearest_key(message: &str) -> Option<String> {
     let mut words = message.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);
@@ -570,6 +610,38 @@ mod tests {
         let (message, hint) = fails("[snapshot]\nstoer = \"/b\"\n");
         assert!(message.starts_with("/etc/nc-backup/home.toml, line 2: unknown field `stoer`"), "{message}");
         assert_eq!(hint.as_deref(), Some("did you mean 'store'?"));
+    }
+
+    #[test]
+    fn what_toml_says_has_its_cure() {
+        let (message, hint) = fails("[snapshot]\nstore = \"/b\"\n[store.retention]\nkeep_daily = 3\n");
+        assert!(message.contains("missing field `path`"), "{message}");
+        assert!(hint.unwrap().contains("the profile there"));
+        for twice in
+            ["[store]\npath = \"/b\"\n[store]\nmount = \"/b\"\n", "[store]\npath = \"/b\"\npath = \"/c\"\n"]
+        {
+            let (message, hint) = fails(twice);
+            assert!(message.contains(" is written a second time") && message.contains("line 3"), "{message}");
+            assert!(message.contains("`store`") || message.contains("`path`"), "{message}");
+            assert!(hint.unwrap().contains("once"));
+        }
+        let (message, _) = fails("[store.retention]\nkeep_daily = \"3\"\n");
+        assert!(message.ends_with("expected a whole number"), "{message}");
+    }
+
+    #[test]
+    fn bytes_of_the_profile_may_have_a_suffix_and_be_none() {
+        let store = |text: &str| {
+            let text = format!("[store]\npath = \"/b\"\n{text}");
+            parse(&text, Path::new("p")).unwrap().store.unwrap()
+        };
+        assert_eq!(store("").reserve_bytes, None);
+        assert_eq!(store("reserve_bytes = 0").reserve_bytes, Some(0));
+        assert_eq!(store("reserve_bytes = \"2G\"").reserve_bytes, Some(2 << 30));
+        assert_eq!(store("max_bytes_per_day = 4096").max_bytes_per_day, Some(4096));
+        let (message, _) = fails("[offsite]\nreserve_bytes = \"much\"");
+        assert!(message.contains("'much' is not a number of bytes"), "{message}");
+        fails("[offsite]\nreserve_bytes = -1");
     }
 
     #[test]

@@ -167,6 +167,7 @@ impl Far {
             return anyhow::Error::from(failure).context("the store could not be opened");
         };
         let said = failure.stderr_tail.clone();
+        let theirs = said.lines().find_map(|line| line.strip_prefix("link-sync: "));
         failure.hint = Some(match () {
             () if said.contains("Host key verification failed") || said.contains("host key is known") => {
                 format!(
@@ -175,19 +176,30 @@ impl Far {
                 )
             }
             () if said.contains("Permission denied (") => which_key(&failure.args, host),
-            () if matches!(code, 126 | 127)
-                || said.contains("not found")
-                || said.contains("No such file") =>
+            () if theirs.is_none()
+                && (matches!(code, 126 | 127)
+                    || said.contains("not found")
+                    || said.contains("No such file")) =>
             {
                 format!("install link-sync on {host}, or set remote_program in [snapshot.ssh]")
             }
-            () => match said.lines().find_map(|line| line.strip_prefix("link-sync: hint: ")) {
-                Some(theirs) => format!("on {host}: {theirs}"),
-                None => format!("does `ssh {host} link-sync --version` work by hand?"),
+            () => match (said.lines().find_map(|line| line.strip_prefix("link-sync: hint: ")), theirs) {
+                (Some(hint), _) => format!("on {host}: {hint}"),
+                // What is wrong in a file is told with its name and the line.
+                (None, Some(theirs)) => {
+                    match theirs.split_once(": ").filter(|(place, _)| place.starts_with('/')) {
+                        Some((place, _)) => format!("on {host}: correct {place}"),
+                        None => format!("link-sync runs on {host}, and does not serve for that reason"),
+                    }
+                }
+                (None, None) => format!("does `ssh {host} link-sync --version` work by hand?"),
             },
         });
         drop(error);
-        if let Some(theirs) = said.lines().find_map(|line| line.strip_prefix("link-sync: ")) {
+        if let Some(theirs) = theirs {
+            // Not once more.
+            let rest = said.lines().filter(|line| !line.starts_with("link-sync: "));
+            failure.stderr_tail = rest.collect::<Vec<_>>().join("\n");
             return anyhow::Error::from(failure).context(format!("link-sync on {host}: {theirs}"));
         }
         anyhow::Error::from(failure)
@@ -394,6 +406,14 @@ fn ssh(settings: &Settings, host: &str, path: &str, read_only: bool) -> Result<C
     Ok(cmd.arg("--").arg(host).arg(words.join(" ")))
 }
 
+/// An error that the far end sent, whose cure is for its machine.
+pub fn on(host: &str, mut error: anyhow::Error) -> anyhow::Error {
+    if let Some(hint) = error.downcast_mut::<Fault>().and_then(|fault| fault.hint.as_mut()) {
+        *hint = format!("on {host}: {hint}");
+    }
+    error
+}
+
 /// What the other machine lacks: one key backs up, another one restores.
 fn which_key(args: &[String], host: &str) -> String {
     let (what, line) = match args.last().is_some_and(|words| words.ends_with("--read-only")) {
@@ -406,7 +426,15 @@ fn which_key(args: &[String], host: &str) -> String {
         );
     };
     if !Path::new(key).exists() {
-        return format!("there is no key {key} here, the one {what}: bring it back, or let setup make one");
+        let another = match what {
+            "for backups" => {
+                format!("/usr/lib/nc-backup/setup makes another and prints what {host} needs")
+            }
+            _ => format!(
+                "make another (ssh-keygen -t ed25519 -N '' -f {key}) and put {key}.pub into ~/.ssh/authorized_keys of {host}, as {line}"
+            ),
+        };
+        return format!("there is no key {key} here, the one {what}: bring it back, or {another}");
     }
     format!(
         "the key {what} is not let in: put {key}.pub into ~/.ssh/authorized_keys of {host}, as {line} (README, preparing S2)"

@@ -160,7 +160,7 @@ impl Session {
                 "this is another store than last time (which holds {}): is the right disk mounted there?",
                 last["date"].as_str().unwrap_or("?")
             ))
-            .hint("if the store was replaced on purpose, run once with --new-store")
+            .hint(format!("if the store was replaced on purpose, {}", once("--new-store")))
             .into());
         }
         if opened.resumed {
@@ -1094,7 +1094,7 @@ impl Place {
             return Ok(());
         }
         let shown = source.path.display();
-        let hint = "if it was moved on purpose, run once with --allow-new-filesystem";
+        let hint = format!("if it was moved on purpose, {}", once("--allow-new-filesystem"));
         let refuse = |message: String, hint: String| Err(Fault::config(message).hint(hint).into());
         if before.fs_id.name.is_some() && !before.fs_id.is(&self.fs_id) {
             let id = |id: &FsId| id.name.clone().unwrap_or_else(|| "unknown".to_owned());
@@ -1201,6 +1201,11 @@ fn store_apart(settings: &Settings) -> Result<()> {
     Ok(())
 }
 
+/// How a person lets something pass that was meant: no script has these options.
+fn once(option: &str) -> String {
+    format!("once `link-sync stage PROFILE {option}`, then `backup-local PROFILE`, which goes on from there")
+}
+
 fn not_shrunk(source: &Source, known: u64, vanished: u64, allow: Allow) -> Result<()> {
     if allow.shrink || known < SHRINK_FROM || vanished * 100 <= known * SHRINK_PERCENT {
         return Ok(());
@@ -1209,7 +1214,7 @@ fn not_shrunk(source: &Source, known: u64, vanished: u64, allow: Allow) -> Resul
         "source {}: {vanished} of {known} paths of the last snapshot are gone (more than {SHRINK_PERCENT} %): refused",
         source.name
     ))
-    .hint("is its disk mounted, is the data where it was? If this is as it should be, run once with --allow-shrink")
+    .hint(format!("is its disk mounted, is the data where it was? If this is as it should be, {}", once("--allow-shrink")))
     .into())
 }
 

@@ -17,6 +17,7 @@ use common::lock::Lock;
 use common::mutant;
 use common::places;
 use common::profile::Profile;
+use common::say;
 use common::status::Report;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -115,6 +116,13 @@ pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> 
     let admin = Admin { psql: &psql, home: &options.admin_database };
     let situation = admin.look(&options.database, manifest)?;
     judge(&situation, options, manifest)?;
+    if situation.exists && !options.dry_run && !options.keep_replaced {
+        say!(
+            "pg-snap",
+            "only the database {} is replaced, no file: the whole instance is /usr/lib/nc-backup/restore's",
+            options.database
+        );
+    }
     verify::warn_if_older(&situation.me, manifest, report);
     let major = situation.me.major();
     let program = Program::find("pg_restore", &settings.pg_restore, Some(major.max(manifest.made_by())));

@@ -62,7 +62,8 @@ pub fn serve(store: &Store, terms: &Terms, input: impl Read, output: impl Write 
         scope.spawn(|| alive.watch());
         let mut line = Line::new(terms.door, input, Frames::on(&output, &alive), &alive);
         let done = line.greet(store.path.display().to_string()).and_then(|stays| match terms.door {
-            _ if !stays => Ok(()),
+            // Somebody tries a key by hand.
+            _ if !stays => introduce(store, terms.door),
             Door::Backup => backup(&mut line, store, terms),
             Door::Copy => copy(&mut line, store, terms),
             Door::Read => read(&mut line, store, terms),
@@ -70,6 +71,17 @@ pub fn serve(store: &Store, terms: &Terms, input: impl Read, output: impl Write 
         alive.end();
         done
     })
+}
+
+/// Says whose door this is, and whether there is something behind it.
+fn introduce(store: &Store, door: Door) -> Result<()> {
+    let what = match door {
+        Door::Backup => "for backups",
+        Door::Read => "for restoring: it reads, and writes nothing",
+        Door::Copy => "for copies",
+    };
+    common::say!(crate::TOOL, "{}, {what}", store.path.display());
+    store.check().map(drop)
 }
 
 /// Answers whether a snapshot has been begun.

@@ -223,6 +223,11 @@ impl Work<'_> {
             Kind::Extra => anyhow::bail!("it is in no manifest; it is left where it is"),
             Kind::Manifest | Kind::Snapshot => anyhow::bail!("no other copy holds it: give one with --from"),
             Kind::Unreadable if line.body.is_empty() => anyhow::bail!("the disk does not give it back"),
+            _ if line.body.is_empty() => {
+                anyhow::bail!(
+                    "of a copy, only contents are listed: give the store it came from with --from, its lists come first"
+                )
+            }
             Kind::Attributes if matches!(line.kind(), b"file" | b"dir") => {
                 self.attributes(finding, places, twins)
             }

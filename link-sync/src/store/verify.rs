@@ -19,6 +19,7 @@ use anyhow::{Context as _, Result};
 use common::fault::{Kind as FaultKind, kind_of};
 use common::lock::Lock;
 use common::mutant;
+use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{fstat, fstatat};
 use serde::{Deserialize, Serialize};
@@ -127,6 +128,14 @@ impl Job {
     }
 }
 
+/// Whether the snapshot `top` was made by `copy`, which leaves the manifests where they are: there is neither of them, and
+/// the list that a copy has instead. One that has lost a manifest is no copy.
+pub(super) fn is_copy(top: &File) -> bool {
+    let is =
+        |name: &str| fstatat(top, format!("{META}/{name}").as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).map(drop);
+    is(PART) == Ok(()) && [SUMS, MTREE].iter().all(|name| is(name) == Err(Errno::ENOENT))
+}
+
 /// A verification under way.
 struct Verify<'a> {
     store: &'a Store,
@@ -217,11 +226,12 @@ impl Verify<'_> {
     }
 
     /// Compares the names and attributes of the snapshot, and notes which files have to be read. `false` if there is no whole
-    /// manifest to compare with.
+    /// manifest to compare with: of a copy that stands alone, only what it says of what was new in it.
     fn names(&mut self, held: &Held) -> Result<bool> {
         let date = &held.meta.date;
         let Some((store, dir)) = &self.authority else {
             return match &held.meta.manifest {
+                Some(_) if is_copy(&held.top) => self.part(date, &held.top).map(|()| false),
                 Some(_) => self.compare(date, &held.top, &held.top, &held.meta).map(|()| true),
                 None => Ok(false),
             };
