@@ -183,17 +183,20 @@ impl Far {
             {
                 format!("install link-sync on {host}, or set remote_program in [snapshot.ssh]")
             }
-            () => match (said.lines().find_map(|line| line.strip_prefix("link-sync: hint: ")), theirs) {
-                (Some(hint), _) => format!("on {host}: {hint}"),
-                // What is wrong in a file is told with its name and the line.
-                (None, Some(theirs)) => {
-                    match theirs.split_once(": ").filter(|(place, _)| place.starts_with('/')) {
-                        Some((place, _)) => format!("on {host}: correct {place}"),
-                        None => format!("link-sync runs on {host}, and does not serve for that reason"),
+            () => {
+                let hint = said.lines().find_map(|line| line.strip_prefix("link-sync: hint: "));
+                // What is wrong in a profile is told with its name and the line.
+                let place = theirs.and_then(|t| t.split_once(": ")).map(|t| t.0);
+                match (place.filter(|place| place.contains(".toml, line ")), hint) {
+                    (Some(place), None) => format!("on {host}: correct {place}"),
+                    (Some(place), Some(hint)) => format!("on {host}: correct {place}; {hint}"),
+                    (None, Some(hint)) => format!("on {host}: {hint}"),
+                    (None, None) if theirs.is_some() => {
+                        format!("link-sync runs on {host}, and does not serve for that reason")
                     }
+                    (None, None) => format!("does `ssh {host} link-sync --version` work by hand?"),
                 }
-                (None, None) => format!("does `ssh {host} link-sync --version` work by hand?"),
-            },
+            }
         });
         drop(error);
         if let Some(theirs) = theirs {

@@ -131,11 +131,19 @@ fn a_talkative_shell_and_a_forced_command() {
     assert!(told(&remote.world.snapshot(&[]).expect(77)).contains("not change it"));
     remote.sshd.set_key_options(&forced);
 
+    // Rules that are missing are missing there.
+    profile(&remote.store);
+    let refused = told(&remote.world.act("prune", &[]).expect(78));
+    assert!(
+        refused.contains(&format!("on {}@127.0.0.1: write, in [store.retention]", remote.account.name)),
+        "{refused}"
+    );
+
     // What is wrong in S2's profile is told once, and with its place there.
     let text = std::fs::read_to_string(etc.join("home.toml")).unwrap();
     std::fs::write(etc.join("home.toml"), text + "keep = 3\n").unwrap();
     let refused = told(&remote.world.snapshot(&[]).expect(78));
-    assert!(refused.contains(&format!("correct {}/home.toml, line 4", etc.display())), "{refused}");
+    assert!(refused.contains(&format!("correct {}/home.toml, line 4; did", etc.display())), "{refused}");
     assert_eq!(refused.matches("unknown field").count(), 1, "{refused}");
 
     // Somebody who tries the key learns what it is for, and whether the store is there.
