@@ -60,6 +60,37 @@ refuse() {
 usage() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; }
 need() { [ "$1" -gt 1 ] || fail 2 "$2 needs a value (see --help)"; }
 
+# options VALUES FLAGS ARGUMENT…: sets $config for --config and so on, and $profile, which must be there. VALUES names the
+# options that take a value, with + behind one that may come again (a line each); FLAGS those that take none, and -- where
+# something else may follow it: $taken is how many arguments were ours. $also: what to say where two profiles are given.
+options() {
+    values=" $1 " flags=" $2 " profile=''
+    shift 2
+    taken=$#
+    while [ $# -gt 0 ]; do
+        option=${1#--} variable=$(printf %s "${1#--}" | tr - _)
+        case $1 in
+            --help | -h) usage; exit 0 ;;
+            --version) echo "${0##*/} $VERSION"; exit 0 ;;
+            --) case $flags in *' -- '*) shift; break ;; esac; fail 2 "unknown option '--' (see --help)" ;;
+            --*[!a-z-]*) fail 2 "unknown option '$1' (see --help)" ;;
+            --*)
+                case $values in
+                    *" $option "*) need $# "$1"; eval "$variable=\$2"; shift ;;
+                    *" $option+ "*) need $# "$1"; eval "$variable=\"\$$variable\$2
+\""; shift ;;
+                    *) case $flags in *" $option "*) eval "$variable=1" ;; *) fail 2 "unknown option '$1' (see --help)" ;; esac ;;
+                esac
+                ;;
+            -* | '') fail 2 "unknown option '$1' (see --help)" ;;
+            *) [ -z "$profile" ] || fail 2 "one PROFILE, please${also-}"; profile=$1 ;;
+        esac
+        shift
+    done
+    taken=$((taken - $#))
+    [ -n "$profile" ] || { usage >&2; exit 2; }
+}
+
 # check_name: whether $profile is a name that the tools take, too.
 check_name() {
     case $profile in
@@ -69,8 +100,11 @@ check_name() {
     esac
 }
 
-# The folder of the tools: beside the script, of a build in this checkout, or where install puts them.
+# The folder of the tools, if --bin does not say: beside the script, of a build in this checkout, or where install puts
+# them. What of it a script that is run by this one is told is $given_bin.
 find_bin() {
+    given_bin=$bin
+    [ -z "$bin" ] || return 0
     for bin in "$here" "$here/../target/release" /usr/sbin; do
         [ ! -x "$bin/link-sync" ] || return 0
     done
@@ -89,7 +123,7 @@ hold_tools() {
     ln -s "/proc/$$/fd/5" "$work/bin/link-sync" || return 0
     ln -s "/proc/$$/fd/6" "$work/bin/pg-snap" || return 0
     ln -s "/proc/$$/fd/7" "$work/bin/nc-maint" || return 0
-    bin=$work/bin beside=$work/bin held=1
+    bin=$work/bin given_bin=$work/bin beside=$work/bin held=1
     export NC_BACKUP_TOOLS="$bin"
 }
 
@@ -115,45 +149,18 @@ case ${0##*/} in
 esac
 no_rule() { printf 'sudo does not let %s run "%s" without a password: it needs a rule with exactly these words (%s)' "$(id -un)" "$*" "$rules"; }
 
-# Parts of a profile, for setup and for a restore that begins with nothing.
-toml() { jq -cn --arg v "$1" '$v'; }
-# store_tables STORE IDENTITY RESTORE_IDENTITY PORT KNOWN_HOSTS
-store_tables() {
-    printf '[snapshot]\nstore = %s\n' "$(toml "$1")"
-    case $1 in
-        /*)
-            # A store on a disk of its own: that disk has to be there, or a backup would fill the one below.
-            above=$1
-            while [ ! -d "$above" ]; do above=$(dirname "$above"); done
-            mount=$(df --output=target "$above" | tail -n 1)
-            printf '\n[store]\npath = %s\n' "$(toml "$1")"
-            [ "$mount" = / ] || printf 'mount = %s\n' "$(toml "$mount")"
-            ;;
-        *)
-            [ -z "$2$3$4$5" ] || printf '\n[snapshot.ssh]\n'
-            [ -z "$2" ] || printf 'identity = %s\n' "$(toml "$2")"
-            [ -z "$3" ] || printf 'restore_identity = %s\n' "$(toml "$3")"
-            [ -z "$4" ] || printf 'port = %s\n' "$4"
-            [ -z "$5" ] || printf 'known_hosts = %s\n' "$(toml "$5")"
-            ;;
-    esac
-}
-# source_table NAME [PATH]
-source_table() {
-    printf '\n[[snapshot.source]]\nname = %s\n' "$(toml "$1")"
-    [ -z "${2-}" ] || printf 'path = %s\n' "$(toml "$2")"
-}
-
 # For scripts that run tools as steps. The script has a function `conclude`, which is run once, however the script
-# ends: signals are ignored then, $code and $failed say how it went. It undoes, and calls `report`.
+# ends: signals are ignored then, $code and $failed say how it went. It undoes, and calls `report`. The step that it is
+# all about is $goal: what comes after that, be it a signal, does not unmake it, and $achieved says so.
 begin_steps() {
-    PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+    find_bin
     export PATH
     check_name
     command -v jq >/dev/null || refuse 69 "jq is missing: apt-get install jq"
     started_at=$(date -u +%Y-%m-%dT%H:%M:%SZ)
     started=$(date +%s%3N)
-    signal='' child='' steps='' name='' answered='' code=0 failed='' problem='' finished=''
+    signal='' child='' steps='' name='' answered='' code=0 failed='' problem='' finished='' goal='' achieved='' changed=''
+    program=$(cat "$here/status.jq") || refuse 69 "the scripts are not whole: $here/status.jq is missing"
     # Where the tools have their locks and sockets.
     runtime=/run/nc-backup/$profile
     [ "$(id -u)" = 0 ] || runtime=$(getent passwd "$(id -u)" | cut -d: -f6)/.local/state/nc-backup/$profile/run
@@ -182,6 +189,7 @@ ended() {
         problem="the script ended unexpectedly at the step $failed (exit code $last)"
         say "$problem"
     fi
+    if [ -n "$achieved" ] && [ -n "$failed" ]; then failed='' code=3; fi
     conclude
     clear_work
     exit "$code"
@@ -220,22 +228,34 @@ lock_profile() {
     flock -n 9
 }
 
-# lock_instance ROOT: waits, an hour at most, until no backup of another profile of this Nextcloud is at work: each would
-# wait in maintenance for what the other one holds of the database. Whether it is ours to go on.
+# lock_instance: waits, an hour at most, until no backup of another profile of this Nextcloud (by the step before: its
+# root) is at work: each would wait in maintenance for what the other one holds of the database. Whether it is ours to go on.
 lock_instance() {
+    instance=$(answer .root) || instance=''
+    [ -n "$instance" ] || return 0
     lock=${runtime%/run}
-    lock=${lock%/*}/instance-$(printf %s "$1" | sha256sum | cut -c1-16).lock
+    lock=${lock%/*}/instance-$(printf %s "$instance" | sha256sum | cut -c1-16).lock
     # Nothing that only keeps two apart may fail the night.
     true 2>/dev/null >>"$lock" || return 0
     exec 8>>"$lock"
     waited=0
     until flock -n 8; do
-        [ "$waited" != 0 ] || say "a backup of another profile of $1 is at work: waiting until it has ended"
+        [ "$waited" != 0 ] || say "a backup of another profile of $instance is at work: waiting until it has ended"
         [ -z "$signal" ] || return 0
         [ "$waited" -lt 3600 ] || return 1
         sleep 1
         waited=$((waited + 1))
     done
+}
+
+# take_turns: one backup at a time. A second one of this profile would meet the first one's half-made snapshot.
+take_turns() {
+    lock_profile || stop_at stage 75 "another backup or a restore of $profile is at work"
+    # A wrong Nextcloud folder is known before gigabytes are sent. (Rules for sudo of before do not have it.)
+    if [ -z "$sudo" ] || sudo -n -l -- "$bin/nc-maint" status "$profile" ${config:+--config "$config"} >/dev/null 2>&1; then
+        step look-nextcloud nc-maint status
+        lock_instance || stop_at look-nextcloud 75 "a backup of another profile of this Nextcloud has been at work for an hour"
+    fi
 }
 
 # await COMMAND…: runs it so that a signal reaches it; its stdin is our 3. Sets $rc.
@@ -290,46 +310,54 @@ quiet_step() {
         note_step "$@"
     fi
 }
+
+# try STEP TOOL ACTION [ARGUMENTS]: runs it for this profile. Without root, a step that runs under sudo cannot be stopped
+# from here: it ends, and is the last one.
+try() {
+    step=$1 tool=$2 action=$3
+    shift 3
+    # shellcheck disable=SC2086  # $sudo is words
+    "${noted:-note_step}" "$step" $sudo "$bin/$tool" "$action" "$profile" ${config:+--config "$config"} "$@"
+}
+
+# step …: what the run depends on. Goes on after 0 and 3 (finished, with something left out).
+step() {
+    [ -z "$failed" ] || return 0
+    if [ -n "$signal" ]; then failed=$1 code=$((128 + signal)); return 0; fi
+    try "$@"
+    case $rc in
+        0) ;;
+        3) code=3 ;;
+        *) failed=$1 code=$rc ;;
+    esac
+    case "$rc:$1" in [03]:"$goal") achieved=yes changed=true; return 0 ;; esac
+    case "$signal:$rc" in :* | *:4) ;; *) failed=${failed:-$1} code=$((128 + signal)) ;; esac
+}
+# quietly try … or step …: by quiet_step.
+quietly() { noted=quiet_step; "$@"; noted=''; }
+# stop_at STEP CODE MESSAGE: ends here, for a reason that no tool has told.
+stop_at() { failed=$1 code=$2 problem=$3; say "$problem"; }
+
 # ask FILTER [jq's arguments]: of the steps, as a list.
 ask() { filter=$1; shift; printf %s "$steps" | jq -rs "$@" "$filter"; }
+# answer FILTER: of the last step's data, unless something has failed.
+answer() { [ -n "$failed" ] || ask "last.output.data | $1 // empty"; }
+# believe: without an object, neither success nor what is left behind is an answer.
+believe() { case $code:$answered in [034]:) code=1 ;; esac; }
+# curable: what failed in maintenance may be over in a moment (75: not drained, or written by a latecomer; settle: files
+# that moved, or too many; --max passed, which ended the command). Rights and settings are the same in a moment.
+curable() {
+    [ "$(ask 'last.output | .left_behind == [] and .data.command != null and (.exit_code == 75
+        or .data.command.exit_code == null or .data.command.exit_code >= 128
+        or (.exit_code == 1 and ([.data.command.output[]? | select(.tool == "link-sync")] | last | .exit_code == 1)))')" = true ]
+}
 
-# report FILTER [jq's arguments]: makes the status object of the run and prints it. The filter gets the list of steps
-# as $steps, and gives {changed, data} and, where the script knows better than what follows, code, status, left,
-# culprit (the step that counts), message (of a failure),
-# warnings (more of them), hush (kinds of warnings that do not count), strict (0 with warnings is 3). Sets $code.
+# report [jq's arguments]: makes the status object of the run by status.jq, which the arguments tell what only the script
+# knows, and prints it. Sets $code.
 report() {
-    own=$1
-    shift
-    # shellcheck disable=SC2016  # jq's variables
     object=$(printf %s "$steps" | jq -cs --arg tool "${0##*/}" --arg version "$VERSION" --arg profile "$profile" \
-        --arg started_at "$started_at" --arg failed "$failed" --arg problem "$problem" --argjson code "$code" \
-        --argjson ms $(($(date +%s%3N) - started)) "$@" '
-    def word: {"0": "ok", "2": "usage", "3": "partial", "4": "dirty", "69": "unavailable", "75": "busy", "77": "denied",
-        "78": "config"}[tostring] // (if . > 128 then "interrupted" else "failed" end);
-    # nc-maint carries the objects of what ran inside.
-    def all: .output | (., .data.command.output[]?) | objects;
-    def of($step): map(select(.step == $step)) | last;
-    . as $steps | ('"$own"') as $own
-    | ($own.left // [$steps[] | all | .left_behind[]?]) as $left
-    | ($own.culprit // ($steps | of($failed)) // {}) as $culprit
-    | ([$steps[] | all | .warnings[]? | select(.kind | IN(($own.hush // [])[]) | not)] + ($own.warnings // [])) as $warnings
-    # Without an object, wrong usage or something left behind are no answers.
-    | (if $left != [] then 4 elif $own.code != null then $own.code
-       elif $code == 4 or ($code == 2 and $culprit.output == null) then 1
-       elif $code == 0 and $own.strict and $warnings != [] then 3 else $code end) as $code
-    | ($own.status // ($code | word)) as $status
-    | {schema: 1, tool: $tool, version: $version, action: "run", profile: $profile, status: $status, exit_code: $code,
-       changed: ($own.changed // false), started_at: $started_at, duration_ms: $ms, data: ($own.data + {steps: $steps}),
-       warnings: $warnings,
-       error: (if $failed == "" and ($code | IN(0, 3)) then null
-               else (([$culprit | all | .error | values] | last) | select($problem == ""))
-                    // {kind: (if $status | IN("ok", "partial", "dirty") then "failed" else $status end),
-                        message: (if $problem != "" then $problem elif $own.message != null then $own.message
-                                  elif $culprit.told != null then $culprit.told
-                                  elif $code > 128 then "stopped by signal \($code - 128) at the step \($failed)"
-                                  else "the step \($culprit.step // $failed) ended with exit code \($culprit.exit_code // $code)" end),
-                        causes: [], hint: null, command: null} end),
-       left_behind: $left}') || object=''
+        --arg started_at "$started_at" --arg failed "$failed" --arg problem "$problem" --arg achieved "$achieved" \
+        --argjson code "$code" --argjson ms $(($(date +%s%3N) - started)) "$@" "$program") || object=''
     case $object in
         '{'*'}') code=${object#*'"exit_code":'} code=${code%%,*} ;;
         *) object=$(bare "$code" "${changed:-false}" "${problem:-the steps could not be told (is jq there?)${failed:+: failed at $failed}}") ;;

@@ -25,6 +25,9 @@ use crate::mutant;
 /// How often somebody who does nothing else looks up.
 pub(crate) const TICK: Duration = Duration::from_millis(250);
 
+/// How long a child that was asked to end may take before it is killed.
+pub(crate) const GRACE: Duration = Duration::from_secs(5);
+
 /// What is kept of a stream, in bytes, and what is too much.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -35,6 +38,9 @@ pub(crate) struct Limits {
     /// More than this is a flood.
     pub(crate) flood: u64,
 }
+
+/// What is kept of stderr: more than anybody reads.
+pub(crate) const STDERR: Limits = Limits { head: 1024 * 1024, tail: 1024 * 1024, flood: 64 * 1024 * 1024 };
 
 /// The group of a child; no longer touched once the child has been collected, as its number may be another's then.
 #[derive(Debug)]
@@ -200,7 +206,7 @@ impl Pipe {
                 group.signal(Signal::SIGTERM);
                 Instant::now()
             });
-            if since.elapsed() > crate::run::GRACE {
+            if since.elapsed() > GRACE {
                 group.signal(Signal::SIGKILL);
             }
         }

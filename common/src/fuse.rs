@@ -5,19 +5,17 @@
 
 use std::ffi::OsStr;
 use std::io::Read as _;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::{Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use crate::mounts::{self, Mount};
-use crate::mutant;
-use crate::run::{Cmd, pidfd, pidfd_signal};
+use crate::run::Cmd;
+use crate::{complaint, mutant, pidfd};
 
 /// What a mounted file system answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +38,7 @@ const FUSE: &[u8] = b"65735546";
 pub fn probe(target: &Path, limit: Duration) -> Result<Health> {
     let stat = Cmd::new("stat").args(["-f", "-c", "%t", "--"]).arg(target).uninterruptible();
     Ok(match ask(&stat, limit)? {
-        Some(output) if !output.status.success() => Health::Dead(crate::run::tail(&output.stderr)),
+        Some(output) if !output.status.success() => Health::Dead(complaint::tail(&output.stderr)),
         Some(output) if output.stdout.trim_ascii() == FUSE || mutant::active("any-file-system-answers") => {
             Health::Healthy
         }
@@ -53,10 +51,10 @@ pub fn probe(target: &Path, limit: Duration) -> Result<Health> {
 /// `limit`; then it is ended, or left to the kernel that does not let go of it.
 pub fn ask(cmd: &Cmd, limit: Duration) -> Result<Option<Output>> {
     let mut child = cmd.start(Stdio::null(), Stdio::piped())?;
-    let watch = pidfd(child.id())?;
-    if !gone_within(&watch, limit) {
+    let watch = pidfd::open(child.id())?;
+    if !pidfd::gone_within(&watch, limit) {
         child.signal(Signal::SIGKILL);
-        if !gone_within(&watch, Duration::from_millis(200)) {
+        if !pidfd::gone_within(&watch, Duration::from_millis(200)) {
             child.detach();
         }
         return Ok(None);
@@ -104,27 +102,12 @@ fn serves(dir: &Path, target: &OsStr) -> bool {
 /// Ends process `pid` with SIGKILL and waits until it is gone; false if it is not within `limit`. `still` is asked
 /// after the process has been pinned, so that a number that was used again in between never hits another one.
 pub fn end(pid: u32, still: impl Fn(u32) -> bool, limit: Duration) -> Result<bool> {
-    let Ok(watch) = pidfd(pid) else { return Ok(true) };
+    let Ok(watch) = pidfd::open(pid) else { return Ok(true) };
     if !still(pid) {
         return Ok(true);
     }
-    pidfd_signal(&watch, Signal::SIGKILL);
-    Ok(gone_within(&watch, limit))
-}
-
-/// Whether the process that `watch` stands for ends within `limit`.
-pub fn gone_within(watch: &OwnedFd, limit: Duration) -> bool {
-    let deadline = Instant::now() + limit;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let mut fds = [PollFd::new(watch.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)).is_ok_and(|n| n > 0) {
-            return true;
-        }
-        if left.is_zero() {
-            return false;
-        }
-    }
+    pidfd::signal(&watch, Signal::SIGKILL);
+    Ok(pidfd::gone_within(&watch, limit))
 }
 
 /// Ends what serves the sshfs at `target`; then everything that waits for it fails instead of waiting. Returns the

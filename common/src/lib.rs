@@ -2,6 +2,9 @@
 
 pub mod account;
 mod capture;
+mod child;
+pub mod complaint;
+mod descriptors;
 pub mod drill;
 pub mod durable;
 pub mod exclude;
@@ -13,6 +16,7 @@ pub mod mounts;
 pub mod mutant;
 pub mod offsite;
 pub mod outward;
+pub mod pidfd;
 pub mod places;
 pub mod process;
 pub mod processes;

@@ -4,20 +4,15 @@
 //! close the standard streams, leave other descriptors open, and have any umask. The folder a tool was called in stays its own,
 //! as names on the command line are relative to it; what runs in the background, and every child, is in `/`.
 
-use std::sync::OnceLock;
-
 use anyhow::{Context as _, Result};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
 
 use crate::fault::Fault;
-use crate::mutant;
+use crate::{descriptors, mutant};
 
 /// Smaller files than this are no room for a backup, in bytes.
 const ENOUGH: rlim_t = 1 << 30;
-
-/// The number of descriptors a child gets: what we were given. Some programs look at every number below it.
-static DESCRIPTORS: OnceLock<(rlim_t, rlim_t)> = OnceLock::new();
 
 /// Does it. An error says what cannot be put right from within. Doing it again does nothing.
 #[expect(
@@ -40,21 +35,8 @@ pub fn normal() -> Result<()> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).context("cannot unblock signals")?;
     // SAFETY: nothing is closed; descriptors a child is to have are named one by one.
     unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of open files")?;
-    DESCRIPTORS.get_or_init(|| (soft, hard));
-    if soft < hard {
-        // Fewer will do, too, where this is refused.
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).ok();
-    }
+    descriptors::raise()?;
     file_size()
-}
-
-/// What [`normal`] raised, back to what it was: for a child, between fork and exec.
-pub(crate) fn for_child() -> nix::Result<()> {
-    match DESCRIPTORS.get() {
-        Some((soft, hard)) => setrlimit(Resource::RLIMIT_NOFILE, *soft, *hard),
-        None => Ok(()),
-    }
 }
 
 /// Files may be of any size: root lifts the limit, others as far as they may.

@@ -13,8 +13,7 @@ use anyhow::Result;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
-use crate::run::{pidfd, pidfd_signal};
-use crate::{fuse, mutant};
+use crate::{mutant, pidfd};
 
 /// A process as `/proc/PID/stat` shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,21 +142,21 @@ impl Identity {
 
     /// Sends it `signal`, if it lives.
     pub fn signal(&self, signal: Signal) {
-        if let Ok(held) = pidfd(self.pid)
+        if let Ok(held) = pidfd::open(self.pid)
             && self.lives()
         {
-            pidfd_signal(&held, signal);
+            pidfd::signal(&held, signal);
         }
     }
 
     /// Ends it with SIGKILL and waits until it is gone; false if it is not within `limit`.
     pub fn end(&self, limit: Duration) -> Result<bool> {
-        let Ok(held) = pidfd(self.pid) else { return Ok(true) };
+        let Ok(held) = pidfd::open(self.pid) else { return Ok(true) };
         if !self.lives() {
             return Ok(true);
         }
-        pidfd_signal(&held, Signal::SIGKILL);
-        Ok(fuse::gone_within(&held, limit))
+        pidfd::signal(&held, Signal::SIGKILL);
+        Ok(pidfd::gone_within(&held, limit))
     }
 }
 

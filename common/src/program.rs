@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result};
 
 use crate::fault::Fault;
 use crate::mutant;
-use crate::run::Cmd;
+use crate::run::{Cmd, by_descriptor};
 
 /// Names the folder in which a script that runs several tools holds those it began with.
 const HELD: &str = "NC_BACKUP_TOOLS";
@@ -104,11 +104,6 @@ impl Program {
     pub fn fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
-}
-
-/// The name under which a child finds a file that it has inherited.
-pub(crate) fn by_descriptor(file: &OwnedFd) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// Does not read it, waits for nothing, and follows links: a name in /usr/sbin may be one.

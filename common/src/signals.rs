@@ -47,7 +47,7 @@ pub fn caught() -> Option<i32> {
 /// An error if we were asked to stop: for loops that do not wait in a child.
 pub fn check() -> Result<()> {
     match caught() {
-        Some(signal) => Err(crate::status::interrupted(signal).into()),
+        Some(signal) => Err(crate::fault::Fault::interrupted(signal).into()),
         None => Ok(()),
     }
 }

@@ -14,7 +14,7 @@ use anyhow::Result;
 use base64::Engine as _;
 use serde_json::{Map, Value, json};
 
-use crate::fault::{self, Fault, Kind};
+use crate::fault::{self, Failure, Fault};
 use crate::show;
 
 /// Version of the object's schema (`docs/status.schema.json`). Keys are only ever added.
@@ -237,7 +237,7 @@ fn error_value(tool: &str, error: &anyhow::Error) -> Value {
 /// An error as the `error` object of the contract, for the report or for another process.
 pub fn describe(error: &anyhow::Error) -> Value {
     let fault = error.downcast_ref::<Fault>();
-    let failure = error.downcast_ref::<crate::run::Failure>();
+    let failure = error.downcast_ref::<Failure>();
     let relayed = fault.and_then(|f| f.relayed.as_ref());
     let mut causes: Vec<Value> = error.chain().skip(1).map(|e| json!(e.to_string())).collect();
     causes.extend(relayed.and_then(|r| r["causes"].as_array()).into_iter().flatten().cloned());
@@ -255,11 +255,6 @@ pub fn describe(error: &anyhow::Error) -> Value {
         "hint": fault.and_then(|f| f.hint.clone()).or_else(|| failure.and_then(|f| f.hint.clone())),
         "command": command.or_else(|| relayed.map(|r| r["command"].clone())),
     })
-}
-
-/// The error that says signal `signal` stopped us.
-pub fn interrupted(signal: i32) -> Fault {
-    Fault::new(Kind::Interrupted(signal), format!("stopped by signal {signal}"))
 }
 
 #[cfg(test)]

@@ -21,15 +21,14 @@ use crate::store::Store;
 /// Root that has become an account for a while; dropping it makes it root again.
 #[derive(Debug)]
 #[must_use = "the rights are given back when it is dropped"]
-pub struct Taken {
-    uid: Uid,
-    gid: Gid,
+pub struct AsOwner {
+    account: Account,
     /// Root's groups.
     before: Vec<Gid>,
 }
 
 /// For as long as it lives, root again.
-struct AsRoot<'a>(&'a Taken);
+struct AsRoot<'a>(&'a AsOwner);
 
 /// Whoever owns `store`, if its rights are to be taken. The folder is looked at as it was opened, through no link that
 /// another account could have made: what its name leads to a moment later is another question, and then asked with these
@@ -45,34 +44,37 @@ fn what(account: &Account, store: &Store) -> String {
 
 /// Takes the rights of whoever owns `store`, for good; nothing if we are not root, or root owns it.
 pub fn become_owner(store: &Store) -> Result<()> {
-    let Some(account) = owner(store)? else { return Ok(()) };
-    let (uid, gid) = (account.uid(), account.gid());
-    setgroups(&account.groups())
-        .and_then(|()| setresgid(gid, gid, gid))
-        .and_then(|()| setresuid(uid, uid, uid))
-        .with_context(|| what(&account, store))?;
-    let (users, groups) = (getresuid()?, getresgid()?);
-    ensure!(
-        [users.real, users.effective, users.saved].iter().all(|u| *u == uid)
-            && [groups.real, groups.effective, groups.saved].iter().all(|g| *g == gid),
-        "{}: the kernel has not done it",
-        what(&account, store)
-    );
-    Ok(())
+    let Some(taken) = AsOwner::of(store)? else { return Ok(()) };
+    let failed = what(&taken.account, store);
+    taken.for_good().context(failed)
 }
 
-impl Taken {
+impl AsOwner {
     /// Takes the rights of whoever owns `store`; `None` if we are not root, or root owns it.
-    pub fn of(store: &Store) -> Result<Option<Taken>> {
+    pub fn of(store: &Store) -> Result<Option<AsOwner>> {
         let Some(account) = owner(store)? else { return Ok(None) };
         // From here on it is given back, however far it comes.
         let before = getgroups().context("cannot ask for our groups")?;
-        let taken = Taken { uid: account.uid(), gid: account.gid(), before };
-        setgroups(&account.groups())
-            .and_then(|()| setegid(account.gid()))
+        let taken = AsOwner { account, before };
+        setgroups(&taken.account.groups())
+            .and_then(|()| setegid(taken.account.gid()))
             .and_then(|()| taken.take())
-            .with_context(|| what(&account, store))?;
+            .with_context(|| what(&taken.account, store))?;
         Ok(Some(taken))
+    }
+
+    /// There is no way back.
+    fn for_good(self) -> Result<()> {
+        let (uid, gid) = (self.account.uid(), self.account.gid());
+        setresgid(gid, gid, gid).and_then(|()| setresuid(uid, uid, uid))?;
+        let (users, groups) = (getresuid()?, getresgid()?);
+        ensure!(
+            [users.real, users.effective, users.saved].iter().all(|u| *u == uid)
+                && [groups.real, groups.effective, groups.saved].iter().all(|g| *g == gid),
+            "the kernel has not done it"
+        );
+        std::mem::forget(self);
+        Ok(())
     }
 
     /// Does one thing as root: opens what only root may read. Not for several threads at once.
@@ -84,8 +86,9 @@ impl Taken {
     }
 
     fn take(&self) -> nix::Result<()> {
-        seteuid(self.uid)?;
-        let is = nix::unistd::geteuid() == self.uid && nix::unistd::getegid() == self.gid;
+        let (uid, gid) = (self.account.uid(), self.account.gid());
+        seteuid(uid)?;
+        let is = nix::unistd::geteuid() == uid && nix::unistd::getegid() == gid;
         if is { Ok(()) } else { Err(Errno::EPERM) }
     }
 }
@@ -106,20 +109,20 @@ impl Drop for AsRoot<'_> {
     fn drop(&mut self) {
         match self.0.take() {
             Err(why) if !mutant::active("return-to-the-account-or-end") => {
-                ended(format_args!("cannot go back to the rights of user id {}", self.0.uid), why)
+                ended(format_args!("cannot go back to the rights of user id {}", self.0.account.uid()), why)
             }
             _ => {}
         }
     }
 }
 
-impl Drop for Taken {
+impl Drop for AsOwner {
     fn drop(&mut self) {
         let back =
             become_root().and_then(|()| setegid(Gid::from_raw(0))).and_then(|()| setgroups(&self.before));
         match back {
             Err(why) if !mutant::active("return-to-root-or-end") => {
-                ended(format_args!("cannot become root again after user id {}", self.uid), why)
+                ended(format_args!("cannot become root again after user id {}", self.account.uid()), why)
             }
             _ => {}
         }

@@ -15,9 +15,9 @@ use nix::errno::Errno;
 use xattr::FileExt as _;
 
 use crate::moved::same;
+use crate::names::show;
 use crate::store::{open_dir, split};
 use crate::tree::Meta;
-use crate::walk::show;
 
 /// Those of `paths` (relative to `root`, each folder's together) that have one and still are what the walk saw. What is
 /// not would be sent as a whole, without its extended attributes: the next pass takes it.

@@ -20,8 +20,9 @@ use crate::progress::Progress;
 use crate::protocol::{BackupIdle, Door, ReadIdle};
 use crate::serve::{Terms, serve};
 use crate::session::{Allow, Session};
-use crate::settings::{DATABASE, rsync_argv};
+use crate::settings::rsync_argv;
 use crate::signs::SILENCE;
+use crate::source::DATABASE;
 use crate::store::Store;
 use crate::store::allowance::Limits;
 use crate::store::find::{Wanted, is_user};
@@ -33,12 +34,12 @@ const RESERVE: u64 = 1 << 30;
 pub fn step(action: agent::Action, run: &Run, allow: Allow, report: &mut Report) -> Result<()> {
     let settings = run.options().settings()?;
     drop(settings.wanted()?);
-    let stream = match agent::running(&settings.runtime) {
+    let stream = match agent::ask::running(&settings.runtime) {
         Some(stream) => stream,
-        None if action == agent::Action::Stage => agent::start(&settings, &stage_argv())?,
+        None if action == agent::Action::Stage => agent::ask::start(&settings, &stage_argv())?,
         None => return Err(agent::nothing_staged().into()),
     };
-    agent::ask(stream, action, &settings.chosen, allow, report)
+    agent::ask::ask(stream, action, &settings.chosen, allow, report)
 }
 
 /// The arguments after `stage`, for the background process.
@@ -49,9 +50,9 @@ fn stage_argv() -> Vec<OsString> {
 /// Gives up the snapshot under way, if there is one.
 pub fn abort(abort: &Abort, report: &mut Report) -> Result<()> {
     let settings = abort.run.options().settings()?;
-    if let Some(stream) = agent::running(&settings.runtime) {
+    if let Some(stream) = agent::ask::running(&settings.runtime) {
         let chosen = &settings.chosen;
-        if let Err(error) = agent::ask(stream, agent::Action::Abort, chosen, abort.run.allow(), report) {
+        if let Err(error) = agent::ask::ask(stream, agent::Action::Abort, chosen, abort.run.allow(), report) {
             // One that was at work ends without another word; what counts is that it has ended.
             common::signals::check()?;
             drop(agent::wait_for_end(&settings.runtime).context(error)?);
@@ -125,13 +126,18 @@ pub fn find(find: &cli::Find, report: &mut Report) -> Result<()> {
     if answer["found"] == 0 {
         status::tell(format_args!("no snapshot holds it"));
     }
+    fill(answer, report);
+    Ok(())
+}
+
+/// Fills the report from an answer, and says whether there is more.
+fn fill(answer: Value, report: &mut Report) {
     if answer["truncated"] == true {
         status::tell(format_args!("… and more: see --limit"));
     }
     if let Value::Object(fields) = answer {
         report.data.extend(fields);
     }
-    Ok(())
 }
 
 /// What differs between two snapshots.
@@ -148,12 +154,7 @@ pub fn diff(diff: &Diff, report: &mut Report) -> Result<()> {
         let text = |n: usize| change[n].as_str().unwrap_or("?");
         status::tell(format_args!("{:<10} {}", text(0), text(1)));
     }
-    if answer["truncated"] == true {
-        status::tell(format_args!("… and more: see --limit"));
-    }
-    if let Value::Object(fields) = answer {
-        report.data.extend(fields);
-    }
+    fill(answer, report);
     if let Some(Value::Array(changes)) = report.data.get_mut("changes") {
         for change in changes {
             let mut entry = serde_json::json!({"what": change[0], "path": change[1]});

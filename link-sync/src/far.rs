@@ -7,9 +7,10 @@ use std::process::{ChildStdin, ChildStdout};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use common::fault::{Fault, Kind as FaultKind};
+use common::complaint::tail;
+use common::fault::{Fault, Kind};
 use common::program::Program;
-use common::run::{Child, Cmd, tail};
+use common::run::{Child, Cmd};
 use common::signals;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
@@ -17,10 +18,12 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::budget::Budget;
-use crate::protocol::{self, Door, GREETING, Hello, Kind, Knock, ListWriter, MAX_ANSWER, MAX_FRAME, Reply};
+use crate::protocol::{
+    self, Door, Frame, GREETING, Hello, Knock, ListWriter, MAX_ANSWER, MAX_FRAME, READING, Reply, WRITING,
+};
 use crate::pulse::{Pipe, Pulse};
-use crate::serve::{READING, WRITING};
 use crate::settings::{Place, Settings};
+use crate::ssh;
 
 /// What a login shell may print before the far end's greeting, in bytes.
 const NOISE: usize = 64 * 1024;
@@ -55,7 +58,7 @@ impl Far {
     pub fn connect_anywhere(settings: &Settings) -> Result<Far> {
         let (cmd, remote) = match &settings.store {
             Place::Local(path) => (local(settings, path)?, None),
-            Place::Ssh { host, path } => (ssh(settings, host, path, false)?, Some(host.as_str())),
+            Place::Ssh { host, path } => (ssh::far_end(settings, host, path, false)?, Some(host.as_str())),
         };
         let wanted = match &settings.store {
             Place::Local(path) => path.as_path(),
@@ -70,7 +73,9 @@ impl Far {
         reading.ssh.identity = settings.ssh.restore_identity.clone().or(settings.ssh.identity.clone());
         let (cmd, remote, wanted) = match &reading.store {
             Place::Local(path) => (local(&reading, path)?.arg("--read-only"), None, path.clone()),
-            Place::Ssh { host, path } => (ssh(&reading, host, path, true)?, Some(host.as_str()), path.into()),
+            Place::Ssh { host, path } => {
+                (ssh::far_end(&reading, host, path, true)?, Some(host.as_str()), path.into())
+            }
         };
         Far::start(&cmd, remote, &wanted, Door::Read)
     }
@@ -159,47 +164,17 @@ impl Far {
         };
         let code = failure.exit_code.unwrap_or(255);
         failure.kind = match code {
-            69..=78 => FaultKind::from_exit_code(code),
-            _ if failure.stderr_tail.contains("Permission denied (") => FaultKind::Denied,
-            _ => FaultKind::Unavailable,
+            69..=78 => Kind::from_exit_code(code),
+            _ if failure.stderr_tail.contains("Permission denied (") => Kind::Denied,
+            _ => Kind::Unavailable,
         };
         let Some(host) = remote else {
             return anyhow::Error::from(failure).context("the store could not be opened");
         };
         let said = failure.stderr_tail.clone();
-        let theirs = said.lines().find_map(|line| line.strip_prefix("link-sync: "));
-        failure.hint = Some(match () {
-            () if said.contains("Host key verification failed") || said.contains("host key is known") => {
-                format!(
-                    "compare the key's fingerprint on {host} (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then add it here: {}",
-                    keyscan(&failure.args, host)
-                )
-            }
-            () if said.contains("Permission denied (") => which_key(&failure.args, host),
-            () if theirs.is_none()
-                && (matches!(code, 126 | 127)
-                    || said.contains("not found")
-                    || said.contains("No such file")) =>
-            {
-                format!("install link-sync on {host}, or set remote_program in [snapshot.ssh]")
-            }
-            () => {
-                let hint = said.lines().find_map(|line| line.strip_prefix("link-sync: hint: "));
-                // What is wrong in a profile is told with its name and the line.
-                let place = theirs.and_then(|t| t.split_once(": ")).map(|t| t.0);
-                match (place.filter(|place| place.contains(".toml, line ")), hint) {
-                    (Some(place), None) => format!("on {host}: correct {place}"),
-                    (Some(place), Some(hint)) => format!("on {host}: correct {place}; {hint}"),
-                    (None, Some(hint)) => format!("on {host}: {hint}"),
-                    (None, None) if theirs.is_some() => {
-                        format!("link-sync runs on {host}, and does not serve for that reason")
-                    }
-                    (None, None) => format!("does `ssh {host} link-sync --version` work by hand?"),
-                }
-            }
-        });
+        failure.hint = Some(ssh::hint(&failure, host));
         drop(error);
-        if let Some(theirs) = theirs {
+        if let Some(theirs) = said.lines().find_map(|line| line.strip_prefix("link-sync: ")) {
             // Not once more.
             let rest = said.lines().filter(|line| !line.starts_with("link-sync: "));
             failure.stderr_tail = rest.collect::<Vec<_>>().join("\n");
@@ -299,10 +274,10 @@ impl Far {
             let kind =
                 protocol::receive(&mut self.input, &mut frame, MAX_ANSWER).map_err(|e| self.lost(e))?;
             match kind {
-                Some(Kind::Message) => return decode(&frame),
-                Some(Kind::Alive) => {}
-                Some(Kind::Item) => part(&frame)?,
-                Some(Kind::Count) => {
+                Some(Frame::Message) => return decode(&frame),
+                Some(Frame::Alive) => {}
+                Some(Frame::Item) => part(&frame)?,
+                Some(Frame::Count) => {
                     let number = |at: usize| {
                         let bytes = frame.get(at..).and_then(|rest| rest.first_chunk());
                         bytes.map_or(0, |n| u64::from_be_bytes(*n))
@@ -370,102 +345,4 @@ fn local(settings: &Settings, path: &Path) -> Result<Cmd> {
         }
     }
     Ok(cmd)
-}
-
-fn ssh(settings: &Settings, host: &str, path: &str, read_only: bool) -> Result<Cmd> {
-    let ssh = &settings.ssh;
-    let mut cmd = if ssh.program.is_empty() { Cmd::new("ssh") } else { Cmd::from_argv(&ssh.program)? };
-    for option in [
-        "BatchMode=yes",
-        "StrictHostKeyChecking=yes",
-        "ConnectTimeout=20",
-        "ServerAliveInterval=15",
-        "ServerAliveCountMax=4",
-        "ForwardAgent=no",
-        "ForwardX11=no",
-        "ClearAllForwardings=yes",
-        "RequestTTY=no",
-    ] {
-        cmd = cmd.arg("-o").arg(option);
-    }
-    if let Some(port) = ssh.port {
-        cmd = cmd.arg("-p").arg(port.to_string());
-    }
-    if let Some(identity) = &ssh.identity {
-        cmd = cmd.arg("-o").arg("IdentitiesOnly=yes").arg("-i").arg(identity);
-    }
-    if let Some(hosts) = &ssh.known_hosts {
-        cmd = cmd.arg("-o").arg(format!("UserKnownHostsFile=\"{}\"", hosts.display()));
-    }
-    let program = ssh.remote_program.as_deref().unwrap_or("/usr/sbin/link-sync");
-    let mut words = vec![quote(program), "serve".to_owned()];
-    if settings.profile.file.is_some() {
-        words.push(settings.profile.name.clone());
-    }
-    words.push(format!("--store={}", quote(path)));
-    if read_only {
-        words.push("--read-only".to_owned());
-    }
-    Ok(cmd.arg("--").arg(host).arg(words.join(" ")))
-}
-
-/// An error that the far end sent, whose cure is for its machine.
-pub fn on(host: &str, mut error: anyhow::Error) -> anyhow::Error {
-    if let Some(hint) = error.downcast_mut::<Fault>().and_then(|fault| fault.hint.as_mut()) {
-        *hint = format!("on {host}: {hint}");
-    }
-    error
-}
-
-/// What the other machine lacks: one key backs up, another one restores.
-fn which_key(args: &[String], host: &str) -> String {
-    let (what, line) = match args.last().is_some_and(|words| words.ends_with("--read-only")) {
-        true => ("for restoring", "the line whose command ends in `--read-only`"),
-        false => ("for backups", "a line of its own"),
-    };
-    let Some(key) = args.iter().skip_while(|a| *a != "-i").nth(1) else {
-        return format!(
-            "put this machine's public key {what} into ~/.ssh/authorized_keys of {host} (README, setting up S2)"
-        );
-    };
-    if !Path::new(key).exists() {
-        let another = match what {
-            "for backups" => {
-                format!("/usr/lib/nc-backup/setup makes another and prints what {host} needs")
-            }
-            _ => format!(
-                "make another (ssh-keygen -t ed25519 -N '' -f {key}) and put {key}.pub into ~/.ssh/authorized_keys of {host}, as {line}"
-            ),
-        };
-        return format!("there is no key {key} here, the one {what}: bring it back, or {another}");
-    }
-    format!(
-        "the key {what} is not let in: put {key}.pub into ~/.ssh/authorized_keys of {host}, as {line} (README, preparing S2)"
-    )
-}
-
-/// How the host's key comes into the file in which ssh looks for it.
-fn keyscan(args: &[String], host: &str) -> String {
-    let port = args.iter().skip_while(|a| *a != "-p").nth(1).map_or(String::new(), |p| format!("-p {p} "));
-    let file =
-        args.iter().find_map(|a| a.strip_prefix("UserKnownHostsFile=")).unwrap_or("~/.ssh/known_hosts");
-    let machine = host.rsplit_once('@').map_or(host, |(_, machine)| machine);
-    format!("ssh-keyscan {port}{machine} >>{file}")
-}
-
-/// Quotes a word for the far account's shell.
-fn quote(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn words_survive_a_shell() {
-        for word in ["plain", "it's", "a b;$(c)`d`\\"] {
-            let script = format!("printf %s {}", super::quote(word));
-            let out = common::run::Cmd::new("sh").args(["-c", &script]).output().unwrap();
-            assert_eq!(out.text(), word);
-        }
-    }
 }

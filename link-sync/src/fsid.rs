@@ -1,4 +1,5 @@
-//! Which file system a folder is on, told so that another kernel, or another version of this program, tells the same.
+//! Which file system a folder is on, told so that another kernel, or another version of this program, tells the same; and
+//! whether its inode numbers and change times can be relied on.
 //!
 //! The UUID, where there is a way to ask for it: the general one of Linux 6.9 (ext4, XFS; btrfs does not answer it, seen on
 //! 6.18), those of btrfs and XFS, or the links that udev makes. On btrfs the subvolume belongs to it, as each has inode
@@ -11,6 +12,7 @@ use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::{Context as _, Result};
 use common::mutant;
+use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, fstatfs};
 
 /// What identifies a file system over reboots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,6 +51,21 @@ impl FsId {
     }
 }
 
+/// The type of the file system of the open folder `dir`, unless it is one whose inode numbers are stable and whose ctime
+/// moves with every change; `name` is what the mount table calls it.
+pub fn distrust(dir: &File, name: impl FnOnce() -> Option<String>) -> Result<Option<String>> {
+    const XFS: i64 = 0x5846_5342;
+    const ZFS: i64 = 0x2fc1_2fc1;
+    let trusted = [EXT4_SUPER_MAGIC.0, BTRFS_SUPER_MAGIC.0, XFS, ZFS];
+    let kind = fstatfs(dir).context("cannot look at the file system of a folder")?.filesystem_type().0;
+    Ok((!trusted.contains(&kind)).then(|| name().unwrap_or_else(|| format!("type {kind:x}"))))
+}
+
+/// The same by the name in the mount table.
+pub fn is_trusted_name(kind: &str) -> bool {
+    ["ext2", "ext3", "ext4", "xfs", "btrfs", "zfs"].contains(&kind)
+}
+
 /// `name`, and what statfs gives for that UUID.
 fn forms(name: &str) -> Vec<String> {
     let (uuid, subvolume) = name.split_once('/').map_or((name, None), |(uuid, id)| (uuid, Some(id)));
@@ -85,8 +102,7 @@ fn uuid2(dir: &File) -> Option<String> {
 /// `BTRFS_IOC_FS_INFO`, `_IOR(0x94, 31, 1024 bytes)`, and the subvolume, which `BTRFS_IOC_INO_LOOKUP`, `_IOWR(0x94, 18, 4096
 /// bytes)`, tells anybody who asks for its top folder (256) without naming one.
 fn btrfs(dir: &File) -> Option<String> {
-    let is_btrfs =
-        nix::sys::statfs::fstatfs(dir).ok()?.filesystem_type() == nix::sys::statfs::BTRFS_SUPER_MAGIC;
+    let is_btrfs = fstatfs(dir).ok()?.filesystem_type() == BTRFS_SUPER_MAGIC;
     if !is_btrfs {
         return None;
     }
@@ -101,7 +117,7 @@ fn btrfs(dir: &File) -> Option<String> {
 /// `XFS_IOC_FSGEOMETRY_V1`, `_IOR('X', 100, 112 bytes)`.
 fn xfs(dir: &File) -> Option<String> {
     const XFS: i64 = 0x5846_5342;
-    if nix::sys::statfs::fstatfs(dir).ok()?.filesystem_type().0 != XFS {
+    if fstatfs(dir).ok()?.filesystem_type().0 != XFS {
         return None;
     }
     let geometry: [u8; 112] = ask(dir, 0x8070_5864, [0; 112])?;

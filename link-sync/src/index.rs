@@ -23,8 +23,9 @@ pub struct Header {
     format: u32,
     /// The snapshot it describes.
     pub snapshot_id: String,
-    /// The source's path.
-    pub path_b64: String,
+    /// The source's path, as [`encode_path`] makes it. Its key is older than its form.
+    #[serde(rename = "path_b64")]
+    pub path: String,
     /// The source's file system.
     pub fs_id: Option<String>,
     dirs: u64,
@@ -64,18 +65,18 @@ impl<R: Read> Read for Summed<R> {
 
 /// Writes `tree` as the index of `source` in snapshot `snapshot_id`; durable on return.
 pub fn save(file: &Path, source: &Path, fs_id: Option<&str>, snapshot_id: &str, tree: &Tree) -> Result<()> {
-    let what = || format!("cannot write the index {}", file.display());
+    let context = || format!("cannot write the index {}", file.display());
     let header = Header {
         format: FORMAT,
         snapshot_id: snapshot_id.to_owned(),
-        path_b64: encode_path(source),
+        path: encode_path(source),
         fs_id: fs_id.map(str::to_owned),
         dirs: tree.dirs.len() as u64,
         submounts: tree.submounts.clone(),
         walked_at: (tree.walked_at.sec, tree.walked_at.nsec),
     };
     let temporary = file.with_extension("new");
-    let out = File::create(&temporary).with_context(what)?;
+    let out = File::create(&temporary).with_context(context)?;
     let mut out = Summed { inner: BufWriter::with_capacity(1 << 20, out), crc: crc32fast::Hasher::new() };
     let write = |out: &mut Summed<BufWriter<File>>| -> std::io::Result<()> {
         serde_json::to_writer(&mut *out, &header)?;
@@ -94,7 +95,7 @@ pub fn save(file: &Path, source: &Path, fs_id: Option<&str>, snapshot_id: &str, 
         out.inner.flush()?;
         out.inner.get_ref().sync_all()
     };
-    write(&mut out).and_then(|()| std::fs::rename(&temporary, file)).with_context(what)?;
+    write(&mut out).and_then(|()| std::fs::rename(&temporary, file)).with_context(context)?;
     common::durable::sync_dir(file.parent().unwrap_or(Path::new("/")))
 }
 

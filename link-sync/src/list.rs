@@ -13,7 +13,7 @@ use crate::protocol::{BackupIdle, Door, ReadIdle};
 use crate::settings::Place;
 use crate::store::meta::{is_date, taken};
 use crate::store::odd::{Known, Why};
-use crate::store::verified::Record;
+use crate::store::verified::Verifications;
 use crate::store::{Store, sizes};
 
 /// Does it.
@@ -137,7 +137,7 @@ pub fn answer(store: &Store, with_sizes: bool) -> Result<Value> {
         snapshot["odd"] = json!(why.map(Why::text));
         snapshots.push(snapshot);
     }
-    let verified = Record::load(store);
+    let verified = Verifications::load(store);
     Ok(
         json!({"snapshots": snapshots, "damaged": damaged, "odd": odd, "warnings": warnings, "verified": verified,
             "now": now.to_string()}),

@@ -9,18 +9,17 @@ mod cli;
 mod copy;
 mod far;
 mod fsid;
-mod holes;
 mod index;
 mod list;
 mod maintenance;
 mod moved;
+mod names;
 mod parallel;
 mod progress;
 mod protocol;
 mod prune;
 mod pulse;
 mod reach;
-mod reading;
 mod restore;
 mod retention;
 mod rsync;
@@ -28,7 +27,9 @@ mod serve;
 mod session;
 mod settings;
 mod signs;
+mod silence;
 mod source;
+mod ssh;
 mod store;
 mod timing;
 mod tree;
@@ -80,7 +81,7 @@ fn main() -> ExitCode {
         Action::Agent(agent) => silent(
             process::normal()
                 .and_then(|()| common::signals::install())
-                .and_then(|()| agent::live(&agent.run.options(), agent.listen_fd, agent.lock_fd)),
+                .and_then(|()| agent::live::live(&agent.run.options(), agent.listen_fd, agent.lock_fd)),
         ),
         Action::Tunnel(tunnel) => {
             match process::normal().and_then(|()| rsync::tunnel(tunnel.fd, &tunnel.argv)) {

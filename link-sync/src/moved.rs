@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::fstatat;
 
+use crate::names::show;
 use crate::store::split;
 use crate::tree::{Meta, Tree, join};
 use crate::walk;
@@ -47,7 +48,7 @@ pub fn same(root: &File, path: &[u8], meta: &Meta) -> Result<bool> {
         Ok(stat) if meta.is_stub() => Ok(walk::meta(&stat).stub() == *meta),
         Ok(stat) => Ok(walk::meta(&stat) == *meta),
         Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(false),
-        Err(e) => Err(e).with_context(|| format!("cannot look at {}", walk::show(path))),
+        Err(e) => Err(e).with_context(|| format!("cannot look at {}", show(path))),
     }
 }
 

@@ -11,7 +11,7 @@ use common::signals;
 const THREADS: usize = 4;
 
 struct Queue<J> {
-    state: Mutex<State<J>>,
+    state: Mutex<Pending<J>>,
     more: Condvar,
     /// Threads that wait for work.
     idle: AtomicUsize,
@@ -19,7 +19,7 @@ struct Queue<J> {
     stop: AtomicBool,
 }
 
-struct State<J> {
+struct Pending<J> {
     waiting: Vec<J>,
     busy: usize,
     error: Option<anyhow::Error>,
@@ -38,7 +38,7 @@ pub fn each_with<J: Send, S: Default>(
     work: impl Fn(&mut S, J, &mut Vec<J>) -> Result<()> + Sync,
 ) -> Result<()> {
     let queue = Queue {
-        state: Mutex::new(State { waiting: vec![first], busy: 0, error: None }),
+        state: Mutex::new(Pending { waiting: vec![first], busy: 0, error: None }),
         more: Condvar::new(),
         idle: AtomicUsize::new(0),
         stop: AtomicBool::new(false),

@@ -11,12 +11,12 @@ use jiff::tz::TimeZone;
 
 use crate::account::become_owner;
 use crate::cli::Prune;
-use crate::far::{Far, on};
+use crate::far::Far;
 use crate::protocol::BackupIdle;
 use crate::retention::Rules;
 use crate::settings::{Place, Settings};
 use crate::store::Store;
-use crate::store::prune::{Ask, Pruned, What, prune as prune_store};
+use crate::store::prune::{Order, Pruned, Removal, prune as prune_store};
 
 /// What to write when no rule says what is kept.
 const EXAMPLE: &str = "in [store.retention] of the profile: keep_daily = 14, keep_weekly = 8, keep_monthly = 12, keep_yearly = 3";
@@ -37,7 +37,8 @@ pub fn prune(args: &Prune, report: &mut Report) -> Result<()> {
             let mut far = Far::connect(&settings)?;
             report.set("store", far.hello.store.as_str());
             let request = BackupIdle::Prune { dry_run: args.dry_run };
-            let answer = far.ask_in_parts(&request, "snapshots", |_, _| ()).map_err(|e| on(host, e))?;
+            let answer =
+                far.ask_in_parts(&request, "snapshots", |_, _| ()).map_err(|e| crate::ssh::on(host, e))?;
             serde_json::from_value(answer).context("an answer that is not understood")?
         }
     };
@@ -57,7 +58,7 @@ fn local(args: &Prune, settings: &Settings, path: &Path, report: &mut Report) ->
         flush_bytes: args.flush_bytes.map(|b| b.0),
     };
     let what = match &args.date {
-        Some(date) if args.yes || args.dry_run => What::Date(date.clone()),
+        Some(date) if args.yes || args.dry_run => Removal::Date(date.clone()),
         Some(date) => {
             return Err(Fault::usage(format!("{date} would be removed for good: nothing was done"))
                 .hint("give --yes, too")
@@ -65,26 +66,26 @@ fn local(args: &Prune, settings: &Settings, path: &Path, report: &mut Report) ->
         }
         None => {
             let of_profile = table.map(|t| t.retention.clone()).unwrap_or_default();
-            What::Rules(Box::new(rules(args.rules.retention().or(&of_profile), false)?))
+            Removal::Rules(Box::new(rules(args.rules.retention().or(&of_profile), false)?))
         }
     };
     // Who is on the store's machine is limited only if he says so.
     let limit = match &what {
-        What::Rules(rules) if args.rules.max_removals_per_day.is_some() => Some(rules.max_removals()),
+        Removal::Rules(rules) if args.rules.max_removals_per_day.is_some() => Some(rules.max_removals()),
         _ => None,
     };
     // What lies in the store of an account is handled with its rights, as it could have put anything there.
     become_owner(&store)?;
     let needed = args.keep.iter().map(|date| (date.clone(), "needed (--keep)".to_owned())).collect();
-    prune_store(&store, &Ask { what, dry_run: args.dry_run, needed, limit }, Timestamp::now())
+    prune_store(&store, &Order { what, dry_run: args.dry_run, needed, limit }, Timestamp::now())
 }
 
 /// For the far end: what this machine's profile says, counted so that a client cannot do harm.
 pub fn for_client(store: &Store, retention: &Retention, dry_run: bool) -> Result<Pruned> {
     let rules = rules(retention.clone(), true)?;
     let limit = Some(rules.max_removals());
-    let what = What::Rules(Box::new(rules));
-    prune_store(store, &Ask { what, dry_run, needed: Vec::new(), limit }, Timestamp::now())
+    let what = Removal::Rules(Box::new(rules));
+    prune_store(store, &Order { what, dry_run, needed: Vec::new(), limit }, Timestamp::now())
 }
 
 fn rules(written: Retention, for_client: bool) -> Result<Rules> {

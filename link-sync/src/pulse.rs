@@ -8,7 +8,7 @@
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,9 +19,10 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::budget::Budget;
+use crate::silence::Silence;
 
 /// Longest silence of an end that gives a sign of life every second. Longer than ssh's own limit, so that ssh may say why.
-const SILENCE: Duration = Duration::from_secs(90);
+const LONGEST: Duration = Duration::from_secs(90);
 /// Silence that is too long when the time is over.
 const LATE_SILENCE: Duration = Duration::from_secs(3);
 /// How long what was begun in time may take beyond it.
@@ -34,11 +35,8 @@ const LOOK: Duration = Duration::from_millis(200);
 /// What both pipes tell.
 #[derive(Debug)]
 struct Beat {
-    begin: Instant,
-    /// When the last byte passed, or somebody began to wait: milliseconds from `begin`.
-    last: AtomicU64,
-    /// How many wait.
-    waiting: AtomicUsize,
+    /// Of the far end.
+    silence: Silence,
     /// When the time is over, if it ever is.
     until: Mutex<Option<Instant>>,
     /// Why the child was ended, once it was.
@@ -47,31 +45,16 @@ struct Beat {
 }
 
 impl Beat {
-    fn now(&self) -> u64 {
-        u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    /// Does something that may wait for the other end.
-    fn wait<T>(&self, work: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
-        if self.waiting.fetch_add(1, Ordering::SeqCst) == 0 {
-            self.last.store(self.now(), Ordering::SeqCst);
-        }
-        let done = work();
-        self.last.store(self.now(), Ordering::SeqCst);
-        self.waiting.fetch_sub(1, Ordering::SeqCst);
-        done
-    }
-
     /// Why nobody should wait any longer.
     fn over(&self) -> Option<&'static str> {
-        if self.waiting.load(Ordering::SeqCst) == 0 || common::mutant::active("far-end-is-watched") {
+        if !self.silence.is_waited_for() || common::mutant::active("far-end-is-watched") {
             return None;
         }
-        let silent = Duration::from_millis(self.now().saturating_sub(self.last.load(Ordering::SeqCst)));
+        let silent = self.silence.lasts();
         let until = *self.until.lock().unwrap_or_else(PoisonError::into_inner);
         let late = until.map_or(Duration::ZERO, |until| Instant::now().saturating_duration_since(until));
         match () {
-            () if silent >= SILENCE => Some("it gave no sign of life for 90 s, so it was ended"),
+            () if silent >= LONGEST => Some("it gave no sign of life for 90 s, so it was ended"),
             () if !late.is_zero() && silent >= LATE_SILENCE || late >= GRACE => {
                 Some("it did not answer in the time there was, so it was ended")
             }
@@ -93,9 +76,7 @@ impl Pulse {
     pub fn watch(pid: u32) -> Result<Pulse> {
         let pid = Pid::from_raw(i32::try_from(pid).context("a process id out of range")?);
         let beat = Arc::new(Beat {
-            begin: Instant::now(),
-            last: AtomicU64::new(0),
-            waiting: AtomicUsize::new(0),
+            silence: Silence::new(),
             until: Mutex::new(None),
             ended: Mutex::new(None),
             stop: AtomicBool::new(false),
@@ -173,15 +154,15 @@ impl<T: AsFd> AsFd for Pipe<T> {
 
 impl<T: Read> Read for Pipe<T> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        self.beat.wait(|| self.inner.read(buffer))
+        self.beat.silence.wait(|| self.inner.read(buffer))
     }
 }
 
 impl<T: Write> Write for Pipe<T> {
     fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
-        self.beat.wait(|| self.inner.write(buffer))
+        self.beat.silence.wait(|| self.inner.write(buffer))
     }
     fn flush(&mut self) -> std::io::Result<()> {
-        self.beat.wait(|| self.inner.flush())
+        self.beat.silence.wait(|| self.inner.flush())
     }
 }

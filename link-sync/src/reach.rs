@@ -12,7 +12,7 @@ use common::mutant;
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, mkdirat};
 
-use crate::store::open_dir;
+use crate::store::beneath::open_dir;
 
 /// A path as the file system has it.
 #[derive(Debug)]
@@ -33,9 +33,9 @@ impl Reached {
             [] => Ok(false),
             [name] => {
                 let name = OsStr::from_bytes(name);
-                let what = || format!("cannot make the folder {shown}");
-                mkdirat(&self.dir, name, Mode::S_IRWXU).with_context(what)?;
-                self.dir = open_dir(&self.dir, name.as_bytes()).with_context(what)?;
+                let context = || format!("cannot make the folder {shown}");
+                mkdirat(&self.dir, name, Mode::S_IRWXU).with_context(context)?;
+                self.dir = open_dir(&self.dir, name.as_bytes()).with_context(context)?;
                 self.missing.clear();
                 Ok(true)
             }
@@ -64,7 +64,7 @@ pub fn reach(path: &Path) -> Result<Reached> {
         }
         let linked = rest.len() >= asked;
         let full = shown.join(OsStr::from_bytes(&name));
-        let what = || format!("cannot open the folder {}", full.display());
+        let context = || format!("cannot open the folder {}", full.display());
         let stat =
             nix::sys::stat::fstatat(&dir, OsStr::from_bytes(&name), nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW);
         let stat = match stat {
@@ -75,10 +75,10 @@ pub fn reach(path: &Path) -> Result<Reached> {
                 shown.extend(missing.iter().map(|name| OsStr::from_bytes(name)));
                 return Ok(Reached { dir, shown, missing });
             }
-            Err(e) => return Err(std::io::Error::from(e)).with_context(what),
+            Err(e) => return Err(std::io::Error::from(e)).with_context(context),
         };
         if stat.st_mode & libc::S_IFMT == libc::S_IFLNK {
-            let holder = dir.metadata().with_context(what)?;
+            let holder = dir.metadata().with_context(context)?;
             let ours = [0, nix::unistd::geteuid().as_raw()];
             links += 1;
             if links > 40
@@ -94,7 +94,7 @@ pub fn reach(path: &Path) -> Result<Reached> {
                 .hint("name the real folder; as root, such links are not followed")
                 .into());
             }
-            let to = nix::fcntl::readlinkat(&dir, OsStr::from_bytes(&name)).with_context(what)?;
+            let to = nix::fcntl::readlinkat(&dir, OsStr::from_bytes(&name)).with_context(context)?;
             if !linked {
                 asked = rest.len();
             }
@@ -104,7 +104,7 @@ pub fn reach(path: &Path) -> Result<Reached> {
             }
             continue;
         }
-        dir = open_dir(&dir, &name).map_err(std::io::Error::from).with_context(what)?;
+        dir = open_dir(&dir, &name).map_err(std::io::Error::from).with_context(context)?;
         shown = full;
     }
     Ok(Reached { dir, shown, missing: Vec::new() })

@@ -8,10 +8,7 @@ use common::fault::Fault;
 use common::places;
 use common::profile::{self, Profile, Span, Ssh, check_name};
 
-use crate::source::Source;
-
-/// The name of the source that holds the dump.
-pub const DATABASE: &str = "database";
+use crate::source::{HTML, Source};
 
 /// Options that have a place in the profile too.
 #[derive(Clone, Debug, Default)]
@@ -192,6 +189,11 @@ impl Options {
 }
 
 impl Settings {
+    /// Where the instance is.
+    pub fn html(&self) -> Option<&Path> {
+        self.sources.iter().find(|s| s.name == HTML).map(|s| &*s.path)
+    }
+
     /// The sources to be taken now: those chosen, else all. At least one.
     pub fn wanted(&self) -> Result<Vec<Source>> {
         if let Some(name) = self.chosen.iter().find(|c| !self.sources.iter().any(|s| s.name == **c)) {

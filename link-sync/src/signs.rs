@@ -2,7 +2,7 @@
 //! slow from dead; and it watches over the other end, which may not keep it waiting for ever.
 
 use std::io::{Read, Write};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,8 @@ use common::mutant;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::protocol::{self, Kind};
+use crate::protocol::{self, Frame};
+use crate::silence::Silence;
 
 /// How often.
 const EVERY: Duration = Duration::from_secs(1);
@@ -29,15 +30,12 @@ pub const SILENCE: Duration = Duration::from_secs(26 * 3600);
 /// When signs are given, and when the other end was last heard.
 #[derive(Debug)]
 pub struct Alive {
-    begin: Instant,
-    /// How long it may be silent.
-    silence: Duration,
+    /// Of the other end.
+    silence: Silence,
+    /// How long it may last.
+    limit: Duration,
     /// How long signs are given for a request during which nothing passes.
     longest: Duration,
-    /// When a byte last passed, or somebody began to wait: milliseconds from `begin`.
-    passed: AtomicU64,
-    /// How many threads wait for the other end to say, or to take, something.
-    waiting: AtomicUsize,
     /// It has said who it is.
     met: AtomicBool,
     since: Mutex<Option<Instant>>,
@@ -50,14 +48,12 @@ pub struct Alive {
 pub struct Working<'a>(&'a Alive);
 
 impl Alive {
-    /// For another end that may be silent for `silence`.
-    pub fn new(silence: Duration) -> Alive {
+    /// For another end that may be silent for so long.
+    pub fn new(limit: Duration) -> Alive {
         Alive {
-            begin: Instant::now(),
-            silence,
+            silence: Silence::new(),
+            limit,
             longest: LONGEST,
-            passed: AtomicU64::new(0),
-            waiting: AtomicUsize::new(0),
             met: AtomicBool::new(false),
             since: Mutex::new(None),
             over: AtomicBool::new(false),
@@ -94,7 +90,7 @@ impl Alive {
             // that.
             if let Ok(mut output) = output.try_lock() {
                 // An end that has gone away is told by its input.
-                protocol::send(&mut *output, Kind::Alive, &[]).and_then(|()| output.flush()).ok();
+                protocol::send(&mut *output, Frame::Alive, &[]).and_then(|()| output.flush()).ok();
             }
         }
     }
@@ -114,8 +110,7 @@ impl Alive {
     /// How long the request of `when` has been worked on and nothing has passed. One that moves data may take days, and rsync
     /// may compare for minutes in between.
     fn without_a_word(&self, when: Instant) -> Duration {
-        let silent = self.now().saturating_sub(self.passed.load(Ordering::SeqCst));
-        when.elapsed().min(Duration::from_millis(silent))
+        when.elapsed().min(self.silence.lasts())
     }
 
     /// A second later: since when a request is being worked on. `None` after [`Alive::end`].
@@ -133,29 +128,13 @@ impl Alive {
         if mutant::active("silence-is-waited-out") {
             return None;
         }
-        if self.begin.elapsed() >= WHOLE {
+        if self.silence.age() >= WHOLE {
             return Some(format!("this conversation has lasted for {} days", WHOLE.as_secs() / 86_400));
         }
-        let limit = if self.met.load(Ordering::SeqCst) { self.silence } else { GREETING.min(self.silence) };
-        let silent = self.now().saturating_sub(self.passed.load(Ordering::SeqCst));
-        let silent = Duration::from_millis(silent);
-        (self.waiting.load(Ordering::SeqCst) > 0 && silent >= limit)
+        let limit = if self.met.load(Ordering::SeqCst) { self.limit } else { GREETING.min(self.limit) };
+        let silent = self.silence.lasts();
+        (self.silence.is_waited_for() && silent >= limit)
             .then(|| format!("the other end has been silent for {} s", silent.as_secs()))
-    }
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    /// Does something that waits for the other end.
-    fn wait<T>(&self, work: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
-        if self.waiting.fetch_add(1, Ordering::SeqCst) == 0 {
-            self.passed.store(self.now(), Ordering::SeqCst);
-        }
-        let done = work();
-        self.passed.store(self.now(), Ordering::SeqCst);
-        self.waiting.fetch_sub(1, Ordering::SeqCst);
-        done
     }
 }
 
@@ -181,7 +160,7 @@ impl<'a, T> Watched<'a, T> {
 
 impl<T: Read> Read for Watched<'_, T> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        self.alive.wait(|| self.inner.read(buffer))
+        self.alive.silence.wait(|| self.inner.read(buffer))
     }
 }
 
@@ -207,7 +186,7 @@ impl<W: Write> Write for Frames<'_, W> {
     }
     fn flush(&mut self) -> std::io::Result<()> {
         let piece = std::mem::take(&mut self.piece);
-        self.alive.wait(|| {
+        self.alive.silence.wait(|| {
             let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
             output.write_all(&piece)?;
             output.flush()
@@ -236,7 +215,7 @@ mod tests {
         });
         let said = output.into_inner().unwrap();
         let mut one = Vec::new();
-        protocol::send(&mut one, Kind::Alive, &[]).unwrap();
+        protocol::send(&mut one, Frame::Alive, &[]).unwrap();
         said.len() / one.len()
     }
 

@@ -12,11 +12,18 @@ use common::outward::leads_out;
 use common::{mounts, mutant};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
-use nix::sys::statfs::fstatfs;
+use serde_json::Value;
 
-use crate::fsid::FsId;
+use crate::fsid::{FsId, distrust};
+use crate::names::show;
+use crate::store::meta::is_date;
 use crate::tree::Tree;
-use crate::walk::{Mounts, show};
+use crate::walk::Mounts;
+
+/// The name of the source that holds the dump.
+pub const DATABASE: &str = "database";
+/// The name of the source that is the instance.
+pub const HTML: &str = "html";
 
 /// What a source is, from the profile or the command line.
 #[derive(Clone, Debug)]
@@ -29,6 +36,16 @@ pub struct Source {
     pub exclude: Vec<String>,
     /// One path of each group must exist in it.
     pub must_contain: Vec<Vec<PathBuf>>,
+}
+
+/// What a dump says of itself.
+#[derive(Clone, Debug, Default)]
+pub struct Dump {
+    /// The run it was made in.
+    pub run: Option<String>,
+    /// When its state was held, and when it was begun to show that nothing was written since, in milliseconds since this machine
+    /// was started. Files that were taken in between are of its moment.
+    pub window: Option<(u64, u64)>,
 }
 
 /// A source that has been opened and checked.
@@ -56,7 +73,7 @@ impl Source {
         match name {
             // .ocdata before Nextcloud 31.
             "data" => vec![vec![".ncdata".into(), ".ocdata".into()]],
-            "html" => vec![vec!["config/config.php".into()]],
+            HTML => vec![vec!["config/config.php".into()]],
             _ => Vec::new(),
         }
     }
@@ -165,6 +182,33 @@ impl Source {
         Ok(())
     }
 
+    /// For the database: the newest complete dump in the folder of dumps, and the run it was made in.
+    pub fn resolve(&self) -> Result<(Source, Dump)> {
+        if self.name != DATABASE {
+            return Ok((self.clone(), Dump::default()));
+        }
+        let shown = self.path.display();
+        let list = std::fs::read_dir(&self.path)
+            .map_err(|e| Fault::config(format!("source {}: {shown} cannot be read: {e}", self.name)))?;
+        let dated = list.filter_map(|e| e.ok()?.file_name().into_string().ok());
+        let newest = dated.filter(|n| is_date(n)).max();
+        let path = match newest {
+            Some(date) => self.path.join(date),
+            None => self.path.clone(),
+        };
+        let dump: Value = std::fs::read(path.join("dump.json"))
+            .map_err(anyhow::Error::from)
+            .and_then(|text| Ok(serde_json::from_slice(&text)?))
+            .map_err(|e| {
+                Fault::config(format!("source {}: {} holds no complete dump: {e}", self.name, path.display()))
+                    .hint("`pg-snap dump` makes one")
+            })?;
+        let run = dump["run_id"].as_str().map(str::to_owned);
+        let at = |which: &str| dump["window"][which].as_u64();
+        let window = at("held_ms").zip(at("confirmed_ms"));
+        Ok((Source { path, ..self.clone() }, Dump { run, window }))
+    }
+
     /// Symbolic links at its top, or in a folder there (the home of a user), that lead out of all sources, and where to.
     pub fn leading_out(&self, tree: &Tree, others: &[Source]) -> Vec<(Vec<u8>, PathBuf)> {
         let sources = real_paths([self].into_iter().chain(others));
@@ -186,19 +230,4 @@ impl Source {
 
 fn real_paths<'a>(sources: impl Iterator<Item = &'a Source>) -> Vec<PathBuf> {
     sources.filter_map(|s| s.path.canonicalize().ok()).collect()
-}
-
-/// The type of the file system of the open folder `dir`, unless it is one whose inode numbers are stable and whose ctime
-/// moves with every change; `name` is what the mount table calls it.
-pub fn distrust(dir: &File, name: impl FnOnce() -> Option<String>) -> Result<Option<String>> {
-    const XFS: i64 = 0x5846_5342;
-    const ZFS: i64 = 0x2fc1_2fc1;
-    let trusted = [nix::sys::statfs::EXT4_SUPER_MAGIC.0, nix::sys::statfs::BTRFS_SUPER_MAGIC.0, XFS, ZFS];
-    let kind = fstatfs(dir).context("cannot look at the file system of a folder")?.filesystem_type().0;
-    Ok((!trusted.contains(&kind)).then(|| name().unwrap_or_else(|| format!("type {kind:x}"))))
-}
-
-/// The same by the name in the mount table.
-pub fn is_trusted_name(kind: &str) -> bool {
-    ["ext2", "ext3", "ext4", "xfs", "btrfs", "zfs"].contains(&kind)
 }

@@ -10,18 +10,18 @@ use common::status::Report;
 use serde_json::Value;
 
 use crate::TOOL;
-use crate::account::Taken;
+use crate::account::AsOwner;
 use crate::cli;
 use crate::far::Far;
 use crate::progress::Progress;
 use crate::protocol::BackupIdle;
 use crate::settings::{Place, Settings, rsync_argv};
-use crate::store::fetch::Places;
-use crate::store::findings::Outcome;
+use crate::store::fetch::Elsewhere;
 use crate::store::meta::is_date;
 use crate::store::odd::Known;
+use crate::store::outcome::{Outcome, Scope};
 use crate::store::repair::repair;
-use crate::store::verify::{Options, verify};
+use crate::store::verify::verify;
 use crate::store::{Store, verified};
 
 /// Findings that are listed unless told otherwise, for people.
@@ -30,11 +30,11 @@ const SHOWN: usize = 20;
 /// Does it.
 pub fn run(args: &cli::Verify, report: &mut Report) -> Result<()> {
     let settings = args.profile.options().settings()?;
-    let options = options(args)?;
+    let scope = scope(args)?;
     let progress = Progress::terminal();
     progress.begin("looking at names and attributes", 0);
     let answer = match &settings.store {
-        Place::Local(path) => local(args, &settings, path.clone(), &options, progress, report)?,
+        Place::Local(path) => local(args, &settings, path.clone(), &scope, progress, report)?,
         Place::Ssh { .. } => {
             if args.against.is_some() || args.repair {
                 let option = if args.repair { "--repair" } else { "--against" };
@@ -44,7 +44,7 @@ pub fn run(args: &cli::Verify, report: &mut Report) -> Result<()> {
             }
             let mut far = Far::connect(&settings)?;
             let watch = |done, total| progress.reached_of(done, total);
-            let request = BackupIdle::Verify { options: options.clone() };
+            let request = BackupIdle::Verify { options: scope.clone() };
             let mut answer: Value = far.ask_in_parts(&request, "findings", watch)?;
             report.set("store", far.hello.store.as_str());
             if let Some(Value::String(why)) = answer.as_object_mut().and_then(|a| a.remove("not_recorded")) {
@@ -56,13 +56,13 @@ pub fn run(args: &cli::Verify, report: &mut Report) -> Result<()> {
     tell(answer, args.against.is_some(), report)
 }
 
-fn options(args: &cli::Verify) -> Result<Options> {
+fn scope(args: &cli::Verify) -> Result<Scope> {
     // 48 bits: a number that every JSON reader keeps.
     let random = || {
         let id = common::record::random_id()?;
         u64::from_str_radix(&id[..12], 16).context("a random number is none")
     };
-    Ok(Options {
+    Ok(Scope {
         date: args.date.clone(),
         sample: args.sample.0,
         seed: args.seed.map_or_else(random, Ok)?,
@@ -74,7 +74,7 @@ fn local(
     args: &cli::Verify,
     settings: &Settings,
     path: PathBuf,
-    options: &Options,
+    scope: &Scope,
     progress: Progress,
     report: &mut Report,
 ) -> Result<Value> {
@@ -90,17 +90,17 @@ fn local(
         report.warn_value(warning);
     }
     progress.begin("reading", 0);
-    let told = |done, total| {
+    let watch = |done, total| {
         progress.reached_of(done, total);
         Ok(())
     };
     if args.repair {
         let store = Store { read_only: false, ..store };
-        let mut places = places(args, settings)?;
-        places.account = Taken::of(&store)?;
-        let (outcome, repaired) = repair(&store, options, places, &told)?;
-        let (list, total) = repaired.describe(options.limit);
-        record(&store, options, &outcome, total, report);
+        let mut elsewhere = elsewhere(args, settings)?;
+        elsewhere.account = AsOwner::of(&store)?;
+        let (outcome, repaired) = repair(&store, scope, elsewhere, &watch)?;
+        let (list, total) = repaired.describe(scope.limit);
+        record(&store, scope, &outcome, total, report);
         report.changed = total > 0;
         if total > 0 {
             report.warn("repaired", format!("fetched back: {} damaged", count(total, "thing")));
@@ -109,18 +109,18 @@ fn local(
         report.set("repaired_total", total);
         report.set("not_repaired", repaired.reasons);
         report.set("not_repaired_total", repaired.left);
-        return outcome.describe(options);
+        return outcome.describe(scope);
     }
-    let outcome = verify(&store, against.as_ref(), options, &told)?;
+    let outcome = verify(&store, against.as_ref(), scope, &watch)?;
     if against.is_none() {
-        record(&store, options, &outcome, 0, report);
+        record(&store, scope, &outcome, 0, report);
     }
-    outcome.describe(options)
+    outcome.describe(scope)
 }
 
 /// Where what is damaged may be fetched from.
-fn places(args: &cli::Verify, settings: &Settings) -> Result<Places> {
-    let mut places = Places::default();
+fn elsewhere(args: &cli::Verify, settings: &Settings) -> Result<Elsewhere> {
+    let mut elsewhere = Elsewhere::default();
     for path in &args.from {
         let shown = path.display();
         let names = std::fs::read_dir(path)
@@ -136,13 +136,13 @@ fn places(args: &cli::Verify, settings: &Settings) -> Result<Places> {
                 .into());
         }
         dates.sort_unstable();
-        places.from.push((File::open(path).with_context(|| format!("cannot open {shown}"))?, dates));
+        elsewhere.from.push((File::open(path).with_context(|| format!("cannot open {shown}"))?, dates));
     }
     // One that is not on this machine is simply no help.
     let sources = settings.sources.iter();
     let opened = sources.filter_map(|s| Some((s.name.clone().into_bytes(), File::open(&s.path).ok()?)));
-    places.sources = opened.collect();
-    Ok(places)
+    elsewhere.sources = opened.collect();
+    Ok(elsewhere)
 }
 
 /// The local store, to be read.
@@ -160,8 +160,8 @@ fn store(settings: &Settings, path: PathBuf) -> Store {
 
 /// Notes it with the rights of the store's owner, who is to read it. A store that cannot be written to, like an opened
 /// copy, is verified all the same.
-fn record(store: &Store, options: &Options, outcome: &Outcome, repaired: u64, report: &mut Report) {
-    let noted = Taken::of(store).and_then(|_account| verified::record(store, options, outcome, repaired));
+fn record(store: &Store, scope: &Scope, outcome: &Outcome, repaired: u64, report: &mut Report) {
+    let noted = AsOwner::of(store).and_then(|_account| verified::record(store, scope, outcome, repaired));
     if let Err(error) = noted {
         report.warn("not-recorded", format!("{error:#}"));
     }

@@ -15,13 +15,15 @@ use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, fstatfs};
 
 use crate::budget::Budget;
+use crate::fsid::{distrust, is_trusted_name};
+use crate::names::show;
 use crate::parallel;
-use crate::source::{distrust, is_trusted_name};
 use crate::store::visit;
 use crate::tree::{Dir, Meta, STUB, Stamp, Tree, join};
 
-/// Walks the directory open as `root`; `name` is for messages. What vanishes meanwhile is left out; what
-/// cannot be read is an error. Memory: about 100 bytes a path.
+/// Walks the directory open as `root`; `name` is for messages. What vanishes meanwhile is left out, or
+/// empty if it is a folder; what is too long or too deep for rsync is left out and named; what cannot be read is an error.
+/// Memory: about 100 bytes a path.
 pub fn walk(root: &File, name: &Path, excludes: &Excludes, mounts: &Mounts, budget: &Budget) -> Result<Tree> {
     let walked_at = Stamp::now();
     let stat = fstat(root).with_context(|| format!("cannot look at {}", name.display()))?;
@@ -67,7 +69,7 @@ const LONGEST: usize = 4095;
 /// rsync 3.5 gives up a whole source in which folders lie deeper than about 1,024, and does not say where.
 const DEEPEST: usize = 1000;
 
-struct Found {
+struct Listing {
     dir: Dir,
     /// What cannot be sent: too long, or too deep.
     beyond: Vec<Vec<u8>>,
@@ -85,25 +87,25 @@ fn read_dir(
     mounts: &Mounts,
     path: &[u8],
     (above, mut trusted): (u64, bool),
-) -> Result<Option<Found>> {
-    let what = || format!("cannot read the folder {}", show(path));
+) -> Result<Option<Listing>> {
+    let context = || format!("cannot read the folder {}", show(path));
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let at = if path.is_empty() { OsStr::new(".") } else { OsStr::from_bytes(path) };
     let fd = match openat(root, at, flags, Mode::empty()) {
         Ok(fd) => File::from(fd),
         Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) if !path.is_empty() => return Ok(None),
-        Err(e) => return Err(e).with_context(what),
+        Err(e) => return Err(e).with_context(context),
     };
-    let dev = fstat(&fd).with_context(what)?.st_dev;
+    let dev = fstat(&fd).with_context(context)?.st_dev;
     let mut untrusted = Vec::new();
     if dev != above && !mutant::active("mounts-inside-are-distrusted") {
-        let why = distrust(&fd, || type_of(mounts, path)).with_context(what)?;
+        let why = distrust(&fd, || type_of(mounts, path)).with_context(context)?;
         trusted = why.is_none();
         untrusted.extend(why.map(|why| (path.to_vec(), why)));
     }
     let mut list = Vec::new();
     let (mut subdirs, mut beyond) = (Vec::new(), Vec::new());
-    for (name, _, _) in visit::names(&fd).with_context(what)? {
+    for (name, _, _) in visit::names(&fd).with_context(context)? {
         let full = join(path, &name);
         let stat = match fstatat(&fd, OsStr::from_bytes(&name), AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
@@ -135,7 +137,7 @@ fn read_dir(
             subdirs.push(full);
         }
     }
-    Ok(Some(Found { dir: Dir::new(list), beyond, subdirs, dev, trusted, untrusted }))
+    Ok(Some(Listing { dir: Dir::new(list), beyond, subdirs, dev, trusted, untrusted }))
 }
 
 /// Whether the folder `name` with the number of a stub is one of btrfs, and not the top of another file system.
@@ -162,11 +164,6 @@ pub fn meta(stat: &FileStat) -> Meta {
         mtime: stamp(stat.st_mtime, stat.st_mtime_nsec),
         ctime: stamp(stat.st_ctime, stat.st_ctime_nsec),
     }
-}
-
-/// A path for people.
-pub fn show(path: &[u8]) -> String {
-    if path.is_empty() { ".".into() } else { String::from_utf8_lossy(path).escape_debug().to_string() }
 }
 
 #[cfg(test)]

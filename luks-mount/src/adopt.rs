@@ -9,7 +9,6 @@ use crate::create::Scratch;
 use crate::header::Header;
 use crate::record::Record;
 use crate::settings::Settings;
-use crate::watch::Watch;
 use crate::{TOOL, facts, image, key, stack};
 
 /// `adopt`.
@@ -22,7 +21,7 @@ pub(crate) fn run(settings: &Settings, report: &mut Report) -> Result<()> {
         let what = format!("{} exists, but nothing is recorded of its container", settings.header.display());
         return Err(Fault::config(what).hint("nothing is overwritten; move it away").into());
     }
-    let mut watch = Watch::new(settings, false)?;
+    let mut watch = settings.watch(false)?;
     let scratch = Scratch::new(settings)?;
     let bytes = scratch.header_by(|to| image::get_header(settings, to, &mut watch))?;
     let copy = scratch.with("new", &bytes)?;

@@ -6,15 +6,15 @@ use common::signals;
 use common::status::{Report, now};
 
 use crate::begun::Begun;
-use crate::cli::FileSystem;
 use crate::detach::take_down;
+use crate::fs::FileSystem;
 use crate::header::Header;
 use crate::marks::{self, Left, Marks};
 use crate::record::Record;
 use crate::settings::Settings;
 use crate::stack::{self, Mapping, State};
 use crate::watch::Watch;
-use crate::{dirty, facts, image, key, lease};
+use crate::{dirty, facts, holding, image, key};
 
 /// What it is attached for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,12 +68,12 @@ pub(crate) fn ready(settings: &Settings, record: &Record) -> Result<()> {
 /// Brings all layers up, or none.
 pub(crate) fn up(settings: &Settings, record: &mut Record, how: How, report: &mut Report) -> Result<()> {
     let read_only = how == How::Reading;
-    let mut watch = Watch::new(settings, false)?;
+    let mut watch = settings.watch(false)?;
     compare(settings, &mut watch, report)?;
     undoing(settings, Some(&record.clone()), report, |report| {
         match how {
-            How::Reading => lease::tell(settings, record, &mut watch, report)?,
-            How::Writing { accept } => lease::take(settings, record, accept, &mut watch, report)?,
+            How::Reading => holding::tell(settings, record, &mut watch, report)?,
+            How::Writing { accept } => holding::take(settings, record, accept, &mut watch, report)?,
         }
         let mapping = open(settings, &record.cipher, read_only, &mut watch, report)?;
         let file_system = match record.file_system.as_deref() {

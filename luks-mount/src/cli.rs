@@ -3,14 +3,16 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use common::profile::Bytes;
 use common::status::Report;
 
 use crate::attach::How;
-use crate::settings::{Options, Settings};
+use crate::cryptsetup::Pbkdf;
+use crate::fs::FileSystem;
+use crate::settings::{Place, Settings};
 use crate::touch::Touch;
-use crate::{adopt, attach, create, detach, facts, grow, keys, lease};
+use crate::{adopt, attach, create, detach, facts, grow, holding, keys};
 
 /// The encrypted container: one file, opened and mounted on this machine only.
 ///
@@ -33,9 +35,6 @@ pub(crate) enum Command {
     /// Touch the image, for another process of ours.
     #[command(hide = true)]
     Touch(Touch),
-    /// The lease beside the image, for another process of ours.
-    #[command(hide = true)]
-    Beside(Beside),
 }
 
 const AFTER: &str = "\
@@ -65,58 +64,6 @@ Exit codes: 0 done; 1 failed, and undone; 2 usage; 4 something is still attached
 (the object says what, who holds it and how to clear it); 69 image not reachable
 or a program missing; 75 attached or at work already; 77 rights; 78 profile,
 key, header or image is not what it should be; 128+N signal.";
-
-#[derive(Args, Debug)]
-pub(crate) struct Place {
-    /// Profile: /etc/nc-backup/PROFILE.toml.
-    profile: Option<String>,
-    /// Another file as the profile.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// The container's file; a relative one lies in the folder of
-    /// [offsite.sshfs], or in the current one if there is no such table.
-    #[arg(long, value_name = "FILE")]
-    image: Option<PathBuf>,
-    /// The file with the key.
-    #[arg(long, value_name = "FILE")]
-    key_file: Option<PathBuf>,
-    /// This machine's own copy of the header. Default: container.header in the
-    /// state folder.
-    #[arg(long, value_name = "FILE")]
-    header: Option<PathBuf>,
-    /// Where it is mounted. Default: 'container' in the runtime folder.
-    #[arg(long, value_name = "DIR")]
-    mount_point: Option<PathBuf>,
-    /// Command line of cryptsetup, words separated by blanks.
-    #[arg(long, value_name = "COMMAND")]
-    cryptsetup: Option<String>,
-    /// Where header and record are [default: /var/lib/nc-backup/PROFILE].
-    #[arg(long, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
-    /// Where mount points are [default: /run/nc-backup/PROFILE].
-    #[arg(long, value_name = "DIR")]
-    runtime_dir: Option<PathBuf>,
-}
-
-/// How hard a key is made to guess; the default (argon2id) suits passphrases and is slow on small machines.
-#[derive(Args, Clone, Debug, Default)]
-pub(crate) struct Pbkdf {
-    /// As cryptsetup's --pbkdf.
-    #[arg(long, hide = true, value_parser = ["pbkdf2", "argon2i", "argon2id"])]
-    pub(crate) pbkdf: Option<String>,
-    /// As cryptsetup's --pbkdf-force-iterations.
-    #[arg(long, hide = true, requires = "pbkdf")]
-    pub(crate) pbkdf_iterations: Option<u32>,
-}
-
-/// What a new container holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum FileSystem {
-    /// The one to take if in doubt.
-    Ext4,
-    /// Checks contents by itself.
-    Btrfs,
-}
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Action {
@@ -219,65 +166,6 @@ pub(crate) enum Action {
     },
 }
 
-/// For ourselves: what is done beside the image is done by a child, because S3 may stop answering.
-#[derive(Args, Debug)]
-pub(crate) struct Beside {
-    /// What to do with the lease.
-    pub(crate) what: What,
-    /// The container's file.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) image: PathBuf,
-    /// What may be there already, for `put`.
-    #[arg(long)]
-    pub(crate) over: Option<Over>,
-    /// Whose lease it is.
-    #[arg(long)]
-    pub(crate) holder: Option<String>,
-    /// How often it was renewed.
-    #[arg(long, default_value_t = 0)]
-    pub(crate) serial: u64,
-}
-
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum What {
-    /// Tell what is there.
-    Look,
-    /// Write it.
-    Put,
-    /// Remove it, if it is the holder's.
-    Drop,
-}
-
-impl What {
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            What::Look => "look",
-            What::Put => "put",
-            What::Drop => "drop",
-        }
-    }
-}
-
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Over {
-    /// There must be none.
-    Nothing,
-    /// The holder's own.
-    Ours,
-    /// Whatever is there.
-    Anything,
-}
-
-impl Over {
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            Over::Nothing => "nothing",
-            Over::Ours => "ours",
-            Over::Anything => "anything",
-        }
-    }
-}
-
 impl Action {
     fn place(&self) -> (&'static str, &Place) {
         match self {
@@ -301,7 +189,7 @@ impl Action {
 
     /// Does it.
     pub(crate) fn run(self, report: &mut Report) -> Result<()> {
-        let settings = self.place().1.settings()?;
+        let settings = Settings::load(self.place().1)?;
         match self {
             Action::Create { size, file_system, bytes_per_inode, pbkdf, .. } => {
                 let wanted = create::Wanted { size: size.0, file_system, bytes_per_inode, pbkdf };
@@ -313,28 +201,12 @@ impl Action {
                 attach::run(&settings, how, report)
             }
             Action::Detach { .. } => detach::run(&settings, report),
-            Action::Renew { .. } => lease::renew(&settings, report),
+            Action::Renew { .. } => holding::renew(&settings, report),
             Action::Status { .. } => facts::run(&settings, report),
             Action::AddKey { new_key_file, pbkdf, .. } => keys::add(&settings, &new_key_file, &pbkdf, report),
             Action::BackupHeader { to, .. } => keys::backup(&settings, &to, report),
             Action::Grow { size, .. } => grow::run(&settings, size.0, report),
         }
-    }
-}
-
-impl Place {
-    fn settings(&self) -> Result<Settings> {
-        Settings::load(Options {
-            profile: self.profile.clone(),
-            config: self.config.clone(),
-            image: self.image.clone(),
-            key_file: self.key_file.clone(),
-            header: self.header.clone(),
-            mount_point: self.mount_point.clone(),
-            cryptsetup: self.cryptsetup.clone(),
-            state_dir: self.state_dir.clone(),
-            runtime_dir: self.runtime_dir.clone(),
-        })
     }
 }
 
@@ -344,22 +216,7 @@ mod tests {
     use clap::CommandFactory as _;
 
     #[test]
-    fn the_command_line_is_sound() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn help_fits_80_columns_and_documents_everything() {
-        let mut command = Cli::command();
-        let mut texts = vec![command.render_long_help().to_string()];
-        for action in command.get_subcommands_mut() {
-            texts.push(action.render_long_help().to_string());
-            for arg in action.get_arguments() {
-                assert!(arg.get_help().is_some(), "{} is not documented", arg.get_id());
-            }
-        }
-        for line in texts.iter().flat_map(|t| t.lines()) {
-            assert!(line.chars().count() <= 80, "too wide: {line}");
-        }
+    fn the_command_line_is_sound_and_its_help_fits_80_columns_and_documents_everything() {
+        testkit::help::is_sound(Cli::command());
     }
 }

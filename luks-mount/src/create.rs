@@ -11,14 +11,15 @@ use common::fuse::{self, Health};
 use common::status::{self, Report};
 
 use crate::attach::{open, undoing};
-use crate::cli::{FileSystem, Pbkdf};
+use crate::cryptsetup::Pbkdf;
 use crate::detach::take_down;
+use crate::fs::FileSystem;
 use crate::header::Header;
 use crate::marks::{Left, Marks};
 use crate::record::Record;
-use crate::settings::{PROBE, Settings};
+use crate::settings::Settings;
 use crate::stack::{self, State};
-use crate::watch::Watch;
+use crate::watch::{PROBE, Watch};
 use crate::{TOOL, facts, image, key};
 
 /// Where the encrypted data begins: after 32 KiB of metadata and 1 MiB of key slots, aligned.
@@ -54,7 +55,7 @@ pub(crate) fn run(settings: &Settings, wanted: &Wanted, report: &mut Report) -> 
     settings.reachable()?;
     let header = new_header(settings, &wanted.pbkdf)?;
     report.changed = true;
-    let mut watch = Watch::new(settings, false)?;
+    let mut watch = settings.watch(false)?;
     image::make(settings, &mut watch).inspect_err(|error| doubt(settings, error, report))?;
     let result =
         undoing(settings, None, report, |report| fill(settings, wanted, size, &header, &mut watch, report));
@@ -150,7 +151,7 @@ fn remove(settings: &Settings, report: &mut Report) {
     let link = settings.link().ok().flatten();
     let answers = link.is_none_or(|l| fuse::probe(&l.target, PROBE).is_ok_and(|h| h == Health::Healthy));
     let removed = match answers {
-        true => Watch::new(settings, true).and_then(|mut watch| image::remove(settings, &mut watch)),
+        true => settings.watch(true).and_then(|mut watch| image::remove(settings, &mut watch)),
         false => Err(anyhow::anyhow!("its file system does not answer")),
     };
     if let Err(e) = removed {

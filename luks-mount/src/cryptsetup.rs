@@ -6,11 +6,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use clap::Args;
 use common::fault::{Fault, Kind};
 use common::run::Cmd;
 use serde_json::Value;
 
-use crate::cli::Pbkdf;
 use crate::watch::Watch;
 
 /// What a key's stretching takes at most on a small machine, and the kernel to set up or end a mapping.
@@ -20,6 +20,17 @@ const LIMIT: Duration = Duration::from_secs(300);
 const WRONG_KEY: i32 = 2;
 /// "Device already exists or device is busy."
 const BUSY: i32 = 5;
+
+/// How hard a key is made to guess; the default (argon2id) suits passphrases and is slow on small machines.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Pbkdf {
+    /// As cryptsetup's --pbkdf.
+    #[arg(long, hide = true, value_parser = ["pbkdf2", "argon2i", "argon2id"])]
+    pub(crate) pbkdf: Option<String>,
+    /// As cryptsetup's --pbkdf-force-iterations.
+    #[arg(long, hide = true, requires = "pbkdf")]
+    pub(crate) pbkdf_iterations: Option<u32>,
+}
 
 /// How cryptsetup is run.
 #[derive(Debug)]
@@ -195,7 +206,7 @@ fn pbkdf_args(pbkdf: &Pbkdf) -> Vec<String> {
 
 /// cryptsetup refuses what is no LUKS container with exit code 1: that is the image's fault, not a failed try.
 fn not_luks(error: anyhow::Error, doing: &'static str) -> anyhow::Error {
-    match error.downcast::<common::run::Failure>() {
+    match error.downcast::<common::fault::Failure>() {
         Ok(mut failure) => {
             if failure.exit_code == Some(1) {
                 failure.kind = Kind::Config;

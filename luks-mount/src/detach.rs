@@ -13,14 +13,14 @@ use common::signals;
 use common::status::Report;
 
 use crate::begun::Begun;
-use crate::cli::FileSystem;
+use crate::fs::FileSystem;
 use crate::losetup::{self, Loop};
 use crate::marks::Marks;
 use crate::record::Record;
 use crate::settings::Settings;
 use crate::stack::{self, Mapping, Stack, State};
 use crate::watch::Watch;
-use crate::{facts, fs, lease};
+use crate::{facts, fs, holding};
 
 /// How long a busy file system, mapping or loop device is tried again.
 const BUSY: Duration = Duration::from_secs(20);
@@ -62,9 +62,9 @@ pub(crate) fn take_down(settings: &Settings, record: Option<&Record>, report: &m
         return Err(Fault::config(format!("this is not ours to detach: {foreign}")).into());
     }
     let mut down = Down { changed: stack.state != State::Detached, clean: true };
-    let mut watch = Watch::new(settings, true)?;
+    let mut watch = settings.watch(true)?;
     if !down.changed {
-        lease::release(settings, &mut watch, report);
+        holding::release(settings, &mut watch, report);
         return Ok(down);
     }
     watch.device = stack.loops.first().map(|l| l.name.clone());
@@ -75,7 +75,7 @@ pub(crate) fn take_down(settings: &Settings, record: Option<&Record>, report: &m
     let writable = stack.mapping.as_ref().is_some_and(|m| !m.read_only);
     if writable
         && !watch.dead
-        && let Some(whose) = lease::is_lost(settings, &mut watch)
+        && let Some(whose) = holding::is_lost(settings, &mut watch)
     {
         down.clean = false;
         // What is still to be written would make noise of what the other machine writes.
@@ -102,7 +102,7 @@ pub(crate) fn take_down(settings: &Settings, record: Option<&Record>, report: &m
         return Err(error);
     }
     if writable && down.clean {
-        lease::release(settings, &mut watch, report);
+        holding::release(settings, &mut watch, report);
     }
     Ok(down)
 }

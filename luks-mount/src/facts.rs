@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 
 use crate::header::Header;
 use crate::record::Record;
-use crate::settings::{PROBE, Settings};
+use crate::settings::Settings;
 use crate::stack::{self, Stack, State};
-use crate::watch::Watch;
+use crate::watch::PROBE;
 use crate::{dirty, image};
 
 const KEYS: [&str; 23] = [
@@ -75,7 +75,7 @@ pub(crate) fn tell(
     report.set_text("header", settings.header.as_os_str());
     report.set_text("mount_point", settings.mount_point.as_os_str());
     report.set("recorded", record.is_some());
-    let mut watch = Watch::new(settings, false)?;
+    let mut watch = settings.watch(false)?;
     watch.device = stack.loops.first().map(|l| l.name.clone());
     let begin = Instant::now();
     let health = watch.health(PROBE)?;

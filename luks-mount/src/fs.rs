@@ -3,18 +3,27 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use clap::ValueEnum;
 use common::fault::Fault;
 use common::mounts::Mount;
 use common::run::Cmd;
 use common::status::Report;
 
-use crate::cli::FileSystem;
 use crate::watch::Watch;
 
 /// What can be on an encrypted file system that somebody else stores: files to read, nothing to run.
 const COMMON: &str = "nosuid,nodev,noexec,noatime";
 /// For ext4 that is written to: nothing behind our back, and no more writing after what could not be written.
 const WRITING: &str = ",noinit_itable,errors=remount-ro";
+
+/// What a new container holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FileSystem {
+    /// The one to take if in doubt.
+    Ext4,
+    /// Checks contents by itself.
+    Btrfs,
+}
 
 impl FileSystem {
     /// The kernel's name.
@@ -188,7 +197,7 @@ fn check(device: &Path, marked: bool, watch: &mut Watch, report: &mut Report) ->
     if !matches!(out.status.code(), Some(0 | 1)) {
         let mut failure = cmd.failure(&out);
         // e2fsck tells what it found on stdout.
-        failure.stderr_tail = common::run::tail(&[out.stdout, out.stderr].concat());
+        failure.stderr_tail = common::complaint::tail(&[out.stdout, out.stderr].concat());
         failure.hint =
             Some("`luks-mount attach --read-only` may still show it; to repair it, cryptsetup open, then e2fsck -f".into());
         return Err(anyhow::Error::from(failure).context("the file system in the container is damaged"));

@@ -5,8 +5,8 @@ use common::fault::Fault;
 use common::status::Report;
 
 use crate::attach::{How, ready, up};
-use crate::cli::FileSystem;
 use crate::detach::take_down;
+use crate::fs::FileSystem;
 use crate::record::Record;
 use crate::settings::Settings;
 use crate::stack::{self, State};
@@ -20,7 +20,7 @@ pub(crate) fn run(settings: &Settings, size: u64, report: &mut Report) -> Result
     let _lock = settings.lock()?;
     let mut record = Record::need(settings)?;
     ready(settings, &record)?;
-    let mut watch = Watch::new(settings, false)?;
+    let mut watch = settings.watch(false)?;
     let before = image::look(settings, 0, &mut watch)?.bytes;
     if size < before {
         let what = format!("--size: the image has {before} bytes; a container only grows");

@@ -12,8 +12,8 @@ use nix::sys::stat::SFlag;
 use serde_json::Value;
 
 use crate::losetup::{self, Loop};
-use crate::settings::{PROBE, Settings};
-use crate::watch::Watch;
+use crate::settings::Settings;
+use crate::watch::{PROBE, Watch};
 
 /// What a look at the image tells.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +24,13 @@ pub(crate) struct Look {
     pub(crate) same_header: bool,
 }
 
-fn touch(settings: &Settings, what: &str, watch: &mut Watch, with: impl FnOnce(Cmd) -> Cmd) -> Result<Value> {
+/// Has a child of ours do `what` with it, told as `with` says; its answer.
+pub(crate) fn touch(
+    settings: &Settings,
+    what: &str,
+    watch: &mut Watch,
+    with: impl FnOnce(Cmd) -> Cmd,
+) -> Result<Value> {
     let cmd = with(Program::own()?.cmd().args(["touch", what, "--image"]).arg(&settings.image));
     let output = watch.output(&cmd)?;
     match serde_json::from_slice::<Value>(&output.stdout) {

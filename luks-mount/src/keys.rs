@@ -8,12 +8,11 @@ use common::durable;
 use common::fault::Fault;
 use common::status::Report;
 
-use crate::cli::Pbkdf;
 use crate::create::Scratch;
+use crate::cryptsetup::Pbkdf;
 use crate::header::Header;
 use crate::record::Record;
 use crate::settings::Settings;
-use crate::watch::Watch;
 use crate::{TOOL, attach, facts, image, key, stack};
 
 /// `add-key`: first our copy, proven with both keys, then the image's header. With a key that opens it already, only
@@ -24,7 +23,7 @@ pub(crate) fn add(settings: &Settings, new: &Path, pbkdf: &Pbkdf, report: &mut R
     let record = Record::need(settings)?;
     attach::ready(settings, &record)?;
     key::check(&new)?;
-    let mut watch = Watch::new(settings, false)?;
+    let mut watch = settings.watch(false)?;
     image::look(settings, 0, &mut watch)?;
     let (tool, copy) = (&settings.cryptsetup, &settings.header);
     tool.must_open(copy, &settings.key_file)?;

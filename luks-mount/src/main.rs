@@ -12,10 +12,12 @@ mod facts;
 mod fs;
 mod grow;
 mod header;
+mod holding;
 mod image;
 mod key;
 mod keys;
 mod lease;
+mod lease_file;
 mod losetup;
 mod marks;
 mod record;
@@ -35,7 +37,6 @@ fn main() -> ExitCode {
     let action = match cli::Cli::parse().command {
         // Children of ours: their stdout is an answer to us, not a status object.
         Command::Touch(touch) => return touch::answer(&touch),
-        Command::Beside(beside) => return lease::answer(&beside),
         Command::Action(action) => action,
     };
     let (name, profile) = action.names();

@@ -15,7 +15,7 @@ use common::run::Cmd;
 use common::status::utc;
 use serde::{Deserialize, Serialize};
 
-use crate::cli::FileSystem;
+use crate::fs::FileSystem;
 use crate::watch::Watch;
 
 /// What is read at once: the superblock is in it, and every device can be read in such pieces.

@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use clap::Args;
 use common::fault::Fault;
 use common::fuse::{self, Health};
 use common::lock::Lock;
@@ -15,21 +16,38 @@ use common::profile::{Luks, Profile};
 use common::{offsite, places};
 
 use crate::cryptsetup::Cryptsetup;
-
-/// How long a file system served by a process may take to answer.
-pub(crate) const PROBE: Duration = Duration::from_secs(6);
+use crate::watch::{PROBE, Watch};
 
 /// What options say; each wins over the profile.
-#[derive(Debug)]
-pub(crate) struct Options {
+#[derive(Args, Debug)]
+pub(crate) struct Place {
+    /// Profile: /etc/nc-backup/PROFILE.toml.
     pub(crate) profile: Option<String>,
+    /// Another file as the profile.
+    #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    /// The container's file; a relative one lies in the folder of
+    /// [offsite.sshfs], or in the current one if there is no such table.
+    #[arg(long, value_name = "FILE")]
     pub(crate) image: Option<PathBuf>,
+    /// The file with the key.
+    #[arg(long, value_name = "FILE")]
     pub(crate) key_file: Option<PathBuf>,
+    /// This machine's own copy of the header. Default: container.header in the
+    /// state folder.
+    #[arg(long, value_name = "FILE")]
     pub(crate) header: Option<PathBuf>,
+    /// Where it is mounted. Default: 'container' in the runtime folder.
+    #[arg(long, value_name = "DIR")]
     pub(crate) mount_point: Option<PathBuf>,
+    /// Command line of cryptsetup, words separated by blanks.
+    #[arg(long, value_name = "COMMAND")]
     pub(crate) cryptsetup: Option<String>,
+    /// Where header and record are [default: /var/lib/nc-backup/PROFILE].
+    #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
+    /// Where mount points are [default: /run/nc-backup/PROFILE].
+    #[arg(long, value_name = "DIR")]
     pub(crate) runtime_dir: Option<PathBuf>,
 }
 
@@ -56,21 +74,21 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// Loads the profile and lays the options over it. Needs root, as everything here does.
-    pub(crate) fn load(options: Options) -> Result<Settings> {
+    pub(crate) fn load(place: &Place) -> Result<Settings> {
         if !nix::unistd::geteuid().is_root() {
             let fault = Fault::denied("loop devices, the device mapper and mounts are root's");
             return Err(fault.hint("run it as root").into());
         }
-        let mut profile = Profile::load(options.profile.as_deref(), options.config.as_deref())?;
-        let absolute = |path: PathBuf| std::path::absolute(path).context("cannot tell the current folder");
-        if let Some(dir) = options.state_dir {
+        let mut profile = Profile::load(place.profile.as_deref(), place.config.as_deref())?;
+        let absolute = |path: &PathBuf| std::path::absolute(path).context("cannot tell the current folder");
+        if let Some(dir) = &place.state_dir {
             profile.state_dir = Some(absolute(dir)?);
         }
-        if let Some(dir) = options.runtime_dir {
+        if let Some(dir) = &place.runtime_dir {
             profile.runtime_dir = Some(absolute(dir)?);
         }
         if profile.offsite.luks.is_none()
-            && let (Some(image), Some(key_file)) = (&options.image, &options.key_file)
+            && let (Some(image), Some(key_file)) = (&place.image, &place.key_file)
         {
             profile.offsite.luks = Some(Luks {
                 image: image.clone(),
@@ -82,15 +100,16 @@ impl Settings {
         }
         let has_sshfs = profile.offsite.sshfs.is_some();
         if let Some(luks) = &mut profile.offsite.luks {
-            if let Some(image) = options.image {
-                luks.image = if has_sshfs { inside(image)? } else { absolute(image)? };
+            if let Some(image) = &place.image {
+                luks.image = if has_sshfs { inside(image.clone())? } else { absolute(image)? };
             }
-            if let Some(key) = options.key_file {
+            if let Some(key) = &place.key_file {
                 luks.key_file = absolute(key)?;
             }
-            luks.header = options.header.map(absolute).transpose()?.or(luks.header.take());
-            luks.mount_point = options.mount_point.map(absolute).transpose()?.or(luks.mount_point.take());
-            if let Some(text) = options.cryptsetup {
+            luks.header = place.header.as_ref().map(absolute).transpose()?.or(luks.header.take());
+            luks.mount_point =
+                place.mount_point.as_ref().map(absolute).transpose()?.or(luks.mount_point.take());
+            if let Some(text) = &place.cryptsetup {
                 luks.cryptsetup = text.split_whitespace().map(str::to_owned).collect();
             }
         }
@@ -145,6 +164,12 @@ impl Settings {
     /// The FUSE mount that the image lies on, if any.
     pub(crate) fn link(&self) -> Result<Option<Mount>> {
         fuse::mount_below(&self.image)
+    }
+
+    /// Watches the link to the image, for work (`clean_up` false) or for clean-up.
+    pub(crate) fn watch(&self, clean_up: bool) -> Result<Watch> {
+        let link = self.link()?.map(|m| m.target);
+        Ok(Watch::new(link, self.runtime.join("s3.wire"), clean_up))
     }
 
     /// An error unless the image's file system answers. Everything that touches the image asks first.

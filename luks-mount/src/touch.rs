@@ -19,6 +19,8 @@ use nix::sys::stat::Mode;
 use serde_json::{Value, json};
 
 use crate::cryptsetup::Cryptsetup;
+use crate::lease::Held;
+use crate::lease_file::{Answer, Folder, Over};
 use crate::losetup;
 
 /// What the child is told.
@@ -42,6 +44,15 @@ pub(crate) struct Touch {
     /// A word of cryptsetup's command line.
     #[arg(long, allow_hyphen_values = true)]
     cryptsetup: Vec<String>,
+    /// Whose lease it is.
+    #[arg(long)]
+    holder: Option<String>,
+    /// How often that was renewed.
+    #[arg(long, default_value_t = 0)]
+    serial: u64,
+    /// The lease that may be there already.
+    #[arg(long, default_value = "nothing")]
+    over: Over,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -62,6 +73,12 @@ pub(crate) enum What {
     Sync,
     /// Removes it.
     Remove,
+    /// Tells what lease is beside it.
+    LeaseLook,
+    /// Puts the holder's there.
+    LeasePut,
+    /// Removes that, if it is the holder's.
+    LeaseDrop,
 }
 
 /// The child's side: does it, and answers on stdout with the outcome, or with the error.
@@ -115,7 +132,24 @@ impl Touch {
                 std::fs::remove_file(image).with_context(|| format!("cannot remove {}", image.display()))?;
                 Value::Null
             }
+            What::LeaseLook | What::LeasePut | What::LeaseDrop => {
+                let answer = self.lease();
+                let answer =
+                    answer.map_err(|e| Fault::failed(format!("the lease beside the image: {e:#}")))?;
+                serde_json::to_value(answer)?
+            }
         })
+    }
+
+    fn lease(&self) -> Result<Answer> {
+        let folder = Folder::open(&self.image)?;
+        let held = self.holder.clone().map(|holder| Held { holder, serial: self.serial });
+        match (self.what, held) {
+            (What::LeasePut, Some(held)) => folder.put(&held, self.over),
+            (What::LeaseDrop, Some(held)) => folder.drop(&held),
+            (What::LeasePut | What::LeaseDrop, None) => anyhow::bail!("whose?"),
+            _ => folder.look(),
+        }
     }
 }
 

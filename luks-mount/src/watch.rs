@@ -16,7 +16,8 @@ use common::run::{Child, Cmd, Output};
 use common::{mutant, signals};
 use nix::sys::signal::Signal;
 
-use crate::settings::{PROBE, Settings};
+/// How long a file system served by a process may take to answer.
+pub(crate) const PROBE: Duration = Duration::from_secs(6);
 
 /// No progress for so long, and the far end is asked.
 const QUIET: Duration = Duration::from_secs(8);
@@ -49,10 +50,9 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// A watch for work (`clean_up` false) or for clean-up.
-    pub(crate) fn new(settings: &Settings, clean_up: bool) -> Result<Watch> {
-        let link = settings.link()?.map(|m| m.target);
-        Ok(Watch { link, device: None, wire: settings.runtime.join("s3.wire"), clean_up, dead: false })
+    /// Watches what serves `link`, whose bytes are counted in the file `wire`.
+    pub(crate) fn new(link: Option<PathBuf>, wire: PathBuf, clean_up: bool) -> Watch {
+        Watch { link, device: None, wire, clean_up, dead: false }
     }
 
     /// How the link is, asked for at most `limit`; `None` if there is none. One that is busy is healthy.

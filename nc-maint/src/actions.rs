@@ -11,7 +11,8 @@ use common::status::Report;
 use serde_json::{Value, json};
 
 use crate::claim::{Claim, Ledger};
-use crate::dropin::{Mark, Present};
+use crate::dropin::Present;
+use crate::mark::Mark;
 use crate::occ::Occ;
 use crate::settings::Settings;
 use crate::switch::{self, millis};
@@ -135,7 +136,7 @@ pub(crate) fn on((settings, ends): (Settings, bool), report: &mut Report) -> Res
     signals::check()?;
     let run_id = record::random_id()?;
     let since = common::status::now();
-    let mark = Mark::lasting(settings, &run_id, &Account::invoking()?.name);
+    let mark = Mark::lasting(&settings.name, settings.max, &run_id, &Account::invoking()?.name);
     let claim = Claim {
         run_id: run_id.clone(),
         since,

@@ -13,11 +13,16 @@ use anyhow::{Context as _, Result};
 use common::durable;
 use common::fault::{Kind, kind_of};
 use common::lock::Lock;
+use common::mutant;
+use common::processes::Process;
 use common::profile::Method;
 use common::record::RunRecord;
 use serde::{Deserialize, Serialize};
 
 use crate::settings::Settings;
+
+/// How long a child of a killed guardian may need to become the program it is to be.
+const ORPHAN: Duration = Duration::from_secs(10);
 
 /// Who wants maintenance, and what was found.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -168,13 +173,26 @@ impl Ledger {
         }
     }
 
-    /// Whether a run is at work.
+    /// Whether a run is at work. A child that a killed guardian was starting holds a copy of its lock until it has become
+    /// another program, and may be the occ that switches on: that is waited for.
     pub(crate) fn run_active(&self) -> Result<bool> {
-        match Lock::shared(&self.lock, "the maintenance switch") {
-            Ok(_probe) => Ok(false),
-            Err(e) if kind_of(&e) == Kind::Busy => Ok(true),
-            Err(e) => Err(e),
+        let end = Instant::now() + ORPHAN;
+        loop {
+            match Lock::shared(&self.lock, "the maintenance switch") {
+                Ok(_probe) => return Ok(false),
+                Err(e) if kind_of(&e) != Kind::Busy => return Err(e),
+                Err(_) if Instant::now() < end && self.guardian_is_dead() => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(_) => return Ok(true),
+            }
         }
+    }
+
+    /// Whether the guardian that is written down has ended.
+    fn guardian_is_dead(&self) -> bool {
+        let pid = self.find().claim.and_then(|claim| claim.pid);
+        pid.is_some_and(|pid| Process::find(pid).is_none()) && !mutant::active("a-copy-of-the-lock-is-a-run")
     }
 }
 

@@ -188,24 +188,7 @@ mod tests {
     use clap::CommandFactory as _;
 
     #[test]
-    fn the_command_line_is_sound_and_its_help_fits_80_columns() {
-        let mut cli = Cli::command();
-        cli.clone().debug_assert();
-        let mut texts = vec![cli.render_long_help().to_string()];
-        texts.extend(cli.get_subcommands_mut().map(|s| s.clone().render_long_help().to_string()));
-        for line in texts.iter().flat_map(|t| t.lines()) {
-            assert!(line.chars().count() <= 80, "{line}");
-        }
-    }
-
-    #[test]
-    fn every_option_is_explained() {
-        for action in Cli::command().get_subcommands() {
-            assert!(action.get_about().is_some(), "{}", action.get_name());
-            for arg in action.get_arguments().filter(|a| !["help", "version"].contains(&a.get_id().as_str()))
-            {
-                assert!(arg.get_help().is_some(), "{} {}", action.get_name(), arg.get_id());
-            }
-        }
+    fn the_command_line_is_sound_and_its_help_fits_80_columns_and_documents_everything() {
+        testkit::help::is_sound(Cli::command());
     }
 }

@@ -7,8 +7,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use common::fault::Fault;
-use common::run::{Cmd, Failure};
+use common::fault::{Failure, Fault};
+use common::run::Cmd;
 use serde_json::Value;
 
 use crate::php::GoOn;

@@ -18,7 +18,6 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
@@ -26,11 +25,10 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat};
 use nix::unistd::{AccessFlags, Gid, Uid, UnlinkatFlags, faccessat, fchown, unlinkat};
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::instance;
-use crate::settings::Settings;
+use crate::mark::Mark;
 
 /// Drop-ins are called so, then `-`, run and number, then [`ENDS`]; by earlier versions, nothing in between. Sorted late
 /// by Nextcloud, and left out of every snapshot by link-sync.
@@ -39,37 +37,10 @@ const ENDS: &str = ".config.php";
 /// What they are called until they are whole: hidden, and not `*.config.php`.
 const DRAFT_BEGINS: &str = ".zz-nc-backup-maintenance";
 const DRAFT_ENDS: &str = ".new";
-/// The line that makes a file ours begins so.
-const OURS: &str = "// nc-backup ";
-/// How much longer than a run may take its file lasts, in seconds.
-const SPARE: i64 = 5;
-/// How far the clock may be set back before a run's file says nothing any more, in seconds: it must not last for hours
-/// more, and a clock that is kept right goes back by less.
-const SET_BACK: i64 = 60;
 /// No file of ours is longer, in bytes.
 const LIMIT: u64 = 8192;
 /// How often a folder in which new ones appear is cleared.
 const ROUNDS: u32 = 20;
-
-/// Whose a drop-in is.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
-pub(crate) struct Mark {
-    pub(crate) run_id: String,
-    pub(crate) profile: String,
-    /// `on` or `run`.
-    pub(crate) action: String,
-    /// Who asked for it.
-    pub(crate) user: String,
-    /// Of nc-maint.
-    pub(crate) version: String,
-    /// RFC 3339 UTC: when it was written, a moment before it counts.
-    pub(crate) since: String,
-    /// Seconds since 1970 by the wall clock: before this it says nothing.
-    #[serde(default)]
-    pub(crate) from: i64,
-    /// And from this on.
-    pub(crate) until: i64,
-}
 
 /// What is under a name of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,83 +86,6 @@ pub(crate) struct Placed {
     pub(crate) mark: Mark,
 }
 
-impl Mark {
-    /// For `on`: from now for `max`.
-    pub(crate) fn lasting(settings: &Settings, run_id: &str, user: &str) -> Mark {
-        let until = jiff::Timestamp::now().as_second() + seconds(settings.max);
-        Mark::new(settings, run_id, "on", user, 0, until)
-    }
-
-    /// For a run that ends at `end` (seconds since 1970) at the latest: from now for the time of a lease, and never much longer
-    /// than the run, whose own end comes first.
-    pub(crate) fn leased(settings: &Settings, run_id: &str, user: &str, end: i64) -> Mark {
-        let now = jiff::Timestamp::now().as_second();
-        let until = (now + seconds(settings.lease)).min(end + SPARE);
-        Mark::new(settings, run_id, "run", user, now - SET_BACK, until)
-    }
-
-    fn new(settings: &Settings, run_id: &str, action: &str, user: &str, from: i64, until: i64) -> Mark {
-        Mark {
-            run_id: run_id.to_owned(),
-            profile: settings.name.clone(),
-            action: action.to_owned(),
-            user: user.to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            since: common::status::now(),
-            from,
-            // A part of a second counts as a whole one: never shorter than asked.
-            until: until + 1,
-        }
-    }
-
-    /// A run wrote it, not a plain `on`.
-    pub(crate) fn by_run(&self) -> bool {
-        self.action == "run"
-    }
-
-    /// Its deadline has passed (or the clock was set back before its time): it holds nothing any more.
-    pub(crate) fn expired(&self) -> bool {
-        !(self.from..self.until).contains(&jiff::Timestamp::now().as_second())
-    }
-
-    /// The same, RFC 3339 UTC.
-    pub(crate) fn deadline(&self) -> String {
-        jiff::Timestamp::from_second(self.until).map_or_else(|_| self.until.to_string(), |t| t.to_string())
-    }
-
-    /// The file. Every word in it is of a kind that cannot end the comment (`?>`) or the line.
-    fn php(&self) -> Result<String> {
-        let plain = |text: &str| -> String {
-            text.chars()
-                .map(|c| if c.is_ascii_alphanumeric() || "-_.:".contains(c) { c } else { '_' })
-                .collect()
-        };
-        let mark = Mark {
-            run_id: plain(&self.run_id),
-            profile: plain(&self.profile),
-            action: plain(&self.action),
-            user: plain(&self.user),
-            version: plain(&self.version),
-            since: plain(&self.since),
-            ..self.clone()
-        };
-        Ok(format!(
-            "<?php\n// Maintenance for a backup, by nc-maint: it ends by itself at {}.\n\
-             // `nc-maint off` ends it now; without nc-maint, delete this file.\n{OURS}{}\n\
-             if (time() >= {} && time() < {}) {{\n    $CONFIG = array('maintenance' => true);\n}}\n",
-            mark.deadline(),
-            serde_json::to_string(&mark)?,
-            mark.from,
-            mark.until
-        ))
-    }
-
-    fn parse(text: &str) -> Option<Mark> {
-        let line = text.lines().find_map(|l| l.strip_prefix(OURS))?;
-        serde_json::from_str(line).ok()
-    }
-}
-
 impl Present {
     /// Those of ours.
     pub(crate) fn ours(&self) -> impl Iterator<Item = &Mark> {
@@ -227,10 +121,6 @@ impl Present {
             |(name, why)| json!({ "file": name.to_string_lossy(), "ours": false, "reason": why }),
         )
     }
-}
-
-fn seconds(time: Duration) -> i64 {
-    i64::try_from(time.as_secs()).unwrap_or(i64::MAX / 2)
 }
 
 /// Whether a file of this name is, or could be, a drop-in of a run.
@@ -493,21 +383,8 @@ fn is_file(stat: &FileStat) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mark::tests::mark;
     use std::os::unix::fs::PermissionsExt;
-
-    fn mark(user: &str) -> Mark {
-        let text = |t: &str| t.to_owned();
-        Mark {
-            run_id: text("0123456789abcdef"),
-            profile: text("home"),
-            action: text("run"),
-            user: text(user),
-            version: text("0.1.0"),
-            since: text("2026-01-01T00:00:00Z"),
-            from: 0,
-            until: 32_503_680_000,
-        }
-    }
 
     fn instance() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
@@ -518,29 +395,8 @@ mod tests {
         (dir, config)
     }
 
-    #[test]
-    fn it_says_whose_it_is_and_no_name_ends_the_comment() {
-        let text = mark("a?>\n<b").php().unwrap();
-        assert_eq!(Mark::parse(&text).unwrap(), mark("a____b"));
-        assert!(!text.contains("?>"));
-        assert_eq!(Mark::parse("<?php $CONFIG = array('maintenance' => true);"), None);
-    }
-
     const NAME: &str = "zz-nc-backup-maintenance-0123456789abcdef-0.config.php";
     const DRAFT: &str = ".zz-nc-backup-maintenance-0123456789abcdef-0.new";
-
-    #[test]
-    fn it_holds_between_two_moments_so_that_a_clock_set_back_does_not_prolong_it_for_hours() {
-        let text = mark("root").php().unwrap();
-        assert!(text.contains("if (time() >= 0 && time() < 32503680000)"), "{text}");
-        assert!(!mark("root").expired());
-        let now = jiff::Timestamp::now().as_second();
-        assert!(Mark { from: now + 2, ..mark("root") }.expired(), "the clock was set back");
-        assert!(Mark { until: now, ..mark("root") }.expired());
-        // A file of an earlier version has one moment only.
-        let old = text.replace("\"from\":0,", "");
-        assert_eq!(Mark::parse(&old).unwrap(), mark("root"));
-    }
 
     #[test]
     fn it_is_placed_with_the_mode_of_config_php_and_removed() {

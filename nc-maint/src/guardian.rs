@@ -22,8 +22,8 @@ use nix::sys::signal::Signal;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use crate::claim::{Claim, Ledger};
-use crate::dropin::Mark;
 use crate::lease::Lease;
+use crate::mark::Mark;
 use crate::run::survivor;
 use crate::settings::Settings;
 use crate::switch::{Ready, between, millis};
@@ -145,7 +145,7 @@ impl Guardian {
         };
         let mut ready = Ready::default();
         if !claim.found_on {
-            let mark = || Mark::leased(settings, &job.run_id, &job.account.name, end);
+            let mark = || Mark::leased(&settings.name, settings.lease, &job.run_id, &job.account.name, end);
             ready = switch::prepare(settings, mark, &mut || self.go_on(job))?;
         }
         ledger.stake(&claim)?;
@@ -294,7 +294,7 @@ impl Guardian {
             if ended || stop.is_some() {
                 return Ok(stop);
             }
-            let pidfd = common::run::pidfd(child.id())?;
+            let pidfd = common::pidfd::open(child.id())?;
             let next = self.lease.as_ref().map(Lease::due).into_iter().chain(self.deadline).min();
             rest(&[pidfd.as_fd(), self.line.stream().as_fd()], next);
         }
@@ -343,7 +343,7 @@ impl Guardian {
 fn stopped(stop: Stop, max: Duration) -> anyhow::Error {
     match stop {
         Stop::Lost => ended_early().into(),
-        Stop::Signal(signal) => status::interrupted(signal).into(),
+        Stop::Signal(signal) => Fault::interrupted(signal).into(),
         Stop::FrontGone => Fault::failed("nc-maint run was killed").into(),
         Stop::Overtime if max.is_zero() => {
             Fault::failed("the time allowed with --max passed before maintenance was proven").into()

@@ -9,10 +9,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use common::durable;
-use common::fault::Fault;
+use common::fault::{Failure, Fault};
 use common::outward;
 use common::profile::Method;
-use common::run::Failure;
 use common::status::{Report, put_text};
 use nix::unistd::geteuid;
 use serde_json::{Map, Value, json};

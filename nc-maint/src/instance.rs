@@ -8,6 +8,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::Metadata;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
@@ -178,11 +179,16 @@ fn missing(root: &Path, path: &Path, e: std::io::Error) -> anyhow::Error {
         .into()
 }
 
+/// Whether this is a PHP by its name.
+pub(crate) fn is_php(program: &OsStr) -> bool {
+    Path::new(program).file_name().is_some_and(|n| n.as_bytes().starts_with(b"php"))
+}
+
 /// Where occ lies, if `argv` runs it on this machine as the account that we are: then that must be the right one.
 /// sudo, runuser, docker and the like decide for themselves. `None`: they do; `Some(None)`: it cannot be told.
 pub(crate) fn runs_here(argv: &[OsString]) -> Option<Option<PathBuf>> {
     let program = Path::new(argv.first()?).file_name()?;
-    let direct = crate::method::is_php(program)
+    let direct = is_php(program)
         || program == "occ"
         || program == "console.php"
         || WRAPPERS.iter().any(|w| program == *w);

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::dropin::{Mark, Placed};
+use crate::dropin::Placed;
+use crate::mark::Mark;
 use crate::settings::Settings;
 
 /// How long the file before stays.
@@ -72,7 +73,7 @@ impl Lease {
 
     fn renew(&self, settings: &Settings) -> Result<Placed> {
         let old = &self.placed.mark;
-        let mark = Mark::leased(settings, &old.run_id, &old.user, self.end);
+        let mark = Mark::leased(&settings.name, settings.lease, &old.run_id, &old.user, self.end);
         self.placed.folder.again()?.draft(mark, self.number + 1)?.place()
     }
 

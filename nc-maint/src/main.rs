@@ -15,6 +15,7 @@ mod guardian;
 mod inspect;
 mod instance;
 mod lease;
+mod mark;
 mod method;
 mod occ;
 mod php;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
     status::run(TOOL, env!("CARGO_PKG_VERSION"), cli.action.word(), profile.as_deref(), |report| {
         let profile = Profile::load(options.profile.as_deref(), options.config.as_deref())?;
         let settings = Settings::new(&profile, options)?;
+        php::only_roots_apps(&settings)?;
         match &cli.action {
             Action::Status { .. } => actions::status(&settings, report),
             Action::On { max, .. } => actions::on(settings.lasting(*max)?, report),

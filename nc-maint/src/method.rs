@@ -1,7 +1,6 @@
 //! Which way the switch is thrown, and why.
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -9,6 +8,7 @@ use common::profile::Method;
 use serde::{Deserialize, Serialize};
 
 use crate::dropin::Folder;
+use crate::instance::is_php;
 
 /// The PHP that runs occ, and the configuration folder as it sees it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -44,11 +44,6 @@ impl Php {
         let here = is_php(program) || ["sudo", "runuser"].iter().any(|p| program == *p);
         here && Path::new(&self.config_dir) == root.join("config")
     }
-}
-
-/// Whether this is a PHP by its name.
-pub(crate) fn is_php(program: &OsStr) -> bool {
-    Path::new(program).file_name().is_some_and(|n| n.as_bytes().starts_with(b"php"))
 }
 
 /// What was asked for, or the drop-in where it is possible. If what was asked for is not, only `on` and `run`

@@ -8,19 +8,21 @@
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::process::{ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::run::{Child, Cmd};
+use common::signals;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::said;
 use crate::settings::Settings;
+use crate::{instance, said};
 
 /// How much a configuration may print by the way, in bytes.
 const MOST: usize = 4 << 20;
@@ -122,6 +124,17 @@ pub(crate) fn is_endless(answer: &Result<Merged>) -> bool {
 /// Asks now.
 pub(crate) fn ask(settings: &Settings, go_on: &mut GoOn) -> Result<Merged> {
     start(settings, "now")?.answer(go_on)
+}
+
+/// Where occ runs as root: the apps it loads must be root's, too. The configuration is root's alone then, so it may be asked
+/// where they are.
+pub(crate) fn only_roots_apps(settings: &Settings) -> Result<()> {
+    if settings.occ_account.as_ref().is_some_and(|a| a.uid().is_root()) {
+        for folder in ask(settings, &mut signals::check)?.apps {
+            instance::only_roots_apps(Path::new(&folder))?;
+        }
+    }
+    Ok(())
 }
 
 /// The whole configuration, secrets included.

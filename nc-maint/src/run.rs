@@ -14,10 +14,10 @@ use std::process::ExitStatus;
 
 use anyhow::{Context as _, Result};
 use common::account::Account;
-use common::fault::Fault;
+use common::fault::{Failure, Fault};
 use common::processes::Process;
 use common::program::Program;
-use common::run::{Child, Cmd, Failure, Output, program};
+use common::run::{Child, Cmd, Output, program};
 use common::status::Report;
 use common::{record, signals};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

@@ -7,7 +7,8 @@
 
 use std::path::Path;
 
-use common::run::{Failure, Output};
+use common::fault::Failure;
+use common::run::Output;
 
 /// Messages of PHP, as they begin.
 const DIAGNOSTICS: [&str; 9] = [

@@ -10,14 +10,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use common::account::Account;
 use common::fault::Fault;
+use common::places;
 use common::profile::{Method, Profile, Span};
 use common::status::Report;
-use common::{places, signals};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::Options;
+use crate::instance;
 use crate::method::{self, Choice, Php};
-use crate::{instance, php};
 
 /// What is known before anything is asked. Paths are `OsString`s as they may be any bytes.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -96,7 +96,7 @@ impl Settings {
         let span = |option: Option<Span>, set: Option<Span>, default: u64| {
             option.or(set).map_or(Duration::from_secs(default), |s| s.0)
         };
-        let settings = Settings {
+        Ok(Settings {
             words: words(&profile, options, root.as_deref()),
             occ,
             occ_account,
@@ -112,14 +112,7 @@ impl Settings {
             runtime: places::runtime(&profile)?.into_os_string(),
             name: profile.name,
             root: root.map(PathBuf::into_os_string),
-        };
-        if settings.occ_account.as_ref().is_some_and(|a| a.uid().is_root()) {
-            // Its configuration is root's alone, so it may be asked where the apps are.
-            for folder in php::ask(&settings, &mut signals::check)?.apps {
-                instance::only_roots_apps(Path::new(&folder))?;
-            }
-        }
-        Ok(settings)
+        })
     }
 
     /// The same with another `max`, if one is given; it must make sense for a run.

@@ -13,7 +13,8 @@ use common::record;
 
 use crate::config_file::{ConfigFile, Key};
 use crate::curl;
-use crate::dropin::{Draft, Folder, Mark, Placed, Present};
+use crate::dropin::{Draft, Folder, Placed, Present};
+use crate::mark::Mark;
 use crate::occ::Occ;
 use crate::php::{self, GoOn, Merged, Waiting};
 use crate::settings::Settings;

@@ -1,13 +1,12 @@
 //! The command line: arguments in, an action out.
 
-use std::path::PathBuf;
-
 use anyhow::Result;
-use clap::{Args, Parser, Subcommand};
-use common::profile::{Bytes, Span};
+use clap::{Parser, Subcommand};
+use common::profile::Bytes;
 use common::status::Report;
 
-use crate::settings::Settings;
+use crate::inside::Inside;
+use crate::settings::{Place, Settings};
 use crate::{prune, push, status, store, verify, view};
 
 /// The encrypted copy elsewhere: pushes the newest snapshot, and opens it to look.
@@ -44,33 +43,6 @@ usage; 3 pushed, but something was left out, or older dates in the container
 are not whole; 4 something is still mounted (the object says what); 69 S3 or a
 program is not there; 75 another push, or a view, is open; 77 rights; 78
 profile, store or container wrong; 128+N signal.";
-
-/// What all actions understand.
-#[derive(Args, Debug)]
-pub(crate) struct Place {
-    /// Profile: /etc/nc-backup/PROFILE.toml.
-    pub(crate) profile: Option<String>,
-    /// Another file as the profile.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
-    /// Folder of the snapshots. Default: offsite.store of the profile, or its
-    /// store.path.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) store: Option<PathBuf>,
-    /// What must outlive a reboot. Default: /var/lib/nc-backup/PROFILE.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) state_dir: Option<PathBuf>,
-    /// Locks and mount points. Default: /run/nc-backup/PROFILE, or 'run' in
-    /// --state-dir.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) runtime_dir: Option<PathBuf>,
-    /// How long nothing may move before it is given up.
-    #[arg(long, value_name = "TIME", default_value = "5m")]
-    pub(crate) patience: Span,
-    /// How often the container's lease is renewed.
-    #[arg(long, value_name = "TIME", default_value = "5m", hide = true)]
-    pub(crate) renew_every: Span,
-}
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Action {
@@ -184,31 +156,6 @@ pub(crate) enum Action {
     Inside(Inside),
 }
 
-/// For ourselves: what is done in the container is done by a child, because S3 may stop answering.
-#[derive(Args, Debug)]
-pub(crate) struct Inside {
-    /// What to do there.
-    pub(crate) what: What,
-    /// The mounted container.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) container: PathBuf,
-    /// The container's file, for `room`.
-    #[arg(long, value_name = "FILE", required_if_eq("what", "room"))]
-    pub(crate) image: Option<PathBuf>,
-}
-
-#[derive(clap::ValueEnum, Clone, Copy, Debug)]
-pub(crate) enum What {
-    /// Tell the generation and the dates.
-    Read,
-    /// Tell how much room there is, also on the disk below.
-    Room,
-    /// Make the folder of the snapshots.
-    Prepare,
-    /// Write the generation that is on stdin.
-    Write,
-}
-
 fn date(text: &str) -> Result<String, String> {
     let ok = text == "latest" || store::is_date(text);
     if ok { Ok(text.to_owned()) } else { Err("a date is written like 2026-11-22T03-30-00Z".into()) }
@@ -272,22 +219,7 @@ mod tests {
     use clap::CommandFactory as _;
 
     #[test]
-    fn the_command_line_is_sound() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn help_fits_80_columns_and_documents_everything() {
-        let mut command = Cli::command();
-        let mut texts = vec![command.render_long_help().to_string()];
-        for action in command.get_subcommands_mut() {
-            texts.push(action.render_long_help().to_string());
-            for arg in action.get_arguments() {
-                assert!(arg.get_help().is_some(), "{} is not documented", arg.get_id());
-            }
-        }
-        for line in texts.iter().flat_map(|t| t.lines()) {
-            assert!(line.chars().count() <= 80, "too wide: {line}");
-        }
+    fn the_command_line_is_sound_and_its_help_fits_80_columns_and_documents_everything() {
+        testkit::help::is_sound(Cli::command());
     }
 }

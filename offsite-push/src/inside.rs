@@ -4,22 +4,46 @@
 use std::fs::{DirBuilder, File};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use common::fault::Fault;
+use clap::{Args, ValueEnum};
+use common::fault::{Failure, Fault};
 use common::program::Program;
-use common::run::Failure;
 use common::{durable, offsite};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
-use crate::cli::{Inside, What};
+use crate::disk::Disk;
 use crate::generation::{Content, Stamp};
-use crate::room::Disk;
 use crate::store;
+
+/// For ourselves: what is done in the container is done by a child, because S3 may stop answering.
+#[derive(Args, Debug)]
+pub(crate) struct Inside {
+    /// What to do there.
+    pub(crate) what: What,
+    /// The mounted container.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) container: PathBuf,
+    /// The container's file, for `room`.
+    #[arg(long, value_name = "FILE", required_if_eq("what", "room"))]
+    pub(crate) image: Option<PathBuf>,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug)]
+pub(crate) enum What {
+    /// Tell the generation and the dates.
+    Read,
+    /// Tell how much room there is, also on the disk below.
+    Room,
+    /// Make the folder of the snapshots.
+    Prepare,
+    /// Write the generation that is on stdin.
+    Write,
+}
 
 /// The file of the generation, in the container.
 const FILE: &str = "generation.json";

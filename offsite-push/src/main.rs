@@ -1,11 +1,13 @@
 //! `offsite-push`: the encrypted copy elsewhere. Composes sshfs-mount, luks-mount and link-sync.
 
 mod cli;
+mod disk;
 mod generation;
 mod inside;
 mod lease;
 mod leftovers;
 mod link;
+mod open_view;
 mod pins;
 mod promise;
 mod prune;

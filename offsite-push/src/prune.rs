@@ -19,12 +19,11 @@ use serde_json::{Value, json};
 use crate::generation::{Change, Known, Stamp, objection, refusal};
 use crate::inside;
 use crate::leftovers::{self, Look};
-use crate::push::{PATIENCE, lock, record};
-use crate::settings::Settings;
+use crate::open_view::Record;
+use crate::settings::{PATIENCE, Settings};
 use crate::siblings::{Answer, Call, Siblings, option};
 use crate::store::{self, Snapshot};
 use crate::takedown::Up;
-use crate::view::Record;
 use crate::whole;
 
 /// So many go within 24 hours, unless `max_removals_per_day` says otherwise.
@@ -50,7 +49,7 @@ pub(crate) fn run(settings: &Settings, options: Options, report: &mut Report) ->
             .hint("write, in [offsite.retention]: keep_daily = 14, keep_weekly = 8, keep_monthly = 12, keep_yearly = 3")
             .into());
     }
-    let _lock: Lock = lock(settings, PATIENCE)?;
+    let _lock: Lock = settings.lock(PATIENCE)?;
     let mut siblings = Siblings::find(settings)?;
     let result = (|| {
         let list = store::list(settings.store()?, report)?;
@@ -76,7 +75,7 @@ pub(crate) fn round(
     siblings: &mut Siblings,
     report: &mut Report,
 ) -> Result<()> {
-    let known = Known::load(&record(settings))?.filter(|k| k.generation.is_some());
+    let known = Known::load(&settings.record())?.filter(|k| k.generation.is_some());
     let known = known.ok_or_else(|| {
         Fault::config("this machine has pushed nothing yet, so there is nothing to prune")
             .hint("`offsite-push push` first")
@@ -92,7 +91,7 @@ pub(crate) fn round(
             return Err(error);
         }
         Ok(Some(done)) if down.closed => {
-            done.change.confirm(&record(settings), done.stamped, None, done.dates)?;
+            done.change.confirm(&settings.record(), done.stamped, None, done.dates)?;
         }
         Ok(Some(_)) => report.warn(
             "not-confirmed",
@@ -126,7 +125,7 @@ fn work(
     if let Some(why) = objection(Some(known), uuid, &content) {
         return Err(refusal(&why));
     }
-    let path = record(settings);
+    let path = settings.record();
     let mut known = Some(known.clone());
     if !options.dry_run
         && let Some(why) = whole::doubt(&path, &mut known, &attached, false)?

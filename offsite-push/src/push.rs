@@ -1,12 +1,10 @@
 //! `offsite-push push`: the newest snapshot into the container, and everything down again.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use common::fault::{Fault, Kind, kind_of};
-use common::lock::Lock;
 use common::offsite;
 use common::profile::Bytes;
 use common::say;
@@ -16,15 +14,12 @@ use serde_json::{Value, json};
 use crate::TOOL;
 use crate::generation::{Change, Known, Last, Stamp, objection, refusal};
 use crate::leftovers::{self, Look};
-use crate::settings::Settings;
+use crate::open_view::Record;
+use crate::settings::{PATIENCE, Settings};
 use crate::siblings::{Answer, Call, Siblings, option};
 use crate::store::{self, Snapshot};
 use crate::takedown::{Down, Up};
-use crate::view::Record;
 use crate::{inside, pins, prune, room, tell, whole};
-
-/// A push that was killed is gone within this time.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What the command line says.
 #[derive(Debug)]
@@ -46,17 +41,6 @@ impl Options {
     }
 }
 
-/// The container's lock: one push or one `view` at a time.
-pub(crate) fn lock(settings: &Settings, patience: Duration) -> Result<Lock> {
-    let what = format!("the off-site copy of {}", settings.profile.name);
-    Lock::exclusive_within(&settings.state.join("offsite.lock"), &what, patience)
-}
-
-/// S2's record.
-pub(crate) fn record(settings: &Settings) -> PathBuf {
-    settings.state.join("offsite.json")
-}
-
 /// Does it.
 pub(crate) fn run(settings: &Settings, options: &Options, report: &mut Report) -> Result<()> {
     if options.bwlimit.is_some() && settings.s3.is_none() {
@@ -67,7 +51,7 @@ pub(crate) fn run(settings: &Settings, options: &Options, report: &mut Report) -
         report.set(key, Value::Null);
     }
     report.set("steps", json!([]));
-    let _lock = lock(settings, PATIENCE)?;
+    let _lock = settings.lock(PATIENCE)?;
     let mut siblings = Siblings::find(settings)?;
     let result = work(settings, options, &mut siblings, report);
     if result.is_err() {
@@ -87,7 +71,7 @@ fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report:
     report.set("id", wanted.id.clone());
 
     let look = Look::take(siblings, false)?;
-    let known = Known::load(&record(settings))?;
+    let known = Known::load(&settings.record())?;
     let nothing_new = !options.accept_container && known.as_ref().is_some_and(|k| k.holds(&wanted.id));
     if let Some(view) = leftovers::open_view(&look, Record::load(settings)?) {
         if !nothing_new {
@@ -132,7 +116,7 @@ fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report:
         }
         Ok(filled) => confirm(&filled, &down, facts.clone(), settings, report),
     };
-    let known = Known::load(&record(settings))?;
+    let known = Known::load(&settings.record())?;
     if let Some(known) = &known {
         whole::tell(known, report);
     }
@@ -213,7 +197,7 @@ fn fill(
         Some(why) => return Err(refusal(why)),
         None => {}
     }
-    let path = record(settings);
+    let path = settings.record();
     let accepted = why.is_some() && !content.dates.is_empty();
     known = known.filter(|k| k.container_uuid == uuid);
     let doubt = whole::doubt(&path, &mut known, &attached, accepted)?;
@@ -292,7 +276,7 @@ fn confirm(filled: &Filled, down: &Down, last: Last, settings: &Settings, report
         report.warn("not-confirmed", why);
         return Ok(());
     }
-    filled.change.confirm(&record(settings), filled.stamped, Some(last), filled.dates.clone())?;
+    filled.change.confirm(&settings.record(), filled.stamped, Some(last), filled.dates.clone())?;
     if let Some(needed) = &filled.needed {
         pins::write(settings, settings.store()?, &[needed], report);
     }

@@ -5,14 +5,44 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
+use clap::Args;
 use common::fault::Fault;
-use common::profile::Profile;
+use common::lock::Lock;
+use common::profile::{Profile, Span};
 use common::{offsite, places};
-
-use crate::cli::Place;
 
 /// Room that stays free in the container, if nothing is said.
 const RESERVE: u64 = 64 << 20;
+
+/// How long the one before may take to go: a push that was killed is gone within this time.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What all actions understand.
+#[derive(Args, Debug)]
+pub(crate) struct Place {
+    /// Profile: /etc/nc-backup/PROFILE.toml.
+    pub(crate) profile: Option<String>,
+    /// Another file as the profile.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Folder of the snapshots. Default: offsite.store of the profile, or its
+    /// store.path.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) store: Option<PathBuf>,
+    /// What must outlive a reboot. Default: /var/lib/nc-backup/PROFILE.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Locks and mount points. Default: /run/nc-backup/PROFILE, or 'run' in
+    /// --state-dir.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) runtime_dir: Option<PathBuf>,
+    /// How long nothing may move before it is given up.
+    #[arg(long, value_name = "TIME", default_value = "5m")]
+    pub(crate) patience: Span,
+    /// How often the container's lease is renewed.
+    #[arg(long, value_name = "TIME", default_value = "5m", hide = true)]
+    pub(crate) renew_every: Span,
+}
 
 /// One run's settings.
 #[derive(Debug)]
@@ -94,6 +124,17 @@ impl Settings {
                 .into());
         }
         Ok(store)
+    }
+
+    /// The container's lock: one push or one `view` at a time.
+    pub(crate) fn lock(&self, patience: Duration) -> Result<Lock> {
+        let what = format!("the off-site copy of {}", self.profile.name);
+        Lock::exclusive_within(&self.state.join("offsite.lock"), &what, patience)
+    }
+
+    /// S2's record.
+    pub(crate) fn record(&self) -> PathBuf {
+        self.state.join("offsite.json")
     }
 
     /// Room that must stay free in the container.

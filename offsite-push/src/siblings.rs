@@ -15,9 +15,9 @@ use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::program::Program;
 use common::progress::{Quiet, Sources};
-use common::run::{Child, pidfd};
-use common::status::{Report, interrupted};
-use common::{mutant, signals};
+use common::run::Child;
+use common::status::Report;
+use common::{mutant, pidfd, signals};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
@@ -206,7 +206,7 @@ impl<'s> Siblings<'s> {
             // It was ready in the same moment: the next step will not begin.
             _ if answer.done() => Ok(answer),
             None => Ok(answer),
-            Some(Stop::Signal(signal)) => Err(interrupted(signal).into()),
+            Some(Stop::Signal(signal)) => Err(Fault::interrupted(signal).into()),
             Some(Stop::Lost) => Err(lease::lost()),
             Some(Stop::Silent(place)) => Err(self.silence(&answer.name, place)),
             Some(Stop::Limit(Limit::Time(limit))) => {
@@ -231,7 +231,7 @@ impl<'s> Siblings<'s> {
     }
 
     fn wait(&self, child: &mut Child, call: &Call) -> Result<(ExitStatus, Option<Stop>)> {
-        let pidfd = pidfd(child.id())?;
+        let pidfd = pidfd::open(child.id())?;
         let begun = Instant::now();
         let wire = Some(self.settings.runtime.join("s3.wire"));
         let mut quiet = Quiet::begin(Sources { wire, device: None, tree: Some(child.id()) });

@@ -10,12 +10,11 @@ use common::status::Report;
 use serde_json::{Value, json};
 
 use crate::generation::Known;
+use crate::open_view::Record;
 use crate::promise::Promise;
-use crate::push::record;
 use crate::settings::Settings;
 use crate::siblings::{Call, Limit, Siblings};
 use crate::verify::Verified;
-use crate::view::Record;
 use crate::{TOOL, store, tell};
 
 /// The longest one look may take.
@@ -23,7 +22,7 @@ const LOOK: Duration = Duration::from_secs(60);
 
 /// Does it.
 pub(crate) fn run(settings: &Settings, report: &mut Report) -> Result<()> {
-    let known = Known::load(&record(settings))?;
+    let known = Known::load(&settings.record())?;
     let last = known.as_ref().and_then(|k| k.last.clone());
     let list = match settings.store().and_then(|dir| store::list(dir, report)) {
         Ok(list) => Some(list),

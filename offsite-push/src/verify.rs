@@ -6,7 +6,6 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
@@ -17,15 +16,11 @@ use serde_json::{Value, json};
 
 use crate::generation::{Known, objection};
 use crate::leftovers::{self, Look};
-use crate::push::{lock, record};
-use crate::settings::Settings;
+use crate::open_view::Record;
+use crate::settings::{PATIENCE, Settings};
 use crate::siblings::{Answer, Call, Siblings, option};
 use crate::takedown::Up;
-use crate::view::Record;
 use crate::{TOOL, inside};
-
-/// A push that was killed is gone within this time.
-const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What the command line says.
 #[derive(Debug)]
@@ -79,7 +74,7 @@ pub(crate) fn run(settings: &Settings, options: &Options, report: &mut Report) -
         report.set(key, Value::Null);
     }
     report.set("steps", json!([]));
-    let _lock = lock(settings, PATIENCE)?;
+    let _lock = settings.lock(PATIENCE)?;
     let mut siblings = Siblings::find(settings)?;
     let result = work(settings, options, &mut siblings, report);
     siblings.finish(false, report);
@@ -143,14 +138,14 @@ fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report:
 /// All dates are as they were pushed, so nothing more is to be told of what was damaged. A date of which S2 has no checksums any more
 /// was not wholly compared.
 fn forget(settings: &Settings, data: &Value) -> Result<()> {
-    let Some(mut known) = Known::load(&record(settings))? else { return Ok(()) };
+    let Some(mut known) = Known::load(&settings.record())? else { return Ok(()) };
     if known.damaged.is_empty() && known.compare.is_none() {
         return Ok(());
     }
     let not = |key: &str, date: &str| data[key].as_array().is_some_and(|all| all.iter().any(|d| d == date));
     known.damaged.retain(|date, _| not("weaker_dates", date) || not("skipped_dates", date));
     known.compare = None;
-    known.save(&record(settings))
+    known.save(&settings.record())
 }
 
 /// Opens the container and compares; why it is not the one left behind, and what link-sync said.
@@ -159,7 +154,7 @@ fn look_inside(up: &mut Up, settings: &Settings, options: &Options) -> Result<(O
     let attached = up.attach(true)?;
     let uuid = attached.data("uuid").as_str().unwrap_or_default();
     let content = inside::read(&settings.container, settings.patience)?;
-    let known = Known::load(&record(settings))?;
+    let known = Known::load(&settings.record())?;
     let why = objection(known.as_ref(), uuid, &content);
     let mut args: Vec<OsString> = [
         option("--store", offsite::store(&settings.container)),

@@ -3,82 +3,25 @@
 //! `view.json` in the runtime folder says that a view is being opened, then that it is open. It is written before
 //! anything is mounted, so that what a killed `view` left is told from a view that somebody uses.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use common::fault::{Fault, Kind, kind_of};
 use common::status::{Report, now};
-use common::{durable, offsite, say};
-use serde::{Deserialize, Serialize};
+use common::{offsite, say};
 use serde_json::{Value, json};
 
 use crate::TOOL;
 use crate::generation::{Known, objection};
 use crate::inside;
 use crate::leftovers::{self, Look};
-use crate::push::{lock, record};
-use crate::settings::Settings;
+use crate::open_view::{Record, State};
+use crate::settings::{PATIENCE, Settings};
 use crate::siblings::Siblings;
 use crate::takedown::Up;
 
 /// How long `unview` waits for a `view` that is being opened.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// `view.json`.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
-pub(crate) struct Record {
-    /// `opening`, then `open`.
-    state: State,
-    /// When, RFC 3339 UTC.
-    pub(crate) since: String,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum State {
-    Opening,
-    Open,
-}
-
-impl Record {
-    fn path(settings: &Settings) -> PathBuf {
-        settings.runtime.join("view.json")
-    }
-
-    /// The record, if there is one.
-    pub(crate) fn load(settings: &Settings) -> Result<Option<Record>> {
-        let path = Record::path(settings);
-        // One that is damaged says as much as one of a view that was never opened.
-        let unknown = Record { state: State::Opening, since: "an unknown time".into() };
-        Ok(durable::read(&path)?.map(|bytes| serde_json::from_slice(&bytes).unwrap_or(unknown)))
-    }
-
-    fn save(&self, settings: &Settings) -> Result<()> {
-        durable::write(&Record::path(settings), &serde_json::to_vec(self)?, 0o600)
-    }
-
-    /// Removes it; fine if there is none.
-    pub(crate) fn remove(settings: &Settings) -> Result<()> {
-        let path = Record::path(settings);
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(e).with_context(|| format!("cannot remove {}", path.display()))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Somebody may be using it.
-    pub(crate) fn is_open(&self) -> bool {
-        self.state == State::Open
-    }
-
-    /// For the report.
-    pub(crate) fn describe(&self) -> Value {
-        json!({"open": self.is_open(), "since": self.since})
-    }
-}
+const OPENING: Duration = Duration::from_secs(60);
 
 /// Opens it.
 pub(crate) fn open(settings: &Settings, date: &str, report: &mut Report) -> Result<()> {
@@ -86,7 +29,7 @@ pub(crate) fn open(settings: &Settings, date: &str, report: &mut Report) -> Resu
         report.set(key, Value::Null);
     }
     report.set("steps", json!([]));
-    let _lock = lock(settings, Duration::from_secs(3))?;
+    let _lock = settings.lock(PATIENCE)?;
     let mut siblings = Siblings::find(settings)?;
     let result = work(settings, date, &mut siblings, report);
     siblings.finish(result.is_ok(), report);
@@ -131,7 +74,7 @@ fn work(settings: &Settings, date: &str, siblings: &mut Siblings, report: &mut R
 fn judge(settings: &Settings, uuid: &str, report: &mut Report) -> Result<()> {
     let content = inside::read(&settings.container, settings.patience)?;
     // A record that is damaged must not keep anybody from looking.
-    let known = Known::load(&record(settings)).ok().flatten();
+    let known = Known::load(&settings.record()).ok().flatten();
     if let Some(why) = objection(known.as_ref(), uuid, &content) {
         report.warn("container-not-known", format!("this is not the container that was left behind: {why}"));
     }
@@ -170,8 +113,8 @@ fn tell(settings: &Settings, date: &str, report: &mut Report) -> Result<()> {
 pub(crate) fn close(settings: &Settings, if_killed: bool, report: &mut Report) -> Result<()> {
     report.set("steps", json!([]));
     let opening = Record::load(settings)?.is_some();
-    let patience = if opening && !if_killed { PATIENCE } else { Duration::from_secs(1) };
-    let _lock = match lock(settings, patience) {
+    let patience = if opening && !if_killed { OPENING } else { Duration::from_secs(1) };
+    let _lock = match settings.lock(patience) {
         // Without a record there is no view: what is up belongs to a push that lives.
         Err(e) if kind_of(&e) == Kind::Busy && (!opening || if_killed) => {
             say!(TOOL, "a push is at work: nothing to close");

@@ -116,13 +116,13 @@ pub(crate) fn clients(
          AND (backend_type IS NULL OR backend_type = 'client backend') AND {which}"
     );
     let all: Vec<Client> =
-        serde_json::from_str(&session.ask(&sql)?).context("psql answered something odd")?;
+        serde_json::from_str(&session.query(&sql)?).context("psql answered something odd")?;
     Ok(all.into_iter().filter(|c| !c.allowed(readers)).collect())
 }
 
 /// An error unless the role sees the sessions of whom the tables belong to: Nextcloud's own role, by whatever name.
 pub(crate) fn check_rights(session: &mut Session) -> Result<()> {
-    let hidden = session.ask(
+    let hidden = session.query(
         "SELECT coalesce(min(r.rolname), '') FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
          JOIN pg_roles r ON r.oid = c.relowner WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' \
          AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND NOT pg_has_role(r.oid, 'USAGE') \
@@ -154,7 +154,7 @@ pub(crate) fn wait_for_end(session: &mut Session, pid: i32) {
     for _ in 0..200 {
         let sql = format!("SELECT 1 FROM pg_stat_activity WHERE pid = {pid}");
         // A server that does not answer has other worries.
-        if session.ask_within(&sql, Duration::from_secs(1)).is_ok_and(|a| a == "1") {
+        if session.query_within(&sql, Duration::from_secs(1)).is_ok_and(|a| a == "1") {
             std::thread::sleep(Duration::from_millis(5));
         } else {
             return;

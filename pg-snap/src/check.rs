@@ -9,10 +9,12 @@ use common::profile::Profile;
 use common::status::Report;
 use serde::{Deserialize, Serialize};
 
-use crate::connect::{self, Given};
+use crate::admin::Admin;
+use crate::connect::Server;
 use crate::programs::Program;
 use crate::psql::{Psql, identifier};
 use crate::scratch::{self, Situation};
+use crate::target::{self, Target};
 
 /// What lacks.
 #[derive(Debug, Serialize)]
@@ -103,10 +105,9 @@ struct Watching {
 }
 
 /// For `dump`, `drain` and `hold`.
-pub(crate) fn backup(profile: &Profile, given: &Given, report: &mut Report) -> Result<()> {
+pub(crate) fn backup(profile: &Profile, target: &Target, report: &mut Report) -> Result<()> {
     let settings = &profile.database;
-    let (server, database) = connect::resolve(profile, given, true)?;
-    let database = database.context("a database is named")?;
+    let (server, database) = target.resolve(profile)?;
     report.set("database", database.as_str());
     let psql = Psql::new(Program::find("psql", &settings.psql, None), &server)?.reads_only();
     let about: Result<Watching> = psql.query(
@@ -119,7 +120,7 @@ pub(crate) fn backup(profile: &Profile, given: &Given, report: &mut Report) -> R
     report.set("role", about.me.as_str());
     report.set("server_version", about.server_version.as_str());
     let mut findings = reading(&psql, &database)?;
-    let nextclouds = connect::as_nextcloud(profile).ok().flatten().and_then(|(s, _)| s.user);
+    let nextclouds = target::as_nextcloud(profile).ok().flatten().and_then(|(s, _)| s.user);
     // A role sees its own sessions, and so Nextcloud's own role sees Nextcloud's.
     if !about.all_stats && nextclouds.as_deref() != Some(about.me.as_str()) {
         findings.push(Finding::new(
@@ -152,11 +153,10 @@ pub(crate) fn backup(profile: &Profile, given: &Given, report: &mut Report) -> R
 }
 
 /// For `verify`.
-pub(crate) fn drill(profile: &Profile, given: &Given, home: &str, report: &mut Report) -> Result<()> {
-    let (server, _) = connect::resolve(profile, given, false)?;
-    report.set("database", home);
-    let psql = Psql::new(Program::find("psql", &profile.database.psql, None), &server)?.admitted(home)?;
-    let situation = Situation::ask(&psql, home)?;
+pub(crate) fn drill(profile: &Profile, target: &Target, report: &mut Report) -> Result<()> {
+    let (server, home) = target.resolve(profile)?;
+    report.set("database", home.as_str());
+    let situation = Situation::read(&Admin::at(profile, server, home)?)?;
     let me = &situation.me;
     report.set("role", me.me.as_str());
     report.set("server_version", me.server_version.as_str());
@@ -188,12 +188,12 @@ pub(crate) fn drill(profile: &Profile, given: &Given, home: &str, report: &mut R
 
 /// `error`, with what to do if it is that the server believes only the account named like the role. psql can take that
 /// account's place, pg_dump cannot: what it writes belongs to us alone.
-pub(crate) fn explain_peer(error: anyhow::Error, server: &connect::Server) -> anyhow::Error {
+pub(crate) fn explain_peer(error: anyhow::Error, server: &Server) -> anyhow::Error {
     if common::fault::kind_of(&error) != Kind::Denied || server.peer_account().is_none() {
         return error;
     }
     let user = server.user.as_deref().unwrap_or("root");
-    crate::psql::hint(
+    crate::refusal::hint(
         error,
         format!(
             "the server admits {user} only from the account of that name, which may not write a dump. Let root have a role \

@@ -7,10 +7,10 @@ use common::fault::Fault;
 use common::profile::Profile;
 use common::status::Report;
 
-use crate::ask::{ask, running};
+use crate::client::{call, running};
 use crate::drain::{Present, fallback, millis, not_ended, nothing, run_of, wait_for};
 use crate::hold::Held;
-use crate::holder::Ask;
+use crate::holder::Request;
 use crate::horizon::Horizon;
 
 /// In maintenance, when the files have been taken: shows that nothing was written since `drain` began, so that what is held
@@ -22,7 +22,7 @@ pub(crate) fn confirm(profile: &Profile, timeout: Duration, report: &mut Report)
     if !running(profile)? {
         return Err(nothing().into());
     }
-    let held: Option<Held> = ask(profile, &Ask::Held)?;
+    let held: Option<Held> = call(profile, &Request::Held)?;
     let held = held.ok_or_else(nothing)?;
     if held.run_id != record.run_id {
         return Err(Fault::failed("what is held is of another run: Nextcloud was up in between")
@@ -38,10 +38,10 @@ pub(crate) fn confirm(profile: &Profile, timeout: Duration, report: &mut Report)
     report.set("waited_ms", millis(clock.elapsed()));
     if let Err(error) = shown {
         // Tables shall not be locked while all of it is tried again.
-        let () = ask(profile, &Ask::GiveBack)?;
+        let () = call(profile, &Request::GiveBack)?;
         return Err(error);
     }
-    let held: Option<Held> = ask(profile, &Ask::Confirm { began_ms })?;
+    let held: Option<Held> = call(profile, &Request::Confirm { began_ms })?;
     report.changed = held.is_some_and(|h| h.confirmed);
     if report.changed { Ok(()) } else { Err(nothing().into()) }
 }
@@ -72,7 +72,7 @@ fn nothing_written(
         )
         .hint("drain, hold and settle once more: it has ended, or is waited for then"))
     };
-    let present: Present = ask(profile, &Ask::Present)?;
+    let present: Present = call(profile, &Request::Present)?;
     report.set("seen_sessions", present.clients.len());
     moved(&present.horizon, report)?;
     let left = wait_for(profile, &present.clients, end)?;
@@ -80,6 +80,6 @@ fn nothing_written(
     if !left.is_empty() {
         return Err(not_ended(&left, timeout).into());
     }
-    moved(&ask(profile, &Ask::Horizon)?, report)?;
+    moved(&call(profile, &Request::Horizon)?, report)?;
     Ok(())
 }

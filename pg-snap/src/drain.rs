@@ -19,9 +19,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::activity::{self, Client, Id, Job, Which};
-use crate::ask::{ask, caller, end_by_force, running, start};
+use crate::client::{call, caller, end_by_force, running, start};
 use crate::hold::Held;
-use crate::holder::Ask;
+use crate::holder::Request;
 use crate::horizon::Horizon;
 use crate::pause::Pause;
 
@@ -81,7 +81,7 @@ impl InTheWay {
 
 /// Why sessions cannot be told apart, if so; said as a warning.
 pub(crate) fn fallback(profile: &Profile, report: &mut Report) -> Result<bool> {
-    let answer: Value = ask(profile, &Ask::Fallback)?;
+    let answer: Value = call(profile, &Request::Fallback)?;
     for warning in answer["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         report.warn("database-not-compared", warning);
     }
@@ -104,26 +104,26 @@ pub(crate) fn look(profile: &Profile, argv: &[OsString], wait: Duration, report:
     if looked.is_err() {
         // Nothing follows: no session stays open, and paused workers go on.
         // (It may have ended already; why is told by the error that we have.)
-        ask::<Value>(profile, &Ask::Release).ok();
+        call::<Value>(profile, &Request::Release).ok();
     }
     looked
 }
 
 fn wait_while_up(profile: &Profile, clock: Instant, wait: Duration, report: &mut Report) -> Result<()> {
     if let Some(pid) = caller() {
-        let () = ask(profile, &Ask::Serve { pid })?;
+        let () = call(profile, &Request::Serve { pid })?;
     }
     let unseen = fallback(profile, report)?;
     report.set("settle_fallback", unseen);
-    let () = ask(profile, &Ask::Pause)?;
+    let () = call(profile, &Request::Pause)?;
     let mut told = false;
     loop {
-        let mut found: InTheWay = ask(profile, &Ask::InTheWay(Which::Older(LONG_MS)))?;
+        let mut found: InTheWay = call(profile, &Request::InTheWay(Which::Older(LONG_MS)))?;
         if unseen {
             found.clients.clear();
         }
         // What would end the night in maintenance ends it here; a table that is locked may be free in a moment.
-        let locked: Result<()> = ask(profile, &Ask::Rehearse);
+        let locked: Result<()> = call(profile, &Request::Rehearse);
         found.tell(report)?;
         match &locked {
             Ok(()) if !found.is_empty() => {}
@@ -169,10 +169,10 @@ pub(crate) fn drain(
     start(profile, argv)?;
     report.set("run_id", record.run_id.as_str());
     // By now they are paused, unless nobody has looked before the switch.
-    let () = ask(profile, &Ask::Pause)?;
+    let () = call(profile, &Request::Pause)?;
     let unseen = fallback(profile, report)?;
     report.set("settle_fallback", unseen);
-    let lost = if unseen { 0 } else { ask::<Present>(profile, &Ask::Present)?.lost };
+    let lost = if unseen { 0 } else { call::<Present>(profile, &Request::Present)?.lost };
     // A clock that was set back in between must not shorten the gap.
     let since: jiff::Timestamp = record.since.parse()?;
     let passed = Duration::try_from(jiff::Timestamp::now().duration_since(since)).unwrap_or(Duration::ZERO);
@@ -189,13 +189,13 @@ pub(crate) fn drain(
     let end = clock + timeout;
     let mut seen = 0;
     let drained = loop {
-        let present: Present = ask(profile, &Ask::Present)?;
+        let present: Present = call(profile, &Request::Present)?;
         seen = seen.max(present.clients.len());
         let left = wait_for(profile, &present.clients, end)?;
         if !left.clients.is_empty() {
             break Err(left);
         }
-        let now: Horizon = ask(profile, &Ask::Horizon)?;
+        let now: Horizon = call(profile, &Request::Horizon)?;
         if !now.moved_since(&present.horizon) {
             break Ok(present.horizon);
         }
@@ -210,7 +210,7 @@ pub(crate) fn drain(
     match drained {
         Ok(horizon) => {
             InTheWay::default().tell(report)?;
-            ask(profile, &Ask::Drained { run_id: record.run_id, horizon })
+            call(profile, &Request::Drained { run_id: record.run_id, horizon })
         }
         Err(left) => {
             left.tell(report)?;
@@ -224,7 +224,7 @@ pub(crate) fn wait_for(profile: &Profile, clients: &[Client], end: Instant) -> R
     let ids: Vec<Id> = clients.iter().map(Client::id).collect();
     let mut left = InTheWay::default();
     while !ids.is_empty() && !mutant::active("sessions-of-the-window") {
-        left = ask(profile, &Ask::InTheWay(Which::These(ids.clone())))?;
+        left = call(profile, &Request::InTheWay(Which::These(ids.clone())))?;
         if left.is_empty() || Instant::now() >= end {
             break;
         }
@@ -250,7 +250,7 @@ pub(crate) fn not_ended(left: &InTheWay, timeout: Duration) -> Fault {
 pub(crate) fn hold(profile: &Profile, argv: &[OsString], max: Duration, report: &mut Report) -> Result<()> {
     let record = run_of(profile, "hold")?;
     start(profile, argv)?;
-    let held: Held = ask(profile, &Ask::Hold { run_id: record.run_id, max_ms: millis(max) })?;
+    let held: Held = call(profile, &Request::Hold { run_id: record.run_id, max_ms: millis(max) })?;
     report.changed = true;
     tell(&held, report);
     Ok(())
@@ -271,7 +271,7 @@ pub(crate) fn in_use<T>(profile: &Profile, work: impl FnOnce() -> T) -> T {
         scope.spawn(move || {
             while wait.recv_timeout(HEARTBEAT) == Err(mpsc::RecvTimeoutError::Timeout) {
                 // Whether it is still held is looked at in the end.
-                ask::<Value>(profile, &Ask::Held).ok();
+                call::<Value>(profile, &Request::Held).ok();
             }
         });
         let result = work();
@@ -285,8 +285,8 @@ pub(crate) fn held(profile: &Profile) -> Result<Held> {
     if !running(profile)? {
         return Err(nothing().into());
     }
-    let _resumed: bool = ask(profile, &Ask::Resume)?;
-    let held: Option<Held> = ask(profile, &Ask::Held)?;
+    let _resumed: bool = call(profile, &Request::Resume)?;
+    let held: Option<Held> = call(profile, &Request::Held)?;
     let held = held.ok_or_else(nothing)?;
     if !held.confirmed && !mutant::active("dump-only-confirmed") {
         return Err(Fault::failed(
@@ -300,7 +300,7 @@ pub(crate) fn held(profile: &Profile) -> Result<Held> {
 
 /// Still the same: what was dumped of it since is of one state.
 pub(crate) fn still_held(profile: &Profile, held: &Held) -> Result<()> {
-    let now: Option<Held> = ask(profile, &Ask::Held)?;
+    let now: Option<Held> = call(profile, &Request::Held)?;
     if now.is_some_and(|n| n.snapshot == held.snapshot) {
         return Ok(());
     }
@@ -315,7 +315,7 @@ pub(crate) fn nothing() -> Fault {
 /// Gives everything back; fine if nothing is held.
 pub(crate) fn release(profile: &Profile, report: &mut Report) -> Result<()> {
     if running(profile)? {
-        let told: Result<Value> = ask(profile, &Ask::Release);
+        let told: Result<Value> = call(profile, &Request::Release);
         // One that ended by itself in this moment has done the same; one that hangs is ended.
         if let Err(e) = told
             && running(profile)?
@@ -340,7 +340,7 @@ pub(crate) fn status(profile: &Profile, report: &mut Report) -> Result<()> {
     let there = running(profile)?;
     report.set("holder", there);
     if there {
-        let held: Value = ask(profile, &Ask::Held)?;
+        let held: Value = call(profile, &Request::Held)?;
         match held["since"].as_str() {
             Some(since) => common::say!(
                 "pg-snap",
@@ -350,7 +350,7 @@ pub(crate) fn status(profile: &Profile, report: &mut Report) -> Result<()> {
             None => common::say!("pg-snap", "connected, nothing is held"),
         }
         report.set("held", held);
-        let found: InTheWay = ask(profile, &Ask::InTheWay(Which::Older(LONG_MS)))?;
+        let found: InTheWay = call(profile, &Request::InTheWay(Which::Older(LONG_MS)))?;
         found.tell(report)?;
     } else {
         common::say!("pg-snap", "nothing is held");

@@ -10,28 +10,29 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use common::durable;
+use common::fault::Failure;
 use common::lock::Lock;
 use common::mutant;
 use common::profile::Profile;
 use common::record::RunRecord;
-use common::run::Failure;
 use common::status::Report;
 
 use crate::catalog::Catalog;
-use crate::connect::{self, Given, Server};
+use crate::connect::Server;
 use crate::drain;
-use crate::folder::{Folder, Partial};
+use crate::dumps::{Dumps, Partial};
 use crate::hold::Held;
 use crate::manifest::{self, Manifest, Stored};
 use crate::names::{Names, dump_id, objects};
 use crate::programs::Program;
 use crate::psql::Psql;
+use crate::target::Target;
 use crate::{check, facts, pg_dump, pg_restore};
 
 /// What `dump` needs to know.
 #[derive(Debug)]
 pub(crate) struct Options {
-    pub(crate) given: Given,
+    pub(crate) target: Target,
     pub(crate) dumps: PathBuf,
     pub(crate) jobs: u32,
     /// How long nothing may be written.
@@ -58,7 +59,7 @@ struct Work<'w> {
 
 /// Makes a dump.
 pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> Result<()> {
-    let folder = Folder::make(&options.dumps)?;
+    let folder = Dumps::make(&options.dumps)?;
     report.set_text("dumps", folder.path().as_os_str());
     let lock = folder.lock()?;
     let cleared = folder.sweep(&lock)?;
@@ -114,8 +115,7 @@ impl<'w> Work<'w> {
     fn prepare(profile: &'w Profile, options: &'w Options, lock: &'w Lock) -> Result<Work<'w>> {
         let settings = &profile.database;
         let held = options.held.then(|| drain::held(profile)).transpose()?;
-        let (server, database) = connect::resolve(profile, &options.given, true)?;
-        let database = database.context("a database is named")?;
+        let (server, database) = options.target.resolve(profile)?;
         let psql = Psql::new(Program::find("psql", &settings.psql, None), &server)?.reads_only();
         let catalog = Catalog::read(&psql, &database).map_err(|e| check::explain_peer(e, &server))?;
         let major = catalog.server_major();

@@ -3,14 +3,9 @@
 //! A dump keeps them as JSON, [`FILE`]. SQL is made of them at restore and nowhere else, quoted as pg_dumpall does,
 //! and none of it makes anybody more than an ordinary role.
 
-use std::path::Path;
-
-use anyhow::{Context as _, Result};
 use common::mutant;
 use serde::{Deserialize, Serialize};
 
-use crate::manifest::Manifest;
-use crate::old_facts;
 use crate::psql::{identifier, literal};
 
 /// Their file in a dump.
@@ -71,20 +66,6 @@ pub(crate) struct Grant {
 }
 
 impl Facts {
-    /// Those of the dump in `dir`.
-    pub(crate) fn read(dir: &Path, manifest: &Manifest) -> Result<Facts> {
-        let text = |name: &str| {
-            std::fs::read_to_string(dir.join(name)).with_context(|| format!("{name} cannot be read"))
-        };
-        if let Some(name) = &manifest.facts_file {
-            return serde_json::from_str(&text(name)?).with_context(|| format!("{name} is damaged"));
-        }
-        let (Some(roles), Some(settings)) = (&manifest.roles_file, &manifest.settings_file) else {
-            anyhow::bail!("it names no {FILE}");
-        };
-        old_facts::parse(&text(roles)?, &text(settings)?)
-    }
-
     /// The role of this name.
     pub(crate) fn role(&self, name: &str) -> Option<&Role> {
         self.roles.iter().find(|r| r.name == name)

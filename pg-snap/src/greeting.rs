@@ -19,7 +19,7 @@ const LONGEST: usize = 64 << 10;
 
 /// What came back.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum Greeting {
     /// Nobody answers there, or not as PostgreSQL does.
     Silent,
     /// The server will not go on: its SQLSTATE.
@@ -29,11 +29,11 @@ pub(crate) enum Answer {
 }
 
 /// Greets the server at `host` as `user` who wants `database`.
-pub(crate) fn ask(host: &DbHost, user: &str, database: &str) -> Answer {
-    talk(host, user, database).unwrap_or(Answer::Silent)
+pub(crate) fn greet(host: &DbHost, user: &str, database: &str) -> Greeting {
+    talk(host, user, database).unwrap_or(Greeting::Silent)
 }
 
-fn talk(host: &DbHost, user: &str, database: &str) -> std::io::Result<Answer> {
+fn talk(host: &DbHost, user: &str, database: &str) -> std::io::Result<Greeting> {
     let port = host.port.unwrap_or(5432);
     match host.host.as_deref() {
         None => exchange(unix(SOCKETS, port)?, user, database),
@@ -62,7 +62,7 @@ fn unix(dir: &str, port: u16) -> std::io::Result<UnixStream> {
     Ok(stream)
 }
 
-fn exchange(mut stream: impl Read + Write, user: &str, database: &str) -> std::io::Result<Answer> {
+fn exchange(mut stream: impl Read + Write, user: &str, database: &str) -> std::io::Result<Greeting> {
     let mut body = 196_608_u32.to_be_bytes().to_vec();
     for word in ["user", user, "database", database] {
         body.extend_from_slice(word.as_bytes());
@@ -75,13 +75,13 @@ fn exchange(mut stream: impl Read + Write, user: &str, database: &str) -> std::i
     stream.read_exact(&mut head)?;
     let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
     match head[0] {
-        b'R' => Ok(Answer::Speaks),
+        b'R' => Ok(Greeting::Speaks),
         b'E' if (4..LONGEST).contains(&length) => {
             let mut fields = vec![0; length - 4];
             stream.read_exact(&mut fields)?;
-            Ok(code(&fields).map_or(Answer::Silent, Answer::Refused))
+            Ok(code(&fields).map_or(Greeting::Silent, Greeting::Refused))
         }
-        _ => Ok(Answer::Silent),
+        _ => Ok(Greeting::Silent),
     }
 }
 

@@ -87,29 +87,29 @@ pub(crate) fn take(session: &mut Session, run_id: &str, horizon: Option<Horizon>
 
 /// One try; `None` if a table came in between.
 fn attempt(session: &mut Session) -> Result<Option<(String, usize)>> {
-    session.ask("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY")?;
-    let before = session.ask(TABLES)?;
-    session.ask("COMMIT")?;
+    session.query("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY")?;
+    let before = session.query(TABLES)?;
+    session.query("COMMIT")?;
     let tables: Vec<(String, String)> = serde_json::from_str(&before)?;
-    session.ask("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
-    session.ask(&format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))?;
-    session.ask(&format!("SET LOCAL statement_timeout = '{ALL_TIMEOUT}'"))?;
+    session.query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
+    session.query(&format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))?;
+    session.query(&format!("SET LOCAL statement_timeout = '{ALL_TIMEOUT}'"))?;
     if !tables.is_empty() {
         let names: Vec<_> =
             tables.iter().map(|(s, t)| format!("{}.{}", identifier(s), identifier(t))).collect();
-        session.ask(&format!("LOCK TABLE ONLY {} IN ACCESS SHARE MODE", names.join(", ONLY ")))?;
+        session.query(&format!("LOCK TABLE ONLY {} IN ACCESS SHARE MODE", names.join(", ONLY ")))?;
     }
-    session.ask("SET LOCAL statement_timeout = 0")?;
+    session.query("SET LOCAL statement_timeout = 0")?;
     // The first query of the transaction: from here on it sees one state.
-    let snapshot = session.ask("SELECT pg_export_snapshot()")?;
-    let after = session.ask(TABLES)?;
+    let snapshot = session.query("SELECT pg_export_snapshot()")?;
+    let after = session.query(TABLES)?;
     Ok((before == after).then_some((snapshot, tables.len())))
 }
 
 /// Whether the transaction is still there.
 pub(crate) fn alive(session: &mut Session) -> Result<()> {
     // In a transaction that was lost this would begin another one, with a time of its own.
-    let lost = session.ask("SELECT now() = statement_timestamp()")?;
+    let lost = session.query("SELECT now() = statement_timestamp()")?;
     if lost == "t" {
         Err(Fault::failed("the transaction that held the database's state is gone").into())
     } else {
@@ -121,7 +121,7 @@ pub(crate) fn alive(session: &mut Session) -> Result<()> {
 /// Nextcloud is switched off for it.
 pub(crate) fn rehearse(session: &mut Session) -> Result<()> {
     take(session, "", None)?;
-    let unreadable = session.ask(
+    let unreadable = session.query(
         "SELECT coalesce(min(format('%I.%I', n.nspname, c.relname)), '') FROM pg_class c \
          JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relpersistence <> 't' \
          AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
@@ -137,13 +137,13 @@ pub(crate) fn rehearse(session: &mut Session) -> Result<()> {
 /// Gives back what is held.
 pub(crate) fn give_back(session: &mut Session) {
     // A session that died has given back all.
-    session.ask("ROLLBACK").ok();
+    session.query("ROLLBACK").ok();
 }
 
 /// Who has locked tables against readers.
 fn culprits(session: &mut Session) -> Result<String> {
-    session.ask("ROLLBACK")?;
-    session.ask(
+    session.query("ROLLBACK")?;
+    session.query(
         "SELECT coalesce(string_agg(format('%s by session %s', relation::regclass, pid), ', '), '') FROM pg_locks \
          WHERE mode = 'AccessExclusiveLock' AND granted AND locktype = 'relation' AND pid <> pg_backend_pid() \
          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",

@@ -22,7 +22,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::activity::{self, Client, Which};
-use crate::connect::{self, Given};
 use crate::hold::{self, Held};
 use crate::horizon::Horizon;
 use crate::pause::Pause;
@@ -30,6 +29,7 @@ use crate::programs::Program;
 use crate::psql::Psql;
 use crate::same;
 use crate::session::Session;
+use crate::target::Target;
 
 /// How often it is looked whether the sessions are still there.
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -40,7 +40,7 @@ const IDLE: Duration = Duration::from_secs(3600);
 /// What is asked.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Ask {
+pub(crate) enum Request {
     /// Whether its sessions are open.
     Ready,
     /// From now on it serves the run of this process, and ends with it.
@@ -73,16 +73,16 @@ pub(crate) enum Ask {
     Release,
 }
 
-impl Ask {
+impl Request {
     /// The longest that an answer may take, with the session's own patience in it.
     pub(crate) fn patience(&self, profile: &Profile) -> Duration {
         let commands = !profile.database.resume.is_empty();
         Duration::from_secs(match self {
             // Nextcloud is asked, and connections are made.
-            Ask::Ready => 240,
+            Request::Ready => 240,
             // Commands of the profile run.
-            Ask::Pause | Ask::Resume | Ask::Release if commands => 300,
-            Ask::Release => 20,
+            Request::Pause | Request::Resume | Request::Release if commands => 300,
+            Request::Release => 20,
             _ => 40,
         })
     }
@@ -90,7 +90,7 @@ impl Ask {
 
 /// The answer: a value, or an exit code and the error as the status object has it.
 #[derive(Debug, Deserialize, Serialize)]
-pub(crate) enum Answer {
+pub(crate) enum Reply {
     Ok(Value),
     Err(i32, Value),
 }
@@ -115,11 +115,11 @@ struct Holder<'h> {
     end: Instant,
 }
 
-/// The holder's whole life. The descriptors are inherited from [`crate::ask::start`].
+/// The holder's whole life. The descriptors are inherited from [`crate::client::start`].
 #[expect(unsafe_code, reason = "descriptors inherited over exec come as numbers")]
 pub(crate) fn live(
     profile: &Profile,
-    given: &Given,
+    target: &Target,
     socket: &Path,
     listen: RawFd,
     lock: RawFd,
@@ -140,7 +140,7 @@ pub(crate) fn live(
         // Before the last answer, so that whoever comes next starts a holder of its own.
         std::fs::remove_file(socket).ok();
     };
-    match Holder::begin(profile, given, max) {
+    match Holder::begin(profile, target, max) {
         Ok(holder) => holder.work(&listener, closing),
         Err(error) => {
             // The one who started us is about to ask, unless it has gone; this is its answer.
@@ -149,7 +149,7 @@ pub(crate) fn live(
             let stream = if asked { listener.accept().ok() } else { None };
             closing();
             if let Some((stream, _)) = stream {
-                question(&stream).ok();
+                read_request(&stream).ok();
                 reply(&stream, Err(error));
             }
             Ok(())
@@ -158,15 +158,14 @@ pub(crate) fn live(
 }
 
 impl<'h> Holder<'h> {
-    fn begin(profile: &'h Profile, given: &Given, max: Duration) -> Result<Holder<'h>> {
+    fn begin(profile: &'h Profile, target: &Target, max: Duration) -> Result<Holder<'h>> {
         let pause = Pause::new(profile)?;
-        let (server, database) = connect::resolve(profile, given, true)?;
-        let database = database.context("a database is named")?;
+        let (server, database) = target.resolve(profile)?;
         let psql = Psql::new(Program::find("psql", &profile.database.psql, None), &server)?;
         let mut watch = Session::open(&psql, &database)?;
         same::refuse_standby(&mut watch)?;
         activity::check_rights(&mut watch)?;
-        let compared = same::compare(profile, given, &server, &database, &mut watch)?;
+        let compared = same::compare(profile, target, &server, &database, &mut watch)?;
         let keep = Session::open(&psql, &database)?;
         let fallback = if watch.pooled || keep.pooled {
             Some("a connection pooler stands before the database".to_owned())
@@ -209,12 +208,12 @@ impl<'h> Holder<'h> {
     /// Answers until the end; the one who asked for it, if somebody did.
     fn serve(&mut self, listener: &UnixListener) -> Result<Option<UnixStream>> {
         while let Some(stream) = self.next(listener)? {
-            let Ok(ask) = question(&stream) else { continue };
+            let Ok(request) = read_request(&stream) else { continue };
             self.asked = Instant::now();
-            if matches!(ask, Ask::Release) {
+            if matches!(request, Request::Release) {
                 return Ok(Some(stream));
             }
-            let answer = self.answer(&ask);
+            let answer = self.answer(&request);
             reply(&stream, answer);
         }
         Ok(None)
@@ -258,21 +257,21 @@ impl<'h> Holder<'h> {
         }
     }
 
-    fn answer(&mut self, ask: &Ask) -> Result<Value> {
-        match ask {
-            Ask::Ready => Ok(Value::Null),
-            Ask::Serve { pid } => {
+    fn answer(&mut self, request: &Request) -> Result<Value> {
+        match request {
+            Request::Ready => Ok(Value::Null),
+            Request::Serve { pid } => {
                 // One that has ended meanwhile would be taken for another later.
-                self.serves = Some(common::run::pidfd(*pid)?);
+                self.serves = Some(common::pidfd::open(*pid)?);
                 self.lost = 0;
                 Ok(Value::Null)
             }
-            Ask::Fallback => Ok(json!({"fallback": self.fallback, "warnings": self.warnings})),
-            Ask::Rehearse if self.held.is_some() || mutant::active("rights-before-the-switch") => {
+            Request::Fallback => Ok(json!({"fallback": self.fallback, "warnings": self.warnings})),
+            Request::Rehearse if self.held.is_some() || mutant::active("rights-before-the-switch") => {
                 Ok(Value::Null)
             }
-            Ask::Rehearse => hold::rehearse(&mut self.keep).map(|()| Value::Null),
-            Ask::InTheWay(which) => {
+            Request::Rehearse => hold::rehearse(&mut self.keep).map(|()| Value::Null),
+            Request::InTheWay(which) => {
                 let clients = self.clients(which)?;
                 let jobs = match which {
                     Which::Older(_) => {
@@ -283,19 +282,19 @@ impl<'h> Holder<'h> {
                 };
                 Ok(json!({"clients": clients, "jobs": jobs}))
             }
-            Ask::Present => {
+            Request::Present => {
                 // In this order: what is not among the clients has written nothing until the horizon.
                 let horizon = Horizon::now(&mut self.watch)?;
                 Ok(json!({"horizon": horizon, "clients": self.clients(&Which::All)?, "lost": self.lost}))
             }
-            Ask::Horizon => Ok(serde_json::to_value(Horizon::now(&mut self.watch)?)?),
-            Ask::Drained { run_id, horizon } => {
+            Request::Horizon => Ok(serde_json::to_value(Horizon::now(&mut self.watch)?)?),
+            Request::Drained { run_id, horizon } => {
                 self.drained = Some((run_id.clone(), horizon.clone()));
                 Ok(Value::Null)
             }
-            Ask::Pause => self.pause.pause().map(|()| Value::Null),
-            Ask::Resume => self.pause.resume().map(Value::from),
-            Ask::Hold { run_id, max_ms } => {
+            Request::Pause => self.pause.pause().map(|()| Value::Null),
+            Request::Resume => self.pause.resume().map(Value::from),
+            Request::Hold { run_id, max_ms } => {
                 if let Some(held) = &self.held {
                     return Err(Fault::busy(format!(
                         "the database's state is held already, since {}",
@@ -312,13 +311,13 @@ impl<'h> Holder<'h> {
                 self.held = Some(held);
                 Ok(told)
             }
-            Ask::Held => {
+            Request::Held => {
                 if self.held.is_some() {
                     hold::alive(&mut self.keep)?;
                 }
                 Ok(serde_json::to_value(&self.held)?)
             }
-            Ask::Confirm { began_ms } => {
+            Request::Confirm { began_ms } => {
                 if let Some(held) = &mut self.held {
                     hold::alive(&mut self.keep)?;
                     held.confirmed = true;
@@ -326,13 +325,13 @@ impl<'h> Holder<'h> {
                 }
                 Ok(serde_json::to_value(&self.held)?)
             }
-            Ask::GiveBack => {
+            Request::GiveBack => {
                 self.held = None;
                 self.lost += 1;
                 hold::give_back(&mut self.keep);
                 Ok(Value::Null)
             }
-            Ask::Release => Ok(Value::Null),
+            Request::Release => Ok(Value::Null),
         }
     }
 
@@ -348,7 +347,7 @@ fn borrow<'f>(fd: RawFd) -> BorrowedFd<'f> {
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
-fn question(stream: &UnixStream) -> Result<Ask> {
+fn read_request(stream: &UnixStream) -> Result<Request> {
     stream.set_read_timeout(Some(Duration::from_secs(2))).context("cannot limit a read")?;
     let mut line = String::new();
     BufReader::new(stream).take(1 << 16).read_line(&mut line)?;
@@ -358,8 +357,8 @@ fn question(stream: &UnixStream) -> Result<Ask> {
 
 fn reply(mut stream: &UnixStream, result: Result<Value>) {
     let answer = match result {
-        Ok(value) => Answer::Ok(value),
-        Err(error) => Answer::Err(i32::from(kind_of(&error).exit_code()), common::status::describe(&error)),
+        Ok(value) => Reply::Ok(value),
+        Err(error) => Reply::Err(i32::from(kind_of(&error).exit_code()), common::status::describe(&error)),
     };
     if let Ok(line) = serde_json::to_string(&answer) {
         // One who has gone does not want it any more.

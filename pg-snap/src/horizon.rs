@@ -36,7 +36,7 @@ impl Horizon {
             snapshot =
                 if session.version >= 130_000 { "pg_current_snapshot()" } else { "txid_current_snapshot()" },
         );
-        serde_json::from_str(&session.ask(&sql)?).context("psql answered something odd")
+        serde_json::from_str(&session.query(&sql)?).context("psql answered something odd")
     }
 
     /// Whether a transaction that wrote in this database may have ended since `earlier`.

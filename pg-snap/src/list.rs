@@ -7,12 +7,12 @@ use common::signals;
 use common::status::{Report, tell};
 use serde_json::{Value, json};
 
-use crate::folder::Folder;
+use crate::dumps::Dumps;
 use crate::manifest::Manifest;
 
 /// Lists the dumps, newest last, each as `complete`, `damaged` or `incomplete`.
 pub(crate) fn list(dumps: &Path, report: &mut Report) -> Result<()> {
-    let folder = Folder::open(dumps)?;
+    let folder = Dumps::open(dumps)?;
     report.set_text("dumps", dumps.as_os_str());
     let Some(folder) = folder else {
         report.set("list", json!([]));
@@ -48,7 +48,7 @@ pub(crate) fn list(dumps: &Path, report: &mut Report) -> Result<()> {
 }
 
 /// Reads the dump `date`; it must be what its folder says.
-pub(crate) fn read(folder: &Folder, date: &str) -> Result<Manifest> {
+pub(crate) fn read(folder: &Dumps, date: &str) -> Result<Manifest> {
     let manifest = Manifest::read(&folder.path().join(date))?;
     if manifest.date != date {
         anyhow::bail!("it was made as {} and renamed", manifest.date);
@@ -100,7 +100,7 @@ pub(crate) fn prune(dumps: &Path, keep: usize, report: &mut Report) -> Result<()
     report.set_text("dumps", dumps.as_os_str());
     let mut removed: Vec<String> = Vec::new();
     let mut kept: Vec<String> = Vec::new();
-    if let Some(folder) = Folder::open(dumps)? {
+    if let Some(folder) = Dumps::open(dumps)? {
         let lock = folder.lock()?;
         let cleared = folder.sweep(&lock)?;
         report.changed = !cleared.is_empty();

@@ -4,40 +4,63 @@
 //! restore gives it the name it is meant for, and a rehearsal looks at it and drops it. What an ordinary role cannot bring
 //! back is left out and said, so that neither fails for it.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use common::profile::Profile;
 use common::status::Report;
 
+use crate::admin::{Admin, MARK};
 use crate::connect::Server;
 use crate::facts::Facts;
 use crate::loader::{self, Loader, Me};
-use crate::manifest::Manifest;
+use crate::manifest::{Farm, Manifest};
 use crate::pg_restore::{self, Contents, Parts};
 use crate::programs::Program;
-use crate::psql::{self, Psql, hint, identifier, literal};
+use crate::psql::{Psql, identifier, literal};
+use crate::refusal::{hint, sqlstate};
+use crate::source::Source;
 
-/// The mark on databases that this program may drop again.
-pub(crate) const MARK: &str = "pg-snap:";
+/// A dump that a server can take, the files under pg_dump's own names, and the program that reads them.
+pub(crate) struct Readable {
+    pub(crate) pg_restore: Program,
+    pub(crate) farm: Farm,
+    pub(crate) contents: Contents,
+}
+
+impl Readable {
+    /// Fails for a dump, or a pair of program and server, that cannot come to anything.
+    pub(crate) fn find(profile: &Profile, source: &Source, me: &Me) -> Result<Readable> {
+        let (manifest, major) = (&source.manifest, me.major());
+        let wanted = major.max(manifest.made_by());
+        let pg_restore = Program::find("pg_restore", &profile.database.pg_restore, Some(wanted));
+        pg_restore::check_versions(&pg_restore, &me.server_version, major, manifest)?;
+        let farm = source.farm()?;
+        let contents = pg_restore::readable(&pg_restore, farm.path(), &source.dir, manifest)?;
+        Ok(Readable { pg_restore, farm, contents })
+    }
+}
+
+/// A dump goes forward to a newer server; back, it may say what that does not know.
+pub(crate) fn warn_if_older(me: &Me, manifest: &Manifest, report: &mut Report) {
+    if me.major() < manifest.server_version_num / 10_000 {
+        let message = format!(
+            "the dump is from PostgreSQL {}, the server is {}: it may not understand all of it",
+            manifest.server_version, me.server_version
+        );
+        report.warn("older-server", message);
+    }
+}
 
 /// What there is to load, and with what.
 pub(crate) struct Load<'l> {
-    pub(crate) admin: &'l Psql,
-    /// The database to connect to for what concerns others.
-    pub(crate) home: &'l str,
+    pub(crate) admin: &'l Admin,
     pub(crate) me: &'l Me,
-    pub(crate) psql: &'l Program,
-    pub(crate) pg_restore: &'l Program,
-    /// Where the administrator connects.
-    pub(crate) server: &'l Server,
     /// Where else the server may be reached.
     pub(crate) others: &'l [Server],
     pub(crate) manifest: &'l Manifest,
     pub(crate) facts: &'l Facts,
-    pub(crate) contents: &'l Contents,
-    /// pg_dump's files under their own names.
-    pub(crate) dir: &'l Path,
+    pub(crate) readable: &'l Readable,
     pub(crate) jobs: u32,
     pub(crate) stall: Duration,
 }
@@ -60,11 +83,11 @@ impl<'l> Load<'l> {
         let sql = self.manifest.definition.create(name, owner, self.me.server_version_num);
         let mark = format!("COMMENT ON DATABASE {id} IS {}", literal(&format!("{MARK} {note}")));
         // Whoever makes it gives it away only when it is marked.
-        self.admin.run(self.home, &[sql, mark]).map(|_| ()).map_err(|e| {
-            drop_database(self.admin, self.home, name).ok();
+        self.admin.run(&[sql, mark]).map(|_| ()).map_err(|e| {
+            self.admin.drop_database(name).ok();
             let locale = &self.manifest.definition.collate;
             // wrong_object_type: what CREATE DATABASE says of a locale it does not know.
-            let e = match psql::sqlstate(&e) {
+            let e = match sqlstate(&e) {
                 Some("42809") => hint(
                     e,
                     format!("the server lacks the locale {locale}: locale-gen {locale}, restart PostgreSQL"),
@@ -83,8 +106,8 @@ impl<'l> Load<'l> {
         role: Option<&'l str>,
         report: &mut Report,
     ) -> Result<Filled<'l>> {
-        let (psql, server) = loader.login(self.psql, name, self.server, self.others)?;
-        let mut parts = self.contents.parts();
+        let (psql, server) = loader.login(name, self.others)?;
+        let mut parts = self.readable.contents.parts();
         self.choose(&psql, name, &mut parts, report)?;
         let filled = Filled { load: self, loader, name, psql, server, role, parts };
         pg_restore::restore(&filled.job(), &filled.parts.load, false)
@@ -144,10 +167,10 @@ impl<'l> Load<'l> {
 impl Filled<'_> {
     fn job(&self) -> pg_restore::Job<'_> {
         pg_restore::Job {
-            program: self.load.pg_restore,
+            program: &self.load.readable.pg_restore,
             server: &self.server,
             database: self.name,
-            dir: self.load.dir,
+            dir: self.load.readable.farm.path(),
             jobs: self.load.jobs,
             role: self.role,
             stall: self.load.stall,
@@ -204,7 +227,7 @@ impl Filled<'_> {
 
     /// Sets for `role` what it could set for itself: so nothing is set with more rights than it has.
     pub(crate) fn as_member(&self, role: &str, sql: &str, name: &str, report: &mut Report) {
-        let harmless = loader::known(self.load.admin, self.load.home, &[role]);
+        let harmless = loader::known(self.load.admin, &[role]);
         if !matches!(&harmless, Ok(known) if known.iter().all(|(_, harmless)| *harmless) && !known.is_empty())
         {
             report.warn(
@@ -225,16 +248,4 @@ impl Filled<'_> {
             report.warn("setting-left-out", format!("the setting {name} could not be made again: {e:#}"));
         }
     }
-}
-
-/// Drops it, also while somebody is connected, where the server can (13 and newer); also when a signal asked us to stop.
-pub(crate) fn drop_database(psql: &Psql, home: &str, name: &str) -> Result<()> {
-    let version: String = psql.clean_up(home, &["SELECT current_setting('server_version_num')"])?;
-    let force = if version.parse().is_ok_and(|v: u32| v < 130_000) { "" } else { " WITH (FORCE)" };
-    psql.clean_up(home, &[format!("{}{force}", drop_sql(name))]).map(|_| ())
-}
-
-/// What drops it by hand.
-pub(crate) fn drop_sql(name: &str) -> String {
-    format!("DROP DATABASE IF EXISTS {}", identifier(name))
 }

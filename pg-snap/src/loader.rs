@@ -12,12 +12,12 @@ use common::record::random_id;
 use common::status::Report;
 use serde::Deserialize;
 
+use crate::admin::Admin;
 use crate::connect::Server;
 use crate::dbhost::DbHost;
 use crate::password::Password;
-use crate::programs::Program;
 use crate::psql::{Psql, identifier, literal};
-use crate::scratch;
+use crate::whose;
 
 /// How the names of such roles begin.
 const BEGIN: &str = "nc_backup_load_";
@@ -91,12 +91,12 @@ impl Me {
     }
 
     /// Drops the roles that killed runs left.
-    pub(crate) fn clear(&self, psql: &Psql, home: &str, report: &mut Report) {
+    pub(crate) fn clear(&self, admin: &Admin, report: &mut Report) {
         if !self.may_make_roles() {
             return;
         }
-        for name in self.loaders.iter().filter(|n| scratch::is_abandoned(n, BEGIN)) {
-            if let Err(e) = psql.clean_up(home, &[format!("DROP ROLE IF EXISTS {}", identifier(name))]) {
+        for name in self.loaders.iter().filter(|n| whose::is_abandoned(n, BEGIN)) {
+            if let Err(e) = admin.clean_up(&[format!("DROP ROLE IF EXISTS {}", identifier(name))]) {
                 report.warn("leftover-kept", format!("cannot drop the leftover role {name}: {e:#}"));
             }
         }
@@ -104,22 +104,18 @@ impl Me {
 }
 
 /// Which of `names` the server has, and whether they are harmless.
-pub(crate) fn known(psql: &Psql, home: &str, names: &[&str]) -> Result<Vec<(String, bool)>> {
+pub(crate) fn known(admin: &Admin, names: &[&str]) -> Result<Vec<(String, bool)>> {
     let names = names.iter().map(|n| literal(n)).collect::<Vec<_>>().join(", ");
-    psql.query(
-        home,
-        &format!(
-            "SELECT coalesce(json_agg(json_build_array(r.rolname, {})), '[]') FROM pg_roles r WHERE r.rolname IN ({names})",
-            harmless("r")
-        ),
-    )
+    admin.query(&format!(
+        "SELECT coalesce(json_agg(json_build_array(r.rolname, {})), '[]') FROM pg_roles r WHERE r.rolname IN ({names})",
+        harmless("r")
+    ))
 }
 
 /// The one who loads.
 #[derive(Debug)]
 pub(crate) struct Loader<'l> {
-    admin: &'l Psql,
-    home: &'l str,
+    admin: &'l Admin,
     me: &'l Me,
     made: Option<Made>,
 }
@@ -133,17 +129,16 @@ struct Made {
 
 impl<'l> Loader<'l> {
     /// Finds or makes it.
-    pub(crate) fn begin(admin: &'l Psql, home: &'l str, me: &'l Me) -> Result<Loader<'l>> {
+    pub(crate) fn begin(admin: &'l Admin, me: &'l Me) -> Result<Loader<'l>> {
         me.judge()?;
-        let mut loader = Loader { admin, home, me, made: None };
+        let mut loader = Loader { admin, me, made: None };
         if me.harmless || mutant::active("the-administrator-loads") {
             return Ok(loader);
         }
-        let role = scratch::new_name(BEGIN)?;
+        let role = whose::new_name(BEGIN)?;
         let password = random_id()?;
         let id = identifier(&role);
-        let until: String =
-            admin.query(home, &format!("SELECT to_json((now() + interval '{VALID}')::text)"))?;
+        let until: String = admin.query(&format!("SELECT to_json((now() + interval '{VALID}')::text)"))?;
         let mut statements = quiet(me.superuser);
         statements.push(format!(
             "CREATE ROLE {id} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION PASSWORD {} VALID UNTIL {}",
@@ -155,7 +150,7 @@ impl<'l> Loader<'l> {
             statements.push(format!("GRANT {id} TO {}", identifier(&me.me)));
         }
         loader.made = Some(Made { role, password: Password::new(password)? });
-        if let Err(e) = admin.run(home, &statements) {
+        if let Err(e) = admin.run(&statements) {
             loader.forget().ok();
             return Err(e.context("cannot make the role that loads the dump"));
         }
@@ -174,14 +169,9 @@ impl<'l> Loader<'l> {
 
     /// psql as that role, in the new `database`, and where it connects. A made role has a password, which not every way
     /// to the server takes: those are tried that are known.
-    pub(crate) fn login(
-        &self,
-        program: &Program,
-        database: &str,
-        admin: &Server,
-        others: &[Server],
-    ) -> Result<(Psql, Server)> {
-        let Some(made) = &self.made else { return Ok((self.admin.clone(), admin.clone())) };
+    pub(crate) fn login(&self, database: &str, others: &[Server]) -> Result<(Psql, Server)> {
+        let admin = &self.admin.server;
+        let Some(made) = &self.made else { return Ok((self.admin.psql.clone(), admin.clone())) };
         let mut hosts: Vec<DbHost> = vec![admin.host.clone()];
         hosts.extend(others.iter().map(|o| o.host.clone()));
         if admin.is_by_socket() {
@@ -197,7 +187,7 @@ impl<'l> Loader<'l> {
                 password: Some(made.password.clone()),
                 persistent: false,
             };
-            let psql = Psql::new(program.clone(), &server)?;
+            let psql = Psql::new(self.admin.program.clone(), &server)?;
             match psql.run(database, &["SELECT 1"]) {
                 Ok(_) => return Ok((psql, server)),
                 Err(e) if matches!(fault::kind_of(&e), Kind::Interrupted(_)) => return Err(e),
@@ -219,16 +209,14 @@ impl<'l> Loader<'l> {
     /// Makes it a member of `role`, so that it may do what that one could.
     pub(crate) fn joins(&self, role: &str) -> Result<()> {
         let Some(made) = &self.made else { return Ok(()) };
-        self.admin
-            .run(self.home, &[format!("GRANT {} TO {}", identifier(role), identifier(&made.role))])
-            .map(|_| ())
+        self.admin.run(&[format!("GRANT {} TO {}", identifier(role), identifier(&made.role))]).map(|_| ())
     }
 
     /// Gives all it has in `database`, and that itself, to `role`. Nothing of the dump runs with that.
     pub(crate) fn hands_over(&self, database: &str, role: &str) -> Result<()> {
         let Some(made) = &self.made else { return Ok(()) };
         let sql = format!("REASSIGN OWNED BY {} TO {}", identifier(&made.role), identifier(role));
-        self.admin.run(database, &[sql]).map(|_| ())
+        self.admin.psql.run(database, &[sql]).map(|_| ())
     }
 
     /// Drops the role that was made, also when a signal asked us to stop. The databases it owned are gone or handed over.
@@ -244,7 +232,7 @@ impl<'l> Loader<'l> {
 
     fn forget(&self) -> Result<()> {
         let Some(made) = &self.made else { return Ok(()) };
-        match self.admin.clean_up(self.home, &[format!("DROP ROLE IF EXISTS {}", identifier(&made.role))]) {
+        match self.admin.clean_up(&[format!("DROP ROLE IF EXISTS {}", identifier(&made.role))]) {
             Ok(_) => Ok(()),
             Err(e) => bail!(e),
         }

@@ -13,7 +13,9 @@ use common::signals;
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::Definition;
+use crate::facts::{self, Facts};
 use crate::hold::Window;
+use crate::old_facts;
 
 /// Version of this file's format. 1 had the facts as SQL, for psql.
 pub(crate) const SCHEMA: u32 = 2;
@@ -99,6 +101,20 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// The facts of the dump in `dir`.
+    pub(crate) fn facts(&self, dir: &Path) -> Result<Facts> {
+        let text = |name: &str| {
+            std::fs::read_to_string(dir.join(name)).with_context(|| format!("{name} cannot be read"))
+        };
+        if let Some(name) = &self.facts_file {
+            return serde_json::from_str(&text(name)?).with_context(|| format!("{name} is damaged"));
+        }
+        let (Some(roles), Some(settings)) = (&self.roles_file, &self.settings_file) else {
+            anyhow::bail!("it names no {}", facts::FILE);
+        };
+        old_facts::parse(&text(roles)?, &text(settings)?)
+    }
+
     /// Major version of the pg_dump that made it.
     pub(crate) fn made_by(&self) -> u32 {
         let digits = |v: &str| v.chars().take_while(char::is_ascii_digit).collect::<String>();
@@ -128,8 +144,8 @@ impl Manifest {
     /// versions of 2026 refuse symbolic links): other names of the same files if they are `ours` and on the same file system,
     /// else copies, which share their blocks where the file system can. A file of a snapshot gets no other name, ever.
     pub(crate) fn farm(&self, dir: &Path, scratch: &Path, ours: bool) -> Result<Farm> {
-        crate::folder::remove(scratch)?;
-        crate::folder::make_private(scratch)?;
+        crate::dumps::remove(scratch)?;
+        crate::dumps::make_private(scratch)?;
         let farm = Farm { path: scratch.to_owned() };
         for file in &self.files {
             let Some(original) = &file.original else { continue };
@@ -187,7 +203,7 @@ impl Farm {
 impl Drop for Farm {
     fn drop(&mut self) {
         // The next restore or dump clears it otherwise.
-        crate::folder::remove(&self.path).ok();
+        crate::dumps::remove(&self.path).ok();
     }
 }
 

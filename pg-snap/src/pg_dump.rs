@@ -8,9 +8,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::Result;
-use common::fault::{Fault, Kind};
+use common::fault::{Failure, Fault, Kind};
 use common::lock::Lock;
-use common::run::Failure;
 use common::status::Report;
 
 use crate::connect::Server;
@@ -112,7 +111,7 @@ fn first_reason(said: &str) -> String {
     });
     let mut errors = lines.skip_while(|l| !l.contains("error:")).peekable();
     if errors.peek().is_none() {
-        return common::run::tail(said.as_bytes());
+        return common::complaint::tail(said.as_bytes());
     }
     let mut out = errors.next().unwrap_or_default().to_owned();
     // It goes on, on further lines, until the next error.
@@ -120,7 +119,7 @@ fn first_reason(said: &str) -> String {
         out.push('\n');
         out.push_str(line);
     }
-    common::run::tail(out.as_bytes())
+    common::complaint::tail(out.as_bytes())
 }
 
 /// Shows on a terminal how far it has come, while `work` runs.

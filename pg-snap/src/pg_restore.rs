@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use common::fault::{Fault, Kind};
-use common::run::{Failure, tail};
+use common::complaint::tail;
+use common::fault::{Failure, Fault, Kind};
 
 use crate::connect::Server;
 use crate::manifest::Manifest;

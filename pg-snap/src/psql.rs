@@ -1,26 +1,26 @@
-//! psql: SQL in on stdin, text or JSON out; and what a failed connection means.
+//! psql: SQL in on stdin, text or JSON out; what it means when it fails is told by `refusal`.
 //!
 //! Each session begins with the same [`PROLOGUE`], so that neither what a database brings with it (operators and functions
 //! on a search_path) nor what was set for a role or a database takes part in what we ask.
 //!
 //! psql never reads a word that came from a dump, a database or a configuration: every statement goes to it
-//! [`sealed`], and what it means is known to the server alone. Failures are told by SQLSTATE, as a server
-//! speaks the language it is set to.
+//! [`sealed`], and what it means is known to the server alone.
 
 use std::cell::Cell;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use common::account::Account;
-use common::fault::Kind;
+use common::fault::{Failure, Kind};
 use common::mutant;
-use common::run::{Child, Cmd, Failure, Output};
+use common::run::{Child, Cmd, Output};
 use serde::de::DeserializeOwned;
 
 use crate::connect::Server;
-use crate::greeting::{self, Answer};
+use crate::greeting::{self, Greeting};
 use crate::password::Passfile;
 use crate::programs::Program;
+use crate::refusal::{Meaning, NO_CONNECTION, classify, explain, is_temporary, sqlstate_in};
 
 /// psql, bound to a server.
 #[derive(Clone, Debug)]
@@ -65,9 +65,6 @@ pub(crate) fn prologue(reads_only: bool) -> impl Iterator<Item = &'static str> {
 
 /// The longest that one call may take: the restored tables are analyzed and counted within it.
 const LONGEST: Duration = Duration::from_secs(12 * 3600);
-
-/// How psql says that it could not connect.
-pub(crate) const NO_CONNECTION: i32 = 2;
 
 impl Psql {
     /// psql for `server`.
@@ -172,12 +169,12 @@ impl Psql {
             return error;
         }
         let user = self.server.user.as_deref().unwrap_or("root");
-        let meaning = match greeting::ask(&self.server.host, user, database) {
-            Answer::Silent => Meaning::NoServer,
-            Answer::Refused(code) if is_temporary(&code) => Meaning::NotNow,
-            Answer::Refused(_) => Meaning::Denied,
-            Answer::Speaks if self.lacks(database) => Meaning::NoDatabase,
-            Answer::Speaks => Meaning::Denied,
+        let meaning = match greeting::greet(&self.server.host, user, database) {
+            Greeting::Silent => Meaning::NoServer,
+            Greeting::Refused(code) if is_temporary(&code) => Meaning::NotNow,
+            Greeting::Refused(_) => Meaning::Denied,
+            Greeting::Speaks if self.lacks(database) => Meaning::NoDatabase,
+            Greeting::Speaks => Meaning::Denied,
         };
         // A limit on a role's or a database's sessions is met after the password.
         if meaning == Meaning::Denied && matches!(classify(&failure.stderr_tail), Meaning::NotNow) {
@@ -206,12 +203,12 @@ impl Psql {
     fn lacks(&self, database: &str) -> bool {
         let sql = format!("SELECT count(*) FROM pg_database WHERE datname = {}", literal(database));
         let others = ["postgres", "template1"].into_iter().filter(|o| *o != database);
-        let ask = |other: &str| {
+        let count = |other: &str| {
             let cmd = self.cmd(other, self.text(&[&sql])).ok()?;
             let output = cmd.output().ok()?;
             output.status.success().then(|| output.text())
         };
-        others.filter_map(ask).next().is_some_and(|count| count == "0")
+        others.filter_map(count).next().is_some_and(|count| count == "0")
     }
 
     /// A psql in `database` that takes statements on its stdin until that is closed; errors do not end it.
@@ -288,117 +285,6 @@ pub(crate) fn sealed(statement: &str) -> String {
     format!("SELECT pg_catalog.convert_from(pg_catalog.decode('{hex}', 'hex'), 'UTF8') \\gexec\n")
 }
 
-/// What psql means by the way it failed.
-fn explain(mut failure: Failure) -> Failure {
-    if failure.exit_code == Some(NO_CONNECTION) && sqlstate_in(&failure.stderr_tail).is_none() {
-        return no_connection(failure);
-    }
-    let lines = failure.stderr_tail.lines().filter(|l| !is_location(l));
-    failure.stderr_tail = lines.collect::<Vec<_>>().join("\n");
-    match sqlstate_in(&failure.stderr_tail) {
-        Some("42501") => failure.kind = Kind::Denied,
-        Some("53100") => failure.hint = Some("the server's disk is full: make room there".into()),
-        Some(code) if is_temporary(code) => failure.kind = Kind::Unavailable,
-        _ => {}
-    }
-    failure
-}
-
-/// The server takes no connections at the moment, or ends them.
-fn is_temporary(code: &str) -> bool {
-    matches!(code, "53300" | "57P01" | "57P02" | "57P03")
-}
-
-/// `LOCATION:  aclcheck_error, aclchk.c:3650`, in the server's language: of use to nobody here.
-fn is_location(line: &str) -> bool {
-    let source = line.rsplit_once(", ").map(|(_, s)| s).filter(|_| line.contains(":  "));
-    source
-        .and_then(|s| s.split_once(".c:"))
-        .is_some_and(|(file, number)| !file.contains(' ') && number.bytes().all(|b| b.is_ascii_digit()))
-}
-
-/// The first SQLSTATE in what psql says when it is verbose: `FEHLER:  42501: keine Berechtigung …`.
-fn sqlstate_in(stderr: &str) -> Option<&str> {
-    stderr.lines().find_map(|line| {
-        line.match_indices(":  ").find_map(|(at, between)| {
-            let rest = &line[at + between.len()..];
-            let (code, _) = rest.split_once(": ")?;
-            let is_code =
-                code.len() == 5 && code.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase());
-            is_code.then_some(code)
-        })
-    })
-}
-
-/// The SQLSTATE of the statement that failed, if one did.
-pub(crate) fn sqlstate(error: &anyhow::Error) -> Option<&str> {
-    error.downcast_ref::<Failure>().and_then(|f| sqlstate_in(&f.stderr_tail))
-}
-
-/// A failure to connect, as what its words mean, as far as these are known.
-pub(crate) fn no_connection(mut failure: Failure) -> Failure {
-    // Without the indented questions, which our hint asks, and the name of the password file.
-    let noise = |l: &&str| l.starts_with('\t') || l.starts_with("password retrieved from file");
-    let lines = failure.stderr_tail.lines().filter(|l| !noise(l));
-    failure.stderr_tail = lines.collect::<Vec<_>>().join("\n");
-    classify(&failure.stderr_tail).tell(&mut failure);
-    failure
-}
-
-/// Why there is no connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Meaning {
-    NoServer,
-    NotNow,
-    NoDatabase,
-    Denied,
-}
-
-impl Meaning {
-    fn tell(self, failure: &mut Failure) {
-        let (kind, hint) = match self {
-            Meaning::NoServer => (
-                Kind::Unavailable,
-                "is PostgreSQL running, and are host and port right? A port other than 5432 stands after the host, /run/postgresql:5433",
-            ),
-            Meaning::NotNow => {
-                (Kind::Unavailable, "PostgreSQL takes no connections at the moment: try again later")
-            }
-            Meaning::NoDatabase => {
-                (Kind::Config, "`psql -l` lists the databases; name one with --name or [database] name")
-            }
-            Meaning::Denied => (
-                Kind::Denied,
-                "check role and password (--user, --password-file, or what Nextcloud's config.php says) and pg_hba.conf",
-            ),
-        };
-        (failure.kind, failure.hint) = (kind, Some(hint.into()));
-    }
-}
-
-/// What the words of a failed connection mean. Without "FATAL" it is the client that speaks, and in English; with it,
-/// the server was reached, and speaks the language it is set to.
-fn classify(stderr: &str) -> Meaning {
-    if !stderr.contains("FATAL") && !stderr.contains("no password supplied") {
-        return Meaning::NoServer;
-    }
-    if stderr.contains("starting up") || stderr.contains("shutting down") || stderr.contains("too many") {
-        return Meaning::NotNow;
-    }
-    if stderr.contains("database \"") && stderr.contains("does not exist") {
-        return Meaning::NoDatabase;
-    }
-    Meaning::Denied
-}
-
-/// Adds what to do about a failure of a child.
-pub(crate) fn hint(mut error: anyhow::Error, text: impl Into<String>) -> anyhow::Error {
-    if let Some(failure) = error.downcast_mut::<Failure>() {
-        failure.hint = Some(text.into());
-    }
-    error
-}
-
 /// An identifier for SQL.
 pub(crate) fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
@@ -413,35 +299,6 @@ pub(crate) fn literal(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn failed_connections_are_told_apart() {
-        for (text, meaning) in [
-            (
-                "psql: error: connection to server at \"127.0.0.1\", port 1 failed: Connection refused",
-                Meaning::NoServer,
-            ),
-            ("could not translate host name \"x\" to address", Meaning::NoServer),
-            ("failed: FATAL:  password authentication failed for user \"oc\"", Meaning::Denied),
-            ("failed: FATAL:  Passwort-Authentifizierung für Benutzer »oc« fehlgeschlagen", Meaning::Denied),
-            ("failed: fe_sendauth: no password supplied", Meaning::Denied),
-            ("failed: FATAL:  database \"x\" does not exist", Meaning::NoDatabase),
-            ("failed: FATAL:  role \"x\" does not exist", Meaning::Denied),
-            ("failed: FATAL:  the database system is starting up", Meaning::NotNow),
-        ] {
-            assert_eq!(classify(text), meaning, "{text}");
-        }
-    }
-
-    #[test]
-    fn an_sqlstate_is_found_in_any_language() {
-        let text = "psql:<stdin>:7: FEHLER:  42501: keine Berechtigung für Tabelle x\nORT:  aclcheck_error, aclchk.c:3650";
-        assert_eq!(sqlstate_in(text), Some("42501"));
-        assert_eq!(sqlstate_in("psql: error: connection failed: FATAL:  nothing: here"), None);
-        assert!(
-            is_location("ORT:  aclcheck_error, aclchk.c:3650") && !is_location("ERROR:  42501: no, x.c:y")
-        );
-    }
 
     #[test]
     fn psql_sees_nothing_but_digits_of_a_statement() {

@@ -9,16 +9,17 @@ use common::fault::Fault;
 use common::mutant;
 use common::profile::Profile;
 
-use crate::connect::{Given, Server};
+use crate::connect::Server;
 use crate::dbhost::DbHost;
 use crate::nc_maint;
 use crate::programs::Program;
 use crate::psql::Psql;
 use crate::session::Session;
+use crate::target::Target;
 
 /// A standby has none of the sessions that write.
 pub(crate) fn refuse_standby(session: &mut Session) -> Result<()> {
-    if mutant::active("standby-refused") || session.ask("SELECT pg_is_in_recovery()")? == "f" {
+    if mutant::active("standby-refused") || session.query("SELECT pg_is_in_recovery()")? == "f" {
         return Ok(());
     }
     Err(Fault::config(
@@ -39,13 +40,14 @@ pub(crate) struct Compared {
 /// Nextcloud's own there is nothing to compare.
 pub(crate) fn compare(
     profile: &Profile,
-    given: &Given,
+    target: &Target,
     server: &Server,
     database: &str,
     ours: &mut Session,
 ) -> Result<Compared> {
     let settings = &profile.database;
-    let named = [&given.host, &given.name, &settings.host, &settings.name].into_iter().any(Option::is_some);
+    let named =
+        [&target.host, &target.database, &settings.host, &settings.name].into_iter().any(Option::is_some);
     if profile.nextcloud.is_none() || !named || mutant::active("same-database") {
         return Ok(Compared::default());
     }
@@ -87,14 +89,14 @@ fn meet(ours: &mut Session, theirs: &mut Session) -> Result<bool> {
     let (class, object) = (&id[..7], &id[8..15]);
     let number = |hex: &str| i32::from_str_radix(hex, 16).context("a number out of range");
     let (class, object) = (number(class)?, number(object)?);
-    ours.ask("BEGIN")?;
-    let found = ours.ask(&format!("SELECT pg_advisory_xact_lock({class}, {object})")).and_then(|_| {
-        theirs.ask(&format!(
+    ours.query("BEGIN")?;
+    let found = ours.query(&format!("SELECT pg_advisory_xact_lock({class}, {object})")).and_then(|_| {
+        theirs.query(&format!(
             "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = {class} AND objid = {object} AND granted \
              AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
         ))
     });
-    ours.ask("ROLLBACK")?;
+    ours.query("ROLLBACK")?;
     Ok(found? == "1")
 }
 

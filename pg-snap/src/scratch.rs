@@ -1,27 +1,20 @@
 //! A scratch database: made under a name of its own, dropped whatever happens.
 //!
-//! The name says who made it: `nc_backup_drill_MACHINE_PID_STARTED_RANDOM`. One that a killed run left is known by its name
-//! and dropped by the next run: at once if its process, on this machine, is gone; after two days if it is another
-//! machine's.
+//! The name says who made it (`whose.rs`); one that a killed run left is dropped by the next run.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use common::fault::Fault;
-use common::processes::Process;
-use common::record::random_id;
 use common::status::Report;
 use serde::Deserialize;
 
-use crate::load::{Load, drop_database};
+use crate::admin::Admin;
+use crate::load::Load;
 use crate::loader::Me;
-use crate::psql::{Psql, identifier};
+use crate::psql::identifier;
+use crate::whose;
 
 /// How every name begins.
 const BEGIN: &str = "nc_backup_drill_";
-
-/// How old another machine's may be.
-const OLDEST: Duration = Duration::from_secs(2 * 24 * 3600);
 
 /// Names of our form, as a pattern of PostgreSQL.
 const PATTERN: &str = "^nc_backup_drill_[0-9a-f]{8}_[0-9]+_[0-9]+_[0-9]+_[0-9a-f]{8}$";
@@ -40,9 +33,8 @@ pub(crate) struct Situation {
 
 impl Situation {
     /// Asks through the database `home`.
-    pub(crate) fn ask(psql: &Psql, home: &str) -> Result<Situation> {
-        psql.query(
-            home,
+    pub(crate) fn read(admin: &Admin) -> Result<Situation> {
+        admin.query(
             &format!(
                 "SELECT json_build_object({},
                    'data_directory', (SELECT setting FROM pg_settings WHERE name = 'data_directory'),
@@ -68,11 +60,11 @@ impl Situation {
     }
 
     /// Drops what killed runs left; the names. What cannot be dropped is a warning.
-    pub(crate) fn clear(&self, psql: &Psql, home: &str, report: &mut Report) -> Result<Vec<String>> {
+    pub(crate) fn clear(&self, admin: &Admin, report: &mut Report) -> Result<Vec<String>> {
         let mut cleared = Vec::new();
-        for name in self.leftovers.iter().filter(|n| is_abandoned(n, BEGIN)) {
+        for name in self.leftovers.iter().filter(|n| whose::is_abandoned(n, BEGIN)) {
             common::signals::check()?;
-            match drop_database(psql, home, name) {
+            match admin.drop_database(name) {
                 Ok(()) => {
                     common::say!("pg-snap", "dropped {name}, which a killed run left");
                     cleared.push(name.clone());
@@ -80,7 +72,7 @@ impl Situation {
                 Err(e) => report.warn("leftover-kept", format!("cannot drop the leftover {name}: {e:#}")),
             }
         }
-        self.me.clear(psql, home, report);
+        self.me.clear(admin, report);
         Ok(cleared)
     }
 }
@@ -93,22 +85,21 @@ pub(crate) fn may_create(role: &str) -> String {
 /// The scratch database, until [`Scratch::close`].
 #[derive(Debug)]
 pub(crate) struct Scratch<'p> {
-    psql: &'p Psql,
-    home: &'p str,
+    admin: &'p Admin,
     name: String,
 }
 
 impl<'p> Scratch<'p> {
     /// Makes one of the encoding and locale that the dump says, for whoever loads.
     pub(crate) fn create(load: &Load<'p>, owner: &str) -> Result<Scratch<'p>> {
-        let scratch = Scratch { psql: load.admin, home: load.home, name: new_name(BEGIN)? };
+        let scratch = Scratch { admin: load.admin, name: whose::new_name(BEGIN)? };
         load.create(&scratch.name, owner, "a rehearsal in progress, dropped at its end")?;
         // Nobody but us has business in it.
         let sql = format!("REVOKE ALL ON DATABASE {} FROM PUBLIC", identifier(&scratch.name));
-        match load.admin.run(load.home, &[sql]) {
+        match load.admin.run(&[sql]) {
             Ok(_) => Ok(scratch),
             Err(e) => {
-                drop_database(load.admin, load.home, &scratch.name).ok();
+                load.admin.drop_database(&scratch.name).ok();
                 Err(e.context("cannot make the scratch database private"))
             }
         }
@@ -121,7 +112,7 @@ impl<'p> Scratch<'p> {
 
     /// Drops it, also when a signal asked us to stop.
     pub(crate) fn close(self, report: &mut Report) {
-        if let Err(e) = drop_database(self.psql, self.home, &self.name) {
+        if let Err(e) = self.admin.drop_database(&self.name) {
             report.left_behind(
                 format!("the scratch database {} ({e:#})", self.name),
                 format!("DROP DATABASE {}; the next rehearsal does it, too", identifier(&self.name)),
@@ -145,69 +136,4 @@ pub(crate) fn check_room(situation: &Situation, bytes: u64) -> Result<bool> {
     Err(Fault::failed(format!("the scratch database needs {needed} bytes, {dir} has {free} free"))
         .hint("make room there, or name another server: [drill] host in the profile, or --admin-host")
         .into())
-}
-
-/// 8 hexadecimal digits for this machine and, in a container, its own process numbers.
-fn machine() -> String {
-    let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
-    let host = nix::unistd::gethostname().unwrap_or_default();
-    let pids = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-    let text = format!("{id}{}{}", host.to_string_lossy(), pids.display());
-    format!("{:08x}", fold(crate::names::fnv1a(text.as_bytes())))
-}
-
-fn fold(hash: u64) -> u32 {
-    u32::try_from((hash ^ (hash >> 32)) & u64::from(u32::MAX)).unwrap_or(0)
-}
-
-/// When a process began, in ticks since boot; `None` if there is none.
-fn started(pid: u32) -> Option<u64> {
-    Process::find(pid).map(|p| p.start_time)
-}
-
-/// A name that begins with `begin` and says who made it.
-pub(crate) fn new_name(begin: &str) -> Result<String> {
-    let pid = std::process::id();
-    let ticks = started(pid).context("/proc does not show this process")?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    Ok(format!("{begin}{}_{pid}_{ticks}_{now}_{}", machine(), &random_id()?[..8]))
-}
-
-/// Whether the run that made `name`, which begins with `begin`, is gone.
-pub(crate) fn is_abandoned(name: &str, begin: &str) -> bool {
-    let Some(rest) = name.strip_prefix(begin) else { return false };
-    let parts: Vec<&str> = rest.split('_').collect();
-    let [host, pid, ticks, at, _] = parts.as_slice() else { return false };
-    let (Ok(pid), Ok(ticks), Ok(at)) = (pid.parse::<u32>(), ticks.parse::<u64>(), at.parse::<u64>()) else {
-        return false;
-    };
-    if *host == machine() {
-        return started(pid) != Some(ticks);
-    }
-    let made = UNIX_EPOCH + Duration::from_secs(at);
-    SystemTime::now().duration_since(made).is_ok_and(|age| age > OLDEST)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_says_whose_it_is_and_fits() {
-        let name = new_name(BEGIN).unwrap();
-        assert!(name.len() <= 63, "{name}");
-        assert!(!is_abandoned(&name, BEGIN));
-        let gone = name.replace(&format!("_{}_", std::process::id()), "_4194999_");
-        assert!(is_abandoned(&gone, BEGIN), "{gone}");
-    }
-
-    #[test]
-    fn another_machines_is_left_alone_for_two_days_and_anything_else_for_ever() {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-        let name = |at: u64| format!("{BEGIN}ffffffff_1_1_{at}_00000000");
-        assert!(!is_abandoned(&name(now), BEGIN) && is_abandoned(&name(now - 3 * 24 * 3600), BEGIN));
-        for other in ["nextcloud", "nc_backup_drill_", "nc_backup_drill_mine", "nc_backup_drill_a_b_c_d_e"] {
-            assert!(!is_abandoned(other, BEGIN), "{other}");
-        }
-    }
 }

@@ -14,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use crate::psql::{self, Psql};
+use crate::refusal;
 
 /// The longest an answer may take; a server that is silent for so long counts as gone. (libpq gives up a connection that
 /// does not come about after 10 seconds.)
@@ -77,9 +78,9 @@ impl Session {
         };
         let opened = Instant::now();
         for statement in psql::prologue(true) {
-            session.ask(statement)?;
+            session.query(statement)?;
         }
-        let first = session.ask(
+        let first = session.query(
             "SELECT json_build_array(pg_backend_pid(), current_setting('server_version_num')::int, \
              extract(epoch FROM clock_timestamp() - backend_start)::int8) FROM pg_stat_activity WHERE pid = pg_backend_pid()",
         )?;
@@ -92,12 +93,12 @@ impl Session {
     }
 
     /// Runs one statement; what it printed. [`Refused`] if the server refused it.
-    pub(crate) fn ask(&mut self, statement: &str) -> Result<String> {
-        self.ask_within(statement, PATIENCE)
+    pub(crate) fn query(&mut self, statement: &str) -> Result<String> {
+        self.query_within(statement, PATIENCE)
     }
 
     /// The same, for somebody who waits less long.
-    pub(crate) fn ask_within(&mut self, statement: &str, patience: Duration) -> Result<String> {
+    pub(crate) fn query_within(&mut self, statement: &str, patience: Duration) -> Result<String> {
         self.asked += 1;
         let mark = format!("{MARK}-{}", self.asked);
         let text = format!("{statement};\n\\echo {mark} :SQLSTATE :LAST_ERROR_MESSAGE\n\\echo {mark}-end\n");
@@ -162,8 +163,8 @@ impl Session {
     /// Why there is no answer any more.
     fn died(&mut self) -> anyhow::Error {
         match self.child.wait(Some(Duration::from_secs(2)), false).and_then(|s| self.child.failure_for(s)) {
-            Ok(failure) if failure.exit_code == Some(psql::NO_CONNECTION) && self.backend == 0 => {
-                psql::no_connection(failure).into()
+            Ok(failure) if failure.exit_code == Some(refusal::NO_CONNECTION) && self.backend == 0 => {
+                refusal::no_connection(failure).into()
             }
             Ok(failure) if self.backend != 0 => {
                 anyhow::Error::from(failure).context(Fault::failed("our session of the database has ended"))
@@ -175,7 +176,7 @@ impl Session {
 
     /// An error if the server has ended the session, which psql notices only when it is used.
     pub(crate) fn touch(&mut self) -> Result<()> {
-        self.ask("SELECT 1").map(|_| ())
+        self.query("SELECT 1").map(|_| ())
     }
 
     /// Readable when psql has ended.

@@ -34,7 +34,7 @@ pub(crate) fn run<S: PartialEq>(
     while !child.ended_by(Some(Instant::now() + step), true)? {
         if let Some(signal) = signals::caught() {
             child.end();
-            return Err(common::status::interrupted(signal).into());
+            return Err(Fault::interrupted(signal).into());
         }
         let now = seen();
         if now != last {

@@ -18,22 +18,22 @@ use common::profile::Profile;
 use common::status::{self, Report};
 use serde_json::{Value, json};
 
-use crate::against::{self, Class, Findings, Tree};
-use crate::connect::{self, Given};
+use crate::admin::Admin;
+use crate::connect;
 use crate::facts::Facts;
-use crate::load::Load;
-use crate::loader::{self, Loader, Me};
-use crate::manifest::{self, Manifest};
-use crate::pg_restore;
-use crate::programs::Program;
+use crate::file_cache::{self, Class, Findings, Tree};
+use crate::load::{self, Load, Readable};
+use crate::loader::{self, Loader};
+use crate::manifest::Manifest;
 use crate::psql::{Psql, identifier};
-use crate::restore::{self, Source};
 use crate::scratch::{self, Scratch, Situation};
+use crate::source::Source;
+use crate::target::Target;
 
 /// What `verify` needs to know.
 #[derive(Debug)]
 pub(crate) struct Options {
-    pub(crate) given: Given,
+    pub(crate) target: Target,
     pub(crate) dumps: PathBuf,
     /// A date, or `latest` for the newest complete one. `None`: the tree's own dump, else the newest.
     pub(crate) date: Option<String>,
@@ -52,8 +52,6 @@ pub(crate) struct Options {
     pub(crate) jobs: u32,
     /// How long nothing may move.
     pub(crate) stall: Duration,
-    /// The database to connect to for making another.
-    pub(crate) admin_database: String,
 }
 
 /// Rehearses a restore, and notes how it went if that is asked for.
@@ -121,41 +119,28 @@ fn rehearse(profile: &Profile, options: &Options, report: &mut Report) -> Result
         report.set_text("against", tree.path.as_os_str());
         report.set("snapshot_date", tree.snapshot.as_ref().map(|s| s.date.as_str()));
     }
-    let settings = &profile.database;
-    let (server, _) = connect::resolve(profile, &options.given, false)?;
-    let client = Program::find("psql", &settings.psql, None);
-    let home = options.admin_database.as_str();
-    let psql = Psql::new(client.clone(), &server)?.admitted(home)?;
-    let situation = Situation::ask(&psql, home)?;
+    let admin = Admin::connect(profile, &options.target)?;
+    let situation = Situation::read(&admin)?;
     situation.judge()?;
-    warn_if_older(&situation.me, manifest, report);
-    let cleared = situation.clear(&psql, home, report)?;
+    load::warn_if_older(&situation.me, manifest, report);
+    let cleared = situation.clear(&admin, report)?;
     report.set("cleared", cleared);
     let room_checked = scratch::check_room(&situation, manifest.database_size_bytes)?;
     report.set("room_checked", room_checked);
-    let major = situation.me.major();
-    let program = Program::find("pg_restore", &settings.pg_restore, Some(major.max(manifest.made_by())));
-    pg_restore::check_versions(&program, &situation.me.server_version, major, manifest)?;
-    let farm = source.farm()?;
-    let contents = pg_restore::readable(&program, farm.path(), &source.dir, manifest)?;
-    let facts = Facts::read(&source.dir, manifest).map_err(|e| manifest::damaged(&source.dir, &e))?;
+    let readable = Readable::find(profile, &source, &situation.me)?;
+    let facts = source.facts()?;
     let load = Load {
-        admin: &psql,
-        home,
+        admin: &admin,
         me: &situation.me,
-        psql: &client,
-        pg_restore: &program,
-        server: &server,
         others: &connect::of_profile(profile),
         manifest,
         facts: &facts,
-        contents: &contents,
-        dir: farm.path(),
+        readable: &readable,
         jobs: options.jobs,
         stall: options.stall,
     };
 
-    let loader = Loader::begin(&psql, home, &situation.me)?;
+    let loader = Loader::begin(&admin, &situation.me)?;
     let scratch = match Scratch::create(&load, loader.role()) {
         Ok(scratch) => scratch,
         Err(e) => {
@@ -165,11 +150,11 @@ fn rehearse(profile: &Profile, options: &Options, report: &mut Report) -> Result
     };
     let clock = Instant::now();
     let done = load.fill(&loader, scratch.name(), None, report).and_then(|filled| {
-        if roles_are_there(&psql, home, &facts)? {
+        if roles_are_there(&admin, &facts)? {
             filled.dress(false, report)?;
         }
         report.set("restore_ms", elapsed(&clock));
-        let compare = against::Options { excludes: &excludes, limit: options.limit };
+        let compare = file_cache::Options { excludes: &excludes, limit: options.limit };
         look(&filled.psql, scratch.name(), manifest, tree.as_ref(), &compare, report)
     });
     scratch.close(report);
@@ -178,20 +163,9 @@ fn rehearse(profile: &Profile, options: &Options, report: &mut Report) -> Result
 }
 
 /// Whether the server has every role that the dump grants something to.
-fn roles_are_there(psql: &Psql, home: &str, facts: &Facts) -> Result<bool> {
+fn roles_are_there(admin: &Admin, facts: &Facts) -> Result<bool> {
     let names: Vec<&str> = facts.roles.iter().map(|r| r.name.as_str()).collect();
-    Ok(names.is_empty() || loader::known(psql, home, &names)?.len() == names.len())
-}
-
-/// A dump goes forward to a newer server; back, it may say what that does not know.
-pub(crate) fn warn_if_older(me: &Me, manifest: &Manifest, report: &mut Report) {
-    if me.major() < manifest.server_version_num / 10_000 {
-        let message = format!(
-            "the dump is from PostgreSQL {}, the server is {}: it may not understand all of it",
-            manifest.server_version, me.server_version
-        );
-        report.warn("older-server", message);
-    }
+    Ok(names.is_empty() || loader::known(admin, &names)?.len() == names.len())
 }
 
 /// Counts, and compares if there is a tree.
@@ -200,7 +174,7 @@ fn look(
     database: &str,
     manifest: &Manifest,
     tree: Option<&Tree>,
-    options: &against::Options<'_>,
+    options: &file_cache::Options<'_>,
     report: &mut Report,
 ) -> Result<Findings> {
     let (tables, rows) = count(psql, database)?;
@@ -208,7 +182,7 @@ fn look(
     common::say!("pg-snap", "{} restored: {tables} tables, {rows} rows", manifest.date);
     let clock = Instant::now();
     let mut findings = match tree {
-        Some(tree) => against::compare(psql, database, manifest, tree, options, report)?,
+        Some(tree) => file_cache::compare(psql, database, manifest, tree, options, report)?,
         None => Findings::new(options.limit),
     };
     if tree.is_some() {
@@ -276,10 +250,9 @@ fn conclude(findings: Findings, report: &mut Report) -> Result<()> {
 fn find(options: &Options, tree: Option<&Tree>, scratch: PathBuf) -> Result<Source> {
     let own = if options.date.is_none() { tree.and_then(Tree::dump) } else { None };
     if let Some(dir) = options.from.clone().or(own) {
-        let manifest = Manifest::read(&dir).map_err(|e| manifest::damaged(&dir, &e))?;
-        return Ok(Source::outside(dir, manifest, scratch));
+        return Source::outside(dir, scratch);
     }
-    let mut source = restore::find_dated(&options.dumps, options.date.as_deref().filter(|d| *d != "latest"))?;
+    let mut source = Source::dated(&options.dumps, options.date.as_deref().filter(|d| *d != "latest"))?;
     source.scratch = scratch;
     Ok(source)
 }

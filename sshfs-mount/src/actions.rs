@@ -12,7 +12,7 @@ use common::lock::Lock;
 use common::processes::Identity;
 use common::run::{self, Child};
 use common::status::{Report, now};
-use common::{say, signals};
+use common::{complaint, say, signals};
 use serde_json::json;
 
 use crate::mounted::{self, State};
@@ -240,7 +240,7 @@ fn served(settings: &Settings, child: &mut Child) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    let said = run::tail(&child.stderr()?);
+    let said = complaint::tail(&child.stderr()?);
     Err(Fault::unavailable(format!("{} did not answer within {limit:?}", settings.machine()))
         .hint("is the machine overloaded, or the link very slow? ConnectTimeout in options allows more"))
     .with_context(|| format!("sshfs said: {said}"))

@@ -2,11 +2,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use common::profile::Bytes;
 
-use crate::settings::{Given, Settings};
+use crate::settings::Place;
 
 /// Mounts a folder of another machine with sshfs.
 ///
@@ -75,49 +73,6 @@ pub(crate) enum Action {
     Relay(Relay),
 }
 
-/// Which mount.
-#[derive(Args, Clone, Debug)]
-pub(crate) struct Place {
-    /// Profile: /etc/nc-backup/PROFILE.toml.
-    pub(crate) profile: Option<String>,
-    /// Another file as the profile.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// The machine: user@host.
-    #[arg(long)]
-    host: Option<String>,
-    /// The folder there, an absolute path.
-    #[arg(long, value_name = "DIR")]
-    directory: Option<String>,
-    /// Port of its sshd. Default 22.
-    #[arg(long)]
-    port: Option<u16>,
-    /// Private key, mode 0600.
-    #[arg(long, value_name = "FILE")]
-    identity: Option<PathBuf>,
-    /// File with the machine's host key. Default: root's.
-    #[arg(long, value_name = "FILE")]
-    known_hosts: Option<PathBuf>,
-    /// Where it is mounted. Default: 's3' in the runtime folder.
-    #[arg(long, value_name = "DIR")]
-    mount_point: Option<PathBuf>,
-    /// One more option for sshfs or ssh, see below; repeatable.
-    #[arg(long, value_name = "NAME=VALUE")]
-    options: Vec<String>,
-    /// Command line of sshfs, words separated by blanks.
-    #[arg(long, value_name = "COMMAND")]
-    program: Option<String>,
-    /// Send at most so many bytes a second, like 500k or 1.5m.
-    #[arg(long, value_name = "RATE")]
-    bwlimit: Option<Bytes>,
-    /// Instead of /var/lib/nc-backup/PROFILE.
-    #[arg(long, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
-    /// Instead of /run/nc-backup/PROFILE.
-    #[arg(long, value_name = "DIR")]
-    runtime_dir: Option<PathBuf>,
-}
-
 /// What ssh runs as its connection; see `relay.rs`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Relay {
@@ -150,52 +105,16 @@ pub(crate) enum Family {
     Inet6,
 }
 
-impl Place {
-    /// The profile with what these options put over it.
-    pub(crate) fn settings(&self) -> Result<Settings> {
-        Settings::new(Given {
-            profile: self.profile.clone(),
-            config: self.config.clone(),
-            host: self.host.clone(),
-            directory: self.directory.clone(),
-            port: self.port,
-            identity: self.identity.clone(),
-            known_hosts: self.known_hosts.clone(),
-            mount_point: self.mount_point.clone(),
-            options: self.options.clone(),
-            program: self.program.as_ref().map(|p| p.split_whitespace().map(str::to_owned).collect()),
-            bwlimit: self.bwlimit,
-            state_dir: self.state_dir.clone(),
-            runtime_dir: self.runtime_dir.clone(),
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::CommandFactory as _;
 
     #[test]
-    fn the_command_line_is_sound() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
     fn help_fits_80_columns_documents_everything_and_names_every_option_allowed() {
-        let mut command = Cli::command();
-        let mut texts = vec![command.render_long_help().to_string()];
+        let help = testkit::help::is_sound(Cli::command());
         for name in crate::options::names() {
-            assert!(texts[0].contains(&format!("{name}=")), "--help does not tell of {name}");
-        }
-        for action in command.get_subcommands_mut() {
-            texts.push(action.render_long_help().to_string());
-            for arg in action.get_arguments() {
-                assert!(arg.get_help().is_some(), "{} is not documented", arg.get_id());
-            }
-        }
-        for line in texts.iter().flat_map(|t| t.lines()) {
-            assert!(line.chars().count() <= 80, "too wide: {line}");
+            assert!(help.contains(&format!("{name}=")), "--help does not tell of {name}");
         }
     }
 }

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         Action::Relay(wish) => return silent(common::process::normal().and_then(|()| relay::run(wish))),
     };
     common::status::run(TOOL, env!("CARGO_PKG_VERSION"), name, place.profile.as_deref(), |report| {
-        work(&place.settings()?, report)
+        work(&settings::Settings::new(place.clone())?, report)
     })
 }
 

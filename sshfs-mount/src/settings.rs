@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use clap::Args;
 use common::fault::Fault;
 use common::profile::{Bytes, Profile, Sshfs};
 use common::{offsite, places};
@@ -13,21 +14,46 @@ use crate::options::Options;
 /// Below this many bytes a second, ssh itself gives up.
 const SLOWEST: u64 = 4096;
 
-/// What the command line says.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Given {
+/// Which mount.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Place {
+    /// Profile: /etc/nc-backup/PROFILE.toml.
     pub(crate) profile: Option<String>,
+    /// Another file as the profile.
+    #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    /// The machine: user@host.
+    #[arg(long)]
     pub(crate) host: Option<String>,
+    /// The folder there, an absolute path.
+    #[arg(long, value_name = "DIR")]
     pub(crate) directory: Option<String>,
+    /// Port of its sshd. Default 22.
+    #[arg(long)]
     pub(crate) port: Option<u16>,
+    /// Private key, mode 0600.
+    #[arg(long, value_name = "FILE")]
     pub(crate) identity: Option<PathBuf>,
+    /// File with the machine's host key. Default: root's.
+    #[arg(long, value_name = "FILE")]
     pub(crate) known_hosts: Option<PathBuf>,
+    /// Where it is mounted. Default: 's3' in the runtime folder.
+    #[arg(long, value_name = "DIR")]
     pub(crate) mount_point: Option<PathBuf>,
+    /// One more option for sshfs or ssh, see below; repeatable.
+    #[arg(long, value_name = "NAME=VALUE")]
     pub(crate) options: Vec<String>,
-    pub(crate) program: Option<Vec<String>>,
+    /// Command line of sshfs, words separated by blanks.
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) program: Option<String>,
+    /// Send at most so many bytes a second, like 500k or 1.5m.
+    #[arg(long, value_name = "RATE")]
     pub(crate) bwlimit: Option<Bytes>,
+    /// Instead of /var/lib/nc-backup/PROFILE.
+    #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
+    /// Instead of /run/nc-backup/PROFILE.
+    #[arg(long, value_name = "DIR")]
     pub(crate) runtime_dir: Option<PathBuf>,
 }
 
@@ -48,28 +74,29 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// Loads, merges and checks.
-    pub(crate) fn new(given: Given) -> Result<Settings> {
+    pub(crate) fn new(place: Place) -> Result<Settings> {
         if !geteuid().is_root() {
             return Err(Fault::denied("mounting with sshfs needs root: root cannot read another account's")
                 .hint("run it as root")
                 .into());
         }
-        let mut profile = Profile::load(given.profile.as_deref(), given.config.as_deref())?;
-        profile.state_dir = absolute(given.state_dir)?.or(profile.state_dir);
-        profile.runtime_dir = absolute(given.runtime_dir)?.or(profile.runtime_dir);
-        if let (Some(host), Some(directory), None) = (&given.host, &given.directory, &profile.offsite.sshfs) {
+        let mut profile = Profile::load(place.profile.as_deref(), place.config.as_deref())?;
+        profile.state_dir = absolute(place.state_dir)?.or(profile.state_dir);
+        profile.runtime_dir = absolute(place.runtime_dir)?.or(profile.runtime_dir);
+        if let (Some(host), Some(directory), None) = (&place.host, &place.directory, &profile.offsite.sshfs) {
             profile.offsite.sshfs = Some(nothing_but(host, directory));
         }
         let mut sshfs = offsite::sshfs(&profile)?.clone();
-        sshfs.host = given.host.unwrap_or(sshfs.host);
-        sshfs.directory = given.directory.unwrap_or(sshfs.directory);
-        sshfs.port = given.port.or(sshfs.port);
-        sshfs.identity = absolute(given.identity)?.or(sshfs.identity);
-        sshfs.known_hosts = absolute(given.known_hosts)?.or(sshfs.known_hosts);
-        sshfs.mount_point = absolute(given.mount_point)?.or(sshfs.mount_point);
-        sshfs.options.extend(given.options);
-        sshfs.program = given.program.unwrap_or(sshfs.program);
-        sshfs.bwlimit = given.bwlimit.or(sshfs.bwlimit);
+        sshfs.host = place.host.unwrap_or(sshfs.host);
+        sshfs.directory = place.directory.unwrap_or(sshfs.directory);
+        sshfs.port = place.port.or(sshfs.port);
+        sshfs.identity = absolute(place.identity)?.or(sshfs.identity);
+        sshfs.known_hosts = absolute(place.known_hosts)?.or(sshfs.known_hosts);
+        sshfs.mount_point = absolute(place.mount_point)?.or(sshfs.mount_point);
+        sshfs.options.extend(place.options);
+        let program = place.program.map(|p| p.split_whitespace().map(str::to_owned).collect());
+        sshfs.program = program.unwrap_or(sshfs.program);
+        sshfs.bwlimit = place.bwlimit.or(sshfs.bwlimit);
         let options = Options::parse(&sshfs.options)?;
         check(&sshfs, &options)?;
         profile.offsite.sshfs = Some(sshfs.clone());

@@ -4,10 +4,10 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use common::fault::Fault;
+use common::fault::{Failure, Fault};
 use common::mutant;
 use common::program::Program;
-use common::run::{Cmd, Failure};
+use common::run::Cmd;
 
 use crate::settings::Settings;
 use crate::wire;

@@ -1,2 +1,2 @@
-# scripts/restore
+# scripts/restore.sh
 s/^is_done() .*/is_done() { false; }/

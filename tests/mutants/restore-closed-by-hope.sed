@@ -1,2 +1,2 @@
-# scripts/restore
+# scripts/restore.sh
 s/^        closed=.*/        closed=true/

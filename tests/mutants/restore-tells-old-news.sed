@@ -1,2 +1,2 @@
-# scripts/restore
+# scripts/status.jq
 s/\["restore-unfinished"\]/[]/

@@ -1,2 +1,2 @@
-# scripts/setup
+# scripts/setup.sh
 s/ssh -n -o/ssh -o/

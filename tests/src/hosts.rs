@@ -1,9 +1,9 @@
-//! S1, S2 and S3 as network namespaces for tests: `scripts/lab/hosts`, with its end tied to ours.
+//! S1, S2 and S3 as network namespaces for tests: `tests/lab/hosts`, with its end tied to ours.
 #![expect(clippy::disallowed_methods, reason = "tests start what they test against by hand")]
 
 use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use crate::keeper::{Keeper, value};
@@ -178,5 +178,5 @@ impl Host {
 }
 
 fn script() -> PathBuf {
-    Path::new(&crate::repo()).join("scripts/lab/hosts")
+    crate::lab("hosts")
 }

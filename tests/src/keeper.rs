@@ -1,4 +1,4 @@
-//! What ends a server of `scripts/lab` when the test that started it ends, however that is.
+//! What ends a server of `tests/lab` when the test that started it ends, however that is.
 #![expect(clippy::disallowed_methods, reason = "tests start what they test against by hand")]
 
 use std::path::Path;

@@ -9,8 +9,10 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 
 pub mod guest;
+pub mod help;
 pub mod hosts;
 mod keeper;
+pub mod luks;
 pub mod postgres;
 pub mod sshd;
 
@@ -25,6 +27,11 @@ pub fn scripts() -> PathBuf {
         Some(dir) => dir.into(),
         None => repo().join("scripts"),
     }
+}
+
+/// One of the developers' helpers: `tests/lab`.
+pub fn lab(name: &str) -> PathBuf {
+    repo().join("tests/lab").join(name)
 }
 
 /// A built binary of the workspace. Tests of one package do not build the others' binaries:

@@ -1,9 +1,9 @@
-//! A private PostgreSQL on loopback for tests: `scripts/lab/postgres`, with its end tied to ours.
+//! A private PostgreSQL on loopback for tests: `tests/lab/postgres`, with its end tied to ours.
 #![expect(clippy::disallowed_methods, reason = "tests start what they test against by hand")]
 
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, Weak};
 
@@ -132,7 +132,7 @@ impl Cluster {
 }
 
 fn script() -> PathBuf {
-    Path::new(&crate::repo()).join("scripts/lab/postgres")
+    crate::lab("postgres")
 }
 
 /// An identifier, quoted for SQL.

@@ -1,9 +1,9 @@
-//! A private sshd on loopback for tests: `scripts/lab/sshd`, with its end tied to ours.
+//! A private sshd on loopback for tests: `tests/lab/sshd`, with its end tied to ours.
 #![expect(clippy::disallowed_methods, reason = "tests start what they test against by hand")]
 
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use crate::keeper::{Keeper, value};
@@ -81,7 +81,7 @@ impl Sshd {
 }
 
 fn script() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the repository").join("scripts/lab/sshd")
+    crate::lab("sshd")
 }
 
 #[cfg(test)]

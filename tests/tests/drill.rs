@@ -20,7 +20,7 @@ struct World {
 impl World {
     fn new(database: &'static str) -> World {
         let world = World { dir: scratch(), database, cluster: Cluster::shared() };
-        let mut sample = Command::new(scripts().join("sample-instance"));
+        let mut sample = Command::new(testkit::lab("sample-instance"));
         sample.env("PGHOST", &world.cluster.socket).env("PGPORT", world.cluster.port.to_string());
         sample.env("PGUSER", "postgres").arg(world.path("sample"));
         sample.args(["--files", "200", "--database", database]).stdout(Stdio::null()).stderr(Stdio::null());

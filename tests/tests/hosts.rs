@@ -1,4 +1,4 @@
-//! Three hosts on this machine, and the slow link between two of them: `scripts/lab/hosts`.
+//! Three hosts on this machine, and the slow link between two of them: `tests/lab/hosts`.
 #![expect(clippy::disallowed_methods, reason = "tests start what they test by hand")]
 
 use std::io::Write as _;

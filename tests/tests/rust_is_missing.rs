@@ -16,13 +16,11 @@ fn machine(bin: &Path, rustup: bool) {
 /// What `find_cargo` does there; with an answer, on a terminal.
 fn find_cargo(bin: &Path, answer: Option<&str>) -> Output {
     let ready = bin.join("ready.sh");
-    let here = scripts();
-    let (lib, lab) = (here.join("lib.sh"), here.join("lab/ready.sh"));
     let text = format!(
-        "here='{}'\n. '{}'\n. '{}'\nfind_cargo\necho \"found $have\"\n",
-        here.display(),
-        lib.display(),
-        lab.display()
+        "repo='{}'\n. '{}'\n. '{}'\nfind_cargo\necho \"found $have\"\n",
+        testkit::repo().display(),
+        scripts().join("lib.sh").display(),
+        testkit::lab("ready.sh").display()
     );
     std::fs::write(&ready, text).unwrap();
     let mut command = Command::new("sh");

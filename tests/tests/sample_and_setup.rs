@@ -4,15 +4,15 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use testkit::postgres::Cluster;
 use testkit::sshd::Sshd;
-use testkit::{bin, scratch, scripts, tool};
+use testkit::{bin, lab, scratch, scripts, tool};
 
-fn script(name: &str, cluster: &Cluster) -> Command {
-    let mut command = Command::new(scripts().join(name));
+fn script(path: PathBuf, cluster: &Cluster) -> Command {
+    let mut command = Command::new(path);
     command.env("PGHOST", &cluster.socket).env("PGPORT", cluster.port.to_string()).env("PGUSER", "postgres");
     command
 }
@@ -40,12 +40,12 @@ fn in_database(cluster: &Cluster, database: &str) -> BTreeSet<String> {
 fn rows_and_files_match_before_and_after_a_day() {
     let (dir, cluster) = (scratch(), Cluster::shared());
     let sample = dir.path().join("sample");
-    ok(script("sample-instance", &cluster).arg(&sample).args(["--files", "300", "--database", "rows"]));
+    ok(script(lab("sample-instance"), &cluster).arg(&sample).args(["--files", "300", "--database", "rows"]));
     let data = sample.join("nextcloud/data");
     let before = on_disk(&data);
     assert_eq!(before.len(), 300);
     assert_eq!(in_database(&cluster, "rows"), before);
-    ok(script("sample-change", &cluster).arg(&sample).args(["--count", "60", "--database", "rows"]));
+    ok(script(lab("sample-change"), &cluster).arg(&sample).args(["--count", "60", "--database", "rows"]));
     let after = on_disk(&data);
     assert_ne!(after, before);
     assert_eq!(in_database(&cluster, "rows"), after);
@@ -55,7 +55,7 @@ fn rows_and_files_match_before_and_after_a_day() {
 
     // The same seed makes the same instance.
     let again = dir.path().join("again");
-    ok(script("sample-instance", &cluster).arg(&again).args(["--files", "300", "--no-database"]));
+    ok(script(lab("sample-instance"), &cluster).arg(&again).args(["--files", "300", "--no-database"]));
     assert_eq!(on_disk(&again.join("nextcloud/data")), before);
 }
 
@@ -64,10 +64,10 @@ fn setup_writes_a_private_profile_once() {
     let (dir, cluster) = (scratch(), Cluster::shared());
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let sample = dir.path().join("sample");
-    ok(script("sample-instance", &cluster).arg(&sample).args(["--files", "30", "--no-database"]));
+    ok(script(lab("sample-instance"), &cluster).arg(&sample).args(["--files", "30", "--no-database"]));
     let profile = dir.path().join("home.toml");
     let tools = bin("nc-maint").parent().unwrap().to_owned();
-    let mut setup = script("setup", &cluster);
+    let mut setup = script(scripts().join("setup"), &cluster);
     setup.args(["--yes", "--store", "nc-backup@s2:/srv/backup/home", "--url", ""]).arg("--bin").arg(tools);
     setup.arg("--root").arg(sample.join("nextcloud")).arg("--output").arg(&profile);
     setup.arg("--identity").arg(dir.path().join("key"));
@@ -135,12 +135,12 @@ fn the_keys_and_the_steps_for_s2_that_setup_prints_work_and_end() {
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let (sample, profile, store) =
         (dir.path().join("sample"), dir.path().join("home.toml"), dir.path().join("store"));
-    ok(script("sample-instance", &cluster).arg(&sample).args(["--files", "30", "--no-database"]));
+    ok(script(lab("sample-instance"), &cluster).arg(&sample).args(["--files", "30", "--no-database"]));
     std::fs::create_dir(&store).unwrap();
     std::fs::write(dir.path().join("s2.toml"), format!("[store]\npath = \"{}\"\n", store.display())).unwrap();
     let sshd = Sshd::start("root");
     std::fs::write(&sshd.authorized_keys, "").unwrap();
-    let mut setup = script("setup", &cluster);
+    let mut setup = script(scripts().join("setup"), &cluster);
     setup.args(["--yes", "--url", "", "--port", &sshd.port.to_string(), "--store"]);
     setup
         .arg(format!("root@127.0.0.1:{}", store.display()))
@@ -223,10 +223,10 @@ fn what_the_databases_role_lacks_is_said_when_the_profile_is_written() {
     let (dir, cluster) = (scratch(), Cluster::shared());
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let (sample, profile) = (dir.path().join("sample"), dir.path().join("home.toml"));
-    ok(script("sample-instance", &cluster).arg(&sample).args(["--files", "30", "--database", "lacks"]));
+    ok(script(lab("sample-instance"), &cluster).arg(&sample).args(["--files", "30", "--database", "lacks"]));
     let setup = || {
         drop(std::fs::remove_file(&profile));
-        let mut setup = script("setup", &cluster);
+        let mut setup = script(scripts().join("setup"), &cluster);
         setup
             .args(["--yes", "--url", "", "--profile", "setuplacks", "--store"])
             .arg(dir.path().join("store"));

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::store::meta::{Consistency, SourceMeta};
+use crate::store::publish::Description;
 use crate::tree::Census;
 
 /// Who may ask.
@@ -21,6 +21,12 @@ pub enum Door {
     /// The key that restores: it reads, and changes nothing.
     Read,
 }
+
+/// How the key for backups, which came to read, becomes the other one.
+pub const READING: &str = "use a key of its own for reading: restore_identity in [snapshot.ssh], and on the store's machine `link-sync serve PROFILE --read-only` for it (README, Getting it back)";
+/// And the other way round.
+pub const WRITING: &str =
+    "give the key for backups `link-sync serve PROFILE` without --read-only, on the store's machine";
 
 /// The first message, at every door.
 #[derive(Debug, Deserialize, Serialize)]
@@ -61,11 +67,11 @@ pub enum BackupIdle {
         /// Only tell.
         dry_run: bool,
     },
-    /// Check snapshots against their manifests; nothing is changed. Answer: what [`crate::store::findings::Outcome`]
+    /// Check snapshots against their manifests; nothing is changed. Answer: what [`crate::store::outcome::Outcome`]
     /// describes, the `findings` one by one, without the names of what the newest snapshot does not hold.
     Verify {
         /// What is to be checked.
-        options: crate::store::verify::Options,
+        options: crate::store::outcome::Scope,
     },
 }
 
@@ -88,27 +94,11 @@ pub enum BackupOnly {
         /// Name of the source.
         source: String,
     },
-    /// Make the partial snapshot durable and publish it, under a date of the store's clock. Answer: [`Published`].
+    /// Make the partial snapshot durable and publish it, under a date of the store's clock. Answer: [`crate::store::publish::Published`].
     Publish {
         /// What the source knows of it.
         meta: Description,
     },
-}
-
-/// What a source knows of the snapshot it has made. All else is known to the store.
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Description {
-    /// The maintenance run it was sealed in.
-    pub run_id: Option<String>,
-    /// How far its parts belong together.
-    pub consistency: Consistency,
-    /// When staging began, by the source's clock.
-    pub started_at: String,
-    /// link-sync's version there.
-    pub tool_version: String,
-    /// Its sources.
-    pub sources: Vec<SourceMeta>,
 }
 
 /// What can be asked about a partial snapshot that has been begun.
@@ -135,8 +125,8 @@ pub enum Making {
         /// Name of the source.
         source: String,
     },
-    /// Compare the clone with what it should hold: for each folder, sorted, a [`super::Record`] of kind 0 and one for
-    /// everything that is expected in it. Answer: [`crate::store::clone::Lacking`].
+    /// Compare the clone with what it should hold: for each folder, sorted, a [`crate::store::merge::Listed`] of kind 0 and one for
+    /// everything that is expected in it. Answer: [`crate::store::compare::Lacking`].
     Compare {
         /// Name of the source.
         source: String,
@@ -144,7 +134,7 @@ pub enum Making {
     /// Start the receiving rsync. Answer, after the stream: its exit code and stderr.
     Receive(Receive),
     /// Put what was received into the partial snapshot, and take what rsync found unchanged from where it
-    /// found it. A list of [`super::Record`]s follows. Answer: [`Merged`].
+    /// found it. A list of [`crate::store::merge::Listed`]s follows. Answer: [`crate::store::merge::Merged`].
     Merge {
         /// Name of the source.
         source: String,
@@ -226,7 +216,7 @@ pub enum CopyOnly {
     },
     /// Before `Publish`: the lines of its part of the checksums, in the list that follows.
     Part {},
-    /// Make the partial snapshot durable and publish it, under the date it has. Answer: [`Published`].
+    /// Make the partial snapshot durable and publish it, under the date it has. Answer: [`crate::store::publish::Published`].
     Publish {
         /// The whole text of its `snapshot.json`.
         text: String,
@@ -353,23 +343,6 @@ pub struct Cloned {
     pub times: bool,
 }
 
-/// Answer to [`Making::Merge`].
-#[derive(Debug, Default, Deserialize, Serialize)]
-pub struct Merged {
-    /// Files received.
-    pub received: u64,
-    /// Their bytes.
-    pub received_bytes: u64,
-    /// Files linked from the base although they were listed: rsync found them unchanged.
-    pub linked: u64,
-    /// Files taken over from an interrupted run.
-    pub resumed: u64,
-    /// Listed paths that were nowhere: they vanished at the source, or rsync passed over them.
-    pub missing: u64,
-    /// The first of them.
-    pub missing_names: Vec<String>,
-}
-
 /// Answer to [`Making::Receive`].
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Received {
@@ -392,25 +365,6 @@ pub struct Looked {
     /// bytes. A folder before those in it.
     #[serde(default)]
     pub deep: Vec<Vec<u8>>,
-}
-
-/// Answer to `Publish`.
-#[derive(Debug, Deserialize, Serialize)]
-pub struct Published {
-    /// What a person should know.
-    pub warnings: Vec<Value>,
-    /// Its random id.
-    pub id: String,
-    /// Its name.
-    pub date: String,
-    /// Its folder.
-    pub path: String,
-    /// Files that were hashed for the checksums.
-    #[serde(default)]
-    pub hashed_files: u64,
-    /// Their bytes.
-    #[serde(default)]
-    pub hashed_bytes: u64,
 }
 
 /// An answer.

@@ -11,14 +11,14 @@ use nix::sys::stat::fstat;
 use nix::sys::time::TimeSpec;
 
 use super::swap::beside;
+use crate::names::show;
 use crate::source::Source;
 use crate::store::{ensure_dir, open_dir, split, visit};
 use crate::tree::join;
-use crate::walk::show;
 
 /// What becomes of what matches no snapshot.
 #[derive(Debug)]
-pub struct LeftOut {
+pub struct Leftovers {
     /// It goes back.
     back: Excludes,
     /// It goes with what was replaced, and is not looked into.
@@ -26,10 +26,10 @@ pub struct LeftOut {
 }
 
 /// The rules for `source`. When all of it comes back (`whole`), what Nextcloud makes again does not outlive it.
-pub fn rules(source: &Source, whole: bool) -> Result<LeftOut> {
+pub fn rules(source: &Source, whole: bool) -> Result<Leftovers> {
     let goes = |p: &String| is_drop_in(p) || whole && is_remade(p);
     let (remade, back): (Vec<String>, Vec<String>) = source.exclude.iter().cloned().partition(goes);
-    Ok(LeftOut { back: Excludes::new(&back, Vec::new())?, remade: Excludes::new(&remade, Vec::new())? })
+    Ok(Leftovers { back: Excludes::new(&back, Vec::new())?, remade: Excludes::new(&remade, Vec::new())? })
 }
 
 /// Where it is, and where it goes.
@@ -59,7 +59,7 @@ pub struct NotBack {
 impl PutBack<'_> {
     /// Does it; the times of the folders in the target stay. A disk may be why all of this is done, so nothing that
     /// cannot be looked into stops it.
-    pub fn run(&self, rules: &LeftOut) -> Result<NotBack> {
+    pub fn run(&self, rules: &Leftovers) -> Result<NotBack> {
         let mut not_back = NotBack::default();
         let mut waiting: Vec<Vec<u8>> = vec![Vec::new()];
         while let Some(path) = waiting.pop() {
@@ -110,10 +110,10 @@ impl PutBack<'_> {
     fn keep(&self, path: &[u8]) -> Result<Vec<u8>> {
         let (parent, name) = split(path);
         let name = OsStr::from_bytes(name);
-        let what = || format!("cannot keep {}", show(path));
-        let from = open_dir(self.old, parent).with_context(what)?;
+        let context = || format!("cannot keep {}", show(path));
+        let from = open_dir(self.old, parent).with_context(context)?;
         let to = ensure_dir(self.kept, parent)?;
-        beside(&from, name, &to).with_context(what)?;
+        beside(&from, name, &to).with_context(context)?;
         Ok(join(self.prefix, path))
     }
 }

@@ -27,8 +27,6 @@ use crate::store::{ensure_dir, open_dir, open_file, open_file_at, remove, visit}
 pub const PREFIX: &str = ".nc-restore-";
 /// What arrives.
 pub const NEW: &str = "new";
-/// In `new`: rsync's half-written files.
-pub const TEMPORARY: &str = ".nc-restore-tmp";
 /// What arrives of what lies deep.
 pub const DEEP: &str = "deep";
 /// What was replaced.
@@ -37,11 +35,11 @@ pub const OLD: &str = "old";
 pub const KEPT: &str = "kept";
 /// How the name of one ends that is being removed.
 pub const REMOVING: &str = "removing";
-const STATE: &str = "state.json";
+const JOURNAL: &str = "state.json";
 
 /// What it is for, and how far it has come.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
-pub struct State {
+pub struct Journal {
     /// The snapshot's id.
     pub snapshot: String,
     /// `SOURCE/PATH`: bytes, as two paths may look the same.
@@ -52,13 +50,13 @@ pub struct State {
     #[serde(default)]
     pub closed: bool,
     /// All of it has arrived and is on the disk; this is how it is put in place.
-    pub swap: Option<Plan>,
+    pub swap: Option<SwapPlan>,
 }
 
-impl State {
+impl Journal {
     /// Both are for the same wish.
-    fn same(&self, other: &State) -> bool {
-        State { swap: None, ..self.clone() } == State { swap: None, ..other.clone() }
+    fn same(&self, other: &Journal) -> bool {
+        Journal { swap: None, ..self.clone() } == Journal { swap: None, ..other.clone() }
     }
 }
 
@@ -75,7 +73,7 @@ pub struct Left {
 
 /// What is put in place.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
-pub struct Plan {
+pub struct SwapPlan {
     /// Inode numbers, by path.
     pub names: Vec<(Vec<u8>, u64)>,
     /// Folders whose content is put in place, with their modification times, which renames move.
@@ -104,36 +102,36 @@ pub struct Partial {
     /// Its place, for people.
     pub shown: PathBuf,
     /// What it is for.
-    pub state: State,
+    pub journal: Journal,
     /// An interrupted run left it.
     pub continued: bool,
 }
 
 impl Partial {
     /// The name for `state`.
-    fn name(state: &State, date: &str) -> String {
+    fn name(journal: &Journal, date: &str) -> String {
         let mut hash = Sha256::new();
-        for part in [state.snapshot.as_bytes(), &state.path, &state.target] {
+        for part in [journal.snapshot.as_bytes(), &journal.path, &journal.target] {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         }
-        hash.update([u8::from(state.closed)]);
+        hash.update([u8::from(journal.closed)]);
         // Users give files their names, so it must be hard to find two for which it is the same.
         format!("{PREFIX}{date}-{}.partial", hex(&hash.finalize()[..16]))
     }
 
     /// Makes it in `home`, or opens what an interrupted run with the same wishes left.
-    pub fn open(home: &File, shown: &std::path::Path, state: State, date: &str) -> Result<Partial> {
-        let name = Partial::name(&state, date);
+    pub fn open(home: &File, shown: &std::path::Path, journal: Journal, date: &str) -> Result<Partial> {
+        let name = Partial::name(&journal, date);
         let shown = shown.join(&name);
-        let what = || format!("cannot use the folder {}", shown.display());
+        let context = || format!("cannot use the folder {}", shown.display());
         let made = match mkdirat(home, OsStr::new(&name), Mode::from_bits_truncate(0o700)) {
             Ok(()) => true,
             Err(Errno::EEXIST) => false,
             Err(e) => return Err(e).with_context(|| format!("cannot make the folder {}", shown.display())),
         };
-        let dir = open_dir(home, name.as_bytes()).with_context(what)?;
-        let stat = dir.metadata().with_context(what)?;
+        let dir = open_dir(home, name.as_bytes()).with_context(context)?;
+        let stat = dir.metadata().with_context(context)?;
         if stat.uid() != nix::unistd::geteuid().as_raw() || stat.mode() & 0o077 != 0 {
             return Err(Fault::denied(format!("{} is not ours alone", shown.display()))
                 .hint("somebody else has made it: look at it, remove it, and try again")
@@ -153,38 +151,38 @@ impl Partial {
             // One that was killed when all was in place: what it had replaced is not to be mixed with what is replaced now,
             // nor is it ours to delete.
             set_aside((home, &name), (home, &name), &shown, "replaced")?;
-            return Partial::open(home, shown.parent().unwrap_or(&shown), state, date);
+            return Partial::open(home, shown.parent().unwrap_or(&shown), journal, date);
         }
         let continued = known.is_some();
-        let state = match known {
-            Some(known) if known.same(&state) => known,
-            _ => state,
+        let journal = match known {
+            Some(known) if known.same(&journal) => known,
+            _ => journal,
         };
         for part in [NEW, OLD] {
-            drop(ensure_dir(&dir, part.as_bytes()).with_context(what)?);
+            drop(ensure_dir(&dir, part.as_bytes()).with_context(context)?);
         }
         let partial =
-            Partial { dir, home: home.try_clone().with_context(what)?, name, shown, state, continued };
+            Partial { dir, home: home.try_clone().with_context(context)?, name, shown, journal, continued };
         partial.save()?;
         Ok(partial)
     }
 
     /// What an interrupted run with the same wishes left in `home`: its [`NEW`], and whether all had arrived. Changes
     /// nothing.
-    pub fn look(home: &File, state: &State, date: &str) -> Result<Option<(File, bool)>> {
-        let dir = match open_dir(home, Partial::name(state, date).as_bytes()) {
+    pub fn look(home: &File, journal: &Journal, date: &str) -> Result<Option<(File, bool)>> {
+        let dir = match open_dir(home, Partial::name(journal, date).as_bytes()) {
             Ok(dir) => dir,
             Err(Errno::ENOENT) => return Ok(None),
             Err(e) => return Err(e).context("cannot look at what an interrupted restore left"),
         };
-        let Some(known) = load(&dir).filter(|known| known.same(state)) else { return Ok(None) };
+        let Some(known) = load(&dir).filter(|known| known.same(journal)) else { return Ok(None) };
         Ok(open_dir(&dir, NEW.as_bytes()).ok().map(|new| (new, known.swap.is_some())))
     }
 
     /// Writes down how far it has come; durable on return.
     pub fn save(&self) -> Result<()> {
-        let text = serde_json::to_vec(&self.state).context("cannot encode the restore's state")?;
-        common::durable::write(&self.path().join(STATE), &text, 0o600)
+        let text = serde_json::to_vec(&self.journal).context("cannot encode the restore's state")?;
+        common::durable::write(&self.path().join(JOURNAL), &text, 0o600)
     }
 
     /// A path that leads to it, however it is called by now.
@@ -205,7 +203,7 @@ impl Partial {
 
     /// All that was written below it is on the disk on return.
     pub fn sync(&self) -> Result<()> {
-        let what = || format!("cannot flush {}", self.shown.display());
+        let context = || format!("cannot flush {}", self.shown.display());
         if !super::swap::steady(&self.dir)? {
             // What lies behind such a file system hears of single files only.
             visit::each(&self.part(NEW)?, |found| {
@@ -215,10 +213,10 @@ impl Partial {
                     false if is_file(found)? => open_file_at(found.parent, name),
                     false => return Ok(()),
                 };
-                opened.with_context(what)?.sync_all().with_context(what)
+                opened.with_context(context)?.sync_all().with_context(context)
             })?;
         }
-        nix::unistd::syncfs(&self.dir).with_context(what)
+        nix::unistd::syncfs(&self.dir).with_context(context)
     }
 
     /// Removes it with all that was replaced, or with `keep` renames it so that no restore takes it for its own. What is in
@@ -241,7 +239,7 @@ impl Partial {
         }
         let replaced =
             set_aside((&self.home, &self.name), (&self.home, &self.name), &self.shown, "replaced")?;
-        for part in [STATE, NEW, DEEP, KEPT] {
+        for part in [JOURNAL, NEW, DEEP, KEPT] {
             remove(&self.dir, std::path::Path::new(part))?;
         }
         Ok(Left { replaced: Some(replaced), kept, stuck: None })
@@ -280,9 +278,9 @@ fn set_aside(
         .into())
 }
 
-fn load(dir: &File) -> Option<State> {
+fn load(dir: &File) -> Option<Journal> {
     let mut text = String::new();
-    std::io::Read::read_to_string(&mut open_file(dir, STATE).ok()?, &mut text).ok()?;
+    std::io::Read::read_to_string(&mut open_file(dir, JOURNAL).ok()?, &mut text).ok()?;
     serde_json::from_str(&text).ok()
 }
 
@@ -291,6 +289,6 @@ pub fn entry(dir: &File, name: &[u8]) -> Result<Option<(u64, bool)>> {
     match nix::sys::stat::fstatat(dir, OsStr::from_bytes(name), nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW) {
         Ok(stat) => Ok(Some((stat.st_ino, stat.st_mode & libc::S_IFMT == libc::S_IFDIR))),
         Err(Errno::ENOENT) => Ok(None),
-        Err(e) => Err(e).with_context(|| format!("cannot look at {}", crate::walk::show(name))),
+        Err(e) => Err(e).with_context(|| format!("cannot look at {}", crate::names::show(name))),
     }
 }

@@ -11,9 +11,9 @@ use nix::sys::stat::fstat;
 
 use super::partial::{DEEP, Partial};
 use super::set_times;
+use crate::names::show;
 use crate::store::clear::clear;
 use crate::store::{ensure_dir, open_dir, split, visit};
-use crate::walk::show;
 
 /// A folder that has been taken out of its place.
 #[derive(Debug)]
@@ -29,9 +29,9 @@ pub struct Shallow {
 impl Shallow {
     /// Takes out the folder `path`, below `new`; the `number` is its own. What an interrupted run has received of it counts.
     pub fn take(partial: &Partial, new: &File, path: &[u8], number: usize) -> Result<Shallow> {
-        let what = || format!("cannot take {} out of its place", show(path));
+        let context = || format!("cannot take {} out of its place", show(path));
         let (parent, name) = split(path);
-        let parent = open_dir(new, parent).with_context(what)?;
+        let parent = open_dir(new, parent).with_context(context)?;
         let room = ensure_dir(&partial.dir, DEEP.as_bytes())?;
         let place = number.to_string();
         let holds = |dir: &File, name: &[u8]| -> Result<bool> {
@@ -42,19 +42,20 @@ impl Shallow {
         };
         if holds(&parent, name)? || !holds(&room, place.as_bytes())? {
             clear(&room, place.as_bytes())?;
-            let times = fstat(&parent).with_context(what)?;
-            renameat(&parent, OsStr::from_bytes(name), &room, &*place).with_context(what)?;
+            let times = fstat(&parent).with_context(context)?;
+            renameat(&parent, OsStr::from_bytes(name), &room, &*place).with_context(context)?;
             set_times(&parent, &times)?;
         }
-        let dir = open_dir(&room, place.as_bytes()).with_context(what)?;
+        let dir = open_dir(&room, place.as_bytes()).with_context(context)?;
         Ok(Shallow { dir, parent, name: name.to_vec(), room, place })
     }
 
     /// Puts it into its place, where at most an empty folder is.
     pub fn put(self) -> Result<()> {
-        let what = || format!("cannot put {} in its place", show(&self.name));
-        let times = fstat(&self.parent).with_context(what)?;
-        renameat(&self.room, &*self.place, &self.parent, OsStr::from_bytes(&self.name)).with_context(what)?;
+        let context = || format!("cannot put {} in its place", show(&self.name));
+        let times = fstat(&self.parent).with_context(context)?;
+        renameat(&self.room, &*self.place, &self.parent, OsStr::from_bytes(&self.name))
+            .with_context(context)?;
         set_times(&self.parent, &times)
     }
 }

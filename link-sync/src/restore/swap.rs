@@ -17,10 +17,10 @@ use nix::sys::stat::fstat;
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, FsType, TMPFS_MAGIC, XFS_SUPER_MAGIC};
 use nix::sys::time::TimeSpec;
 
-use super::partial::{PREFIX, Plan, entry};
+use super::partial::{PREFIX, SwapPlan, entry};
+use crate::names::show;
 use crate::store::{attributes, ensure_dir, open_dir, visit};
 use crate::tree::join;
-use crate::walk::show;
 
 /// OpenZFS's `ZFS_SUPER_MAGIC`.
 const ZFS: FsType = FsType(0x2fc1_2fc1);
@@ -36,19 +36,19 @@ pub struct Swap<'a> {
     pub target: &'a File,
     /// Only this name of it; else all that is in it becomes what has arrived.
     pub only: Option<&'a [u8]>,
-    /// Paths in the target that are none of our business: other sources.
+    /// Paths in the target that stay: other sources, also such as the profile does not know, and the store.
     pub spare: &'a [Vec<u8>],
 }
 
 impl Swap<'_> {
     /// What will be renamed, with inode numbers, to be written down before [`Swap::run`].
-    pub fn plan(&self) -> Result<Plan> {
-        let mut plan = Plan { steady: steady(self.new)?, ..Plan::default() };
+    pub fn plan(&self) -> Result<SwapPlan> {
+        let mut plan = SwapPlan { steady: steady(self.new)?, ..SwapPlan::default() };
         self.plan_folder(&[], &mut plan)?;
         Ok(plan)
     }
 
-    fn plan_folder(&self, path: &[u8], plan: &mut Plan) -> Result<()> {
+    fn plan_folder(&self, path: &[u8], plan: &mut SwapPlan) -> Result<()> {
         let new = open_dir(self.new, path)?;
         let stat = fstat(&new)?;
         plan.folders.push((path.to_vec(), stat.st_mtime, stat.st_mtime_nsec));
@@ -66,7 +66,7 @@ impl Swap<'_> {
         Ok(())
     }
 
-    /// `path` is left alone: another source, or a private folder of ours.
+    /// `path` stays: it is one of [`Swap::spare`], or, at the top, a private folder of this restore or another.
     fn spares(&self, path: &[u8]) -> bool {
         self.spare.iter().any(|s| s == path) || path.starts_with(PREFIX.as_bytes())
     }
@@ -77,9 +77,9 @@ impl Swap<'_> {
     }
 
     /// Does it.
-    pub fn run(&self, plan: &Plan) -> Result<()> {
+    pub fn run(&self, plan: &SwapPlan) -> Result<()> {
         let inodes: HashMap<&[u8], u64> = plan.names.iter().map(|(p, i)| (&p[..], *i)).collect();
-        let known = Known { inodes, steady: plan.steady };
+        let known = Written { inodes, steady: plan.steady };
         match self.only {
             Some(only) => self.one(&[], only, self.target, self.new, &known)?,
             None => self.folder(&[], &known, &plan.folders)?,
@@ -87,10 +87,12 @@ impl Swap<'_> {
         self.target.sync_all().context("cannot make the renames durable")
     }
 
-    fn folder(&self, path: &[u8], known: &Known<'_>, folders: &[(Vec<u8>, i64, i64)]) -> Result<()> {
-        let what = || format!("cannot put {} in its place", show(path));
-        let (new, target) =
-            (open_dir(self.new, path).with_context(what)?, open_dir(self.target, path).with_context(what)?);
+    fn folder(&self, path: &[u8], known: &Written<'_>, folders: &[(Vec<u8>, i64, i64)]) -> Result<()> {
+        let context = || format!("cannot put {} in its place", show(path));
+        let (new, target) = (
+            open_dir(self.new, path).with_context(context)?,
+            open_dir(self.target, path).with_context(context)?,
+        );
         let mut names: BTreeSet<Vec<u8>> = visit::names(&new)?.into_iter().map(|n| n.0).collect();
         names.extend(visit::names(&target)?.into_iter().map(|n| n.0));
         for name in names {
@@ -105,26 +107,26 @@ impl Swap<'_> {
             }
         }
         // Last, as the renames have moved the folder's times.
-        attributes::copy(&new, &target).with_context(what)?;
+        attributes::copy(&new, &target).with_context(context)?;
         if let Some((_, sec, nsec)) = folders.iter().find(|f| f.0 == path) {
-            crate::store::set_modified(&target, &TimeSpec::new(*sec, *nsec)).with_context(what)?;
+            crate::store::set_modified(&target, &TimeSpec::new(*sec, *nsec)).with_context(context)?;
         }
-        target.sync_all().with_context(what)
+        target.sync_all().with_context(context)
     }
 
     /// One name of the folder `path`: what has arrived goes in, what was there goes aside.
-    fn one(&self, path: &[u8], name: &[u8], target: &File, new: &File, known: &Known<'_>) -> Result<()> {
+    fn one(&self, path: &[u8], name: &[u8], target: &File, new: &File, known: &Written<'_>) -> Result<()> {
         let full = join(path, name);
-        let what = || format!("cannot put {} in its place", show(&full));
+        let context = || format!("cannot put {} in its place", show(&full));
         let as_name = OsStr::from_bytes(name);
-        let aside = |from: &File| self.aside(from, as_name, path).with_context(what);
-        let put = || rename::noreplace(new, as_name, target, as_name).with_context(what);
+        let aside = |from: &File| self.aside(from, as_name, path).with_context(context);
+        let put = || rename::noreplace(new, as_name, target, as_name).with_context(context);
         if known.waits(&full, entry(new, name)?) {
             let there = entry(target, name)?;
             if there.is_none() || known.begun(&full, there) {
                 return put();
             }
-            if !known.steady || !rename::exchange(new, as_name, target, as_name).with_context(what)? {
+            if !known.steady || !rename::exchange(new, as_name, target, as_name).with_context(context)? {
                 aside(target)?;
                 return put();
             }
@@ -148,12 +150,12 @@ impl Swap<'_> {
 }
 
 /// What was written down before the first rename.
-struct Known<'a> {
+struct Written<'a> {
     inodes: HashMap<&'a [u8], u64>,
     steady: bool,
 }
 
-impl Known<'_> {
+impl Written<'_> {
     /// `path`, which is `found` among what has arrived, still waits to be put in its place.
     fn waits(&self, path: &[u8], found: Option<(u64, bool)>) -> bool {
         let written = self.inodes.get(path);
@@ -169,21 +171,21 @@ impl Known<'_> {
 /// Puts what has arrived in `new` into a folder that this restore itself has just put in `target`, as another path in it was
 /// asked for, too: what both have stays, and the rest of `names` is put there.
 pub fn graft(new: &File, target: &File, names: &[Vec<u8>]) -> Result<()> {
-    let what = || format!("cannot put {} in its place", show(&names.join(&b'/')));
+    let context = || format!("cannot put {} in its place", show(&names.join(&b'/')));
     let (mut new, mut target) =
-        (open_dir(new, b"").with_context(what)?, open_dir(target, b"").with_context(what)?);
+        (open_dir(new, b"").with_context(context)?, open_dir(target, b"").with_context(context)?);
     for (at, name) in names.iter().enumerate() {
         if at + 1 < names.len()
             && let Ok(there) = open_dir(&target, name)
         {
-            (new, target) = (open_dir(&new, name).with_context(what)?, there);
+            (new, target) = (open_dir(&new, name).with_context(context)?, there);
             continue;
         }
-        let times = fstat(&target).with_context(what)?;
+        let times = fstat(&target).with_context(context)?;
         let name = OsStr::from_bytes(name);
-        rename::noreplace(&new, name, &target, name).with_context(what)?;
+        rename::noreplace(&new, name, &target, name).with_context(context)?;
         super::set_times(&target, &times)?;
-        return target.sync_all().with_context(what);
+        return target.sync_all().with_context(context);
     }
     Ok(())
 }

@@ -16,9 +16,9 @@ use nix::sys::stat::{Mode, fchmod, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::{Deserialize, Serialize};
 
+use crate::names::show;
 use crate::settings::{Place, Settings};
 use crate::store::{open_file_at, visit};
-use crate::walk::show;
 
 /// So many paths are named.
 const NAMED: usize = 100;
@@ -61,17 +61,17 @@ pub fn trusted(settings: &Settings, fake_super: bool) -> bool {
 pub fn tame(new: &File) -> Result<Tamed> {
     let mut tamed = Tamed::default();
     visit::each(new, |found| {
-        let what = || format!("cannot look at {}", show(&found.path()));
-        let stat = fstatat(found.parent, found.name, AtFlags::AT_SYMLINK_NOFOLLOW).with_context(what)?;
+        let context = || format!("cannot look at {}", show(&found.path()));
+        let stat = fstatat(found.parent, found.name, AtFlags::AT_SYMLINK_NOFOLLOW).with_context(context)?;
         match stat.st_mode & libc::S_IFMT {
             libc::S_IFCHR | libc::S_IFBLK => {
-                unlinkat(found.parent, found.name, UnlinkatFlags::NoRemoveDir).with_context(what)?;
+                unlinkat(found.parent, found.name, UnlinkatFlags::NoRemoveDir).with_context(context)?;
                 tamed.add(&found.path(), "a device");
                 return Ok(());
             }
             libc::S_IFREG if stat.st_mode & 0o6000 != 0 => {
-                let file = open_file_at(found.parent, found.name.as_bytes()).with_context(what)?;
-                fchmod(&file, Mode::from_bits_truncate(stat.st_mode & 0o1777)).with_context(what)?;
+                let file = open_file_at(found.parent, found.name.as_bytes()).with_context(context)?;
+                fchmod(&file, Mode::from_bits_truncate(stat.st_mode & 0o1777)).with_context(context)?;
                 tamed.add(&found.path(), &format!("mode {:04o}", stat.st_mode & 0o7777));
             }
             libc::S_IFREG | libc::S_IFDIR => {}
@@ -83,10 +83,10 @@ pub fn tame(new: &File) -> Result<Tamed> {
         let names = match xattr::list(&path) {
             Ok(names) => names,
             Err(e) if e.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => return Ok(()),
-            Err(e) => return Err(e).with_context(what),
+            Err(e) => return Err(e).with_context(context),
         };
         for name in names.filter(|name| of_the_system(name.as_bytes())) {
-            xattr::remove(&path, &name).with_context(what)?;
+            xattr::remove(&path, &name).with_context(context)?;
             tamed.add(&found.path(), &name.to_string_lossy());
         }
         Ok(())

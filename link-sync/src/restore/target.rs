@@ -11,9 +11,9 @@ use common::{mounts, mutant};
 use rustix::fs::StatxAttributes;
 
 use super::partial::{PREFIX, entry};
+use crate::names::show;
 use crate::store::{open_dir, visit};
 use crate::tree::join;
-use crate::walk::show;
 
 /// Attributes with which nothing can be renamed (chattr(1)).
 const FIXED: StatxAttributes = StatxAttributes::IMMUTABLE.union(StatxAttributes::APPEND);

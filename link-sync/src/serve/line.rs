@@ -6,18 +6,35 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use common::fault::Fault;
+use common::retention::Retention;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::protocol::{self, Door, Hello, Kind, Knock, MAX_FRAME, MAX_REQUEST, Reply};
+use crate::protocol::{self, Door, Frame, Hello, Knock, MAX_FRAME, MAX_REQUEST, READING, Reply, WRITING};
 use crate::signs::{Alive, Watched, Working};
+use crate::store::allowance::Limits;
 
 /// How often the source is told how far long work has come.
 pub const TELL: Duration = Duration::from_millis(200);
 
 /// Requests in one conversation.
 const REQUESTS: u64 = 1_000_000;
+
+/// What one conversation may do.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// Whose it is.
+    pub door: Door,
+    /// Which snapshots this machine's profile keeps.
+    pub retention: Retention,
+    /// What a day may add; `None` where nothing but the reserve counts.
+    pub limits: Option<Limits>,
+    /// How long the other end may be silent.
+    pub silence: Duration,
+    /// How many bytes of what it says in lists are remembered at a time.
+    pub memory: u64,
+}
 
 /// The two directions, and whose they are.
 #[derive(Debug)]
@@ -82,7 +99,7 @@ impl<'a, I: Read, O: Write + Send> Line<'a, I, O> {
     pub fn next<Now: DeserializeOwned, All: DeserializeOwned>(&mut self, state: &str) -> Result<Option<Now>> {
         match protocol::receive(&mut self.input, &mut self.frame, MAX_REQUEST)? {
             None => return Ok(None),
-            Some(kind) => ensure!(kind == Kind::Message, "a request was expected"),
+            Some(kind) => ensure!(kind == Frame::Message, "a request was expected"),
         }
         self.asked += 1;
         self.working = Some(self.alive.working());
@@ -148,12 +165,6 @@ impl<'a, I: Read, O: Write + Send> Line<'a, I, O> {
     }
 }
 
-/// How the key for backups, which came to read, becomes the other one.
-pub const READING: &str = "use a key of its own for reading: restore_identity in [snapshot.ssh], and on the store's machine `link-sync serve PROFILE --read-only` for it (README, Getting it back)";
-/// And the other way round.
-pub const WRITING: &str =
-    "give the key for backups `link-sync serve PROFILE` without --read-only, on the store's machine";
-
 /// Tells the source how far long work has come, a few times a second.
 pub fn teller<W: Write + Send>(output: &mut W) -> impl Fn(u64, u64) -> Result<()> + Sync {
     let watcher = Mutex::new((output, Instant::now()));
@@ -162,7 +173,7 @@ pub fn teller<W: Write + Send>(output: &mut W) -> impl Fn(u64, u64) -> Result<()
         if watcher.1.elapsed() >= TELL {
             watcher.1 = Instant::now();
             let count = [done.to_be_bytes(), total.to_be_bytes()].concat();
-            protocol::send(watcher.0, Kind::Count, &count)?;
+            protocol::send(watcher.0, Frame::Count, &count)?;
             watcher.0.flush()?;
         }
         Ok(())

@@ -3,11 +3,12 @@
 use std::io::{Read, Write};
 
 use anyhow::{Context as _, Result, bail};
-use common::run::{Cmd, tail};
+use common::complaint::tail;
+use common::run::Cmd;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
-use crate::protocol::{self, Kind, MAX_FRAME, Received};
+use crate::protocol::{self, Frame, MAX_FRAME, Received};
 use crate::store::pace::{self, Pace};
 
 /// Runs rsync with its stdin and stdout in stream frames; `wrote` hears how many bytes it was sent before it gets more, and what
@@ -24,7 +25,7 @@ pub fn converse(
         Ok(child) => child,
         Err(error) => {
             // The source's rsync is waiting: end both directions, then say why.
-            protocol::send(output, Kind::End, &[])?;
+            protocol::send(output, Frame::End, &[])?;
             output.flush()?;
             swallow_stream(input)?;
             return Err(error);
@@ -41,18 +42,18 @@ pub fn converse(
                 let n = from_child.read(&mut buffer)?;
                 if n == 0 {
                     // The source's rsync waits for its "remote shell" to end, and only then ends itself.
-                    protocol::send(output, Kind::End, &[exit_code(pid)?])?;
+                    protocol::send(output, Frame::End, &[exit_code(pid)?])?;
                     return Ok(output.flush()?);
                 }
-                protocol::send(output, Kind::Stream, &buffer[..n])?;
+                protocol::send(output, Frame::Stream, &buffer[..n])?;
                 output.flush()?;
             }
         });
-        let watch = pace.map(|pace| pace::Watch::begin(scope, pace, pid));
+        let watch = pace.map(|pace| pace::RoomWatch::begin(scope, pace, pid));
         let mut frame = Vec::new();
         let received = loop {
             match protocol::receive(input, &mut frame, 0) {
-                Ok(Some(Kind::Stream)) => {
+                Ok(Some(Frame::Stream)) => {
                     // An rsync that has ended takes no more; the source is told by the other direction.
                     if to_child.as_mut().is_some_and(|pipe| pipe.write_all(&frame).is_err()) {
                         to_child = None;
@@ -66,7 +67,7 @@ pub fn converse(
                         to_child = None;
                     }
                 }
-                Ok(Some(Kind::End)) => break Ok(()),
+                Ok(Some(Frame::End)) => break Ok(()),
                 Ok(_) => break Err(anyhow::anyhow!("the source went away")),
                 Err(e) => break Err(e),
             }
@@ -76,7 +77,7 @@ pub fn converse(
             child.end();
         }
         let sent = sender.join().unwrap_or_else(|_| bail!("internal error while passing on rsync's output"));
-        room = watch.map_or(Ok(()), pace::Watch::end);
+        room = watch.map_or(Ok(()), pace::RoomWatch::end);
         received.and(sent)
     });
     piped?;
@@ -104,8 +105,8 @@ fn swallow_stream(input: &mut impl Read) -> Result<()> {
     let mut frame = Vec::new();
     loop {
         match protocol::receive(input, &mut frame, 0)? {
-            Some(Kind::Stream) => {}
-            Some(Kind::End) => return Ok(()),
+            Some(Frame::Stream) => {}
+            Some(Frame::End) => return Ok(()),
             _ => bail!("the source went away"),
         }
     }

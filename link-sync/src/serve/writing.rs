@@ -17,16 +17,17 @@ use common::run::Cmd;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::Terms;
 use super::line::{Line, TELL, or_skip_list, teller};
 use super::pipe::converse;
-use crate::protocol::{self, BackupOnly, Cloned, CopyOnly, Kept, Kind, Making, Opened, Receive, Record};
-use crate::rsync::xattr_rules;
-use crate::store::allowance::Allowance;
+use crate::protocol::{self, Cloned, Frame, Kept, Making, Opened, Receive};
+use crate::rsync::argv;
+use crate::store::allowance::{Allowance, Limits};
 use crate::store::damaged::Damaged;
-use crate::store::merge::Merge;
+use crate::store::done::{AllDone, DirTimes, Done};
+use crate::store::merge::{Listed, Merge};
 use crate::store::open::{self, Writable};
-use crate::store::publish::{AllDone, Described, DirTimes, Done, publish};
+use crate::store::path::check_path;
+use crate::store::publish::{Described, publish};
 use crate::store::{INCOMING, PARTIAL, RESUME, Store, clone, manifest, open_dir, pace, remove, split};
 use crate::tree::{Census, Stamp};
 
@@ -44,8 +45,6 @@ pub struct Writing {
     kept: Kept,
     /// For what is remembered during a request.
     memory: u64,
-    /// It is done.
-    pub published: bool,
 }
 
 fn value(answer: impl Serialize) -> Result<Value> {
@@ -62,24 +61,24 @@ fn named(source: &str) -> Result<()> {
 
 impl Writing {
     /// Begins one of this store's own.
-    pub fn backup(store: &Store, terms: &Terms) -> Result<(Writing, Opened)> {
+    pub fn backup(store: &Store, limits: Option<Limits>, memory: u64) -> Result<(Writing, Opened)> {
         let writable = open::open(store, None)?;
         let first = writable.base.is_none();
-        let limits = terms.limits.map(|limits| Allowance::today(store, &writable.dir, limits, first));
+        let limits = limits.map(|limits| Allowance::today(store, &writable.dir, limits, first));
         let damaged = writable.base.as_ref().map(|base| Damaged::of(store, base)).unwrap_or_default();
-        Ok(Writing::begin(writable, limits.transpose()?, damaged, terms))
+        Ok(Writing::begin(writable, limits.transpose()?, damaged, memory))
     }
 
     /// Begins the copy of another store's, with the snapshot `base` here.
-    pub fn copy(store: &Store, base: Option<&str>, terms: &Terms) -> Result<(Writing, Opened)> {
-        Ok(Writing::begin(open::open(store, Some(base))?, None, Damaged::default(), terms))
+    pub fn copy(store: &Store, base: Option<&str>, memory: u64) -> Result<(Writing, Opened)> {
+        Ok(Writing::begin(open::open(store, Some(base))?, None, Damaged::default(), memory))
     }
 
     fn begin(
         writable: Writable,
         allowance: Option<Allowance>,
         damaged: Damaged,
-        terms: &Terms,
+        memory: u64,
     ) -> (Writing, Opened) {
         let opened = Opened {
             resumed_id: open::copying(&writable.store),
@@ -91,15 +90,9 @@ impl Writing {
             acls: writable.keeps.acls,
             warnings: writable.warnings.clone(),
         };
-        let memory = terms.memory / 2;
-        let writing = Writing {
-            writable,
-            done: HashMap::new(),
-            allowance,
-            kept: Kept::at_most(memory),
-            memory,
-            published: false,
-        };
+        let memory = memory / 2;
+        let writing =
+            Writing { writable, done: HashMap::new(), allowance, kept: Kept::at_most(memory), memory };
         (writing, opened)
     }
 
@@ -139,43 +132,16 @@ impl Writing {
         }
     }
 
-    /// What only a backup asks.
-    pub fn of_backup<I: Read, O: Write + Send>(
-        &mut self,
-        request: BackupOnly,
-        line: &mut Line<'_, I, O>,
-    ) -> Result<Value> {
-        match request {
-            BackupOnly::Drop { source } => self.drop_paths(&source, &mut line.input),
-            BackupOnly::Publish { meta } => self.publish(Described::Source(meta), line),
-        }
-    }
-
-    /// What only a copy asks.
-    pub fn of_copy<I: Read, O: Write + Send>(
-        &mut self,
-        request: CopyOnly,
-        line: &mut Line<'_, I, O>,
-    ) -> Result<Value> {
-        match request {
-            CopyOnly::Resume { id, keep } => self.resume(&id, keep, &mut line.input),
-            CopyOnly::Part {} => {
-                let mut part = or_skip_list(manifest::Part::begin(&self.writable), &mut line.input)?;
-                protocol::read_list(&mut line.input, |line| part.add(line))?;
-                part.finish().map(|()| Value::Null)
-            }
-            CopyOnly::Publish { text } => self.publish(Described::Copy(text), line),
-        }
-    }
-
-    fn publish<I: Read, O: Write + Send>(
-        &mut self,
+    /// Publishes it, and answers; what could not be published is still being written.
+    pub fn publish<I: Read, O: Write + Send>(
+        self,
         described: Described,
         line: &mut Line<'_, I, O>,
-    ) -> Result<Value> {
-        let published = publish(&self.writable, described, &self.done, &teller(&mut line.output))?;
-        self.published = true;
-        value(published)
+    ) -> Result<Option<Writing>> {
+        let published = publish(&self.writable, described, &self.done, &teller(&mut line.output));
+        let still = published.is_err();
+        line.reply(published)?;
+        Ok(still.then_some(self))
     }
 
     /// So many bytes more are in the store, or on their way.
@@ -184,16 +150,24 @@ impl Writing {
         self.allowance.as_ref().map_or(Ok(()), |a| a.wrote(bytes))
     }
 
-    fn resume(&mut self, id: &str, keep: bool, input: &mut impl Read) -> Result<Value> {
+    /// Takes of what an interrupted copy received all that is not in the list, if it is to be kept.
+    pub fn resume(&mut self, id: &str, keep: bool, input: &mut impl Read) -> Result<Value> {
         let writable = &mut self.writable;
         let forgotten = if keep { Ok(()) } else { writable.forget(None) };
         protocol::read_list(input, |path| {
-            protocol::check_path(path)?;
+            check_path(path)?;
             writable.forget(Some(path))
         })?;
         forgotten?;
         writable.begin_copy(id)?;
         Ok(Value::Null)
+    }
+
+    /// Takes a part of the checksums of a copy.
+    pub fn part(&mut self, input: &mut impl Read) -> Result<Value> {
+        let mut part = or_skip_list(manifest::Part::begin(&self.writable), input)?;
+        protocol::read_list(input, |line| part.add(line))?;
+        part.finish().map(|()| Value::Null)
     }
 
     fn clone_base<I: Read, O: Write + Send>(
@@ -205,7 +179,7 @@ impl Writing {
         let mut done = Done { cloned: true, ..Done::default() };
         let mut kept = Kept::at_most(self.memory);
         protocol::read_list(&mut line.input, |path| {
-            protocol::check_path(path)?;
+            check_path(path)?;
             kept.more(left_out.add(path))?;
             remember(&mut kept, &mut done.times, split(path).0)
         })?;
@@ -222,19 +196,19 @@ impl Writing {
             return value(Cloned { linked: 0, census: Census::default(), times });
         };
         let watcher = Mutex::new((&mut line.output, Instant::now(), 0u64));
-        let wrote = |links: u64| -> Result<()> {
+        let linked = |links: u64| -> Result<()> {
             self.wrote(links * pace::LINK + pace::FOLDER)?;
             let mut watcher = watcher.lock().unwrap_or_else(PoisonError::into_inner);
             watcher.2 += links + 1;
             if writable.copy && watcher.1.elapsed() >= TELL {
                 watcher.1 = Instant::now();
                 let count = watcher.2.to_be_bytes();
-                protocol::send(watcher.0, Kind::Count, &count)?;
+                protocol::send(watcher.0, Frame::Count, &count)?;
                 watcher.0.flush()?;
             }
             Ok(())
         };
-        let census = clone::clone(&base, &self.fresh(source)?, &left_out, times, &wrote)?;
+        let census = clone::clone(&base, &self.fresh(source)?, &left_out, times, &linked)?;
         self.done.insert(source.to_owned(), done);
         value(Cloned { linked: census.files, census, times })
     }
@@ -242,13 +216,16 @@ impl Writing {
     fn compare(&mut self, source: &str, input: &mut impl Read) -> Result<Value> {
         let writable = &self.writable;
         let ready = named(source).and_then(|()| {
-            Ok(clone::Compare::new(writable.source_dir(PARTIAL, source)?, writable.keeps.times()))
+            Ok(crate::store::compare::Compare::new(
+                writable.source_dir(PARTIAL, source)?,
+                writable.keeps.times(),
+            ))
         });
         let mut compare = or_skip_list(ready, input)?;
         protocol::read_list(input, |item| {
-            let Record { kind, size, mtime, path } = Record::decode(item)?;
+            let Listed { kind, size, mtime, path } = protocol::listed(item)?;
             if !path.is_empty() {
-                protocol::check_path(&path)?;
+                check_path(&path)?;
             }
             if kind == 0 {
                 return compare.folder(&path);
@@ -266,21 +243,22 @@ impl Writing {
         self.writable.source_dir(PARTIAL, source)
     }
 
-    fn drop_paths(&mut self, source: &str, input: &mut impl Read) -> Result<Value> {
+    /// Removes what is in the list.
+    pub fn drop_paths(&mut self, source: &str, input: &mut impl Read) -> Result<Value> {
         let ready = named(source).and_then(|()| self.writable.source_dir(PARTIAL, source));
         let partial = or_skip_list(ready, input)?;
         let times = &mut self.done.entry(source.to_owned()).or_default().times;
         let kept = &mut self.kept;
         let mut count = 0;
         protocol::read_list(input, |path| {
-            protocol::check_path(path)?;
+            check_path(path)?;
             let (dir, name) = split(path);
             count += 1;
             remember(kept, times, dir)?;
             match open_dir(&partial, dir) {
                 Ok(dir) => remove(&dir, Path::new(OsStr::from_bytes(name))),
                 Err(nix::errno::Errno::ENOENT) => Ok(()),
-                Err(e) => Err(e).with_context(|| format!("cannot remove {}", crate::walk::show(path))),
+                Err(e) => Err(e).with_context(|| format!("cannot remove {}", crate::names::show(path))),
             }
         })?;
         Ok(json!({"dropped": count}))
@@ -291,7 +269,7 @@ impl Writing {
         let mut done = self.done.remove(&source).unwrap_or_default();
         let mut kept = std::mem::replace(&mut self.kept, Kept::at_most(0));
         let merged = protocol::read_list(input, |item| {
-            let record = Record::decode(item)?;
+            let record = protocol::listed(item)?;
             let before = done.times.len();
             merge.take(&record, &mut done.times)?;
             if done.times.len() > before {
@@ -323,9 +301,9 @@ impl Writing {
     /// The receiving rsync. It inherits the lock, so that nobody else writes as long as it lives, whatever
     /// happens to us.
     fn receiver(&self, receive: &Receive) -> Result<Cmd> {
-        let Receive { source, capabilities, checksum, times, delta, again, all_xattrs, acls_only } = receive;
+        let Receive { source, checksum, times, again, acls_only, .. } = receive;
         named(source)?;
-        check_capabilities(capabilities)?;
+        argv::check_capabilities(&receive.capabilities)?;
         let writable = &self.writable;
         if *acls_only && nix::unistd::geteuid().is_root() {
             // It writes over what another run has received, which as root is never needed.
@@ -335,21 +313,6 @@ impl Writing {
             drop(writable.fresh_incoming(source)?);
         }
         let path = |parts: [&str; 2]| writable.store.path.join(parts[0]).join(parts[1]);
-        let mut short = "-lgoDpRS".to_owned();
-        for (letter, wanted) in [
-            ("t", *times),
-            ("c", *checksum),
-            ("W", !*delta),
-            ("A", writable.keeps.acls),
-            ("X", writable.keeps.xattrs && !acls_only),
-            ("X", *all_xattrs),
-        ] {
-            if wanted {
-                short.push_str(letter);
-            }
-        }
-        short.push('e');
-        short.push_str(capabilities);
         let mut compare = Vec::new();
         if *acls_only {
             // Compared with what has been received.
@@ -368,23 +331,8 @@ impl Writing {
                 compare.push(path([&base.date, source]));
             }
         }
-        let mut cmd = Cmd::from_argv(&writable.store.rsync)?.args([
-            "--server",
-            &short,
-            "--modify-window=-1",
-            "--numeric-ids",
-        ]);
-        if *acls_only {
-            cmd = cmd.arg("--existing");
-        }
-        for dir in compare {
-            cmd = cmd.arg("--compare-dest").arg(dir);
-        }
-        let root = nix::unistd::geteuid().is_root();
-        cmd = xattr_rules(cmd, root);
-        if !root {
-            cmd = cmd.arg("--fake-super");
-        }
+        let keeps = &writable.keeps;
+        let cmd = argv::serve_receiving(&writable.store.rsync, receive, keeps.xattrs, keeps.acls, &compare)?;
         let into = Path::new(INCOMING).join(source).join("");
         Ok(cmd.arg(".").arg(into).dir(&writable.store.path).inherit(writable.lock.fd()))
     }
@@ -397,14 +345,4 @@ fn remember(kept: &mut Kept, times: &mut DirTimes, dir: &[u8]) -> Result<()> {
         times.insert(dir.to_vec(), None);
     }
     Ok(())
-}
-
-/// What an rsync says it can do becomes a word of another one's command line.
-pub fn check_capabilities(said: &str) -> Result<()> {
-    let letters = said.len() <= 32 && said.bytes().all(|b| b.is_ascii_alphabetic() || b == b'.');
-    if letters || mutant::active("rsync-options-of-the-source") {
-        return Ok(());
-    }
-    let said: String = said.chars().take(64).collect();
-    Err(Fault::denied(format!("the other rsync says odd things of itself: '{said}'")).into())
 }

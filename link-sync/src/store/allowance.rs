@@ -57,7 +57,7 @@ struct Limit {
 
 /// What a disk says of itself.
 #[derive(Clone, Copy, Debug)]
-struct Taken {
+struct Usage {
     free_bytes: u64,
     /// `None` where a file system makes inodes as it needs them, and does not count them.
     free_inodes: Option<u64>,
@@ -92,7 +92,7 @@ impl Allowance {
             .hint("what makes so many? the next day begins anew")
             .into());
         }
-        let Taken { free_bytes, free_inodes, inodes } = Taken::of(dir)?;
+        let Usage { free_bytes, free_inodes, inodes } = Usage::of(dir)?;
         let begun = Day { day: now.clone(), bytes: free_bytes, inodes: free_inodes, inodes_used: inodes };
         let file = store.path.join(FILE);
         let noted = super::open_file(dir, FILE).ok().and_then(|file| {
@@ -140,7 +140,7 @@ impl Allowance {
 
     /// Refuses when `bytes` more, or `inodes` more, are more than today may add.
     pub fn room(&self, bytes: u64, inodes: u64) -> Result<()> {
-        let now = Taken::of(&self.dir)?;
+        let now = Usage::of(&self.dir)?;
         let added = |from: u64, to: u64| i128::from(to) - i128::from(from);
         let checks = [
             (
@@ -183,12 +183,12 @@ impl Allowance {
     }
 }
 
-impl Taken {
+impl Usage {
     /// Asks the file system that `dir` is on.
-    fn of(dir: &File) -> Result<Taken> {
+    fn of(dir: &File) -> Result<Usage> {
         let stat = nix::sys::statvfs::fstatvfs(dir).context("cannot ask for the store's free room")?;
         let counted = |inodes: u64| (stat.files() != 0).then_some(inodes);
-        Ok(Taken {
+        Ok(Usage {
             free_bytes: stat.blocks_available().saturating_mul(stat.fragment_size()),
             free_inodes: counted(stat.files_available()),
             inodes: counted(stat.files().saturating_sub(stat.files_free())),

@@ -14,9 +14,9 @@ use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, fstat, fstatat};
 
 use super::{diff, open_dir, split, visit};
+use crate::names::show;
 use crate::parallel;
 use crate::tree::join;
-use crate::walk::show;
 
 /// A path that must be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub struct Marked {
 
 /// What one source needs.
 #[derive(Debug, Default)]
-pub struct Changes {
+pub struct Delta {
     /// Paths of the base that must not be cloned, with all below them.
     pub left_out: Vec<Vec<u8>>,
     /// Paths to be sent, folders before what is in them.
@@ -50,8 +50,8 @@ pub struct Changes {
 
 /// What turns `base` into `wanted`; everything if there is no base. With `touched`, nothing is different in any other
 /// folder that both have, and those are not looked into.
-pub fn between(base: Option<&File>, wanted: &File, touched: Option<&HashSet<Vec<u8>>>) -> Result<Changes> {
-    let found = Mutex::new(Changes::default());
+pub fn between(base: Option<&File>, wanted: &File, touched: Option<&HashSet<Vec<u8>>>) -> Result<Delta> {
+    let found = Mutex::new(Delta::default());
     let root = fstat(wanted).context("cannot look at a source's folder")?;
     let changed = match base {
         Some(base) => !diff::same_folder(base, wanted)?,
@@ -63,10 +63,10 @@ pub fn between(base: Option<&File>, wanted: &File, touched: Option<&HashSet<Vec<
         if known && touched.is_some_and(|t| !t.contains(&path)) {
             return Ok(());
         }
-        let what = || format!("cannot compare the folder {}", show(&path));
-        let new = open_dir(wanted, &path).with_context(what)?;
-        let old = base.filter(|_| known).map(|b| open_dir(b, &path)).transpose().with_context(what)?;
-        let part = one_folder(&path, old.as_ref(), &new, more).with_context(what)?;
+        let context = || format!("cannot compare the folder {}", show(&path));
+        let new = open_dir(wanted, &path).with_context(context)?;
+        let old = base.filter(|_| known).map(|b| open_dir(b, &path)).transpose().with_context(context)?;
+        let part = one_folder(&path, old.as_ref(), &new, more).with_context(context)?;
         let mut all = found.lock().unwrap_or_else(PoisonError::into_inner);
         all.left_out.extend(part.left_out);
         all.marked.extend(part.marked);
@@ -81,13 +81,8 @@ pub fn between(base: Option<&File>, wanted: &File, touched: Option<&HashSet<Vec<
     Ok(found)
 }
 
-fn one_folder(
-    path: &[u8],
-    old: Option<&File>,
-    new: &File,
-    more: &mut Vec<(Vec<u8>, bool)>,
-) -> Result<Changes> {
-    let mut part = Changes::default();
+fn one_folder(path: &[u8], old: Option<&File>, new: &File, more: &mut Vec<(Vec<u8>, bool)>) -> Result<Delta> {
+    let mut part = Delta::default();
     let before = old.map(visit::names).transpose()?.unwrap_or_default();
     let mut before: BTreeMap<Vec<u8>, (bool, u64)> = before.into_iter().map(|n| (n.0, (n.1, n.2))).collect();
     for (name, is_dir, ino) in visit::names(new)? {
@@ -130,7 +125,7 @@ pub fn mark(wanted: &File, path: Vec<u8>) -> Result<Marked> {
 
 /// What `base` and `wanted` share: each folder that both have (`None`), the top first and a folder before those in it, and
 /// then what is in it in both, files of one inode and folders, as it is in `base`. This is what a clone of `base` without
-/// [`Changes::left_out`] holds, in the same order each time.
+/// [`Delta::left_out`] holds, in the same order each time.
 pub fn shared<E: From<anyhow::Error>>(
     base: &File,
     wanted: &File,
@@ -139,19 +134,19 @@ pub fn shared<E: From<anyhow::Error>>(
     let mut waiting = vec![Vec::new()];
     while let Some(path) = waiting.pop() {
         common::signals::check()?;
-        let what = || format!("cannot compare the folder {}", show(&path));
-        let old = open_dir(base, &path).with_context(what)?;
-        let new = open_dir(wanted, &path).with_context(what)?;
+        let context = || format!("cannot compare the folder {}", show(&path));
+        let old = open_dir(base, &path).with_context(context)?;
+        let new = open_dir(wanted, &path).with_context(context)?;
         tell(&path, None)?;
-        let mut there = visit::names(&new).with_context(what)?.into_iter().peekable();
-        for (name, is_dir, ino) in visit::names(&old).with_context(what)? {
+        let mut there = visit::names(&new).with_context(context)?.into_iter().peekable();
+        for (name, is_dir, ino) in visit::names(&old).with_context(context)? {
             while there.next_if(|n| n.0 < name).is_some() {}
             let same = |n: &visit::Name| n.0 == name && n.1 == is_dir && (is_dir || n.2 == ino);
             if there.next_if(same).is_none() {
                 continue;
             }
             let stat = fstatat(&old, OsStr::from_bytes(&name), AtFlags::AT_SYMLINK_NOFOLLOW);
-            tell(&path, Some((&name, &stat.with_context(what)?)))?;
+            tell(&path, Some((&name, &stat.with_context(context)?)))?;
             if is_dir {
                 waiting.push(join(&path, &name));
             }

@@ -43,7 +43,7 @@ impl Stuck {
             other => other.desc().to_owned(),
         };
         let more = if self.total > 1 { format!(" (and {} more)", self.total - 1) } else { String::new() };
-        Some(format!("{}: {why}{more}", crate::walk::show(path)))
+        Some(format!("{}: {why}{more}", crate::names::show(path)))
     }
 }
 
@@ -149,12 +149,7 @@ mod tests {
     fn a_tree_deeper_than_a_path_may_be_long() {
         let dir = tempfile::tempdir().unwrap();
         let top = File::open(dir.path()).unwrap();
-        let mut at = top.try_clone().unwrap();
-        let name = "n".repeat(200);
-        for _ in 0..60 {
-            nix::sys::stat::mkdirat(&at, name.as_str(), Mode::S_IRWXU).unwrap();
-            at = open_dir(&at, name.as_bytes()).unwrap();
-        }
+        let name = crate::store::tests::deep(&top);
         assert!(clear(&top, name.as_bytes()).unwrap().shown().is_none());
         assert!(!dir.path().join(&name).exists());
     }

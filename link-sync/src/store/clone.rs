@@ -20,9 +20,9 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use super::{attributes, open_dir, split, visit};
+use crate::names::show;
 use crate::parallel;
 use crate::tree::{Census, Stamp, join};
-use crate::walk::show;
 
 /// Names to be left out, by the directory they are in, each ended by NUL: there may be millions of them.
 #[derive(Debug, Default)]
@@ -85,28 +85,28 @@ impl Above {
 
 /// Links everything of `base` into the empty `to`. Returns what is there then; `times` says whether modification times
 /// count in that. Each directory gets the time of the base's, after all of it is there; what is put in or taken out later
-/// must set it again. `wrote` is told, for each directory, how many files were linked.
+/// must set it again. `linked` is told, for each directory, how many files were linked.
 pub fn clone(
     base: &File,
     to: &File,
     left_out: &LeftOut,
     times: bool,
-    wrote: &(impl Fn(u64) -> Result<()> + Sync),
+    linked: &(impl Fn(u64) -> Result<()> + Sync),
 ) -> Result<Census> {
     let counted = Mutex::new(Census::default());
     parallel::each_with(Vec::new(), |above: &mut Above, path: Vec<u8>, more| {
-        let what = || format!("cannot clone the folder {}", show(&path));
-        let (from, into) = above.open(base, to, &path).with_context(what)?;
-        attributes::copy(&from, &into).with_context(what)?;
+        let context = || format!("cannot clone the folder {}", show(&path));
+        let (from, into) = above.open(base, to, &path).with_context(context)?;
+        attributes::copy(&from, &into).with_context(context)?;
         let skip = left_out.of(&path);
         let (mut census, folders) = (Census::default(), more.len());
-        for (name, is_dir, _) in visit::names(&from).with_context(what)? {
+        for (name, is_dir, _) in visit::names(&from).with_context(context)? {
             if skip.contains(&name[..]) {
                 continue;
             }
             let as_name = OsStr::from_bytes(&name);
             if is_dir {
-                mkdirat(&into, as_name, Mode::from_bits_truncate(0o700)).with_context(what)?;
+                mkdirat(&into, as_name, Mode::from_bits_truncate(0o700)).with_context(context)?;
                 more.push(join(&path, &name));
             } else {
                 let stat = match link(&from, &into, as_name) {
@@ -126,12 +126,12 @@ pub fn clone(
                 census.add(&path, &name, false, size, counts(times, stat.st_mtime, stat.st_mtime_nsec));
             }
         }
-        wrote(census.files)?;
-        let time = from.metadata().with_context(what)?;
+        linked(census.files)?;
+        let time = from.metadata().with_context(context)?;
         let (parent, name) = split(&path);
         census.add(parent, name, true, 0, counts(times, time.mtime(), time.mtime_nsec()));
         counted.lock().unwrap_or_else(PoisonError::into_inner).extend(&census);
-        super::set_modified(&into, &TimeSpec::new(time.mtime(), time.mtime_nsec())).with_context(what)?;
+        super::set_modified(&into, &TimeSpec::new(time.mtime(), time.mtime_nsec())).with_context(context)?;
         if more.len() > folders {
             above.keep(Pair { path, from, into });
         }
@@ -156,151 +156,7 @@ fn rotten(error: Errno) -> bool {
 }
 
 /// A time, if times count and every file system has room for it.
-fn counts(times: bool, sec: i64, nsec: i64) -> Stamp {
+pub(super) fn counts(times: bool, sec: i64, nsec: i64) -> Stamp {
     let stamp = Stamp { sec, nsec: u32::try_from(nsec).unwrap_or(0) };
     if times { stamp.everywhere() } else { Stamp::default() }
-}
-
-/// What is not as the source expects it, in the order it was told.
-#[derive(Debug, Default, serde::Deserialize, serde::Serialize)]
-pub struct Lacking {
-    /// Numbers of the paths that are missing, or were something else and are taken out: from, to (not included).
-    pub paths: Vec<(u64, u64)>,
-    /// Numbers of folders that are there with another time.
-    pub times: Vec<(u64, u64)>,
-    /// Numbers of the folders in which something was missing or too much.
-    pub folders: Vec<(u64, u64)>,
-    /// Something else was where a folder should be: a link there would lead rsync, which compares with the base, elsewhere.
-    pub no_folder: bool,
-    /// Paths taken out because nobody has stored them.
-    pub removed: u64,
-    /// The first of them.
-    pub removed_names: Vec<String>,
-}
-
-/// How many paths are named.
-pub const NAMED: usize = 10;
-
-/// Compares a clone with what it should hold, told folder by folder and sorted, and takes out what should not be there.
-#[derive(Debug)]
-pub struct Compare {
-    clone: File,
-    times: bool,
-    folder: Option<Folder>,
-    told: (u64, u64),
-    lacking: Lacking,
-}
-
-#[derive(Debug)]
-struct Folder {
-    path: Vec<u8>,
-    dir: Option<File>,
-    /// What is in it and was not told yet, and whether that is a folder.
-    rest: HashMap<Vec<u8>, bool>,
-}
-
-impl Compare {
-    /// Of `clone`; whether modification times count.
-    pub fn new(clone: File, times: bool) -> Compare {
-        Compare { clone, times, folder: None, told: (0, 0), lacking: Lacking::default() }
-    }
-
-    /// What follows is in the folder `path`.
-    pub fn folder(&mut self, path: &[u8]) -> Result<()> {
-        self.end_folder()?;
-        let what = || format!("cannot compare the folder {}", show(path));
-        let dir = match open_dir(&self.clone, path) {
-            Ok(dir) => Some(dir),
-            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => None,
-            Err(e) => return Err(e).with_context(what),
-        };
-        let names = dir.as_ref().map(visit::names).transpose().with_context(what)?.unwrap_or_default();
-        let rest = names.into_iter().map(|(name, is_dir, _)| (name, is_dir)).collect();
-        self.folder = Some(Folder { path: path.to_vec(), dir, rest });
-        Ok(())
-    }
-
-    /// `name` is expected in the folder.
-    pub fn entry(&mut self, name: &[u8], is_dir: bool, size: u64, mtime: Stamp) -> Result<()> {
-        let number = self.told.1;
-        self.told.1 += 1;
-        let folder = self.folder.as_mut().context("a path before any folder")?;
-        let found = folder.rest.remove(name);
-        let Some((dir, was_dir)) = folder.dir.as_ref().zip(found) else {
-            self.differs(number);
-            return Ok(());
-        };
-        let as_name = OsStr::from_bytes(name);
-        let what = || format!("cannot compare {}", show(&join(&folder.path, name)));
-        let stat = fstatat(dir, as_name, AtFlags::AT_SYMLINK_NOFOLLOW).with_context(what)?;
-        let time = counts(self.times, stat.st_mtime, stat.st_mtime_nsec);
-        let same_time = time == counts(self.times, mtime.sec, i64::from(mtime.nsec));
-        if was_dir == is_dir && same_time && (is_dir || u64::try_from(stat.st_size) == Ok(size)) {
-            return Ok(());
-        }
-        if was_dir && is_dir {
-            // It stays, and gets the time it should have.
-            add(&mut self.lacking.times, number);
-            return Ok(());
-        }
-        self.lacking.no_folder |= is_dir;
-        super::remove(dir, std::path::Path::new(as_name))?;
-        self.differs(number);
-        Ok(())
-    }
-
-    /// What was found.
-    pub fn finish(mut self) -> Result<Lacking> {
-        self.end_folder()?;
-        Ok(self.lacking)
-    }
-
-    fn differs(&mut self, number: u64) {
-        add(&mut self.lacking.paths, number);
-        add(&mut self.lacking.folders, self.told.0);
-    }
-
-    fn end_folder(&mut self) -> Result<()> {
-        let Some(folder) = self.folder.take() else { return Ok(()) };
-        if let Some(dir) = folder.dir.as_ref().filter(|_| !folder.rest.is_empty()) {
-            let mut names: Vec<&Vec<u8>> = folder.rest.keys().collect();
-            names.sort_unstable();
-            for name in names {
-                super::remove(dir, std::path::Path::new(OsStr::from_bytes(name)))?;
-                self.lacking.removed += 1;
-                if self.lacking.removed_names.len() < NAMED {
-                    self.lacking.removed_names.push(show(&join(&folder.path, name)));
-                }
-            }
-            add(&mut self.lacking.folders, self.told.0);
-        }
-        self.told.0 += 1;
-        Ok(())
-    }
-}
-
-/// So many ranges fit into an answer. After that, what lies between counts as lacking, too: to send it again only
-/// costs time.
-const MOST: usize = 400_000;
-
-/// Adds a number to ranges in ascending order.
-fn add(ranges: &mut Vec<(u64, u64)>, number: u64) {
-    let full = ranges.len() >= MOST;
-    match ranges.last_mut() {
-        Some((_, to)) if *to > number => {}
-        Some((_, to)) if *to == number || full => *to = number + 1,
-        _ => ranges.push((number, number + 1)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_become_ranges() {
-        let mut ranges = Vec::new();
-        [1, 1, 2, 5, 6, 9].into_iter().for_each(|n| add(&mut ranges, n));
-        assert_eq!(ranges, [(1, 3), (5, 7), (9, 10)]);
-    }
 }

@@ -3,17 +3,16 @@
 //! finds the content in that date.
 
 use std::collections::BTreeSet;
-use std::io::Read as _;
 
 use anyhow::{Context as _, Result};
 use common::mutant;
 use serde::{Deserialize, Serialize};
 
 use super::Store;
-use super::findings::{Kind, Outcome};
+use super::findings::Damage;
 use super::meta::SnapshotMeta;
 use super::odd::Known;
-use super::verify::Options;
+use super::outcome::{Outcome, Scope};
 
 /// The file.
 const FILE: &str = ".damaged";
@@ -43,17 +42,12 @@ impl Damaged {
     }
 
     fn load(store: &Store) -> Damaged {
-        let text = store.check().and_then(|dir| {
-            let mut text = String::new();
-            super::open_file(&dir, FILE)?.take(LONGEST).read_to_string(&mut text)?;
-            Ok(text)
-        });
-        text.ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
+        super::hint(store, FILE, LONGEST)
     }
 }
 
 /// Notes what a verification, whose outcome is what is still wrong, found in the newest snapshot, if it looked there.
-pub fn record(store: &Store, options: &Options, outcome: &Outcome) -> Result<()> {
+pub fn record(store: &Store, scope: &Scope, outcome: &Outcome) -> Result<()> {
     // Odd ones are no base of the next backup.
     let counted = match mutant::active("an-odd-one-is-the-base") {
         true => store.snapshots()?.0,
@@ -62,26 +56,26 @@ pub fn record(store: &Store, options: &Options, outcome: &Outcome) -> Result<()>
     let seen = outcome.dates.iter().rfind(|date| counted.iter().any(|meta| meta.date == **date));
     let (Some(newest), Some(seen)) = (counted.last().cloned(), seen) else { return Ok(()) };
     // One that was published meanwhile shares what is rotten in the one before.
-    let since = options.date == "all" && *seen < newest.date;
+    let since = scope.date == "all" && *seen < newest.date;
     if *seen != newest.date && !since {
         return Ok(());
     }
     let old = Damaged::load(store);
     let mut now = Damaged { id: newest.id, ..Damaged::default() };
-    if (options.sample < 100.0 || since) && old.id == now.id {
+    if (scope.sample < 100.0 || since) && old.id == now.id {
         now = old;
     }
-    let places = |kinds: &'static [Kind]| {
+    let places = |kinds: &'static [Damage]| {
         let findings = outcome.findings.iter().filter(|f| kinds.contains(&f.kind));
         findings.flat_map(|f| &f.places).filter(|(date, _)| date == seen).map(|(_, path)| path)
     };
     // Where a folder has become something else, a repair mends all that is below it, as each date has a folder of its own.
     // rsync would compare with whatever a link in its place leads to.
-    let not_folders: BTreeSet<&[u8]> = places(&[Kind::Type]).map(|p| &p[..]).collect();
+    let not_folders: BTreeSet<&[u8]> = places(&[Damage::Type]).map(|p| &p[..]).collect();
     let above = |path: &[u8]| {
         path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at).collect::<Vec<_>>()
     };
-    let wrong = places(&[Kind::Content, Kind::Unreadable, Kind::Missing, Kind::Attributes]);
+    let wrong = places(&[Damage::Content, Damage::Unreadable, Damage::Missing, Damage::Attributes]);
     now.paths.extend(wrong.filter(|p| !above(p).iter().any(|at| not_folders.contains(&p[..*at]))).cloned());
     let many = |paths: &BTreeSet<Vec<u8>>| {
         paths.len() > MOST || paths.iter().map(Vec::len).sum::<usize>() > MOST_BYTES

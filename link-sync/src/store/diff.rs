@@ -1,5 +1,5 @@
-//! What differs between two published snapshots, by name and inode: two paths of one inode are equal. Both are kept from
-//! being removed meanwhile.
+//! What differs between two published snapshots, path by path: of one inode in both nothing differs, other inodes are compared
+//! by type, content and attributes. Both snapshots are kept from being removed meanwhile.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -16,15 +16,15 @@ use nix::sys::stat::{FileStat, fstatat};
 use serde::{Deserialize, Serialize};
 use xattr::FileExt as _;
 
-use super::verify::{Held, hold};
+use super::held::Held;
 use super::{Store, open_below, open_dir, visit};
+use crate::names::show;
 use crate::tree::join;
-use crate::walk::show;
 
 /// What happened to a path between two snapshots.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum What {
+pub enum Change {
     /// Only in the later one. What is in a folder counts, and is not listed.
     Added,
     /// Only in the earlier one; the same.
@@ -47,7 +47,7 @@ pub struct Difference {
     /// How many of each kind, also of those that are not listed.
     pub counts: BTreeMap<String, u64>,
     /// So many of them as were asked for, sorted: `SOURCE/PATH`, escaped for people; and in base64, if it is not UTF-8.
-    pub changes: Vec<(What, String, Option<String>)>,
+    pub changes: Vec<(Change, String, Option<String>)>,
     /// There are more to be listed.
     pub truncated: bool,
     /// Bytes that the list may still take.
@@ -66,8 +66,8 @@ struct Comparison<'a> {
     waiting: Vec<Vec<u8>>,
 }
 
-/// Compares two snapshots; lists at most `limit` paths, and no more than fit into `memory` bytes. Files of different inodes are
-/// compared byte by byte if all else is equal.
+/// Compares two snapshots; lists at most `limit` paths, and no more than fit into `memory` bytes. Files of different inodes and one
+/// size are compared byte by byte.
 pub fn diff(
     store: &Store,
     from: &str,
@@ -77,16 +77,13 @@ pub fn diff(
     memory: u64,
 ) -> Result<Difference> {
     let dir = store.check()?;
-    let hold = |date: &str| match hold(store, &dir, date) {
-        // Mutation: as if nobody could remove it.
-        Ok(held) if mutant::active("diff-holds-its-snapshots") => Ok(Held { _lock: None, ..held }),
-        other => other,
+    let hold = |date: &str| -> Result<_> {
+        let Held { meta, top, lock, .. } = Held::open(store, &dir, &store.find(date)?.date)?;
+        Ok((meta.date, top, Some(lock).filter(|_| !mutant::active("diff-holds-its-snapshots"))))
     };
-    let (old, new) = (hold(&store.find(from)?.date)?, hold(&store.find(to)?.date)?);
-    let dates = (old.meta.date.clone(), new.meta.date.clone());
-    let found = Difference { from: dates.0, to: dates.1, memory, ..Difference::default() };
-    let mut comparison =
-        Comparison { old: &old.top, new: &new.top, source, limit, found, waiting: vec![Vec::new()] };
+    let ((from, old, _old_lock), (to, new, _new_lock)) = (hold(from)?, hold(to)?);
+    let found = Difference { from, to, memory, ..Difference::default() };
+    let mut comparison = Comparison { old: &old, new: &new, source, limit, found, waiting: vec![Vec::new()] };
     while let Some(path) = comparison.waiting.pop() {
         common::signals::check()?;
         comparison.folder(&path).with_context(|| format!("cannot compare {}", show(&path)))?;
@@ -112,8 +109,8 @@ impl Comparison<'_> {
         for (name, is_dir, ino) in visit::names(&new)?.into_iter().filter(|n| wanted(&n.0)) {
             let full = join(path, &name);
             let Some((was_dir, old_ino)) = before.remove(&name) else {
-                self.add(What::Added, &full);
-                self.below(What::Added, &new, &name, is_dir)?;
+                self.add(Change::Added, &full);
+                self.below(Change::Added, &new, &name, is_dir)?;
                 continue;
             };
             if !is_dir && ino == old_ino {
@@ -123,29 +120,29 @@ impl Comparison<'_> {
             let stat = |dir: &File| fstatat(dir, as_name, AtFlags::AT_SYMLINK_NOFOLLOW);
             let (a, b) = (stat(&old)?, stat(&new)?);
             if (a.st_mode ^ b.st_mode) & libc::S_IFMT != 0 {
-                self.add(What::Retyped, &full);
-                self.below(What::Removed, &old, &name, was_dir)?;
-                self.below(What::Added, &new, &name, is_dir)?;
+                self.add(Change::Retyped, &full);
+                self.below(Change::Removed, &old, &name, was_dir)?;
+                self.below(Change::Added, &new, &name, is_dir)?;
                 continue;
             }
             if !is_dir && !same_content(&old, &new, as_name, &a, &b)? {
-                self.add(What::Content, &full);
+                self.add(Change::Content, &full);
             } else if attributes(&a) != attributes(&b) || !same_xattrs(&old, &new, &name, &a)? {
-                self.add(What::Attributes, &full);
+                self.add(Change::Attributes, &full);
             }
             if is_dir {
                 self.waiting.push(full);
             }
         }
         for (name, (was_dir, _)) in before {
-            self.add(What::Removed, &join(path, &name));
-            self.below(What::Removed, &old, &name, was_dir)?;
+            self.add(Change::Removed, &join(path, &name));
+            self.below(Change::Removed, &old, &name, was_dir)?;
         }
         Ok(())
     }
 
     /// Counts what is in a folder that only one of the two has.
-    fn below(&mut self, what: What, parent: &File, name: &[u8], is_dir: bool) -> Result<()> {
+    fn below(&mut self, what: Change, parent: &File, name: &[u8], is_dir: bool) -> Result<()> {
         if is_dir {
             let mut paths = 0;
             visit::each(&open_dir(parent, name)?, |_| {
@@ -157,20 +154,20 @@ impl Comparison<'_> {
         Ok(())
     }
 
-    fn count(&mut self, what: What, paths: u64) {
+    fn count(&mut self, what: Change, paths: u64) {
         let key = match what {
-            What::Added => "added",
-            What::Removed => "removed",
-            What::Retyped => "retyped",
-            What::Content => "content",
-            What::Attributes => "attributes",
+            Change::Added => "added",
+            Change::Removed => "removed",
+            Change::Retyped => "retyped",
+            Change::Content => "content",
+            Change::Attributes => "attributes",
         };
         if paths > 0 {
             *self.found.counts.entry(key.to_owned()).or_default() += paths;
         }
     }
 
-    fn add(&mut self, what: What, path: &[u8]) {
+    fn add(&mut self, what: Change, path: &[u8]) {
         self.count(what, 1);
         let found = &mut self.found;
         // As it is, and once more as it is told.
@@ -229,10 +226,10 @@ fn same_xattrs(old: &File, new: &File, name: &[u8], stat: &FileStat) -> Result<b
     Ok(all_xattrs(&File::from(open(old)?))? == all_xattrs(&File::from(open(new)?))?)
 }
 
-type Xattrs = BTreeMap<std::ffi::OsString, Option<Vec<u8>>>;
+type AllXattrs = BTreeMap<std::ffi::OsString, Option<Vec<u8>>>;
 
 /// All extended attributes; `None` where the file system has none.
-fn all_xattrs(file: &File) -> Result<Option<Xattrs>> {
+fn all_xattrs(file: &File) -> Result<Option<AllXattrs>> {
     match file.list_xattr() {
         Ok(names) => Ok(Some(names.map(|n| Ok((n.clone(), file.get_xattr(&n)?))).collect::<Result<_>>()?)),
         Err(e) if e.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => Ok(None),

@@ -19,10 +19,10 @@ use nix::unistd::{Gid, Uid, fchown, fchownat, symlinkat};
 use sha2::{Digest as _, Sha256};
 use xattr::FileExt as _;
 
-use super::scan::Line;
+use super::scan::ManifestLine;
 use super::sums::Sum;
 use super::{attributes, mtree, open_dir, open_file_at};
-use crate::account::Taken;
+use crate::account::AsOwner;
 use crate::tree::join;
 
 /// Extended attributes of one path.
@@ -31,10 +31,10 @@ type Xattrs = BTreeMap<OsString, Vec<u8>>;
 /// Paths in the dates of this store, by content. What turns out not to hold it is not tried again: a folder of thousands of
 /// files with one content costs as many attempts, not as many for each of them.
 #[derive(Debug, Default)]
-pub struct Here(RefCell<Known>);
+pub struct Here(RefCell<ByContent>);
 
 #[derive(Debug, Default)]
-struct Known {
+struct ByContent {
     dates: Vec<String>,
     paths: Vec<Vec<u8>>,
     /// Of each content: date and path, by their numbers, the last one next.
@@ -44,7 +44,7 @@ struct Known {
 /// So many files of the same content are asked for their extended attributes.
 const ALIKE: usize = 16;
 
-impl Known {
+impl ByContent {
     fn open(&self, store: &File, (date, path): (usize, usize)) -> Option<File> {
         open_file_at(store, &join(self.dates[date].as_bytes(), &self.paths[path])).ok()
     }
@@ -118,7 +118,7 @@ impl Here {
 
 /// Where else something may be found.
 #[derive(Debug, Default)]
-pub struct Places {
+pub struct Elsewhere {
     /// Other folders of dated snapshots, and the dates in each.
     pub from: Vec<(File, Vec<String>)>,
     /// The sources as they are now, by name.
@@ -127,11 +127,11 @@ pub struct Places {
     pub here: Here,
     /// This store.
     pub store: Option<File>,
-    /// The store is this account's, and the other places may be root's.
-    pub account: Option<Taken>,
+    /// The store is this account's, and the others may be root's.
+    pub account: Option<AsOwner>,
 }
 
-impl Places {
+impl Elsewhere {
     /// Opens something that is not in this store.
     fn open<T, E>(&self, open: impl FnOnce() -> Result<T, E>) -> Option<T> {
         match &self.account {
@@ -141,7 +141,7 @@ impl Places {
     }
 
     /// Opened files that may have the content of `line`, nearest first, each when the one before has not.
-    fn files<'a>(&'a self, line: &'a Line, dates: &'a [String]) -> impl Iterator<Item = File> + 'a {
+    fn files<'a>(&'a self, line: &'a ManifestLine, dates: &'a [String]) -> impl Iterator<Item = File> + 'a {
         let here = line.sum.as_ref().zip(self.store.as_ref());
         here.into_iter()
             .flat_map(|(sum, store)| self.here.files(sum, store))
@@ -149,7 +149,11 @@ impl Places {
     }
 
     /// Opened files that may have the attributes of `line`.
-    pub fn alike<'a>(&'a self, line: &'a Line, dates: &'a [String]) -> impl Iterator<Item = File> + 'a {
+    pub fn alike<'a>(
+        &'a self,
+        line: &'a ManifestLine,
+        dates: &'a [String],
+    ) -> impl Iterator<Item = File> + 'a {
         let here = line.sum.as_ref().zip(self.store.as_ref());
         here.into_iter()
             .flat_map(|(sum, store)| self.here.alike(sum, store))
@@ -157,7 +161,11 @@ impl Places {
     }
 
     /// The file at the same path in other stores, and in the source.
-    fn elsewhere<'a>(&'a self, line: &'a Line, dates: &'a [String]) -> impl Iterator<Item = File> + 'a {
+    fn elsewhere<'a>(
+        &'a self,
+        line: &'a ManifestLine,
+        dates: &'a [String],
+    ) -> impl Iterator<Item = File> + 'a {
         // The date itself first, then whatever other dates hold at that path.
         let from = self.from.iter().flat_map(move |(dir, all)| {
             let others = all.iter().rev().filter(|d| !dates.contains(d));
@@ -178,16 +186,16 @@ impl Places {
 pub fn build(
     dir: &File,
     name: &str,
-    line: &Line,
+    line: &ManifestLine,
     old: Option<&File>,
-    places: &Places,
+    elsewhere: &Elsewhere,
     dates: &[String],
 ) -> Result<bool> {
     let words = mtree::words(&line.body);
     let mode = Mode::from_bits_truncate(0o600);
     match line.kind() {
         b"file" => {
-            let Some(from) = content(dir, name, line, places, dates)? else { return Ok(false) };
+            let Some(from) = content(dir, name, line, elsewhere, dates)? else { return Ok(false) };
             let file = open_file_at(dir, name.as_bytes())?;
             let xattrs = xattrs(&words, old.into_iter().chain([&from]))?;
             set_open(&file, &words, xattrs.as_ref())?;
@@ -197,7 +205,7 @@ pub fn build(
         b"dir" => {
             mkdirat(dir, name, Mode::from_bits_truncate(0o700))?;
             let folder = open_dir(dir, name.as_bytes())?;
-            set_open(&folder, &words, xattrs(&words, places.folders(line, dates))?.as_ref())?;
+            set_open(&folder, &words, xattrs(&words, elsewhere.folders(line, dates))?.as_ref())?;
             folder.sync_all().context("cannot make it durable")?;
             return Ok(true);
         }
@@ -212,9 +220,13 @@ pub fn build(
     Ok(true)
 }
 
-impl Places {
+impl Elsewhere {
     /// The same folder elsewhere, for its extended attributes.
-    pub fn folders<'a>(&'a self, line: &'a Line, dates: &'a [String]) -> impl Iterator<Item = File> + 'a {
+    pub fn folders<'a>(
+        &'a self,
+        line: &'a ManifestLine,
+        dates: &'a [String],
+    ) -> impl Iterator<Item = File> + 'a {
         let from = self.from.iter().flat_map(move |(dir, _)| {
             let path = |date: &String| join(date.as_bytes(), &line.path);
             dates.iter().filter_map(move |date| self.open(|| open_dir(dir, &path(date))))
@@ -230,12 +242,18 @@ impl Places {
 }
 
 /// Copies the content into the new file `name`; the place it came from.
-fn content(dir: &File, name: &str, line: &Line, places: &Places, dates: &[String]) -> Result<Option<File>> {
+fn content(
+    dir: &File,
+    name: &str,
+    line: &ManifestLine,
+    elsewhere: &Elsewhere,
+    dates: &[String],
+) -> Result<Option<File>> {
     let sum = line.sum.context("its hash is not known")?;
     let size = (!line.body.is_empty()).then(|| line.size());
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mut tried = HashSet::new();
-    for mut from in places.files(line, dates) {
+    for mut from in elsewhere.files(line, dates) {
         common::signals::check()?;
         let meta = from.metadata()?;
         if size.is_some_and(|s| s != meta.len()) || !tried.insert((meta.dev(), meta.ino())) {

@@ -18,9 +18,9 @@ use serde_json::{Map, Value, json};
 
 use super::meta::SnapshotMeta;
 use super::{META, Store, open_dir, visit};
+use crate::names::show;
 use crate::parallel;
 use crate::tree::join;
-use crate::walk::show;
 
 /// What to look for.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -39,7 +39,7 @@ pub struct Wanted {
 /// What happened to a path from one snapshot to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-enum What {
+enum Fate {
     Appeared,
     Changed,
     Gone,
@@ -71,7 +71,7 @@ impl Seen {
 }
 
 /// Something that happened to a path: at which date (by number), what, and what was there then.
-type Event = (u32, What, Option<Seen>);
+type Event = (u32, Fate, Option<Seen>);
 
 /// One path's history.
 #[derive(Debug, Default)]
@@ -85,9 +85,9 @@ impl History {
     /// At the date `number`, it is there, or not.
     fn at(&mut self, number: u32, seen: Option<Seen>) {
         let what = match (&self.last, &seen) {
-            (None, Some(_)) => Some(What::Appeared),
-            (Some(last), Some(seen)) if !last.same(seen) => Some(What::Changed),
-            (Some(_), None) => Some(What::Gone),
+            (None, Some(_)) => Some(Fate::Appeared),
+            (Some(last), Some(seen)) if !last.same(seen) => Some(Fate::Changed),
+            (Some(_), None) => Some(Fate::Gone),
             _ => None,
         };
         self.dates += u64::from(seen.is_some());
@@ -243,19 +243,19 @@ fn look(
     parallel::each(begin, |path, more| {
         let (mut known, mut folders) = (BTreeMap::<Vec<u8>, History>::new(), BTreeSet::new());
         for (number, at) in (0..).zip(dated) {
-            let what = || format!("cannot read the folder {} of {}", show(&path), at.date);
+            let context = || format!("cannot read the folder {} of {}", show(&path), at.date);
             let dir = match open_dir(top, &join(at.date.as_bytes(), &path)) {
                 Ok(dir) => Some(dir),
                 Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => None,
-                Err(e) => return Err(e).with_context(what),
+                Err(e) => return Err(e).with_context(context),
             };
-            let names = dir.as_ref().map(visit::names).transpose().with_context(what)?.unwrap_or_default();
+            let names = dir.as_ref().map(visit::names).transpose().with_context(context)?.unwrap_or_default();
             let mut now = BTreeMap::new();
             for (dir, (name, is_dir, _)) in dir.iter().cycle().zip(names) {
                 let full = join(&path, &name);
                 if pattern.matches(full.get(source.len() + 1..).unwrap_or_default(), is_dir) {
                     let stat = fstatat(dir, OsStr::from_bytes(&name), AtFlags::AT_SYMLINK_NOFOLLOW)
-                        .with_context(what)?;
+                        .with_context(context)?;
                     now.insert(full.clone(), Seen::of(&stat));
                 }
                 if is_dir {

@@ -2,15 +2,14 @@
 //! hold.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hasher as _};
 
-use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::scan::Line;
+use super::scan::ManifestLine;
 use super::sums;
-use super::verify::Options;
-use crate::walk::show;
+use crate::names::show;
 
 /// Places (a path in a date) of which all is kept, some 300 MB. What comes then is counted only.
 pub const KEPT: usize = 250_000;
@@ -22,7 +21,7 @@ const LISTED_BYTES: usize = 4 << 20;
 /// What can be wrong.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
+pub enum Damage {
     /// Other bytes than were hashed.
     Content,
     /// The disk does not give it back.
@@ -45,23 +44,23 @@ pub enum Kind {
 #[derive(Clone, Debug)]
 pub struct Finding {
     /// What.
-    pub kind: Kind,
+    pub kind: Damage,
     /// Where: dates and paths in them. Of a shared inode, all.
     pub places: BTreeSet<(String, Vec<u8>)>,
     /// The inode, if it is one that snapshots share.
     pub ino: Option<u64>,
     /// What the manifest says.
-    pub expected: Line,
+    pub expected: ManifestLine,
     /// What was found, for people.
     pub found: String,
 }
 
 /// What makes a finding the same in all dates.
-pub type Key = (Kind, Option<u64>, u64);
+pub type Key = (Damage, Option<u64>, u64);
 
 /// All that is found, as it comes.
 #[derive(Debug)]
-pub struct Found {
+pub struct Tally {
     kept: HashMap<Key, Finding>,
     /// Those that are only counted.
     more: HashSet<Key>,
@@ -69,20 +68,36 @@ pub struct Found {
     room: usize,
 }
 
-impl Found {
+impl Tally {
     /// Keeps so many places.
-    pub fn new(room: usize) -> Found {
-        Found { kept: HashMap::new(), more: HashSet::new(), room }
+    pub fn new(room: usize) -> Tally {
+        Tally { kept: HashMap::new(), more: HashSet::new(), room }
     }
 
-    /// Adds `place` to the finding `key`, which is `new` if it was not known.
-    pub fn add(&mut self, key: Key, place: (&str, &[u8]), new: impl FnOnce() -> Finding) {
+    /// Adds what is wrong at `place`. The same inode, or the same path with the same content, is one finding in all dates.
+    pub fn add(
+        &mut self,
+        kind: Damage,
+        ino: Option<u64>,
+        line: &ManifestLine,
+        what: String,
+        place: (&str, &[u8]),
+    ) {
+        let same = match ino {
+            Some(_) => 0,
+            None => {
+                let place = Some(place).filter(|_| line.path.is_empty());
+                digest(&(&line.path, &line.body, &line.sum, place))
+            }
+        };
+        let key = (kind, ino, same);
         if self.room == 0 && !common::mutant::active("findings-are-bounded") {
             if !self.kept.contains_key(&key) {
                 self.more.insert(key);
             }
             return;
         }
+        let new = || Finding { kind, places: BTreeSet::new(), ino, expected: line.clone(), found: what };
         let finding = self.kept.entry(key).or_insert_with(new);
         let added = finding.places.insert((place.0.to_owned(), place.1.to_vec()));
         self.room = self.room.saturating_sub(usize::from(added));
@@ -116,7 +131,7 @@ impl Found {
     }
 
     /// How many of each kind; those that are kept, sorted; and whether anything is not.
-    pub fn finish(self) -> (BTreeMap<Kind, u64>, Vec<Finding>, bool) {
+    pub fn finish(self) -> (BTreeMap<Damage, u64>, Vec<Finding>, bool) {
         let mut counts = BTreeMap::new();
         for key in self.kept.keys().chain(&self.more) {
             *counts.entry(key.0).or_default() += 1;
@@ -167,55 +182,11 @@ pub fn list(findings: &[Finding], limit: usize) -> Vec<Value> {
         .collect()
 }
 
-/// The outcome.
-#[derive(Debug, Default)]
-pub struct Outcome {
-    /// The snapshots checked.
-    pub dates: Vec<String>,
-    /// Those without a manifest, or (of a copy) with a part of one only.
-    pub weaker: Vec<String>,
-    /// Those that are being removed, or were meanwhile.
-    pub skipped: Vec<String>,
-    /// Names checked, in all dates.
-    pub paths: u64,
-    /// Distinct files.
-    pub inodes: u64,
-    /// Of them read.
-    pub inodes_read: u64,
-    /// Bytes read.
-    pub bytes_read: u64,
-    /// How many things of each kind are wrong: all.
-    pub counts: BTreeMap<Kind, u64>,
-    /// What is wrong; of more than [`KEPT`] places, not all.
-    pub findings: Vec<Finding>,
-    /// Not all that is wrong is in `findings`.
-    pub truncated: bool,
-}
-
-impl Outcome {
-    /// How many things are wrong.
-    pub fn total(&self) -> u64 {
-        self.counts.values().sum()
-    }
-
-    /// For the status object.
-    pub fn describe(&self, options: &Options) -> Result<Value> {
-        let listed = list(&self.findings, options.limit);
-        let truncated = self.truncated || (listed.len() as u64) < self.total();
-        let counts: Map<_, _> = self
-            .counts
-            .iter()
-            .map(|(kind, n)| Ok((serde_json::from_value::<String>(json!(kind))?, json!(n))))
-            .collect::<Result<_>>()?;
-        Ok(json!({
-            "dates": self.dates, "weaker_dates": self.weaker, "skipped_dates": self.skipped,
-            "sample_percent": options.sample, "seed": options.seed,
-            "paths": self.paths, "inodes": self.inodes,
-            "inodes_read": self.inodes_read, "bytes_read": self.bytes_read,
-            "findings": listed, "findings_total": self.total(), "findings_truncated": truncated,
-            "counts": counts,
-        }))
-    }
+/// Tells values apart, within one run.
+pub fn digest(value: &impl std::hash::Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
 }
 
 #[cfg(test)]
@@ -223,19 +194,13 @@ mod tests {
     use super::*;
 
     /// `many` paths, each missing in two dates, with room for so many places.
-    fn missing(many: u64, room: usize) -> Found {
-        let mut found = Found::new(room);
+    fn missing(many: u64, room: usize) -> Tally {
+        let mut found = Tally::new(room);
         for date in ["2026-01-01T00-00-00Z", "2026-01-02T00-00-00Z"] {
             for n in 0..many {
                 let path = format!("docs/{n:07}").into_bytes();
-                let new = || Finding {
-                    kind: Kind::Missing,
-                    places: BTreeSet::new(),
-                    ino: None,
-                    expected: Line { path: path.clone(), ..Line::default() },
-                    found: "it is not there".into(),
-                };
-                found.add((Kind::Missing, None, n), (date, &path), new);
+                let line = ManifestLine { path, ..ManifestLine::default() };
+                found.add(Damage::Missing, None, &line, "it is not there".into(), (date, &line.path));
             }
         }
         found
@@ -244,23 +209,10 @@ mod tests {
     #[test]
     fn of_a_million_damaged_paths_all_are_counted_and_some_are_kept() {
         let (counts, kept, truncated) = missing(1_000_000, 1000).finish();
-        assert_eq!((counts[&Kind::Missing], kept.len(), truncated), (1_000_000, 1000, true));
+        assert_eq!((counts[&Damage::Missing], kept.len(), truncated), (1_000_000, 1000, true));
         let (counts, kept, truncated) = missing(1000, 10_000).finish();
-        assert_eq!((counts[&Kind::Missing], kept.len(), truncated), (1000, 1000, false));
+        assert_eq!((counts[&Damage::Missing], kept.len(), truncated), (1000, 1000, false));
         assert!(kept.iter().all(|f| f.places.len() == 2));
-    }
-
-    #[test]
-    fn what_is_listed_fits_a_message_whatever_the_limit() {
-        let (counts, findings, truncated) = missing(50_000, 1_000_000).finish();
-        let outcome = Outcome { counts, findings, truncated, ..Outcome::default() };
-        let options = Options { date: "all".into(), sample: 100.0, seed: 1, limit: usize::MAX };
-        let told = outcome.describe(&options).unwrap();
-        assert!(told.to_string().len() < 5 << 20);
-        assert_eq!((&told["findings_total"], &told["findings_truncated"]), (&50_000.into(), &true.into()));
-        let few = outcome.describe(&Options { limit: 3, ..options }).unwrap();
-        assert_eq!(few["findings"].as_array().unwrap().len(), 3);
-        assert_eq!(few["findings_truncated"], true);
     }
 
     #[test]

@@ -76,8 +76,8 @@ impl Keeps {
 }
 
 fn try_all(dir: &File, shown: &Path) -> Result<Keeps> {
-    let what = || format!("cannot try what the file system of {} keeps", shown.display());
-    let file = make(dir, "file").with_context(what)?;
+    let context = || format!("cannot try what the file system of {} keeps", shown.display());
+    let file = make(dir, "file").with_context(context)?;
     // What does not fit is cut without a word, or refused.
     let kept = |sec: i64, nsec: i64| {
         super::set_modified(&file, &TimeSpec::new(sec, nsec)).and_then(|()| look(dir, "file"))
@@ -87,7 +87,7 @@ fn try_all(dir: &File, shown: &Path) -> Result<Keeps> {
     let (xattrs, acls) = super::open::abilities(dir)?;
 
     linkat(dir, "file", dir, "link", AtFlags::empty()).map_err(|e| cannot(shown, "hard links", e))?;
-    if look(dir, "file").with_context(what)?.st_ino != look(dir, "link").with_context(what)?.st_ino {
+    if look(dir, "file").with_context(context)?.st_ino != look(dir, "link").with_context(context)?.st_ino {
         return Err(cannot(shown, "hard links", Errno::EOPNOTSUPP));
     }
     symlinkat("file", dir, "symlink").map_err(|e| cannot(shown, "symbolic links", e))?;

@@ -102,13 +102,13 @@ impl Ledger {
     /// Writes it, durably: in place if the file is there, whatever room there is.
     pub fn save(&mut self, dir: &File) -> Result<()> {
         self.turn += 1;
-        let what = || format!("cannot write {FILE} in the store");
+        let context = || format!("cannot write {FILE} in the store");
         let mut half = self.text()?;
         half.resize(HALF - 1, b' ');
         half.push(b'\n');
-        if let Some(file) = in_place(dir).with_context(what)? {
+        if let Some(file) = in_place(dir).with_context(context)? {
             let at = (self.turn % 2) * HALF as u64;
-            return file.write_all_at(&half, at).and_then(|()| file.sync_data()).with_context(what);
+            return file.write_all_at(&half, at).and_then(|()| file.sync_data()).with_context(context);
         }
         let mut whole = half.clone();
         whole.extend_from_slice(&half);
@@ -116,14 +116,14 @@ impl Ledger {
         match made {
             // It was written before there were halves, and has its block.
             Err(e) if no_room(&e) && !mutant::active("the-ledger-needs-room") => {
-                match open_for_writing(dir).with_context(what)? {
+                match open_for_writing(dir).with_context(context)? {
                     Some(file) if file.metadata()?.len() > 0 => {
-                        file.write_all_at(&whole, 0).and_then(|()| file.sync_data()).with_context(what)
+                        file.write_all_at(&whole, 0).and_then(|()| file.sync_data()).with_context(context)
                     }
-                    _ => Err(e).with_context(what),
+                    _ => Err(e).with_context(context),
                 }
             }
-            other => other.with_context(what),
+            other => other.with_context(context),
         }
     }
 

@@ -20,7 +20,7 @@ use nix::sys::stat::Mode;
 use super::manifest::PART;
 use super::sums::{self, Lines};
 use super::{META, open_dir, open_file, remove, split, visit};
-use crate::walk::show;
+use crate::names::show;
 
 /// The list that is being made.
 const NEW: &str = ".sha256sums.part.new";
@@ -31,7 +31,7 @@ pub fn hand_on(
     store: &File,
     dates: &[String],
     going: &[String],
-    wrote: &impl Fn(u64) -> Result<()>,
+    written: &impl Fn(u64) -> Result<()>,
 ) -> Result<Vec<(String, String)>> {
     let mut failed = Vec::new();
     for date in going {
@@ -42,7 +42,7 @@ pub fn hand_on(
         let stays = |other: &&String| !going.contains(other);
         let heirs =
             [dates.iter().filter(|d| *d > date).find(stays), dates.iter().filter(|d| *d < date).rfind(stays)];
-        if let Err(error) = one(store, date, &heirs.map(|h| h.map(String::as_str)), wrote) {
+        if let Err(error) = one(store, date, &heirs.map(|h| h.map(String::as_str)), written) {
             common::signals::check()?;
             failed.push((date.clone(), format!("{error:#}")));
         }
@@ -51,7 +51,7 @@ pub fn hand_on(
 }
 
 /// The lines of `date` to the first of `heirs` that has the file.
-fn one(store: &File, date: &str, heirs: &[Option<&str>], wrote: &impl Fn(u64) -> Result<()>) -> Result<()> {
+fn one(store: &File, date: &str, heirs: &[Option<&str>], written: &impl Fn(u64) -> Result<()>) -> Result<()> {
     let top = open_dir(store, date.as_bytes()).with_context(|| format!("cannot open {date}"))?;
     let list = match open_file(&top, &format!("{META}/{PART}")) {
         Ok(list) => list,
@@ -63,10 +63,10 @@ fn one(store: &File, date: &str, heirs: &[Option<&str>], wrote: &impl Fn(u64) ->
     let mut result = Ok(());
     for heir in heirs.iter().flatten() {
         let before = std::mem::take(&mut rest).into_iter();
-        let mut lines = Source { list: lines.take(), rest: before, damaged: 0 };
+        let mut lines = LineSource { list: lines.take(), rest: before, damaged: 0 };
         let heir_top = open_dir(store, heir.as_bytes()).with_context(|| format!("cannot open {heir}"))?;
         let mut shared = Shared { from: &top, into: &heir_top, open: Vec::new(), unread: None };
-        let handed = merge(&heir_top, &mut lines, &mut shared, &mut rest, wrote);
+        let handed = merge(&heir_top, &mut lines, &mut shared, &mut rest, written);
         handed.with_context(|| format!("cannot add to the list of {heir}"))?;
         if let Some(why) = shared.unread {
             result = result.and(Err(why));
@@ -83,13 +83,13 @@ fn one(store: &File, date: &str, heirs: &[Option<&str>], wrote: &impl Fn(u64) ->
 type Own = (Vec<u8>, Option<Vec<u8>>);
 
 /// Lines, from a list or from those that another date did not take.
-struct Source {
+struct LineSource {
     list: Option<Lines>,
     rest: std::vec::IntoIter<Vec<u8>>,
     damaged: u64,
 }
 
-impl Source {
+impl LineSource {
     /// The next line and its path.
     fn next(&mut self) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
         loop {
@@ -136,11 +136,11 @@ impl Shared<'_> {
     }
 
     fn names(&self, dir: &[u8]) -> Result<HashSet<Vec<u8>>> {
-        let what = || format!("cannot compare the folder {}", show(dir));
+        let context = || format!("cannot compare the folder {}", show(dir));
         let list = |top: &File| match open_dir(top, dir) {
-            Ok(dir) => visit::names(&dir).with_context(what),
+            Ok(dir) => visit::names(&dir).with_context(context),
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(Vec::new()),
-            Err(e) => Err(e).with_context(what),
+            Err(e) => Err(e).with_context(context),
         };
         let into: HashSet<visit::Name> = list(self.into)?.into_iter().collect();
         Ok(list(self.from)?.into_iter().filter(|n| !n.1 && into.contains(n)).map(|n| n.0).collect())
@@ -150,10 +150,10 @@ impl Shared<'_> {
 /// Adds to the list of the date open as `heir` those `lines` whose file it shares; the others become `rest`.
 fn merge(
     heir: &File,
-    lines: &mut Source,
+    lines: &mut LineSource,
     shared: &mut Shared<'_>,
     rest: &mut Vec<Vec<u8>>,
-    wrote: &impl Fn(u64) -> Result<()>,
+    written: &impl Fn(u64) -> Result<()>,
 ) -> Result<()> {
     let folder = open_dir(heir, META.as_bytes()).context("cannot open .meta")?;
     let mut own = match open_file(heir, &format!("{META}/{PART}")) {
@@ -170,7 +170,7 @@ fn merge(
         since += line.len() as u64 + 1;
         if since >= 1 << 20 {
             common::signals::check()?;
-            wrote(std::mem::take(&mut since))?;
+            written(std::mem::take(&mut since))?;
         }
         Ok(())
     };
@@ -195,7 +195,7 @@ fn merge(
         put(&own_line)?;
         kept = next_of(&mut own)?;
     }
-    wrote(since)?;
+    written(since)?;
     if added == 0 {
         return remove(&folder, std::path::Path::new(NEW));
     }

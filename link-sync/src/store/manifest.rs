@@ -20,16 +20,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::changes::{self, Changes};
+use super::changes::{self, Delta};
+use super::done::AllDone;
 use super::open::{Writable, existing};
 use super::pace::Pace;
-use super::publish::AllDone;
 use super::sums::{Lines, Sum, hex};
 use super::verify::is_copy;
 use super::{META, PARTIAL, attributes, ensure_dir, mtree, open_dir, open_file, open_file_at, split, sums};
+use crate::names::show;
 use crate::parallel;
 use crate::tree::join;
-use crate::walk::show;
 
 /// Contents.
 pub const SUMS: &str = "sha256sums";
@@ -71,7 +71,7 @@ pub struct Made {
 }
 
 /// A path that is new, or a folder that changed.
-struct Entry {
+struct NewLine {
     path: Vec<u8>,
     body: Vec<u8>,
     sum: Option<Sum>,
@@ -91,7 +91,7 @@ pub fn make(
     partial: &File,
     sources: &[Vec<u8>],
     done: &AllDone,
-    told: &(impl Fn(u64, u64) -> Result<()> + Sync),
+    watch: &(impl Fn(u64, u64) -> Result<()> + Sync),
 ) -> Result<Made> {
     let (base, warnings) = newest(writable)?;
     let of_clone = base.as_ref().is_some_and(|b| writable.base.as_ref().is_some_and(|w| w.date == b.date));
@@ -119,7 +119,7 @@ pub fn make(
         }
         return Ok(Made { manifest: base.manifest.clone(), hashed: (0, 0), warnings });
     }
-    let entries = hash_all(partial, &marked, bytes, told)?;
+    let entries = hash_all(partial, &marked, bytes, watch)?;
     let hashed = entries.iter().filter(|e| e.sum.is_some()).count() as u64;
     let old = |name: &str| -> Result<Option<Lines>> {
         let open = |b: &Base| open_file(&b.dir, &format!("{META}/{name}"));
@@ -197,13 +197,13 @@ fn compare(
     partial: &File,
     source: &[u8],
     touched: Option<&HashSet<Vec<u8>>>,
-) -> Result<Changes> {
-    let what = || format!("cannot compare {}", show(source));
-    let new = open_dir(partial, source).with_context(what)?;
+) -> Result<Delta> {
+    let context = || format!("cannot compare {}", show(source));
+    let new = open_dir(partial, source).with_context(context)?;
     let old = match base.map(|b| open_dir(&b.dir, source)) {
         Some(Ok(dir)) => Some(dir),
         None | Some(Err(nix::errno::Errno::ENOENT)) => None,
-        Some(Err(e)) => return Err(e).with_context(what),
+        Some(Err(e)) => return Err(e).with_context(context),
     };
     changes::between(old.as_ref(), &new, touched)
 }
@@ -213,8 +213,8 @@ fn hash_all(
     top: &File,
     paths: &[Vec<u8>],
     total: u64,
-    told: &(impl Fn(u64, u64) -> Result<()> + Sync),
-) -> Result<Vec<Entry>> {
+    watch: &(impl Fn(u64, u64) -> Result<()> + Sync),
+) -> Result<Vec<NewLine>> {
     let (found, done) = (Mutex::new(Vec::with_capacity(paths.len())), AtomicU64::new(0));
     parallel::each(0..paths.len(), |range: std::ops::Range<usize>, more| {
         if range.len() > PIECE {
@@ -226,7 +226,7 @@ fn hash_all(
         for path in &paths[range] {
             let entry = entry(top, path, |read| {
                 common::signals::check()?;
-                told(done.fetch_add(read, Ordering::Relaxed) + read, total)
+                watch(done.fetch_add(read, Ordering::Relaxed) + read, total)
             });
             part.push(entry.with_context(|| format!("cannot hash {}", show(path)))?);
         }
@@ -234,11 +234,11 @@ fn hash_all(
         Ok(())
     })?;
     let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
-    found.sort_unstable_by(|a: &Entry, b: &Entry| a.path.cmp(&b.path));
+    found.sort_unstable_by(|a: &NewLine, b: &NewLine| a.path.cmp(&b.path));
     Ok(found)
 }
 
-fn entry(top: &File, path: &[u8], read: impl FnMut(u64) -> Result<()>) -> Result<Entry> {
+fn entry(top: &File, path: &[u8], read: impl FnMut(u64) -> Result<()>) -> Result<NewLine> {
     let (dir, name) = split(path);
     let parent = open_dir(top, dir)?;
     if !nix::unistd::geteuid().is_root() {
@@ -251,7 +251,7 @@ fn entry(top: &File, path: &[u8], read: impl FnMut(u64) -> Result<()>) -> Result
     }
     let looked = mtree::look(&parent, name)?;
     let sum = looked.file.map(|mut file| sums::of_file(&mut file, read)).transpose()?;
-    Ok(Entry { path: path.to_vec(), body: looked.body, sum: sum.map(|s| s.0) })
+    Ok(NewLine { path: path.to_vec(), body: looked.body, sum: sum.map(|s| s.0) })
 }
 
 /// Writes one manifest: the base's lines without what is gone, and the new ones among them, by path.
@@ -261,17 +261,17 @@ fn write(
     head: &[u8],
     base: Option<Lines>,
     gone: &HashSet<Vec<u8>>,
-    entries: &[Entry],
+    entries: &[NewLine],
     pace: &Pace,
 ) -> Result<FileDigest> {
-    let what = || format!("cannot write {META}/{name}");
+    let context = || format!("cannot write {META}/{name}");
     let file = BufWriter::with_capacity(1 << 18, create(folder, name)?);
     let mut out = Output { file, hash: Sha256::new(), bytes: 0, pace };
-    out.add(head).with_context(what)?;
+    out.add(head).with_context(context)?;
     let of_sums = name == SUMS;
     let mut new = entries.iter().filter(|e| !of_sums || e.sum.is_some()).peekable();
     let mut line = Vec::new();
-    let mut add = |out: &mut Output<'_>, entry: &Entry| {
+    let mut add = |out: &mut Output<'_>, entry: &NewLine| {
         line.clear();
         match entry.sum.filter(|_| of_sums) {
             Some(sum) => sums::line(&mut line, &sum, &entry.path),
@@ -287,19 +287,19 @@ fn write(
             };
             let Some(path) = path else { continue };
             while let Some(entry) = new.next_if(|e| *e.path < *path) {
-                add(&mut out, entry).with_context(what)?;
+                add(&mut out, entry).with_context(context)?;
             }
             if new.peek().is_some_and(|e| e.path == *path) || is_below(&path, gone) {
                 continue;
             }
-            out.add(old).with_context(what)?;
-            out.add(b"\n").with_context(what)?;
+            out.add(old).with_context(context)?;
+            out.add(b"\n").with_context(context)?;
         }
     }
     for entry in new {
-        add(&mut out, entry).with_context(what)?;
+        add(&mut out, entry).with_context(context)?;
     }
-    out.file.flush().with_context(what)?;
+    out.file.flush().with_context(context)?;
     Ok(FileDigest { sha256: hex(&out.hash.finalize()), bytes: out.bytes })
 }
 

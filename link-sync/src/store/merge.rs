@@ -15,21 +15,52 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, fstatat};
 use nix::unistd::linkat;
+use serde::{Deserialize, Serialize};
 
-use super::publish::DirTimes;
+use super::done::DirTimes;
+use super::path::check_path;
 use super::{attributes, ensure_dir, open_dir, sparse, split};
-use crate::protocol::{Merged, Record, check_path};
-use crate::walk::show;
+use crate::names::show;
 
 /// How many missing paths are named.
 const NAMED: usize = 10;
 
+/// One path, as the other end lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// `st_mode` type bits.
+    pub kind: u32,
+    /// Bytes.
+    pub size: u64,
+    /// Modification time, seconds and nanoseconds.
+    pub mtime: (i64, u32),
+    /// Relative to the source.
+    pub path: Vec<u8>,
+}
+
+/// What a merge did.
+#[derive(Debug, Default, Deserialize, Serialize)]
+pub struct Merged {
+    /// Files received.
+    pub received: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+    /// Files linked from the base although they were listed: rsync found them unchanged.
+    pub linked: u64,
+    /// Files taken over from an interrupted run.
+    pub resumed: u64,
+    /// Listed paths that were nowhere: they vanished at the source, or rsync passed over them.
+    pub missing: u64,
+    /// The first of them.
+    pub missing_names: Vec<String>,
+}
+
 /// The trees of one source that a merge works on.
 #[derive(Debug)]
 pub struct Merge {
-    incoming: Place,
-    resume: Option<Place>,
-    base: Option<Place>,
+    incoming: OpenTree,
+    resume: Option<OpenTree>,
+    base: Option<OpenTree>,
     partial: File,
     /// The partial snapshot was compared with, so what is there stays.
     again: bool,
@@ -43,15 +74,15 @@ pub struct Merge {
 
 /// A tree to take from, with the directory last used kept open.
 #[derive(Debug)]
-struct Place {
+struct OpenTree {
     root: File,
     dir: Vec<u8>,
     open: Option<File>,
 }
 
-impl Place {
-    fn new(root: File) -> Place {
-        Place { root, dir: b"/".to_vec(), open: None }
+impl OpenTree {
+    fn new(root: File) -> OpenTree {
+        OpenTree { root, dir: b"/".to_vec(), open: None }
     }
 
     /// The directory `dir` in it, if there is one.
@@ -79,9 +110,9 @@ impl Merge {
         times: bool,
     ) -> Merge {
         Merge {
-            incoming: Place::new(incoming),
-            resume: resume.map(Place::new),
-            base: base.map(Place::new),
+            incoming: OpenTree::new(incoming),
+            resume: resume.map(OpenTree::new),
+            base: base.map(OpenTree::new),
             partial,
             again,
             times,
@@ -97,11 +128,11 @@ impl Merge {
     }
 
     /// Puts one listed path in its place. Directories' times go into `times`, to be set at the end.
-    pub fn take(&mut self, record: &Record, times: &mut DirTimes) -> Result<()> {
+    pub fn take(&mut self, record: &Listed, times: &mut DirTimes) -> Result<()> {
         if !record.path.is_empty() {
             check_path(&record.path)?;
         }
-        let what = || format!("cannot put {} in its place", show(&record.path));
+        let context = || format!("cannot put {} in its place", show(&record.path));
         // Whatever is put there moves the time of the folder it is put into.
         if !record.path.is_empty() {
             let (dir, _) = split(&record.path);
@@ -111,12 +142,12 @@ impl Merge {
             }
         }
         if record.kind == libc::S_IFDIR {
-            return self.take_dir(record, times).with_context(what);
+            return self.take_dir(record, times).with_context(context);
         }
-        self.take_file(record).with_context(what)
+        self.take_file(record).with_context(context)
     }
 
-    fn take_dir(&mut self, record: &Record, times: &mut DirTimes) -> Result<()> {
+    fn take_dir(&mut self, record: &Listed, times: &mut DirTimes) -> Result<()> {
         if !record.path.is_empty() && self.take_whole(&record.path)? {
             times.insert(record.path.clone(), Some(record.mtime));
             self.whole.insert(record.path.clone());
@@ -151,7 +182,7 @@ impl Merge {
         }
     }
 
-    fn take_file(&mut self, record: &Record) -> Result<()> {
+    fn take_file(&mut self, record: &Listed) -> Result<()> {
         let (dir, name) = split(&record.path);
         let name = OsStr::from_bytes(name);
         if let Some(from) = self.incoming.dir(dir)?
@@ -210,7 +241,7 @@ impl Merge {
         Ok(())
     }
 
-    fn missing(&mut self, record: &Record) {
+    fn missing(&mut self, record: &Listed) {
         self.merged.missing += 1;
         if self.merged.missing_names.len() < NAMED {
             self.merged.missing_names.push(show(&record.path));
@@ -249,7 +280,7 @@ fn look(dir: &File, name: &OsStr) -> Result<Option<FileStat>> {
 }
 
 /// Whether a file has the size, and if they count the time, of `record`.
-fn is_of(stat: &FileStat, record: &Record, times: bool) -> bool {
+fn is_of(stat: &FileStat, record: &Listed, times: bool) -> bool {
     let mtime = (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0));
     u64::try_from(stat.st_size) == Ok(record.size) && (!times || mtime == record.mtime)
 }

@@ -8,14 +8,19 @@
 
 pub mod allowance;
 pub mod attributes;
+pub mod beneath;
 pub mod changes;
 pub mod clear;
 pub mod clone;
+pub mod compare;
 pub mod damaged;
 pub mod diff;
+pub mod done;
+pub mod examine;
 pub mod fetch;
 pub mod find;
 pub mod findings;
+pub mod held;
 pub mod keeps;
 pub mod ledger;
 pub mod lists;
@@ -25,7 +30,9 @@ pub mod meta;
 pub mod mtree;
 pub mod odd;
 pub mod open;
+pub mod outcome;
 pub mod pace;
+pub mod path;
 pub mod pins;
 pub mod prune;
 pub mod publish;
@@ -39,10 +46,8 @@ pub mod verified;
 pub mod verify;
 pub mod visit;
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read as _;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -51,10 +56,12 @@ use anyhow::{Context as _, Result};
 use common::fault::{Fault, Kind, kind_of};
 use common::{mounts, mutant};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-use nix::sys::stat::{Mode, fstat, futimens, mkdirat};
+use nix::fcntl::{OFlag, ResolveFlag};
+use nix::sys::stat::{fstat, futimens};
 use nix::sys::time::TimeSpec;
 
+pub use crate::tree::split;
+pub use beneath::{ensure_dir, open_below, open_dir, open_dir_here, open_file, open_file_at};
 use meta::SnapshotMeta;
 
 /// The snapshot being made.
@@ -171,10 +178,10 @@ impl Store {
 
     /// The names of folders that look like snapshots, oldest first.
     fn dates(&self) -> Result<Vec<String>> {
-        let what = || format!("cannot list {}", self.path.display());
+        let context = || format!("cannot list {}", self.path.display());
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(&self.path).with_context(what)? {
-            let name = entry.with_context(what)?.file_name();
+        for entry in std::fs::read_dir(&self.path).with_context(context)? {
+            let name = entry.with_context(context)?.file_name();
             if let Some(name) = name.to_str().filter(|n| meta::is_date(n)) {
                 names.push(name.to_owned());
             }
@@ -216,44 +223,21 @@ impl Store {
     }
 }
 
-/// Opens the directory `path` below `root`, through no symlink, whoever made the tree, however deep it is.
-pub fn open_dir(root: &File, path: &[u8]) -> nix::Result<File> {
-    open_folder(root, path, ResolveFlag::empty())
-}
-
-/// The same, and nothing on another mount.
-pub fn open_dir_here(root: &File, path: &[u8]) -> nix::Result<File> {
-    open_folder(root, path, ResolveFlag::RESOLVE_NO_XDEV)
-}
-
-fn open_folder(root: &File, path: &[u8], more: ResolveFlag) -> nix::Result<File> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    match open_with(root, path, flags, more) {
-        // More than the kernel takes at once.
-        Err(Errno::ENAMETOOLONG) => {
-            let half = path[..path.len() / 2].iter().rposition(|b| *b == b'/');
-            let half = half.ok_or(Errno::ENAMETOOLONG)?;
-            open_folder(&open_folder(root, &path[..half], more)?, &path[half + 1..], more)
-        }
-        other => other.map(File::from),
-    }
-}
-
 /// The text of a small file of link-sync's own in the store; `None` if it is not there. What else may lie there under its name
 /// is not read, and not waited for.
 pub fn note(root: &File, name: &str) -> Result<Option<String>> {
-    let what = || format!("cannot read {name} in the store");
+    let context = || format!("cannot read {name} in the store");
     let opened = match mutant::active("a-note-is-a-file") {
-        true => open_with(root, name.as_bytes(), OFlag::O_RDONLY, ResolveFlag::empty())
+        true => beneath::open_with(root, name.as_bytes(), OFlag::O_RDONLY, ResolveFlag::empty())
             .map(File::from)
             .map_err(Into::into),
         false => open_file(root, name),
     };
     let mut text = String::new();
     match opened {
-        Ok(file) => file.take(LONGEST_NOTE).read_to_string(&mut text).with_context(what)?,
+        Ok(file) => file.take(LONGEST_NOTE).read_to_string(&mut text).with_context(context)?,
         Err(e) if e.downcast_ref::<Errno>() == Some(&Errno::ENOENT) => return Ok(None),
-        Err(e) => return Err(e).with_context(what),
+        Err(e) => return Err(e).with_context(context),
     };
     Ok(Some(text))
 }
@@ -261,63 +245,15 @@ pub fn note(root: &File, name: &str) -> Result<Option<String>> {
 /// More bytes than one has.
 const LONGEST_NOTE: u64 = 1 << 20;
 
-/// Opens the regular file `path` below `root` for reading, through no symlink, and without waiting for anything.
-pub fn open_file(root: &File, path: &str) -> Result<File> {
-    open_file_at(root, path.as_bytes())
-}
-
-/// The same for a path that is bytes.
-pub fn open_file_at(root: &File, path: &[u8]) -> Result<File> {
-    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let file = match open_below(root, path, flags) {
-        Err(Errno::ENAMETOOLONG) if !split(path).0.is_empty() => {
-            let (above, name) = split(path);
-            open_below(&open_dir(root, above)?, name, flags)
-        }
-        other => other,
-    };
-    let file = File::from(file?);
-    anyhow::ensure!(file.metadata()?.is_file(), "it is not a regular file");
-    Ok(file)
-}
-
-fn open_below(root: &File, path: &[u8], flags: OFlag) -> nix::Result<OwnedFd> {
-    open_with(root, path, flags, ResolveFlag::empty())
-}
-
-fn open_with(root: &File, path: &[u8], flags: OFlag, more: ResolveFlag) -> nix::Result<OwnedFd> {
-    let path = if path.is_empty() { OsStr::new(".") } else { OsStr::from_bytes(path) };
-    let resolve = ResolveFlag::RESOLVE_BENEATH
-        | ResolveFlag::RESOLVE_NO_SYMLINKS
-        | ResolveFlag::RESOLVE_NO_MAGICLINKS
-        | more;
-    loop {
-        match openat2(root.as_fd(), path, OpenHow::new().flags(flags).resolve(resolve)) {
-            // RESOLVE_BENEATH may have to be tried again when something is renamed meanwhile (openat2(2)).
-            Err(Errno::EAGAIN | Errno::EINTR) => {}
-            other => return other,
-        }
-    }
-}
-
-/// Opens the directory `path` below `root`, and makes what is missing of it, 0700.
-pub fn ensure_dir(root: &File, path: &[u8]) -> Result<File> {
-    match open_dir(root, path) {
-        Ok(dir) => return Ok(dir),
-        Err(Errno::ENOENT) => {}
-        Err(e) => {
-            return Err(e).with_context(|| format!("cannot open the folder {}", crate::walk::show(path)));
-        }
-    }
-    let (parent, name) = split(path);
-    let parent = ensure_dir(root, parent)?;
-    match mkdirat(&parent, OsStr::from_bytes(name), Mode::from_bits_truncate(0o700)) {
-        Ok(()) | Err(Errno::EEXIST) => {}
-        Err(e) => {
-            return Err(e).with_context(|| format!("cannot make the folder {}", crate::walk::show(path)));
-        }
-    }
-    open_dir(root, path).with_context(|| format!("cannot open the folder {}", crate::walk::show(path)))
+/// What a file `name` of the store, of at most so many bytes, says; the default if it is not there, or damaged: for what is
+/// only of help.
+pub fn hint<T: Default + serde::de::DeserializeOwned>(store: &Store, name: &str, longest: u64) -> T {
+    let text = store.check().and_then(|dir| {
+        let mut text = String::new();
+        open_file(&dir, name)?.take(longest).read_to_string(&mut text)?;
+        Ok(text)
+    });
+    text.ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
 }
 
 /// Sets the modification time of an open file or folder. The other one is set to what it is: on FUSE, libfuse 2 passes
@@ -325,14 +261,6 @@ pub fn ensure_dir(root: &File, path: &[u8]) -> Result<File> {
 pub fn set_modified(file: &File, modified: &TimeSpec) -> nix::Result<()> {
     let stat = fstat(file)?;
     futimens(file, &TimeSpec::new(stat.st_atime, stat.st_atime_nsec), modified)
-}
-
-/// A path's directory and its name.
-pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|b| *b == b'/') {
-        Some(at) => (&path[..at], &path[at + 1..]),
-        None => (&[], path),
-    }
 }
 
 /// Removes `name` in `dir` and all below it, whatever it is; fine if it is not there.
@@ -345,7 +273,20 @@ pub fn remove(dir: &File, name: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::stat::{Mode, mkdirat};
+
     use super::*;
+
+    /// Sixty folders in each other, together longer than a path may be; the name of the first.
+    pub fn deep(top: &File) -> String {
+        let mut at = top.try_clone().unwrap();
+        let name = "n".repeat(200);
+        for _ in 0..60 {
+            mkdirat(&at, name.as_str(), Mode::S_IRWXU).unwrap();
+            at = open_dir(&at, name.as_bytes()).unwrap();
+        }
+        name
+    }
 
     #[test]
     fn what_lies_in_the_place_of_a_note_is_not_waited_for() {

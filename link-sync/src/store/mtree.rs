@@ -26,7 +26,7 @@ pub const HEAD: &[u8] = b"#mtree\n. type=dir\n./.meta type=dir ignore optional\n
 
 /// A path as it is on the disk.
 #[derive(Debug)]
-pub struct Looked {
+pub struct OnDisk {
     /// Its stat.
     pub stat: FileStat,
     /// The line's part after the path.
@@ -36,7 +36,7 @@ pub struct Looked {
 }
 
 /// Looks at `name` in `dir`, through no symlink; opens regular files.
-pub fn look(dir: &File, name: &[u8]) -> Result<Looked> {
+pub fn look(dir: &File, name: &[u8]) -> Result<OnDisk> {
     let as_name = OsStr::from_bytes(name);
     let mut stat = fstatat(dir, as_name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
     let opened = match stat.st_mode & libc::S_IFMT {
@@ -55,7 +55,7 @@ pub fn look(dir: &File, name: &[u8]) -> Result<Looked> {
     let owned = !attributes::carries_owner(&xattrs) || mutant::active("a-stores-account-is-an-owner");
     let body = body(&stat, owned, link.as_deref().map(|l| l.as_bytes()), digest(&xattrs).as_deref());
     let file = opened.filter(|_| stat.st_mode & libc::S_IFMT == libc::S_IFREG);
-    Ok(Looked { stat, body, file })
+    Ok(OnDisk { stat, body, file })
 }
 
 /// `type=…` and so on; the owner if it is `owned` by whom its stat says.

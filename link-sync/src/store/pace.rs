@@ -226,15 +226,15 @@ impl Flushed {
 
 /// Watches the room of a store while a process writes to it.
 #[derive(Debug)]
-pub struct Watch<'scope> {
+pub struct RoomWatch<'scope> {
     thread: ScopedJoinHandle<'scope, Result<()>>,
     done: mpsc::Sender<()>,
 }
 
-impl<'scope> Watch<'scope> {
+impl<'scope> RoomWatch<'scope> {
     /// Begins: the writing child `pid` is ended when what must stay free would not. It must not be reaped before
-    /// [`Watch::end`].
-    pub fn begin(scope: &'scope Scope<'scope, '_>, pace: &'scope Pace, pid: Pid) -> Watch<'scope> {
+    /// [`RoomWatch::end`].
+    pub fn begin(scope: &'scope Scope<'scope, '_>, pace: &'scope Pace, pid: Pid) -> RoomWatch<'scope> {
         let (done, is_done) = mpsc::channel();
         let thread = scope.spawn(move || {
             while is_done.recv_timeout(TICK) == Err(mpsc::RecvTimeoutError::Timeout) {
@@ -246,7 +246,7 @@ impl<'scope> Watch<'scope> {
             }
             Ok(())
         });
-        Watch { thread, done }
+        RoomWatch { thread, done }
     }
 
     /// Why the child was ended, if it was.

@@ -36,9 +36,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What is asked for.
 #[derive(Clone, Debug)]
-pub struct Ask {
+pub struct Order {
     /// The rules, or one date by hand.
-    pub what: What,
+    pub what: Removal,
     /// Only tell.
     pub dry_run: bool,
     /// Dates that stay whatever the rules say, with the reason.
@@ -49,7 +49,7 @@ pub struct Ask {
 
 /// What is to be removed.
 #[derive(Clone, Debug)]
-pub enum What {
+pub enum Removal {
     /// What the rules do not keep.
     Rules(Box<Rules>),
     /// This one, as somebody said so.
@@ -83,7 +83,7 @@ pub struct Pruned {
 }
 
 /// Does it. `now` is the store's clock.
-pub fn prune(store: &Store, ask: &Ask, now: Timestamp) -> Result<Pruned> {
+pub fn prune(store: &Store, ask: &Order, now: Timestamp) -> Result<Pruned> {
     let dir = store.check()?;
     if ask.dry_run {
         let (_, pruned, _) = decide(store, &dir, ask, now)?;
@@ -106,7 +106,7 @@ pub fn prune(store: &Store, ask: &Ask, now: Timestamp) -> Result<Pruned> {
         }
     }
     let mut noted = true;
-    if !pruned.removed.is_empty() || matches!(ask.what, What::Rules(_)) {
+    if !pruned.removed.is_empty() || matches!(ask.what, Removal::Rules(_)) {
         // Before the renames, so that a kill in between does not make room for more.
         noted = note(&mut ledger, &dir, ask)?;
     }
@@ -132,8 +132,8 @@ pub fn prune(store: &Store, ask: &Ask, now: Timestamp) -> Result<Pruned> {
 }
 
 /// Notes what is going to be removed. `false` if there is no room for that, where nobody has to be kept from asking again.
-fn note(ledger: &mut Ledger, dir: &File, ask: &Ask) -> Result<bool> {
-    let for_client = matches!(&ask.what, What::Rules(rules) if rules.for_client);
+fn note(ledger: &mut Ledger, dir: &File, ask: &Order) -> Result<bool> {
+    let for_client = matches!(&ask.what, Removal::Rules(rules) if rules.for_client);
     match ledger.save(dir) {
         Ok(()) => Ok(true),
         Err(e) if !no_room(&e) => Err(e),
@@ -205,9 +205,9 @@ impl Away<'_> {
     }
 
     fn rename_one(&self, date: &str) -> Result<()> {
-        let what = || format!("cannot move {date} away");
-        let folder = ensure_dir(self.dir, PRUNED.as_bytes()).with_context(what)?;
-        common::rename::noreplace(self.dir, date, &folder, date).with_context(what)
+        let context = || format!("cannot move {date} away");
+        let folder = ensure_dir(self.dir, PRUNED.as_bytes()).with_context(context)?;
+        common::rename::noreplace(self.dir, date, &folder, date).with_context(context)
     }
 
     /// Removes a date where it lies. Cut short, the next prune goes on with it.
@@ -254,7 +254,7 @@ fn alone(dir: &File, date: &str) -> Result<Option<File>> {
 }
 
 /// What is to be removed and why, the state that follows, and the dates there are now.
-fn decide(store: &Store, dir: &File, ask: &Ask, now: Timestamp) -> Result<(Ledger, Pruned, Vec<String>)> {
+fn decide(store: &Store, dir: &File, ask: &Order, now: Timestamp) -> Result<(Ledger, Pruned, Vec<String>)> {
     let mut known = Known::of(store, now)?;
     let damaged = std::mem::take(&mut known.damaged);
     let metas = &known.counted;
@@ -264,8 +264,8 @@ fn decide(store: &Store, dir: &File, ask: &Ask, now: Timestamp) -> Result<(Ledge
     let mut state = Ledger::load(dir)?;
     let mut pruned = Pruned { damaged, warnings: known.warnings(), ..Pruned::default() };
     let rules = match &ask.what {
-        What::Rules(rules) => rules,
-        What::Date(date) => {
+        Removal::Rules(rules) => rules,
+        Removal::Date(date) => {
             by_hand(&known, &pruned.damaged, &needed, date)?;
             pruned.removed.push(date.clone());
             return Ok((state, pruned, dates));

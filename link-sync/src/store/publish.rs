@@ -1,6 +1,5 @@
 //! From partial to published: times, what is known about it, durable, one rename, `latest`.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 
@@ -11,30 +10,15 @@ use common::record::random_id;
 use nix::errno::Errno;
 use nix::fcntl::{readlinkat, renameat};
 use nix::sys::time::TimeSpec;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
+use super::done::{AllDone, DirTimes, Done};
 use super::manifest;
-use super::meta::{DATE_FORMAT, SnapshotMeta};
+use super::meta::{Consistency, DATE_FORMAT, SnapshotMeta, SourceMeta};
 use super::open::Writable;
 use super::{INCOMING, META, PARTIAL, RESUME, ensure_dir, open_dir, visit};
-use crate::protocol::{Description, Published};
-use crate::walk::show;
-
-/// The directories of one source whose time must be set at the end: to what the source said, or (`None`: something
-/// was put in or taken out) to the base's.
-pub type DirTimes = HashMap<Vec<u8>, Option<(i64, u32)>>;
-
-/// What was done to one source's folder of the partial snapshot.
-#[derive(Debug, Default)]
-pub struct Done {
-    /// It began as a whole clone of the base's.
-    pub cloned: bool,
-    /// Every directory in which something was put, taken out or left out since.
-    pub times: DirTimes,
-}
-
-/// [`Done`] by source.
-pub type AllDone = HashMap<String, Done>;
+use crate::names::show;
 
 /// What is said of the snapshot that is to be published.
 #[derive(Debug)]
@@ -43,6 +27,41 @@ pub enum Described {
     Source(Description),
     /// The whole `snapshot.json` of one of another store, which is kept byte for byte, with its date.
     Copy(String),
+}
+
+/// What a source knows of the snapshot it has made. All else is known to the store.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Description {
+    /// The maintenance run it was sealed in.
+    pub run_id: Option<String>,
+    /// How far its parts belong together.
+    pub consistency: Consistency,
+    /// When staging began, by the source's clock.
+    pub started_at: String,
+    /// link-sync's version there.
+    pub tool_version: String,
+    /// Its sources.
+    pub sources: Vec<SourceMeta>,
+}
+
+/// A snapshot that has been published.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Published {
+    /// What a person should know.
+    pub warnings: Vec<Value>,
+    /// Its random id.
+    pub id: String,
+    /// Its name.
+    pub date: String,
+    /// Its folder.
+    pub path: String,
+    /// Files that were hashed for the checksums.
+    #[serde(default)]
+    pub hashed_files: u64,
+    /// Their bytes.
+    #[serde(default)]
+    pub hashed_bytes: u64,
 }
 
 /// Publishes the partial snapshot. On return it is durable: every block of it, its name, and `latest` unless a
@@ -54,7 +73,7 @@ pub fn publish(
     writable: &Writable,
     described: Described,
     done: &AllDone,
-    told: &(impl Fn(u64, u64) -> Result<()> + Sync),
+    watch: &(impl Fn(u64, u64) -> Result<()> + Sync),
 ) -> Result<Published> {
     let partial = open_dir(&writable.dir, PARTIAL.as_bytes()).context("there is no partial snapshot")?;
     let (mut meta, mut text): (SnapshotMeta, String) = match described {
@@ -85,7 +104,7 @@ pub fn publish(
     let (mut warnings, mut hashed) = (Vec::new(), (0, 0));
     if !writable.copy {
         let made =
-            manifest::make(writable, &partial, &names, done, told).context("cannot make the checksums")?;
+            manifest::make(writable, &partial, &names, done, watch).context("cannot make the checksums")?;
         (warnings, hashed) = (made.warnings, made.hashed);
         meta.manifest = Some(made.manifest);
         // After what took time.
@@ -185,24 +204,24 @@ fn check_length(text: &str, copy: bool) -> Result<()> {
 /// Sets the directories' modification times: as the source said, else as in the base.
 fn set_times(dir: &File, base: Option<&File>, times: &DirTimes) -> Result<()> {
     for (path, time) in times {
-        let what = || format!("cannot set the time of the folder {}", show(path));
+        let context = || format!("cannot set the time of the folder {}", show(path));
         let open = match open_dir(dir, path) {
             Ok(open) => open,
             // Taken out by a later pass.
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => continue,
-            Err(e) => return Err(e).with_context(what),
+            Err(e) => return Err(e).with_context(context),
         };
         // Only a folder that came and went while it was taken (so never in a sealed snapshot) is unknown to both.
         let (sec, nsec) = match (time, base.map(|b| open_dir(b, path))) {
             (Some((sec, nsec)), _) => (*sec, i64::from(*nsec)),
             (None, Some(Ok(old))) => {
-                let old = nix::sys::stat::fstat(&old).with_context(what)?;
+                let old = nix::sys::stat::fstat(&old).with_context(context)?;
                 (old.st_mtime, old.st_mtime_nsec)
             }
             (None, None | Some(Err(Errno::ENOENT))) => continue,
-            (None, Some(Err(e))) => return Err(e).with_context(what),
+            (None, Some(Err(e))) => return Err(e).with_context(context),
         };
-        super::set_modified(&open, &TimeSpec::new(sec, nsec)).with_context(what)?;
+        super::set_modified(&open, &TimeSpec::new(sec, nsec)).with_context(context)?;
     }
     Ok(())
 }

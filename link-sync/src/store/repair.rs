@@ -20,15 +20,16 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::linkat;
 use serde_json::Value;
 
-use super::fetch::{self, Here, Places};
-use super::findings::{self, Finding, Kind, Outcome};
+use super::fetch::{self, Elsewhere, Here};
+use super::findings::{self, Damage, Finding};
 use super::manifest::{self, MTREE, SUMS};
 use super::meta::SnapshotMeta;
-use super::scan::{self, Expected, Line};
-use super::verify::{Options, verify};
+use super::outcome::{Outcome, Scope};
+use super::scan::{self, Expected, ManifestLine};
+use super::verify::verify;
 use super::{META, Store, ensure_dir, mtree, open, open_dir, split, sums};
+use crate::names::show;
 use crate::tree::join;
-use crate::walk::show;
 
 /// Where what is built lies until it is in its place.
 const REPAIR: &str = ".repair";
@@ -54,28 +55,28 @@ pub struct Repaired {
 /// Verifies, and repairs what is found. The outcome tells what is still wrong.
 pub fn repair(
     store: &Store,
-    options: &Options,
-    mut places: Places,
-    told: &(impl Fn(u64, u64) -> Result<()> + Sync),
+    scope: &Scope,
+    mut elsewhere: Elsewhere,
+    watch: &(impl Fn(u64, u64) -> Result<()> + Sync),
 ) -> Result<(Outcome, Repaired)> {
     let dir = store.check()?;
     let _lock = open::lock(store)?;
     super::remove(&dir, Path::new(REPAIR))?;
-    places.store = Some(dir.try_clone().context("cannot copy a descriptor")?);
+    elsewhere.store = Some(dir.try_clone().context("cannot copy a descriptor")?);
     let (snapshots, _) = store.snapshots()?;
     let mut repaired = Repaired::default();
     let work = Work { dir: &dir, room: ensure_dir(&dir, REPAIR.as_bytes())?, snapshots: &snapshots };
-    let manifests = work.manifests(&places)?;
-    let mut outcome = verify(store, None, options, told)?;
+    let manifests = work.manifests(&elsewhere)?;
+    let mut outcome = verify(store, None, scope, watch)?;
     let found = std::mem::take(&mut outcome.findings);
-    let twins = work.search(&found, &places)?;
+    let twins = work.search(&found, &elsewhere)?;
     let (folders, rest): (Vec<_>, Vec<_>) =
-        found.into_iter().partition(|f| f.kind == Kind::Attributes && f.expected.kind() == b"dir");
+        found.into_iter().partition(|f| f.kind == Damage::Attributes && f.expected.kind() == b"dir");
     let mut tried = Vec::new();
     // Folders' times last: whatever is put into one moves it.
     for finding in rest.into_iter().chain(folders) {
         common::signals::check()?;
-        let result = work.one(&finding, &places, &twins);
+        let result = work.one(&finding, &elsewhere, &twins);
         if let Err(why) = &result {
             common::signals::check()?;
             repaired.left += 1;
@@ -88,7 +89,7 @@ pub fn repair(
     }
     super::remove(&dir, Path::new(REPAIR))?;
     // Again, without reading: what was built is what it should be, and so is all around it.
-    let again = verify(store, None, &Options { sample: 0.0, ..options.clone() }, told)?;
+    let again = verify(store, None, &Scope { sample: 0.0, ..scope.clone() }, watch)?;
     settle(&mut outcome, &mut repaired, tried, again);
     repaired.done.extend(manifests);
     Ok((outcome, repaired))
@@ -104,7 +105,7 @@ fn settle(outcome: &mut Outcome, repaired: &mut Repaired, tried: Vec<(Finding, b
     }
     let untried = std::mem::take(&mut outcome.counts);
     outcome.counts = again.counts;
-    for kind in [Kind::Content, Kind::Unreadable] {
+    for kind in [Damage::Content, Damage::Unreadable] {
         if let Some(n) = untried.get(&kind).filter(|n| **n > 0) {
             *outcome.counts.entry(kind).or_default() += n;
         }
@@ -126,7 +127,7 @@ fn settle(outcome: &mut Outcome, repaired: &mut Repaired, tried: Vec<(Finding, b
 }
 
 /// Of a path: what it should be, and in which dates, by their numbers, that is the same.
-type Twins = HashMap<Vec<u8>, Vec<(Line, Vec<usize>)>>;
+type Twins = HashMap<Vec<u8>, Vec<(ManifestLine, Vec<usize>)>>;
 
 struct Work<'a> {
     dir: &'a File,
@@ -137,9 +138,9 @@ struct Work<'a> {
 
 impl Work<'_> {
     /// Puts damaged manifests right, from dates that share them or from other stores: without them nothing else can be.
-    fn manifests(&self, places: &Places) -> Result<Vec<Finding>> {
+    fn manifests(&self, elsewhere: &Elsewhere) -> Result<Vec<Finding>> {
         let mut done = Vec::new();
-        self.offer_manifests(&places.here);
+        self.offer_manifests(&elsewhere.here);
         for meta in self.snapshots {
             let Some(manifest) = &meta.manifest else { continue };
             let top = self.top(&meta.date)?;
@@ -148,12 +149,15 @@ impl Work<'_> {
                 common::signals::check()?;
                 let path = format!("{META}/{name}").into_bytes();
                 let sum = sums::unhex(digest.sha256.as_bytes()).context("its hash is none")?;
-                let line =
-                    Line { path: path.clone(), body: mtree::private_file(digest.bytes), sum: Some(sum) };
-                if fetch::build(&self.room, NEW, &line, None, places, std::slice::from_ref(&meta.date))? {
+                let line = ManifestLine {
+                    path: path.clone(),
+                    body: mtree::private_file(digest.bytes),
+                    sum: Some(sum),
+                };
+                if fetch::build(&self.room, NEW, &line, None, elsewhere, std::slice::from_ref(&meta.date))? {
                     self.put(&meta.date, &path)?;
                     done.push(Finding {
-                        kind: Kind::Manifest,
+                        kind: Damage::Manifest,
                         places: [(meta.date.clone(), path)].into(),
                         ino: None,
                         expected: line,
@@ -181,7 +185,7 @@ impl Work<'_> {
     }
 
     /// Looks through all manifests for what holds, in another date, what is damaged in one.
-    fn search(&self, found: &[Finding], places: &Places) -> Result<Twins> {
+    fn search(&self, found: &[Finding], elsewhere: &Elsewhere) -> Result<Twins> {
         let paths: HashSet<&[u8]> = found.iter().map(|f| &f.expected.path[..]).collect();
         let wanted: HashSet<_> = found.iter().filter_map(|f| f.expected.sum).collect();
         let mut twins = Twins::new();
@@ -194,16 +198,16 @@ impl Work<'_> {
             if meta.manifest.as_ref().is_none_or(|m| manifest::check(&top, m).is_err()) {
                 continue;
             }
-            let date = places.here.date(&meta.date);
+            let date = elsewhere.here.date(&meta.date);
             let mut lines = Expected::open(&top)?;
             while let Some(line) = lines.next()? {
                 if let Some(sum) = line.sum.filter(|s| wanted.contains(s)) {
                     let known = numbers.get(&line.path).copied();
-                    let number = known.unwrap_or_else(|| places.here.path(&line.path));
+                    let number = known.unwrap_or_else(|| elsewhere.here.path(&line.path));
                     if known.is_none() {
                         numbers.insert(line.path.clone(), number);
                     }
-                    places.here.add(sum, date, number);
+                    elsewhere.here.add(sum, date, number);
                 }
                 if paths.contains(&line.path[..]) {
                     let same = twins.entry(line.path.clone()).or_default();
@@ -217,32 +221,34 @@ impl Work<'_> {
         Ok(twins)
     }
 
-    fn one(&self, finding: &Finding, places: &Places, twins: &Twins) -> Result<()> {
+    fn one(&self, finding: &Finding, elsewhere: &Elsewhere, twins: &Twins) -> Result<()> {
         let line = &finding.expected;
         match finding.kind {
-            Kind::Extra => anyhow::bail!("it is in no manifest; it is left where it is"),
-            Kind::Manifest | Kind::Snapshot => anyhow::bail!("no other copy holds it: give one with --from"),
-            Kind::Unreadable if line.body.is_empty() => anyhow::bail!("the disk does not give it back"),
+            Damage::Extra => anyhow::bail!("it is in no manifest; it is left where it is"),
+            Damage::Manifest | Damage::Snapshot => {
+                anyhow::bail!("no other copy holds it: give one with --from")
+            }
+            Damage::Unreadable if line.body.is_empty() => anyhow::bail!("the disk does not give it back"),
             _ if line.body.is_empty() => {
                 anyhow::bail!(
                     "of a copy, only contents are listed: give the store it came from with --from, its lists come first"
                 )
             }
-            Kind::Attributes if matches!(line.kind(), b"file" | b"dir") => {
-                self.attributes(finding, places, twins)
+            Damage::Attributes if matches!(line.kind(), b"file" | b"dir") => {
+                self.attributes(finding, elsewhere, twins)
             }
-            _ => self.restore(finding, places, twins),
+            _ => self.restore(finding, elsewhere, twins),
         }
     }
 
     /// Builds it, or finds it in another date, and puts it in all its places.
-    fn restore(&self, finding: &Finding, places: &Places, twins: &Twins) -> Result<()> {
+    fn restore(&self, finding: &Finding, elsewhere: &Elsewhere, twins: &Twins) -> Result<()> {
         let line = &finding.expected;
         let dates: Vec<String> = finding.places.iter().map(|p| p.0.clone()).collect();
         // A folder is each date's own; of the rest, all dates share one.
         if line.kind() == b"dir" {
             for (date, path) in &finding.places {
-                fetch::build(&self.room, NEW, line, None, places, std::slice::from_ref(date))?;
+                fetch::build(&self.room, NEW, line, None, elsewhere, std::slice::from_ref(date))?;
                 self.put(date, path)?;
             }
             return Ok(());
@@ -252,7 +258,7 @@ impl Work<'_> {
                 .places
                 .first()
                 .and_then(|(date, path)| super::open_file_at(self.dir, &join(date.as_bytes(), path)).ok());
-            let built = fetch::build(&self.room, NEW, line, old.as_ref(), places, &dates)?;
+            let built = fetch::build(&self.room, NEW, line, old.as_ref(), elsewhere, &dates)?;
             anyhow::ensure!(built, "no other copy holds it any more: give one with --from");
         }
         for (date, path) in &finding.places {
@@ -261,7 +267,7 @@ impl Work<'_> {
             self.put_as(LINK, date, path)?;
         }
         if let (Some(sum), Some((date, path))) = (line.sum, finding.places.first()) {
-            places.here.mended(sum, date, path);
+            elsewhere.here.mended(sum, date, path);
         }
         super::remove(&self.room, Path::new(NEW))
     }
@@ -301,7 +307,7 @@ impl Work<'_> {
     }
 
     /// Puts attributes back, on the inode all dates share.
-    fn attributes(&self, finding: &Finding, places: &Places, twins: &Twins) -> Result<()> {
+    fn attributes(&self, finding: &Finding, elsewhere: &Elsewhere, twins: &Twins) -> Result<()> {
         let line = &finding.expected;
         let words = mtree::words(&line.body);
         let dates: Vec<String> = finding.places.iter().map(|p| p.0.clone()).collect();
@@ -324,11 +330,11 @@ impl Work<'_> {
             let xattrs = match is_dir {
                 true => {
                     let twin = twin.filter_map(|p| open_dir(self.dir, &p).ok());
-                    fetch::xattrs(&words, own.chain(twin).chain(places.folders(line, &dates)))
+                    fetch::xattrs(&words, own.chain(twin).chain(elsewhere.folders(line, &dates)))
                 }
                 false => {
                     let twin = twin.filter_map(|p| super::open_file_at(self.dir, &p).ok());
-                    fetch::xattrs(&words, own.chain(twin).chain(places.alike(line, &dates)))
+                    fetch::xattrs(&words, own.chain(twin).chain(elsewhere.alike(line, &dates)))
                 }
             }?;
             fetch::set_open(&file, &words, xattrs.as_ref())?;

@@ -13,7 +13,7 @@ use crate::tree::join;
 
 /// One path on the disk.
 #[derive(Debug)]
-pub struct Step<'a> {
+pub struct Visited<'a> {
     /// Relative to the snapshot.
     pub path: &'a [u8],
     /// The folder it is in.
@@ -27,7 +27,7 @@ pub struct Step<'a> {
 }
 
 /// A name still to be visited; a folder comes twice: itself, and as `name/` what is in it.
-type Item = (Vec<u8>, u64, bool);
+type Waiting = (Vec<u8>, u64, bool);
 
 /// Folders of a path that are kept open, however deep it is; one above those is opened again when its turn comes.
 const OPEN: usize = 32;
@@ -38,7 +38,7 @@ struct Level {
     path: Vec<u8>,
     /// It, as long as it is kept open.
     dir: Option<File>,
-    items: std::vec::IntoIter<Item>,
+    items: std::vec::IntoIter<Waiting>,
     /// Folders in it that are not looked into.
     without: HashSet<Vec<u8>>,
 }
@@ -47,7 +47,7 @@ struct Level {
 /// told of folders that cannot be read.
 pub fn in_order(
     top: &File,
-    mut visit: impl FnMut(&Step) -> Result<bool>,
+    mut visit: impl FnMut(&Visited) -> Result<bool>,
     mut unread: impl FnMut(&[u8], anyhow::Error),
 ) -> Result<()> {
     let root = open_dir(top, b"")?;
@@ -85,14 +85,14 @@ pub fn in_order(
             continue;
         }
         let full = join(path, &name);
-        if !visit(&Step { path: &full, parent: opened, name: &name, ino, is_dir })? && is_dir {
+        if !visit(&Visited { path: &full, parent: opened, name: &name, ino, is_dir })? && is_dir {
             without.insert(name);
         }
     }
     Ok(())
 }
 
-fn items(dir: &File, top: bool) -> Result<std::vec::IntoIter<Item>> {
+fn items(dir: &File, top: bool) -> Result<std::vec::IntoIter<Waiting>> {
     let mut list = Vec::new();
     for (name, is_dir, ino) in visit::names(dir)? {
         if top && name == META.as_bytes() {
@@ -109,7 +109,7 @@ fn items(dir: &File, top: bool) -> Result<std::vec::IntoIter<Item>> {
 
 /// What the manifests say of one path.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Line {
+pub struct ManifestLine {
     /// Relative to the snapshot.
     pub path: Vec<u8>,
     /// Attributes, as in mtree(5); empty if they are not known.
@@ -118,7 +118,7 @@ pub struct Line {
     pub sum: Option<Sum>,
 }
 
-impl Line {
+impl ManifestLine {
     /// `file`, `dir`, …; empty if not known.
     pub fn kind(&self) -> &[u8] {
         kind(&self.body)
@@ -153,11 +153,11 @@ impl Expected {
     }
 
     /// The next path's.
-    pub fn next(&mut self) -> Result<Option<Line>> {
+    pub fn next(&mut self) -> Result<Option<ManifestLine>> {
         loop {
             let Some(line) = self.mtree.next()? else { return Ok(None) };
             let Some((path, body)) = mtree::parse(line) else { continue };
-            let mut line = Line { path: path.into_owned(), body: body.to_vec(), sum: None };
+            let mut line = ManifestLine { path: path.into_owned(), body: body.to_vec(), sum: None };
             if line.kind() == b"file" {
                 let sum = self.sums.next()?.and_then(sums::parse);
                 match sum.filter(|s| *s.1 == *line.path) {

@@ -14,9 +14,9 @@ use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, fstat, fstatat};
 
 use super::{open_dir, visit};
+use crate::names::show;
 use crate::parallel;
 use crate::tree::join;
-use crate::walk::show;
 
 #[derive(Default)]
 struct Counted {
@@ -27,9 +27,9 @@ struct Counted {
 
 /// Bytes on the disk that only the snapshot of `date` in the opened `store` holds.
 pub fn alone(store: &File, date: &str) -> Result<u64> {
-    let what = || format!("cannot add up what {date} holds");
-    let top = open_dir(store, date.as_bytes()).with_context(what)?;
-    let own = allocated(&fstat(&top).with_context(what)?);
+    let context = || format!("cannot add up what {date} holds");
+    let top = open_dir(store, date.as_bytes()).with_context(context)?;
+    let own = allocated(&fstat(&top).with_context(context)?);
     let counted = Mutex::new(Counted { alone: own, ..Counted::default() });
     parallel::each(Vec::new(), |path: Vec<u8>, more| {
         let dir = open_dir(&top, &path).with_context(|| format!("cannot read the folder {}", show(&path)))?;
@@ -55,7 +55,7 @@ pub fn alone(store: &File, date: &str) -> Result<u64> {
         }
         Ok(())
     })
-    .with_context(what)?;
+    .with_context(context)?;
     let counted = counted.into_inner().unwrap_or_else(PoisonError::into_inner);
     let complete = counted.shared.values().filter(|(seen, links, _)| seen >= links);
     Ok(counted.alone + complete.map(|(_, _, bytes)| bytes).sum::<u64>())

@@ -20,67 +20,67 @@ use crate::tree::join;
 const TRIES: usize = 8;
 
 /// A folder that is being emptied.
-struct Folder {
+struct Emptied {
     path: Vec<u8>,
-    parent: Option<Arc<Folder>>,
+    parent: Option<Arc<Emptied>>,
     /// Folders in it that are still there, and one more until its own names are gone.
     left: AtomicUsize,
 }
 
-impl Folder {
-    fn new(path: Vec<u8>, parent: Option<Arc<Folder>>) -> Arc<Folder> {
-        Arc::new(Folder { path, parent, left: AtomicUsize::new(1) })
+impl Emptied {
+    fn new(path: Vec<u8>, parent: Option<Arc<Emptied>>) -> Arc<Emptied> {
+        Arc::new(Emptied { path, parent, left: AtomicUsize::new(1) })
     }
 }
 
 /// Removes `name` in `dir` and all below it, whatever it is; fine if it is not there. `removed` is told of every
 /// few names. Returns how many there were.
 pub fn sweep(dir: &File, name: &str, removed: &(impl Fn(u64) -> Result<()> + Sync)) -> Result<u64> {
-    let what = || format!("cannot remove {name}");
+    let context = || format!("cannot remove {name}");
     match unlink(dir, OsStr::new(name), UnlinkatFlags::NoRemoveDir) {
         Ok(()) => return Ok(1),
         Err(Errno::ENOENT) => return Ok(0),
         Err(Errno::EISDIR | Errno::EPERM) => {}
-        Err(e) => return Err(e).with_context(what),
+        Err(e) => return Err(e).with_context(context),
     }
     let all = AtomicU64::new(0);
-    parallel::each(Folder::new(name.as_bytes().to_vec(), None), |folder, more| {
+    parallel::each(Emptied::new(name.as_bytes().to_vec(), None), |folder, more| {
         let count = empty(dir, &folder, more)?;
         all.fetch_add(count, Ordering::Relaxed);
         removed(count)?;
         gone(dir, &folder)
     })
-    .with_context(what)?;
+    .with_context(context)?;
     Ok(all.into_inner())
 }
 
 /// Removes the names in `folder` that are no folders; those are `more` work.
-fn empty(dir: &File, folder: &Arc<Folder>, more: &mut Vec<Arc<Folder>>) -> Result<u64> {
-    let what = || format!("cannot read the folder {}", crate::walk::show(&folder.path));
-    let open = open_closed(dir, &folder.path).with_context(what)?;
-    let names = visit::names(&open).with_context(what)?;
+fn empty(dir: &File, folder: &Arc<Emptied>, more: &mut Vec<Arc<Emptied>>) -> Result<u64> {
+    let context = || format!("cannot read the folder {}", crate::names::show(&folder.path));
+    let open = open_closed(dir, &folder.path).with_context(context)?;
+    let names = visit::names(&open).with_context(context)?;
     let count = names.len() as u64;
     let below = more.len();
     for (name, is_dir, _) in names {
         if is_dir {
-            more.push(Folder::new(join(&folder.path, &name), Some(Arc::clone(folder))));
+            more.push(Emptied::new(join(&folder.path, &name), Some(Arc::clone(folder))));
             continue;
         }
         remove_one(&open, &name, UnlinkatFlags::NoRemoveDir)
-            .with_context(|| format!("cannot remove {}", crate::walk::show(&join(&folder.path, &name))))?;
+            .with_context(|| format!("cannot remove {}", crate::names::show(&join(&folder.path, &name))))?;
     }
     folder.left.fetch_add(more.len() - below, Ordering::AcqRel);
     Ok(count)
 }
 
 /// `folder`'s own names, or the last folder in it, are gone: removes it if that was all, and then what it lay in.
-fn gone(dir: &File, folder: &Arc<Folder>) -> Result<()> {
+fn gone(dir: &File, folder: &Arc<Emptied>) -> Result<()> {
     let mut folder = folder;
     while folder.left.fetch_sub(1, Ordering::AcqRel) == 1 {
         let (parent, name) = split(&folder.path);
-        let what = || format!("cannot remove the folder {}", crate::walk::show(&folder.path));
-        let open = open_closed(dir, parent).with_context(what)?;
-        remove_one(&open, name, UnlinkatFlags::RemoveDir).with_context(what)?;
+        let context = || format!("cannot remove the folder {}", crate::names::show(&folder.path));
+        let open = open_closed(dir, parent).with_context(context)?;
+        remove_one(&open, name, UnlinkatFlags::RemoveDir).with_context(context)?;
         match &folder.parent {
             Some(parent) => folder = parent,
             None => break,
@@ -166,12 +166,7 @@ mod tests {
     fn a_tree_deeper_than_a_path_may_be_long() {
         let dir = tempfile::tempdir().unwrap();
         let top = File::open(dir.path()).unwrap();
-        let mut at = top.try_clone().unwrap();
-        let name = "n".repeat(200);
-        for _ in 0..60 {
-            nix::sys::stat::mkdirat(&at, name.as_str(), Mode::S_IRWXU).unwrap();
-            at = open_dir(&at, name.as_bytes()).unwrap();
-        }
+        let name = crate::store::tests::deep(&top);
         assert_eq!(sweep(&top, &name, &|_| Ok(())).unwrap(), 59);
         assert!(!dir.path().join(&name).exists());
     }

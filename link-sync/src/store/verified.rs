@@ -1,13 +1,10 @@
 //! `.verified` in the store: when it was last verified, and how that ended; for `list` and for people.
 
-use std::io::Read as _;
-
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use super::Store;
-use super::findings::Outcome;
-use super::verify::Options;
+use super::outcome::{Outcome, Scope};
 
 /// The file.
 const FILE: &str = ".verified";
@@ -37,7 +34,7 @@ pub struct Verified {
 
 /// The file's content. Keys are only ever added.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-pub struct Record {
+pub struct Verifications {
     /// The last one of all.
     pub last: Option<Verified>,
     /// The last one that read every file of every snapshot.
@@ -54,36 +51,31 @@ impl Verified {
     }
 }
 
-impl Record {
+impl Verifications {
     /// The store's record; an empty one if it was never verified, or the record is damaged.
-    pub fn load(store: &Store) -> Record {
-        let text = store.check().and_then(|dir| {
-            let mut text = String::new();
-            super::open_file(&dir, FILE)?.take(LONGEST).read_to_string(&mut text)?;
-            Ok(text)
-        });
-        text.ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
+    pub fn load(store: &Store) -> Verifications {
+        super::hint(store, FILE, LONGEST)
     }
 }
 
 /// Adds a verification to the store's record, and hands on what it found to the next backup. The outcome is what is still
 /// wrong.
-pub fn record(store: &Store, options: &Options, outcome: &Outcome, repaired: u64) -> Result<()> {
+pub fn record(store: &Store, scope: &Scope, outcome: &Outcome, repaired: u64) -> Result<()> {
     let verified = Verified {
         verified_at: common::status::now(),
         date: match &outcome.dates[..] {
-            [date] if options.date != "all" => date.clone(),
-            _ => options.date.clone(),
+            [date] if scope.date != "all" => date.clone(),
+            _ => scope.date.clone(),
         },
         dates: outcome.dates.len() as u64,
-        sample_percent: options.sample,
+        sample_percent: scope.sample,
         inodes_read: outcome.inodes_read,
         bytes_read: outcome.bytes_read,
         findings: outcome.total(),
         repaired,
     };
-    let mut record = Record::load(store);
-    if options.date == "all" && options.sample >= 100.0 {
+    let mut record = Verifications::load(store);
+    if scope.date == "all" && scope.sample >= 100.0 {
         record.last_full = Some(verified.clone());
     }
     if record.unresolved.as_ref().is_none_or(|open| verified.covers(open)) {
@@ -93,5 +85,5 @@ pub fn record(store: &Store, options: &Options, outcome: &Outcome, repaired: u64
     let text = format!("{}\n", serde_json::to_string_pretty(&record)?);
     common::durable::write(&store.path.join(FILE), text.as_bytes(), 0o600)
         .context("the verification could not be recorded in the store")?;
-    super::damaged::record(store, options, outcome)
+    super::damaged::record(store, scope, outcome)
 }

@@ -8,123 +8,50 @@
 //! elsewhere cannot be).
 
 use std::cell::Cell;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::fs::File;
-use std::hash::{DefaultHasher, Hasher as _};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
-use common::fault::{Kind as FaultKind, kind_of};
-use common::lock::Lock;
+use common::fault::{Kind, kind_of};
 use common::mutant;
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{fstat, fstatat};
-use serde::{Deserialize, Serialize};
 
-use super::findings::{Finding, Found, KEPT, Kind, Outcome};
+use super::examine::{Job, compare};
+use super::findings::{Damage, KEPT, Tally, digest};
+use super::held::Held;
 use super::manifest::{self, MTREE, PART, SUMS};
 use super::meta::SnapshotMeta;
-use super::scan::{self, Expected, Line, Step};
+use super::outcome::{Outcome, Scope};
+use super::scan::{self, Expected, ManifestLine, Visited};
 use super::sums::{self, Lines};
 use super::{META, Store, mtree, open_dir, open_file, split};
 use crate::parallel;
-use crate::tree::join;
-use crate::walk::show;
 
 /// How many files a thread checks before the others may have the rest.
 const PIECE: usize = 16;
 
-/// What is to be checked.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct Options {
-    /// A date, `latest`, or `all`.
-    pub date: String,
-    /// Percent of the distinct inodes whose bytes are read; names and attributes are always checked.
-    pub sample: f64,
-    /// Which ones: the same seed chooses the same.
-    pub seed: u64,
-    /// Findings that are listed; all are counted.
-    pub limit: usize,
-}
-
-/// An opened snapshot that stays as long as this lives.
-#[derive(Debug)]
-pub struct Held {
-    /// Its description.
-    pub meta: SnapshotMeta,
-    /// Its folder.
-    pub top: File,
-    /// Shared, so that no prune removes it.
-    pub(super) _lock: Option<Lock>,
-}
-
-/// Opens a snapshot of `store` (opened as `dir`) and shares its lock.
-pub fn hold(store: &Store, dir: &File, date: &str) -> Result<Held> {
-    let path = store.path.join(date);
-    let what = || format!("cannot open {}", path.display());
-    let lock = open_file(dir, &format!("{date}/{META}/lock")).with_context(what)?;
-    let lock = Lock::shared_file(lock, &path.join(META).join("lock"), &format!("the snapshot {date}"))?;
-    let (meta, _) = SnapshotMeta::load(dir, date).with_context(what)?;
-    let top = open_dir(dir, date.as_bytes()).with_context(what)?;
-    Ok(Held { meta: SnapshotMeta { date: date.to_owned(), ..meta }, top, _lock: Some(lock) })
-}
-
 /// A snapshot whose names were compared.
-struct Dated {
+struct Compared {
     date: String,
     /// Its folder's device and inode.
     folder: (u64, u64),
 }
 
-impl Dated {
-    fn of(held: &Held) -> Result<Dated> {
+impl Compared {
+    fn of(held: &Held) -> Result<Compared> {
         let stat = fstat(&held.top).context("cannot look at a snapshot's folder")?;
-        Ok(Dated { date: held.meta.date.clone(), folder: (stat.st_dev, stat.st_ino) })
+        Ok(Compared { date: held.meta.date.clone(), folder: (stat.st_dev, stat.st_ino) })
     }
 
     /// It still has its name in `store`: a prune takes that away before anything else.
     fn is_there(&self, store: &File) -> bool {
         let stat = fstatat(store, self.date.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
         stat.is_ok_and(|s| (s.st_dev, s.st_ino) == self.folder)
-    }
-}
-
-/// An inode to be looked at.
-struct Job {
-    ino: u64,
-    /// With the inode: what makes it the same in all dates.
-    key: u64,
-    line: Line,
-    /// Its bytes, too.
-    read: bool,
-    /// Where it was seen first, among the snapshots compared.
-    date: usize,
-}
-
-impl Job {
-    /// What is wrong with it, in the snapshot `date`.
-    fn examine(
-        &self,
-        store: &File,
-        date: &str,
-        read: impl FnMut(u64) -> Result<()>,
-    ) -> Result<Vec<(Kind, String)>> {
-        let (parent, name) = split(&self.line.path);
-        let looked = mtree::look(&open_dir(store, &join(date.as_bytes(), parent))?, name)?;
-        let mut wrong = compare(&self.line, &looked.body);
-        if let Some(mut file) = looked.file
-            && self.read
-            && wrong.iter().all(|w| w.0 == Kind::Attributes)
-        {
-            let sum = scan::hash(&mut file, read)?;
-            if self.line.sum != Some(sum) {
-                wrong.push((Kind::Content, format!("sha256={}", sums::hex(&sum))));
-            }
-        }
-        Ok(wrong)
     }
 }
 
@@ -137,13 +64,13 @@ pub(super) fn is_copy(top: &File) -> bool {
 }
 
 /// A verification under way.
-struct Verify<'a> {
+struct Verification<'a> {
     store: &'a Store,
     dir: &'a File,
     /// The store whose copy this is; its manifests count.
     authority: Option<(&'a Store, File)>,
-    options: &'a Options,
-    dates: Vec<Dated>,
+    scope: &'a Scope,
+    dates: Vec<Compared>,
     /// The one whose names are compared.
     at: usize,
     /// Inodes by what is expected of them: those that were seen before.
@@ -151,7 +78,7 @@ struct Verify<'a> {
     jobs: Vec<Job>,
     /// To be read, in all.
     bytes: u64,
-    found: Found,
+    found: Tally,
     outcome: Outcome,
 }
 
@@ -160,49 +87,49 @@ struct Verify<'a> {
 pub fn verify(
     store: &Store,
     against: Option<&Store>,
-    options: &Options,
-    told: &(impl Fn(u64, u64) -> Result<()> + Sync),
+    scope: &Scope,
+    watch: &(impl Fn(u64, u64) -> Result<()> + Sync),
 ) -> Result<Outcome> {
     let dir = store.check()?;
     let (snapshots, damaged) = store.snapshots()?;
-    let wanted: Vec<String> = match options.date.as_str() {
+    let wanted: Vec<String> = match scope.date.as_str() {
         "all" => snapshots.iter().map(|s| s.date.clone()).collect(),
         date => vec![store.find(date)?.date],
     };
     let authority = against.map(|store| Ok::<_, anyhow::Error>((store, store.check()?))).transpose()?;
-    let mut verify = Verify {
+    let mut verify = Verification {
         store,
         dir: &dir,
         authority,
-        options,
+        scope,
         dates: Vec::new(),
         at: 0,
         known: HashSet::new(),
         jobs: Vec::new(),
         bytes: 0,
-        found: Found::new(KEPT),
+        found: Tally::new(KEPT),
         outcome: Outcome::default(),
     };
-    if options.date == "all" {
+    if scope.date == "all" {
         for date in damaged {
             let why = format!("{META}/snapshot.json cannot be read");
-            verify.add(Kind::Snapshot, None, &Line::default(), why, (&date, &[]));
+            verify.found.add(Damage::Snapshot, None, &ManifestLine::default(), why, (&date, &[]));
         }
     }
     for date in &wanted {
         verify.snapshot(date)?;
     }
-    verify.contents(told)?;
+    verify.contents(watch)?;
     verify.places(snapshots.iter().map(|s| s.date.as_str()))?;
     verify.finish()
 }
 
-impl Verify<'_> {
+impl Verification<'_> {
     /// Compares the names and attributes of one snapshot.
     fn snapshot(&mut self, date: &str) -> Result<()> {
-        let held = match hold(self.store, self.dir, date) {
+        let held = match Held::open(self.store, self.dir, date) {
             Ok(held) => held,
-            Err(e) if kind_of(&e) == FaultKind::Busy => {
+            Err(e) if kind_of(&e) == Kind::Busy => {
                 self.outcome.skipped.push(date.to_owned());
                 return Ok(());
             }
@@ -212,12 +139,18 @@ impl Verify<'_> {
                 return Ok(());
             }
             Err(e) => {
-                self.add(Kind::Snapshot, None, &Line::default(), format!("{e:#}"), (date, &[]));
+                self.found.add(
+                    Damage::Snapshot,
+                    None,
+                    &ManifestLine::default(),
+                    format!("{e:#}"),
+                    (date, &[]),
+                );
                 return Ok(());
             }
         };
         self.at = self.dates.len();
-        self.dates.push(Dated::of(&held)?);
+        self.dates.push(Compared::of(&held)?);
         self.outcome.dates.push(date.to_owned());
         if !self.names(&held)? {
             self.outcome.weaker.push(date.to_owned());
@@ -226,7 +159,7 @@ impl Verify<'_> {
     }
 
     /// Compares the names and attributes of the snapshot, and notes which files have to be read. `false` if there is no whole
-    /// manifest to compare with: of a copy that stands alone, only what it says of what was new in it.
+    /// manifest to compare with.
     fn names(&mut self, held: &Held) -> Result<bool> {
         let date = &held.meta.date;
         let Some((store, dir)) = &self.authority else {
@@ -236,7 +169,7 @@ impl Verify<'_> {
                 None => Ok(false),
             };
         };
-        match hold(store, dir, date) {
+        match Held::open(store, dir, date) {
             Ok(there) if there.meta.id == held.meta.id && there.meta.manifest.is_some() => {
                 self.compare(date, &held.top, &there.top, &there.meta).map(|()| true)
             }
@@ -253,7 +186,7 @@ impl Verify<'_> {
             common::signals::check()?;
             let path = format!("{META}/{name}");
             let place = (date, path.as_bytes());
-            self.add(Kind::Manifest, None, &Line::default(), format!("{why:#}"), place);
+            self.found.add(Damage::Manifest, None, &ManifestLine::default(), format!("{why:#}"), place);
             damaged = true;
         }
         if damaged {
@@ -276,9 +209,9 @@ impl Verify<'_> {
                         self.one(date, step, line)
                     }
                     None => {
-                        let line = Line { path: step.path.to_vec(), ..Line::default() };
+                        let line = ManifestLine { path: step.path.to_vec(), ..ManifestLine::default() };
                         let what = "it is not in the manifest".into();
-                        self.add(Kind::Extra, None, &line, what, (date, step.path));
+                        self.found.add(Damage::Extra, None, &line, what, (date, step.path));
                         Ok(false)
                     }
                 }
@@ -290,19 +223,19 @@ impl Verify<'_> {
             next = expected.next()?;
         }
         for (path, why) in unread {
-            let line = Line { path: path.clone(), ..Line::default() };
-            self.add(Kind::Unreadable, None, &line, why, (date, &path));
+            let line = ManifestLine { path: path.clone(), ..ManifestLine::default() };
+            self.found.add(Damage::Unreadable, None, &line, why, (date, &path));
         }
         Ok(())
     }
 
-    fn missing(&mut self, date: &str, line: &Line) {
-        self.add(Kind::Missing, None, line, "it is not there".into(), (date, &line.path));
+    fn missing(&mut self, date: &str, line: &ManifestLine) {
+        self.found.add(Damage::Missing, None, line, "it is not there".into(), (date, &line.path));
     }
 
     /// A path that is where it belongs. Says whether to look into it. Folders are looked at now, the rest later, by
     /// inode number.
-    fn one(&mut self, date: &str, step: &Step, line: Line) -> Result<bool> {
+    fn one(&mut self, date: &str, step: &Visited, line: ManifestLine) -> Result<bool> {
         let is_dir = line.kind() == b"dir";
         if !is_dir && !step.is_dir {
             // A shared inode was looked at in the date before.
@@ -311,21 +244,21 @@ impl Verify<'_> {
         }
         let wrong = match mtree::look(step.parent, step.name) {
             Ok(looked) => compare(&line, &looked.body),
-            Err(e) => vec![(Kind::Unreadable, format!("{e:#}"))],
+            Err(e) => vec![(Damage::Unreadable, format!("{e:#}"))],
         };
-        let good = wrong.iter().all(|w| w.0 == Kind::Attributes);
+        let good = wrong.iter().all(|w| w.0 == Damage::Attributes);
         for (kind, found) in wrong {
-            self.add(kind, None, &line, found, (date, step.path));
+            self.found.add(kind, None, &line, found, (date, step.path));
         }
         Ok(good)
     }
 
-    fn job(&mut self, ino: u64, key: u64, line: Line) {
+    fn job(&mut self, ino: u64, key: u64, line: ManifestLine) {
         if !self.known.insert((ino, key)) {
             return;
         }
         self.outcome.inodes += 1;
-        let read = line.sum.is_some() && self.sampled(ino);
+        let read = line.sum.is_some() && self.scope.reads(ino);
         self.bytes += if read { line.size() } else { 0 };
         self.jobs.push(Job { ino, key, line, read, date: self.at });
     }
@@ -339,10 +272,16 @@ impl Verify<'_> {
             let Some((sum, path)) = sums::parse(line) else {
                 let path = format!("{META}/{PART}");
                 let place = (date, path.as_bytes());
-                self.add(Kind::Manifest, None, &Line::default(), "a line is damaged".into(), place);
+                self.found.add(
+                    Damage::Manifest,
+                    None,
+                    &ManifestLine::default(),
+                    "a line is damaged".into(),
+                    place,
+                );
                 return Ok(());
             };
-            let line = Line { path: path.into_owned(), body: Vec::new(), sum: Some(sum) };
+            let line = ManifestLine { path: path.into_owned(), body: Vec::new(), sum: Some(sum) };
             self.outcome.paths += 1;
             let (parent, name) = split(&line.path);
             let looked = open_dir(top, parent).map_err(Into::into).and_then(|dir| mtree::look(&dir, name));
@@ -356,24 +295,12 @@ impl Verify<'_> {
         Ok(())
     }
 
-    /// Whether the bytes of this inode are to be read.
-    fn sampled(&self, ino: u64) -> bool {
-        // splitmix64: inode numbers are anything but random.
-        let mut x = self.options.seed.wrapping_add(ino.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^= x >> 31;
-        #[expect(clippy::cast_precision_loss, reason = "a share of all numbers")]
-        let share = x as f64 / u64::MAX as f64;
-        share < self.options.sample / 100.0 || self.options.sample >= 100.0
-    }
-
     /// Looks at each distinct inode, and reads what has to be read. What a date that was removed meanwhile shared with
     /// others is done in those: as often as dates are removed, and so at most once for each.
-    fn contents(&mut self, told: &(impl Fn(u64, u64) -> Result<()> + Sync)) -> Result<()> {
+    fn contents(&mut self, watch: &(impl Fn(u64, u64) -> Result<()> + Sync)) -> Result<()> {
         let mut begin = 0;
         loop {
-            let lost = self.read(begin, told)?;
+            let lost = self.read(begin, watch)?;
             if lost.is_empty() || mutant::active("what-a-removed-date-shared-is-read") {
                 return Ok(());
             }
@@ -390,7 +317,7 @@ impl Verify<'_> {
                 if !self.dates[at].is_there(self.dir) {
                     continue;
                 }
-                if let Ok(held) = hold(self.store, self.dir, &self.dates[at].date) {
+                if let Ok(held) = Held::open(self.store, self.dir, &self.dates[at].date) {
                     self.at = at;
                     self.names(&held)?;
                 }
@@ -401,7 +328,7 @@ impl Verify<'_> {
 
     /// The same for the jobs from `begin` on, by inode number, which is about the order on the disk. Returns those whose date
     /// was removed meanwhile.
-    fn read(&mut self, begin: usize, told: &(impl Fn(u64, u64) -> Result<()> + Sync)) -> Result<Vec<usize>> {
+    fn read(&mut self, begin: usize, watch: &(impl Fn(u64, u64) -> Result<()> + Sync)) -> Result<Vec<usize>> {
         self.jobs[begin..].sort_by_key(|job| job.ino);
         let (jobs, dates, dir) = (&self.jobs, &self.dates, self.dir);
         let (done, files) = (AtomicU64::new(self.outcome.bytes_read), AtomicU64::new(0));
@@ -418,7 +345,7 @@ impl Verify<'_> {
                 let stopped = Cell::new(false);
                 let read = |bytes| {
                     let told = common::signals::check()
-                        .and_then(|()| told(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total));
+                        .and_then(|()| watch(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total));
                     told.inspect_err(|_| stopped.set(true))
                 };
                 let (job, dated) = (&jobs[at], &dates[jobs[at].date]);
@@ -426,7 +353,7 @@ impl Verify<'_> {
                     Ok(wrong) => wrong,
                     // Nobody listens any more: that is no damage.
                     Err(e) if stopped.get() => return Err(e),
-                    Err(e) => vec![(Kind::Unreadable, format!("{e:#}"))],
+                    Err(e) => vec![(Damage::Unreadable, format!("{e:#}"))],
                 };
                 if !wrong.is_empty() && !dated.is_there(dir) {
                     lost.lock().unwrap_or_else(PoisonError::into_inner).push(at);
@@ -435,9 +362,9 @@ impl Verify<'_> {
                 files.fetch_add(u64::from(job.read), Ordering::Relaxed);
                 for (kind, what) in wrong {
                     // What is of another type is another inode in each date.
-                    let ino = (kind != Kind::Type).then_some(job.ino);
+                    let ino = (kind != Damage::Type).then_some(job.ino);
                     let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-                    add(&mut found, kind, ino, &job.line, what, (&dated.date, &job.line.path));
+                    found.add(kind, ino, &job.line, what, (&dated.date, &job.line.path));
                 }
             }
             Ok(())
@@ -455,7 +382,7 @@ impl Verify<'_> {
         }
         for date in dates {
             let Ok(top) = open_dir(self.dir, date.as_bytes()) else { continue };
-            let each = |step: &Step| {
+            let each = |step: &Visited| {
                 for key in shared.get(&step.ino).into_iter().flatten() {
                     self.found.also(key, date, step.path);
                 }
@@ -468,7 +395,7 @@ impl Verify<'_> {
 
     /// What was found, without what is in dates that were removed meanwhile.
     fn finish(self) -> Result<Outcome> {
-        let Verify { dir, dates, mut found, mut outcome, .. } = self;
+        let Verification { dir, dates, mut found, mut outcome, .. } = self;
         let gone: Vec<String> =
             dates.into_iter().filter(|dated| !dated.is_there(dir)).map(|dated| dated.date).collect();
         found.forget(&gone);
@@ -479,59 +406,4 @@ impl Verify<'_> {
         (outcome.counts, outcome.findings, outcome.truncated) = found.finish();
         Ok(outcome)
     }
-
-    fn add(&mut self, kind: Kind, ino: Option<u64>, line: &Line, what: String, place: (&str, &[u8])) {
-        add(&mut self.found, kind, ino, line, what, place);
-    }
-}
-
-/// Adds what is wrong at `place`. The same inode, or the same path with the same content, is one finding in all dates.
-fn add(found: &mut Found, kind: Kind, ino: Option<u64>, line: &Line, what: String, place: (&str, &[u8])) {
-    let same = match ino {
-        Some(_) => 0,
-        None => {
-            let place = Some(place).filter(|_| line.path.is_empty());
-            digest(&(&line.path, &line.body, &line.sum, place))
-        }
-    };
-    let new = || Finding { kind, places: BTreeSet::new(), ino, expected: line.clone(), found: what };
-    found.add((kind, ino, same), place, new);
-}
-
-fn digest(value: &impl std::hash::Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    hasher.finish()
-}
-
-/// What is wrong with what is found, as far as its attributes tell.
-fn compare(line: &Line, found: &[u8]) -> Vec<(Kind, String)> {
-    let expected = mtree::comparable(&line.body, found);
-    if line.body.is_empty() || *expected == *found {
-        return Vec::new();
-    }
-    if scan::kind(found) != line.kind() {
-        return vec![(Kind::Type, format!("type={}", String::from_utf8_lossy(scan::kind(found))))];
-    }
-    let (size, other): (Vec<_>, Vec<_>) =
-        differences(&expected, found).into_iter().partition(|o| o.starts_with("size="));
-    // Another size is other content.
-    let all = [(Kind::Content, size), (Kind::Attributes, other)].into_iter();
-    all.filter(|w| !w.1.is_empty()).map(|(kind, list)| (kind, list.join(" "))).collect()
-}
-
-/// What the disk says where it is not what the manifest says.
-fn differences(expected: &[u8], found: &[u8]) -> Vec<String> {
-    let (mut before, after) = (mtree::words(expected), mtree::words(found));
-    let shown = |value: &[u8]| show(value);
-    let mut list: Vec<String> = Vec::new();
-    for (key, value) in &after {
-        let was = before.remove(key);
-        if was.as_deref() != Some(value) {
-            let was = was.map_or_else(|| "none".into(), |w| shown(&w));
-            list.push(format!("{key}={} (was {was})", shown(value)));
-        }
-    }
-    list.extend(before.into_iter().map(|(key, was)| format!("{key}=none (was {})", shown(&was))));
-    list
 }

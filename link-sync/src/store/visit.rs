@@ -74,9 +74,9 @@ pub fn each(top: &File, mut visit: impl FnMut(&Found<'_>) -> Result<()>) -> Resu
     let mut waiting: Vec<Vec<u8>> = vec![Vec::new()];
     while let Some(path) = waiting.pop() {
         common::signals::check()?;
-        let what = || format!("cannot read the folder {}", crate::walk::show(&path));
-        let dir = super::open_dir(top, &path).with_context(what)?;
-        for (name, is_dir, _) in names(&dir).with_context(what)? {
+        let context = || format!("cannot read the folder {}", crate::names::show(&path));
+        let dir = super::open_dir(top, &path).with_context(context)?;
+        for (name, is_dir, _) in names(&dir).with_context(context)? {
             let found = Found { dir: &path, parent: &dir, name: OsStr::from_bytes(&name), is_dir };
             visit(&found)?;
             if is_dir {

@@ -2,7 +2,7 @@
 
 use crate::far::Remote;
 use crate::picture::picture;
-use crate::prune::{ago, copy, nights};
+use crate::prune::{nights, nine_nights, rules_there};
 use crate::world::{Disk, World, dates, fill, first, folder, ok, told, warnings};
 
 /// Disks of each kind that stores lie on, and what fills up first on them.
@@ -114,24 +114,9 @@ fn on_a_full_disk_another_machine_removes_no_more_than_its_limit() {
         let owner = format!("{0}:{0}", remote.account.name);
         ok("chown", &[&owner, store]);
         ok("chmod", &["0700", store]);
-        let etc = remote.account.folder("etc");
-        let text = format!(
-            "[store]\npath = \"{store}\"\nreserve_bytes = 0\n[store.retention]\nkeep_last = 2\nmin_age = \"0d\"\n\
-             max_removals_per_day = 3\ntimezone = \"UTC\"\n"
-        );
-        std::fs::write(etc.join("home.toml"), text).unwrap();
-        ok("chown", &[&remote.account.name, etc.join("home.toml").to_str().unwrap()]);
-        ok("chmod", &["0600", etc.join("home.toml").to_str().unwrap()]);
-        let forced =
-            format!("command=\"{} serve --config {}/home.toml\",restrict", remote.program, etc.display());
-        remote.sshd.set_key_options(&forced);
-        world.snapshot(&[]).expect(0);
-        let first = dates(&remote.store).pop().unwrap();
-        std::fs::rename(remote.store.join(first), remote.store.join(ago(20))).unwrap();
-        for n in 1..9 {
-            copy(&remote.store, &ago(20 + 24 * n), "sealed");
-        }
-        ok("chown", &["-Rh", &owner, store]);
+        let rules = "keep_last = 2\nmin_age = \"0d\"\nmax_removals_per_day = 3\ntimezone = \"UTC\"";
+        rules_there(&remote, "reserve_bytes = 0", rules);
+        nine_nights(&remote);
         fill(&remote.store);
         let all = dates(&remote.store);
         // Three, and not one more today.

@@ -1,7 +1,7 @@
 //! What goes, what stays, and that a date is whole or gone.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -58,6 +58,30 @@ pub fn nights(world: &World, nights: i64) {
         copy(&world.store, &ago(20 + 24 * n), "sealed");
     }
     ok("ln", &["-sfn", &ago(20 + 24), world.store.join("latest").to_str().unwrap()]);
+}
+
+/// The same, of nine nights, in a store behind ssh.
+pub fn nine_nights(remote: &Remote) {
+    remote.world.snapshot(&[]).expect(0);
+    let first = dates(&remote.store).pop().unwrap();
+    std::fs::rename(remote.store.join(first), remote.store.join(ago(20))).unwrap();
+    for n in 1..9 {
+        copy(&remote.store, &ago(20 + 24 * n), "sealed");
+    }
+    ok("chown", &["-Rh", &remote.account.name, remote.store.to_str().unwrap()]);
+}
+
+/// Has the store behind ssh served by a profile of its own, with these rules; the profile.
+pub fn rules_there(remote: &Remote, store: &str, rules: &str) -> PathBuf {
+    let file = remote.account.folder("etc").join("home.toml");
+    let text =
+        format!("[store]\npath = \"{}\"\n{store}\n[store.retention]\n{rules}\n", remote.store.display());
+    std::fs::write(&file, text).unwrap();
+    ok("chown", &[&remote.account.name, file.to_str().unwrap()]);
+    ok("chmod", &["0600", file.to_str().unwrap()]);
+    let forced = format!("command=\"{} serve --config {}\",restrict", remote.program, file.display());
+    remote.sshd.set_key_options(&forced);
+    file
 }
 
 fn strings(value: &Value) -> Vec<&str> {
@@ -270,34 +294,18 @@ fn killed_at_any_moment_a_date_is_whole_or_gone() {
 fn through_ssh_the_rules_are_the_stores_and_so_is_the_limit() {
     let remote = Remote::new();
     let world = &remote.world;
-    world.snapshot(&[]).expect(0);
-    let first = dates(&remote.store).pop().unwrap();
-    std::fs::rename(remote.store.join(first), remote.store.join(ago(20))).unwrap();
-    for n in 1..9 {
-        copy(&remote.store, &ago(20 + 24 * n), "sealed");
-    }
-    ok("chown", &["-R", &remote.account.name, remote.store.to_str().unwrap()]);
+    nine_nights(&remote);
     // A flood of one day, by somebody who would like to see the old ones go.
     for minute in 0..9 {
         let date = (Timestamp::now() - SignedDuration::from_mins(30 + minute)).strftime(FORMAT).to_string();
         copy(&remote.store, &date, "sealed");
     }
-    ok("chown", &["-R", &remote.account.name, remote.store.to_str().unwrap()]);
-    let etc = remote.account.folder("etc");
-    let profile = |rules: &str| {
-        let text = format!("[store]\npath = \"{}\"\n[store.retention]\n{rules}\n", remote.store.display());
-        std::fs::write(etc.join("home.toml"), text).unwrap();
-        ok("chown", &[&remote.account.name, etc.join("home.toml").to_str().unwrap()]);
-        ok("chmod", &["0600", etc.join("home.toml").to_str().unwrap()]);
-    };
-    let forced =
-        format!("command=\"{} serve --config {}/home.toml\",restrict", remote.program, etc.display());
-    remote.sshd.set_key_options(&forced);
-
-    profile("");
+    ok("chown", &["-Rh", &remote.account.name, remote.store.to_str().unwrap()]);
+    rules_there(&remote, "", "");
     assert!(told(&world.act("prune", &[]).expect(78)).contains("[store.retention]"));
     assert_eq!(world.act("prune", &["--keep-last=1"]).code, 2);
-    profile("keep_last = 4\nmin_age = \"0d\"\nmax_removals_per_day = 2\ntimezone = \"UTC\"");
+    let rules = "keep_last = 4\nmin_age = \"0d\"\nmax_removals_per_day = 2\ntimezone = \"UTC\"";
+    let profile = rules_there(&remote, "", rules);
     let all = dates(&remote.store);
     let pruned = world.act("prune", &[]).expect(0);
     assert_eq!(strings(&pruned.json["data"]["removed"]), all[..2]);
@@ -311,8 +319,8 @@ fn through_ssh_the_rules_are_the_stores_and_so_is_the_limit() {
     assert!((3..=4).contains(&postponed.len()), "{again:?}");
     // Root on that machine may do all of it at once, with the account's rights.
     let mut command = std::process::Command::new(testkit::bin("link-sync"));
-    command.arg("prune").arg("--config").arg(etc.join("home.toml"));
-    ok("chown", &["-R", "root:root", etc.to_str().unwrap()]);
+    command.arg("prune").arg("--config").arg(&profile);
+    ok("chown", &["-R", "root:root", profile.parent().unwrap().to_str().unwrap()]);
     command.arg("--state-dir").arg(world.dir.join("s2"));
     testkit::run(&mut command).expect(0);
     assert_eq!(dates(&remote.store), all[all.len() - 4..]);

@@ -171,7 +171,7 @@ pub struct Rsyncs {
 /// Each version of rsync that this machine's archives have, with each; those that cannot be had are named.
 pub fn rsyncs() -> Vec<Rsyncs> {
     let place = bin("link-sync").parent().unwrap().with_file_name("rsyncs");
-    let out = Command::new(testkit::scripts().join("lab/rsyncs")).arg(&place).output().unwrap();
+    let out = Command::new(testkit::lab("rsyncs")).arg(&place).output().unwrap();
     let told = String::from_utf8_lossy(&out.stderr);
     let mut programs: Vec<String> = String::from_utf8_lossy(&out.stdout)
         .lines()

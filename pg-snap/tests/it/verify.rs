@@ -60,7 +60,7 @@ impl World {
     }
 
     fn sample(&self, script: &str, args: &[&str]) {
-        let mut command = Command::new(testkit::scripts().join(script));
+        let mut command = Command::new(testkit::lab(script));
         command.env("PGHOST", &self.cluster.socket).env("PGPORT", self.cluster.port.to_string());
         command
             .env("PGUSER", "postgres")

@@ -276,7 +276,7 @@ fn an_upgrade_in_the_middle_of_a_backup_changes_nothing() {
     for tool in ["nc-maint", "pg-snap", "link-sync"] {
         std::fs::copy(bin(tool), installed.join(tool)).unwrap();
     }
-    for script in ["lib.sh", "settle-and-hold"] {
+    for script in ["lib.sh", "status.jq", "settle-and-hold"] {
         std::fs::copy(scripts().join(script), installed.join(script)).unwrap();
     }
     // Longer than what a shell reads ahead.

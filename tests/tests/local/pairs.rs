@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
-use testkit::{bin, run, scripts};
+use testkit::{bin, lab, run};
 
 use crate::world::World;
 
@@ -26,7 +26,7 @@ impl Writers {
     fn start(world: &World, gap: Duration) -> Writers {
         let stop = world.path("sample/writers.stop");
         let mut php = Command::new("php");
-        php.arg(scripts().join("lab/writers.php")).arg("write").arg(world.root());
+        php.arg(lab("writers.php")).arg("write").arg(world.root());
         php.args(["--workers", "5", "--seconds", "7200", "--gap", &gap.as_millis().to_string()]);
         let child = php.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let writers = Writers { stop, child: Some(child) };
@@ -77,7 +77,7 @@ fn judge(world: &World, date: &str) -> Value {
     psql.arg("COPY (SELECT id, state, name, size, checksum FROM oc_writers) TO STDOUT");
     let mut rows = psql.stdout(Stdio::piped()).spawn().unwrap();
     let mut php = Command::new("php");
-    php.arg(scripts().join("lab/writers.php")).arg("judge").arg(snapshot.join("data"));
+    php.arg(lab("writers.php")).arg("judge").arg(snapshot.join("data"));
     let told = php.stdin(rows.stdout.take().unwrap()).output().unwrap();
     assert!(rows.wait().unwrap().success());
     serde_json::from_slice(&told.stdout).unwrap()

@@ -240,7 +240,7 @@ fn a_new_machine_needs_a_store_and_nothing_else() {
     let cluster = world.cluster.socket.parent().unwrap().to_owned();
     world.cluster.stop();
     std::fs::remove_dir_all(cluster.join("data")).unwrap();
-    let mut again = Command::new(testkit::repo().join("scripts/lab/postgres"));
+    let mut again = Command::new(testkit::lab("postgres"));
     again.arg("start").arg(&cluster).arg(world.cluster.port.to_string());
     assert!(again.output().unwrap().status.success());
     std::fs::remove_dir_all(world.root()).unwrap();

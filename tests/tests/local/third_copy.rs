@@ -95,6 +95,13 @@ fn a_view_is_closed_whatever_the_command_does() {
     tool(dir.path(), &[("view", says(&object("view", 1, false, "", ""), 1)), closes.clone()]);
     call(dir.path(), "view-offsite", &["--", "true"]).expect(1);
     assert!(asked(dir.path()).ends_with("unview far --if-killed\n"));
+    // A signal that comes while it opens: it is closed, and the command is not run.
+    let opens = format!("trap '' TERM; kill -TERM $PPID; {}", view(true).1);
+    tool(dir.path(), &[("view", opens), closes.clone()]);
+    let ran = call(dir.path(), "view-offsite", &["--", "touch", "seen-too"]).expect(143);
+    assert!(!dir.path().join("seen-too").exists());
+    assert!(ran.json["error"]["message"].as_str().unwrap().contains("at the step view"), "{:#}", ran.json);
+    assert!(asked(dir.path()).ends_with("unview far\n"));
     // It does not close.
     tool(dir.path(), &[view(true), ("unview", says(&object("unview", 4, false, "", LEFT), 4))]);
     assert_eq!(call(dir.path(), "view-offsite", &["--", "true"]).expect(4).json["status"], "dirty");

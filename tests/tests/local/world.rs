@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use testkit::postgres::Cluster;
-use testkit::{bin, scratch, script, scripts};
+use testkit::{bin, lab, scratch, script, scripts};
 
 /// An instance with its database, a local store, a profile, and a folder of tools.
 pub struct World {
@@ -53,7 +53,7 @@ impl World {
     }
 
     pub fn sample_script(&self, name: &str) -> Command {
-        let mut command = Command::new(scripts().join(name));
+        let mut command = Command::new(lab(name));
         command.env("PGHOST", &self.cluster.socket).env("PGPORT", self.cluster.port.to_string());
         command.env("PGUSER", "postgres").arg(self.path("sample")).args(["--database", &self.database]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

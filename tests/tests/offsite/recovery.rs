@@ -217,36 +217,6 @@ impl Evil<'_> {
     }
 }
 
-/// Makes both copies of a LUKS2 header say `to` instead of `from`, with the right checksum: nobody needs a key for that.
-fn rewrite(image: &str, from: &str, to: &str) {
-    use std::io::Write as _;
-    use std::os::unix::fs::FileExt as _;
-    let file = std::fs::File::options().read(true).write(true).open(image).unwrap();
-    let mut first = vec![0; 4096];
-    file.read_exact_at(&mut first, 0).unwrap();
-    let size = u64::from_be_bytes(first[8..16].try_into().unwrap());
-    for at in [0, size] {
-        let mut header = vec![0; usize::try_from(size).unwrap()];
-        file.read_exact_at(&mut header, at).unwrap();
-        let json =
-            String::from_utf8(header[4096..].iter().copied().take_while(|b| *b != 0).collect()).unwrap();
-        let changed = json.replacen(from, to, 1);
-        assert_ne!(changed, json);
-        header[4096..].fill(0);
-        header[4096..4096 + changed.len()].copy_from_slice(changed.as_bytes());
-        header[448..512].fill(0);
-        let mut sum = Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        sum.stdin.take().unwrap().write_all(&header).unwrap();
-        let hex = sum.wait_with_output().unwrap().stdout;
-        for n in 0..32 {
-            let digits = std::str::from_utf8(&hex[2 * n..2 * n + 2]).unwrap();
-            header[448 + n] = u8::from_str_radix(digits, 16).unwrap();
-        }
-        file.write_all_at(&header, at).unwrap();
-    }
-    file.sync_all().unwrap();
-}
-
 #[test]
 fn a_container_that_somebody_else_made_is_not_mounted() {
     if run_me(
@@ -281,7 +251,12 @@ fn a_container_that_somebody_else_made_is_not_mounted() {
     }
     // A key slot that any key opens.
     let image = evil.image(made);
-    rewrite(&image, "\"encryption\":\"aes-xts-plain64\"", "\"encryption\":\"cipher_null-ecb\"");
+    testkit::luks::rewrite_header(
+        Path::new(&image),
+        "",
+        "\"encryption\":\"aes-xts-plain64\"",
+        "\"encryption\":\"cipher_null-ecb\"",
+    );
     let (mounted, said) = evil.page(&image, "", false);
     assert!(!mounted && said.contains("STOP: this header does not encrypt"), "{said}");
     // No encryption whatever.

@@ -1,0 +1,155 @@
+//! What is marked is sent, put in its place, and distrusted where it moved meanwhile.
+
+use std::fs::File;
+
+use anyhow::Result;
+use common::fault::Fault;
+use common::mutant;
+use common::status::Report;
+
+use super::Session;
+use super::pass::Pass;
+use super::plan::{Plan, marked_in};
+use crate::acls;
+use crate::moved::distrust_moved;
+use crate::names::{NAMED, show};
+use crate::protocol::Making;
+use crate::rsync::{Transfer, list_file, uncommented};
+use crate::source::{DATABASE, Source};
+use crate::store::merge::Merged;
+use crate::timing::{Laps, Phase};
+use crate::tree::Tree;
+use crate::writers::{self, Writers};
+
+impl Session {
+    /// Sends what is marked, has it put in its place, and distrusts what moved meanwhile.
+    pub(super) fn transfer(
+        &mut self,
+        pass: &Pass<'_>,
+        tree: &mut Tree,
+        plan: &mut Plan,
+        laps: &mut Laps,
+        report: &mut Report,
+    ) -> Result<u64> {
+        let &Pass { source, checked, first, budget, progress } = pass;
+        let marked = plan.changes.marked;
+        plan.counts.passes += 1;
+        plan.counts.changed += marked;
+        plan.counts.writers = 0;
+        plan.counts.moved_named.clear();
+        let name = &source.name;
+        let times = name != DATABASE;
+        let again = !first || plan.without_base;
+        let dirs = &plan.changes.dirs;
+        let transfer = |list: File, only_itself: bool, acls_only: bool| Transfer {
+            rsync: &self.settings.rsync,
+            path: &source.path,
+            list,
+            only_itself,
+            source: name,
+            // A second look at contents is only worth it where there is something to compare with.
+            // The second time, what was received a moment ago has its time, unless times do not count.
+            checksum: if acls_only {
+                !times
+            } else {
+                // What an interrupted run had received may be no more than a size and a time.
+                (plan.checksum || first && self.opened.resumed && !mutant::active("resumed-by-size-and-time"))
+                    && (!first || self.opened.base.is_some() || self.opened.resumed)
+            },
+            times,
+            again,
+            all_xattrs: false,
+            account: None,
+            xattrs: self.opened.xattrs,
+            acls: self.opened.acls,
+            acls_only,
+            budget,
+        };
+        let acls_apart = self.opened.acls && self.opened.xattrs && !self.far.hello.root;
+        let request = Making::Merge { source: name.clone(), times, again };
+        if tree.root_changed {
+            progress.begin(format!("{name}: the folder itself"), 0);
+            let list = list_file(&self.settings.state, [&b"."[..]].into_iter())?;
+            let sent = transfer(list, true, false).run(&mut self.far, progress)?;
+            plan.counts.sent_bytes += sent.bytes;
+            if acls_apart && acls::of_folder(&checked.dir)? {
+                let list = list_file(&self.settings.state, [&b"."[..]].into_iter())?;
+                plan.counts.sent_bytes += transfer(list, true, true).run(&mut self.far, progress)?.bytes;
+            }
+            let root = tree.root;
+            let _root: Merged = self.far.ask_with_list(&request, |list| {
+                list.record(root.kind(), 0, (root.mtime.sec, root.mtime.nsec), b"")
+            })?;
+            laps.lap(Phase::Send);
+        }
+        if marked == 0 {
+            return Ok(0);
+        }
+        let files = marked_in(tree, dirs).filter(|(_, e)| e.meta.is_file() && !e.meta.is_untrusted());
+        let writers = writers::find(&checked.dir, files.map(|(path, _)| path), budget)?;
+        let list = list_file(&self.settings.state, marked_in(tree, dirs).map(|(path, _)| uncommented(path)))?;
+        progress.begin(format!("{name}: {marked} paths"), plan.bytes);
+        let mut sent = transfer(list, false, false).run(&mut self.far, progress)?;
+        let with_acl = match acls_apart {
+            true => acls::having(&checked.dir, marked_in(tree, dirs).map(|(path, e)| (path, e.meta)))?,
+            false => Vec::new(),
+        };
+        if !with_acl.is_empty() {
+            let list = list_file(&self.settings.state, with_acl.into_iter().map(uncommented))?;
+            let more = transfer(list, false, true).run(&mut self.far, progress)?;
+            sent.bytes += more.bytes;
+            sent.vanished |= more.vanished;
+        }
+        laps.lap(Phase::Send);
+        progress.begin(format!("{name}: putting in place"), 0);
+        let merged: Merged = self.far.ask_with_list(&request, |list| {
+            marked_in(tree, dirs).try_for_each(|(path, e)| {
+                list.record(e.meta.kind(), e.meta.size, (e.meta.mtime.sec, e.meta.mtime.nsec), &path)
+            })
+        })?;
+        laps.lap(Phase::Merge);
+        let counts = &mut plan.counts;
+        counts.sent_bytes += sent.bytes;
+        counts.merged.received += merged.received;
+        counts.merged.received_bytes += merged.received_bytes;
+        counts.merged.linked += merged.linked;
+        counts.merged.resumed += merged.resumed;
+        counts.writers = writers.open.len() as u64;
+        counts.writers_named = writers.open.iter().take(NAMED).map(|path| show(path)).collect();
+        let mut named = Vec::new();
+        let moved = distrust_moved(&checked.dir, tree, dirs, |path| {
+            if named.len() < NAMED {
+                named.push(show(path));
+            }
+        })?;
+        counts.moved_named = named;
+        // They have not moved, but whether all of a write was there when they were read is not known.
+        writers.open.iter().for_each(|path| tree.distrust(path));
+        laps.lap(Phase::Check);
+        self.tell_of_unknown(source, &writers, report);
+        if merged.missing > 0 && moved == 0 && !sent.vanished {
+            return Err(Fault::failed(format!(
+                "source {name}: rsync passed over {} paths that are there: {}",
+                merged.missing,
+                merged.missing_names.join(", ")
+            ))
+            .hint("this is a bug, or an odd rsync: please report it with the names")
+            .into());
+        }
+        Ok(moved.max(u64::from(sent.vanished || merged.missing > 0)))
+    }
+
+    /// Says, once, where it cannot be known who is writing.
+    fn tell_of_unknown(&mut self, source: &Source, writers: &Writers, report: &mut Report) {
+        if writers.unknown > 0 && !std::mem::replace(&mut self.told_unknown, true) {
+            report.warn(
+                "writers-unknown",
+                format!(
+                    "source {}: whether files are being written in this moment is known only to root and to their owner: {} \
+                     were taken without that",
+                    source.name, writers.unknown
+                ),
+            );
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! What was done in the partial snapshot: what publishing it has to know.
+
+use std::collections::HashMap;
+
+/// The directories of one source whose time must be set at the end: to what the source said, or (`None`: something
+/// was put in or taken out) to the base's.
+pub type DirTimes = HashMap<Vec<u8>, Option<(i64, u32)>>;
+
+/// What was done to one source's folder of the partial snapshot.
+#[derive(Debug, Default)]
+pub struct Done {
+    /// It began as a whole clone of the base's.
+    pub cloned: bool,
+    /// Every directory in which something was put, taken out or left out since.
+    pub times: DirTimes,
+}
+
+/// [`Done`] by source.
+pub type AllDone = HashMap<String, Done>;

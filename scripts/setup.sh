@@ -1,0 +1,194 @@
+# shellcheck shell=sh disable=SC2034,SC2154
+# What the steps of setup do. Sourced by it, after lib.sh.
+
+# shellcheck source=scripts/profile.sh
+. "$here/profile.sh"
+
+# question VARIABLE TEXT DEFAULT: keeps what an option gave.
+question() {
+    eval "given=\$$1"
+    if [ -z "$given" ]; then
+        given=$3
+        if [ -z "$yes" ]; then
+            printf '%s%s: ' "$2" "${3:+ [$3]}" >&2
+            read -r answer || fail 1 "no answer"
+            given=${answer:-$3}
+        fi
+    fi
+    eval "$1=\$given"
+}
+
+# fact FILTER: of what Nextcloud says about itself.
+fact() { printf '%s' "$facts" | jq -r "$1 // empty"; }
+# with_occ COMMAND…: with --occ for each word of $occ.
+with_occ() {
+    for word in $occ; do set -- "$@" --occ "$word"; done
+    "$@"
+}
+
+# ask_url: whether maintenance is real, as clients see it.
+ask_url() {
+    [ "$url" = unset ] || return 0
+    url=$(fact .data.url)
+    # Proposed only if it leads to this instance from here: else every backup would wait for it in vain.
+    seen=$(with_occ "$bin/nc-maint" status --root "$root" --url "${url:-http://localhost}" 2>/dev/null |
+        jq -r .data.clients_maintenance) || seen=null
+    [ "$seen" != null ] || url=-
+    proposed=$url url=''
+    question url "Clients' address, to check that maintenance is real (- for none)" "$proposed"
+    [ "$url" != - ] || url=''
+}
+
+# make_profile: asks, and writes it.
+make_profile() {
+    question root "Nextcloud's folder (holds occ)" /var/www/nextcloud
+    [ -n "$occ" ] || [ -f "$root/occ" ] || fail 78 "there is no occ in $root: give Nextcloud's folder with --root (or, on a new machine that is to get an instance back: restore $profile --from STORE)"
+    # What Nextcloud says about itself; it also refuses what cannot be backed up.
+    facts=$(with_occ "$bin/nc-maint" inspect --root "$root") || exit $?
+    question store 'Where snapshots go (user@host:/path, or /path of a disk here)' ''
+    [ -n "$store" ] || fail 2 "--store is needed: user@host:/path, or /path of a disk here"
+    ask_url
+    check_store --store "$store"
+    case $store in /*) identity='' port='' ;; *) question identity 'Key for S2' /root/.ssh/nc-backup ;; esac
+    check_port "$port"
+    write_profile
+    check_database
+}
+
+# of_profile TABLE KEY: what the profile that is there says, as setup and restore write it.
+of_profile() { sed -n "/^\\[$1\\]/,/^\\[/s/^$2 *= *\\(\"[^\"]*\"\\|[0-9]*\\).*/\\1/p" "$output" | head -n 1 | jq -r .; }
+# read_profile: the keys, and what is told, by the profile that is there.
+read_profile() {
+    [ "$url:$root$store$occ$identity$port" = unset: ] ||
+        fail 1 "$output exists already: it is left as it is. Without --root, --store and the like, setup says what is left to do for it"
+    say "$output exists already: it is left as it is"
+    store=$(of_profile snapshot store)
+    identity=$(of_profile snapshot.ssh identity)
+    restore_identity=$(of_profile snapshot.ssh restore_identity)
+    port=$(of_profile snapshot.ssh port)
+    case $store in
+        /*) identity='' ;;
+        *@*:/*) [ -n "$identity" ] || fail 78 "$output: there is no identity = \"…\" in [snapshot.ssh], so no key to make" ;;
+        *) fail 78 "$output: there is no store = \"…\" in [snapshot]" ;;
+    esac
+    existed=1
+}
+
+# write_profile: whole, and as the tools accept it, or not at all.
+write_profile() {
+    restore_identity=${identity:+$identity-restore}
+    folder=$(dirname "$output")
+    [ -d "$folder" ] || install -d -m 0755 "$folder"
+    argv=$(jq -cn --arg words "$occ" '$words | split(" ") | map(select(. != ""))')
+    draft=$(mktemp "$folder/.setup.XXXXXX")
+    trap 'rm -f "$draft" "$draft.says"' EXIT
+    trap 'exit 129' HUP
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    {
+        printf '# Written by setup for Nextcloud %s. README.md explains every key.\n' "$(fact .data.version)"
+        printf '[nextcloud]\nroot = %s\n' "$(toml "$root")"
+        [ -z "$occ" ] || printf 'occ = %s\n' "$argv"
+        [ -z "$url" ] || printf 'url = %s\n' "$(toml "$url")"
+        echo
+        store_tables "$store" "$identity" "$restore_identity" "$port" ''
+        source_table data "$(fact .data.data_directory)"
+        source_table html "$root"
+        printf '%s' "$facts" | jq -r --arg root "$root/" '[.data.apps_paths[].path | select(startswith($root) | not)]
+            | to_entries[] | "\n[[snapshot.source]]\nname = \"apps-\(.key + 1)\"\npath = \(.value | tojson)"'
+        source_table database
+    } >"$draft"
+    # Once more, as the places that are saved are known now: what leads out of them is told.
+    judged=$("$bin/nc-maint" inspect "$profile" --config "$draft" 2>"$draft.says") || {
+        code=$?
+        while read -r line; do say "$line"; done <"$draft.says"
+        fail $code "the tools do not accept this profile: nothing was written"
+    }
+    # shellcheck disable=SC2016  # jq's variables
+    jq -nr --argjson before "$facts" --argjson now "$judged" '($now.warnings - $before.warnings)[].message' |
+        while read -r line; do say "warning: $line"; done
+    ln "$draft" "$output" || fail 1 "$output could not be made"
+    say "wrote $output"
+    say "maintenance is switched by $(fact .data.method): $(fact .data.method_reason)"
+}
+
+# check_database: what its role may not do, or why it does not get in: known now, not at night.
+check_database() {
+    checked=$("$bin/pg-snap" check "$profile" --config "$output" --for backup 2>/dev/null) || true
+    printf %s "$checked" | jq -r 'if (.data.findings // []) != [] then .data.findings[] | .message, "    \(.cure // empty)"
+        elif .error != null then .error.message, (.error.hint // empty) else empty end' |
+        while IFS= read -r line; do
+            # What is to be pasted stands alone.
+            case $line in '    '*) printf '%s\n' "$(printf %s "$line" | show)" >&2 ;; *) say "the database: $line" ;; esac
+        done
+}
+
+# tell_rules: how it is run every night, and by an account that is not root.
+tell_rules() {
+    echo "Every night, with systemd:  systemctl enable --now nc-backup@$profile.timer nc-backup-off@$profile.service"
+    echo "or with cron, as root:      30 3 * * *  $lib/backup-local $profile$config >>/var/log/nc-backup.log"
+    echo
+    echo "To run it as the account nc-backup instead of root, in /etc/sudoers.d/nc-backup (check it with visudo -c):"
+    for words in "nc-maint status $profile$config" "link-sync stage $profile$config" "pg-snap drain $profile$config --look" \
+        "nc-maint run $profile$config -- $lib/settle-and-hold $profile$config" "pg-snap drain $profile$config" "pg-snap hold $profile$config" \
+        "link-sync settle $profile$config" "pg-snap confirm $profile$config" "pg-snap dump $profile$config --held" "pg-snap release $profile$config" \
+        "link-sync stage $profile$config --source database" "link-sync publish $profile$config" "pg-snap prune $profile$config" \
+        "nc-maint off $profile$config --if-ours" "link-sync abort $profile$config"; do
+        echo "nc-backup ALL=(root) NOPASSWD: /usr/sbin/$words"
+    done
+}
+
+# make_key FILE COMMENT: unless it is there.
+make_key() {
+    [ ! -e "$1" ] || return 0
+    [ -d "$(dirname "$1")" ] || install -d -m 0700 "$(dirname "$1")"
+    ssh-keygen -q -t ed25519 -N '' -C "$2" -f "$1"
+    say "made the key $1"
+}
+# make_keys: one writes snapshots and cannot read them, the other one reads and cannot write. That one may be kept
+# elsewhere, and is not made anew then.
+make_keys() {
+    make_key "$identity" "nc-backup $profile"
+    [ -n "$existed" ] || make_key "$restore_identity" "nc-backup-restore $profile"
+}
+public() { cat "$1.pub" 2>/dev/null || ssh-keygen -y -f "$1"; }
+
+# tell_s2: what is to be done there.
+tell_s2() {
+    account=${store%%@*}
+    host=${store#*@}
+    path=${host#*:}
+    host=${host%%:*}
+    line="    command=\"/usr/sbin/link-sync serve $profile\",restrict $(public "$identity")"
+    reach="  ssh -n -o IdentitiesOnly=yes${port:+ -p $port} -i $identity $account@$host"
+    if [ -e "$restore_identity" ]; then
+        line="$line
+    command=\"/usr/sbin/link-sync serve $profile --read-only\",restrict $(public "$restore_identity")"
+        reach="$reach
+  ssh -n -o IdentitiesOnly=yes${port:+ -p $port} -i $restore_identity $account@$host"
+    elif [ -n "$restore_identity" ]; then
+        say "the key for restoring, $restore_identity, is not here: bring it when it is needed"
+    fi
+    cat <<END
+
+On S2 ($host), as root, with link-sync in /usr/sbin and rsync installed (what is there already stays):
+  useradd --create-home --shell /bin/sh --password '*' $account
+  install -d -o $account -g $account -m 0700 $path /home/$account/.ssh
+  /home/$account/.ssh/authorized_keys, a line for each key (the one with --read-only is for restoring):
+$line
+  /etc/nc-backup/$profile.toml, root's, mode 0644 (mount: the disk that must be there; leave it out if there is none):
+    [store]
+    path = $(toml "$path")
+    mount = $(toml "$(dirname "$path")")
+    [store.retention]
+    keep_daily = 14
+    keep_weekly = 8
+    keep_monthly = 12
+    keep_yearly = 3
+Then, here, compare S2's host key with what S2 itself says (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub);
+each key gets "link-sync serve: ready" as the answer, and what it is for:
+$reach
+and try it:
+  $lib/backup-local $profile$config
+END
+}
