@@ -25,6 +25,7 @@ use super::done::AllDone;
 use super::open::{Writable, existing};
 use super::pace::Pace;
 use super::sums::{Lines, Sum, hex};
+use super::verify::is_copy;
 use super::{META, PARTIAL, attributes, ensure_dir, mtree, open_dir, open_file, open_file_at, split, sums};
 use crate::names::show;
 use crate::parallel;
@@ -143,6 +144,7 @@ fn newest(writable: &Writable) -> Result<(Option<Base>, Vec<Value>)> {
             let date = meta.date;
             match check(&dir, &manifest) {
                 Ok(()) => return Ok((Some(Base { dir, manifest, date }), warnings)),
+                Err(_) if is_copy(&dir) => {}
                 Err(why) => {
                     common::signals::check()?;
                     warnings.push(json!({"kind": "checksums-damaged", "message": format!(
