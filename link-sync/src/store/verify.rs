@@ -17,7 +17,6 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context as _, Result};
 use common::fault::{Kind, kind_of};
 use common::mutant;
-use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{fstat, fstatat};
 
@@ -53,14 +52,6 @@ impl Compared {
         let stat = fstatat(store, self.date.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
         stat.is_ok_and(|s| (s.st_dev, s.st_ino) == self.folder)
     }
-}
-
-/// Whether the snapshot `top` was made by `copy`, which leaves the manifests where they are: there is neither of them, and
-/// the list that a copy has instead. One that has lost a manifest is no copy.
-pub(super) fn is_copy(top: &File) -> bool {
-    let is =
-        |name: &str| fstatat(top, format!("{META}/{name}").as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).map(drop);
-    is(PART) == Ok(()) && [SUMS, MTREE].iter().all(|name| is(name) == Err(Errno::ENOENT))
 }
 
 /// A verification under way.
@@ -164,7 +155,7 @@ impl Verification<'_> {
         let date = &held.meta.date;
         let Some((store, dir)) = &self.authority else {
             return match &held.meta.manifest {
-                Some(_) if is_copy(&held.top) => self.part(date, &held.top).map(|()| false),
+                Some(_) if manifest::is_copy(&held.top) => self.part(date, &held.top).map(|()| false),
                 Some(_) => self.compare(date, &held.top, &held.top, &held.meta).map(|()| true),
                 None => Ok(false),
             };
