@@ -95,7 +95,7 @@ fn setup_writes_a_private_profile_once() {
     for name in ["key", "key.pub", "key-restore", "key-restore.pub"] {
         std::fs::remove_file(dir.path().join(name)).unwrap();
     }
-    let mut again = script("setup", &cluster);
+    let mut again = script(scripts().join("setup"), &cluster);
     again.args(["--yes", "--bin"]).arg(bin("nc-maint").parent().unwrap()).arg("--output").arg(&profile);
     let ran = ok(&mut again);
     let told = String::from_utf8(ran.stdout).unwrap();
