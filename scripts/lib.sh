@@ -142,7 +142,12 @@ denied() {
     shift 3
     ! sudo -n -l -- "$@" >/dev/null 2>&1
 }
-no_rule() { printf 'sudo does not let %s run "%s" without a password: it needs a rule with exactly these words (setup prints them)' "$(id -un)" "$*"; }
+rules='README has them'
+case ${0##*/} in
+    backup-local) rules="$here/setup prints them" ;;
+    push-offsite | drill) rules="$0 --help has them" ;;
+esac
+no_rule() { printf 'sudo does not let %s run "%s" without a password: it needs a rule with exactly these words (%s)' "$(id -un)" "$*" "$rules"; }
 
 # For scripts that run tools as steps. The script has a function `conclude`, which is run once, however the script
 # ends: signals are ignored then, $code and $failed say how it went. It undoes, and calls `report`. The step that it is
@@ -296,6 +301,15 @@ note_step() {
     steps="$steps$line
 "
 }
+# quiet_step NAME COMMAND…: note_step, whose words are shown only if it fails: they would tell what is told anyway, or mislead.
+quiet_step() {
+    if [ -n "$work" ] && { true >"$work/words"; } 2>/dev/null; then
+        note_step "$@" 2>"$work/words"
+        case $rc in 0) ;; *) cat "$work/words" >&2 2>/dev/null || true ;; esac
+    else
+        note_step "$@"
+    fi
+}
 
 # try STEP TOOL ACTION [ARGUMENTS]: runs it for this profile. Without root, a step that runs under sudo cannot be stopped
 # from here: it ends, and is the last one.
@@ -303,7 +317,7 @@ try() {
     step=$1 tool=$2 action=$3
     shift 3
     # shellcheck disable=SC2086  # $sudo is words
-    note_step "$step" $sudo "$bin/$tool" "$action" "$profile" ${config:+--config "$config"} "$@"
+    "${noted:-note_step}" "$step" $sudo "$bin/$tool" "$action" "$profile" ${config:+--config "$config"} "$@"
 }
 
 # step …: what the run depends on. Goes on after 0 and 3 (finished, with something left out).
@@ -319,6 +333,8 @@ step() {
     case "$rc:$1" in [03]:"$goal") achieved=yes changed=true; return 0 ;; esac
     case "$signal:$rc" in :* | *:4) ;; *) failed=${failed:-$1} code=$((128 + signal)) ;; esac
 }
+# quietly try … or step …: by quiet_step.
+quietly() { noted=quiet_step; "$@"; noted=''; }
 # stop_at STEP CODE MESSAGE: ends here, for a reason that no tool has told.
 stop_at() { failed=$1 code=$2 problem=$3; say "$problem"; }
 

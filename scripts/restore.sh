@@ -34,7 +34,7 @@ conclude() {
         :*)
             say "restored to $date, and open. PHP keeps code in memory: restart php-fpm (or the web server), and flush Redis if config.php names it."
             say "Files that are on the disk and not in the database show up after: occ files:scan --all"
-            [ -z "$drafted" ] || say "The profile $profile_file was made from the snapshot: look through it before backups begin (README, setting it up)."
+            [ -z "$drafted" ] || say "The profile $profile_file was made from the snapshot: look through it. Then $here/setup --profile $profile${given_config:+ --output $given_config} makes the key for backups, if it is not here, and says what S2 and the timers need."
             ;;
         *:true:*) say "failed at $failed: Nextcloud stays closed. Mend what the message says and run the same command again, or open it as it is: nc-maint off $profile" ;;
         *:*:) say "failed at $failed: nothing was changed" ;;
@@ -130,7 +130,7 @@ go_on() {
     place=$1/.restore
     mkdir -p "$place" || stop_at dumps 1 "cannot make the folder $place"
     [ -z "$failed" ] && [ -s "$place/progress" ] || return 0
-    try before nc-maint status
+    quietly try before nc-maint status
     since=$(ask 'last.output.data.restoring.since // empty')
     begun=$(ask 'last.output.data.restoring.date // empty')
     [ "$date" != latest ] || [ -z "$begun" ] || date=$begun
@@ -211,6 +211,7 @@ remove_replaced() {
 # clear_replaced: what was replaced, now and by attempts before.
 clear_replaced() {
     [ -z "$failed" ] || return 0
+    there_was=$kept$(lines "$targets" | while read -r target; do replaced -print; done) || true
     not_removed=$(remove_replaced) || true
     all=$kept kept=''
     # In the form that the names of kept databases end in.
@@ -233,6 +234,7 @@ the database $one"
     done <<END
 $all
 END
+    [ -z "$there_was" ] || [ -n "$keep_replaced$not_removed$kept" ] || say "what was replaced has been removed"
     if [ -n "$not_removed" ]; then
         code=3
         say "what was replaced could not be removed: $(printf %s "$not_removed" | tr '\n' ' ')"

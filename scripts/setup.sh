@@ -39,8 +39,44 @@ ask_url() {
     [ "$url" != - ] || url=''
 }
 
+# make_profile: asks, and writes it.
+make_profile() {
+    question root "Nextcloud's folder (holds occ)" /var/www/nextcloud
+    [ -n "$occ" ] || [ -f "$root/occ" ] || fail 78 "there is no occ in $root: give Nextcloud's folder with --root (or, on a new machine that is to get an instance back: restore $profile --from STORE)"
+    # What Nextcloud says about itself; it also refuses what cannot be backed up.
+    facts=$(with_occ "$bin/nc-maint" inspect --root "$root") || exit $?
+    question store 'Where snapshots go (user@host:/path, or /path of a disk here)' ''
+    [ -n "$store" ] || fail 2 "--store is needed: user@host:/path, or /path of a disk here"
+    ask_url
+    check_store --store "$store"
+    case $store in /*) identity='' port='' ;; *) question identity 'Key for S2' /root/.ssh/nc-backup ;; esac
+    check_port "$port"
+    write_profile
+    check_database
+}
+
+# of_profile TABLE KEY: what the profile that is there says, as setup and restore write it.
+of_profile() { sed -n "/^\\[$1\\]/,/^\\[/s/^$2 *= *\\(\"[^\"]*\"\\|[0-9]*\\).*/\\1/p" "$output" | head -n 1 | jq -r .; }
+# read_profile: the keys, and what is told, by the profile that is there.
+read_profile() {
+    [ "$url:$root$store$occ$identity$port" = unset: ] ||
+        fail 1 "$output exists already: it is left as it is. Without --root, --store and the like, setup says what is left to do for it"
+    say "$output exists already: it is left as it is"
+    store=$(of_profile snapshot store)
+    identity=$(of_profile snapshot.ssh identity)
+    restore_identity=$(of_profile snapshot.ssh restore_identity)
+    port=$(of_profile snapshot.ssh port)
+    case $store in
+        /*) identity='' ;;
+        *@*:/*) [ -n "$identity" ] || fail 78 "$output: there is no identity = \"…\" in [snapshot.ssh], so no key to make" ;;
+        *) fail 78 "$output: there is no store = \"…\" in [snapshot]" ;;
+    esac
+    existed=1
+}
+
 # write_profile: whole, and as the tools accept it, or not at all.
 write_profile() {
+    restore_identity=${identity:+$identity-restore}
     folder=$(dirname "$output")
     [ -d "$folder" ] || install -d -m 0755 "$folder"
     argv=$(jq -cn --arg words "$occ" '$words | split(" ") | map(select(. != ""))')
@@ -55,7 +91,7 @@ write_profile() {
         [ -z "$occ" ] || printf 'occ = %s\n' "$argv"
         [ -z "$url" ] || printf 'url = %s\n' "$(toml "$url")"
         echo
-        store_tables "$store" "$identity" "${identity:+$identity-restore}" "$port" ''
+        store_tables "$store" "$identity" "$restore_identity" "$port" ''
         source_table data "$(fact .data.data_directory)"
         source_table html "$root"
         printf '%s' "$facts" | jq -r --arg root "$root/" '[.data.apps_paths[].path | select(startswith($root) | not)]
@@ -102,15 +138,20 @@ tell_rules() {
     done
 }
 
-# make_keys: one writes snapshots and cannot read them, the other one reads and cannot write.
-make_keys() {
-    for key in "$identity" "$identity-restore"; do
-        [ ! -e "$key" ] || continue
-        [ -d "$(dirname "$key")" ] || install -d -m 0700 "$(dirname "$key")"
-        ssh-keygen -q -t ed25519 -N '' -C "nc-backup $profile" -f "$key"
-        say "made the key $key"
-    done
+# make_key FILE COMMENT: unless it is there.
+make_key() {
+    [ ! -e "$1" ] || return 0
+    [ -d "$(dirname "$1")" ] || install -d -m 0700 "$(dirname "$1")"
+    ssh-keygen -q -t ed25519 -N '' -C "$2" -f "$1"
+    say "made the key $1"
 }
+# make_keys: one writes snapshots and cannot read them, the other one reads and cannot write. That one may be kept
+# elsewhere, and is not made anew then.
+make_keys() {
+    make_key "$identity" "nc-backup $profile"
+    [ -n "$existed" ] || make_key "$restore_identity" "nc-backup-restore $profile"
+}
+public() { cat "$1.pub" 2>/dev/null || ssh-keygen -y -f "$1"; }
 
 # tell_s2: what is to be done there.
 tell_s2() {
@@ -118,14 +159,23 @@ tell_s2() {
     host=${store#*@}
     path=${host#*:}
     host=${host%%:*}
+    line="    command=\"/usr/sbin/link-sync serve $profile\",restrict $(public "$identity")"
+    reach="  ssh -n -o IdentitiesOnly=yes${port:+ -p $port} -i $identity $account@$host"
+    if [ -e "$restore_identity" ]; then
+        line="$line
+    command=\"/usr/sbin/link-sync serve $profile --read-only\",restrict $(public "$restore_identity")"
+        reach="$reach
+  ssh -n -o IdentitiesOnly=yes${port:+ -p $port} -i $restore_identity $account@$host"
+    elif [ -n "$restore_identity" ]; then
+        say "the key for restoring, $restore_identity, is not here: bring it when it is needed"
+    fi
     cat <<END
 
-On S2 ($host), as root, with link-sync in /usr/sbin and rsync installed:
+On S2 ($host), as root, with link-sync in /usr/sbin and rsync installed (what is there already stays):
   useradd --create-home --shell /bin/sh --password '*' $account
   install -d -o $account -g $account -m 0700 $path /home/$account/.ssh
-  /home/$account/.ssh/authorized_keys, two lines (the second is for restoring):
-    command="/usr/sbin/link-sync serve $profile",restrict $(cat "$identity.pub")
-    command="/usr/sbin/link-sync serve $profile --read-only",restrict $(cat "$identity-restore.pub")
+  /home/$account/.ssh/authorized_keys, a line for each key (the one with --read-only is for restoring):
+$line
   /etc/nc-backup/$profile.toml, root's, mode 0644 (mount: the disk that must be there; leave it out if there is none):
     [store]
     path = $(toml "$path")
@@ -136,9 +186,8 @@ On S2 ($host), as root, with link-sync in /usr/sbin and rsync installed:
     keep_monthly = 12
     keep_yearly = 3
 Then, here, compare S2's host key with what S2 itself says (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub);
-both keys get "link-sync serve: ready" as the answer:
-  ssh -n -o IdentitiesOnly=yes${port:+ -p $port} -i $identity $account@$host
-  ssh -n -o IdentitiesOnly=yes${port:+ -p $port} -i $identity-restore $account@$host
+each key gets "link-sync serve: ready" as the answer, and what it is for:
+$reach
 and try it:
   $lib/backup-local $profile$config
 END

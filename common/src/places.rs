@@ -43,11 +43,15 @@ fn home() -> Result<PathBuf> {
 
 /// Makes `dir` (and what is missing above it) 0700, and checks that it is ours alone.
 pub fn private_dir(dir: &Path) -> Result<PathBuf> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .with_context(|| format!("cannot make the folder {}", dir.display()))?;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| match e.kind() {
+        std::io::ErrorKind::PermissionDenied => Fault::denied(format!(
+            "cannot make the folder {}: {e}",
+            dir.display()
+        ))
+        .hint("run it as root (`sudo` before the command), or name a folder of this account: --state-dir DIR")
+        .into(),
+        _ => anyhow::Error::from(e).context(format!("cannot make the folder {}", dir.display())),
+    })?;
     let meta = std::fs::symlink_metadata(dir)
         .with_context(|| format!("cannot look at the folder {}", dir.display()))?;
     if !meta.is_dir() || Uid::from_raw(meta.uid()) != geteuid() || meta.mode() & 0o077 != 0 {

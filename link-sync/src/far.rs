@@ -175,6 +175,9 @@ impl Far {
         failure.hint = Some(ssh::hint(&failure, host));
         drop(error);
         if let Some(theirs) = said.lines().find_map(|line| line.strip_prefix("link-sync: ")) {
+            // Not once more.
+            let rest = said.lines().filter(|line| !line.starts_with("link-sync: "));
+            failure.stderr_tail = rest.collect::<Vec<_>>().join("\n");
             return anyhow::Error::from(failure).context(format!("link-sync on {host}: {theirs}"));
         }
         anyhow::Error::from(failure)

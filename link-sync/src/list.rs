@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::cli::List;
 use crate::far::Far;
 use crate::protocol::{BackupIdle, Door, ReadIdle};
+use crate::settings::Place;
 use crate::store::meta::{is_date, taken};
 use crate::store::odd::{Known, Why};
 use crate::store::verified::Verifications;
@@ -18,9 +19,9 @@ use crate::store::{Store, sizes};
 /// Does it.
 pub fn list(args: &List, report: &mut Report) -> Result<()> {
     let settings = args.profile.options().settings()?;
-    // To add up sizes is to read.
-    let mut far =
-        if args.sizes { Far::connect_reading(&settings)? } else { Far::connect_anywhere(&settings)? };
+    // To add up sizes is to read; and a store here that is an account's is only read by root.
+    let reading = args.sizes || matches!(settings.store, Place::Local(_));
+    let mut far = if reading { Far::connect_reading(&settings)? } else { Far::connect_anywhere(&settings)? };
     // A machine that only rehearses has the key for reading alone.
     let mut answer = match far.hello.door {
         Door::Read => far.ask_in_parts(&ReadIdle::List { sizes: args.sizes }, "snapshots", |_, _| ()),
@@ -110,7 +111,8 @@ fn tell(snapshot: &Value, date: &str) {
     let alone = snapshot["alone_bytes"].as_u64().map(|bytes| format!("  {:>10} alone", size(bytes)));
     let consistency = snapshot["consistency"].as_str().unwrap_or("?");
     let alone = alone.unwrap_or_default();
-    status::tell(format_args!("{date}  {paths:>9} paths  {:>10}{alone}  {consistency}", size(bytes)));
+    let odd = snapshot["odd"].as_str().map_or(String::new(), |why| format!(", but odd: {why}"));
+    status::tell(format_args!("{date}  {paths:>9} paths  {:>10}{alone}  {consistency}{odd}", size(bytes)));
 }
 
 fn size(bytes: u64) -> String {

@@ -19,8 +19,7 @@ use crate::store::Store;
 use crate::store::prune::{Order, Pruned, Removal, prune as prune_store};
 
 /// What to write when no rule says what is kept.
-const EXAMPLE: &str =
-    "in [store.retention]: keep_daily = 14, keep_weekly = 8, keep_monthly = 12, keep_yearly = 3";
+const EXAMPLE: &str = "in [store.retention] of the profile: keep_daily = 14, keep_weekly = 8, keep_monthly = 12, keep_yearly = 3";
 
 /// Does it.
 pub fn prune(args: &Prune, report: &mut Report) -> Result<()> {
@@ -38,11 +37,12 @@ pub fn prune(args: &Prune, report: &mut Report) -> Result<()> {
             let mut far = Far::connect(&settings)?;
             report.set("store", far.hello.store.as_str());
             let request = BackupIdle::Prune { dry_run: args.dry_run };
-            let answer = far.ask_in_parts(&request, "snapshots", |_, _| ())?;
+            let answer =
+                far.ask_in_parts(&request, "snapshots", |_, _| ()).map_err(|e| crate::ssh::on(host, e))?;
             serde_json::from_value(answer).context("an answer that is not understood")?
         }
     };
-    tell(&pruned, args.dry_run, report)
+    tell(&pruned, args, report)
 }
 
 /// A store on this machine, whose own account or root may do what the rules say.
@@ -99,7 +99,8 @@ fn rules(written: Retention, for_client: bool) -> Result<Rules> {
 }
 
 /// For people, and into the report.
-fn tell(pruned: &Pruned, dry_run: bool, report: &mut Report) -> Result<()> {
+fn tell(pruned: &Pruned, args: &Prune, report: &mut Report) -> Result<()> {
+    let dry_run = args.dry_run;
     for snapshot in &pruned.snapshots {
         let text = |key: &str| snapshot[key].as_str().unwrap_or("?");
         let reasons: Vec<_> =
@@ -139,7 +140,9 @@ fn tell(pruned: &Pruned, dry_run: bool, report: &mut Report) -> Result<()> {
     }
     let would = if dry_run { "would be " } else { "" };
     let kept = pruned.snapshots.iter().filter(|s| s["action"] == "keep").count();
-    status::tell(format_args!("link-sync: {kept} kept, {} {would}removed", pruned.removed.len()));
+    // One that is named is the only one that was looked at.
+    let stay = if args.date.is_some() { String::new() } else { format!("{kept} kept, ") };
+    status::tell(format_args!("link-sync: {stay}{} {would}removed", pruned.removed.len()));
     let idle = pruned.removed.is_empty() && pruned.completed.is_empty();
     report.changed = !dry_run && !idle;
     report.set("kept", kept);

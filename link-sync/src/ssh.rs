@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use common::fault::Failure;
+use common::fault::{Failure, Fault};
 use common::run::Cmd;
 
 use crate::settings::Settings;
@@ -58,13 +58,31 @@ pub fn hint(failure: &Failure, host: &str) -> String {
     if says("Permission denied (") {
         return which_key(&failure.args, host);
     }
-    if matches!(failure.exit_code, Some(126 | 127)) || says("not found") || says("No such file") {
+    let theirs = failure.stderr_tail.lines().find_map(|line| line.strip_prefix("link-sync: "));
+    let missing = matches!(failure.exit_code, Some(126 | 127)) || says("not found") || says("No such file");
+    if theirs.is_none() && missing {
         return format!("install link-sync on {host}, or set remote_program in [snapshot.ssh]");
     }
-    match failure.stderr_tail.lines().find_map(|line| line.strip_prefix("link-sync: hint: ")) {
-        Some(theirs) => format!("on {host}: {theirs}"),
-        None => format!("does `ssh {host} link-sync --version` work by hand?"),
+    let hint = failure.stderr_tail.lines().find_map(|line| line.strip_prefix("link-sync: hint: "));
+    // What is wrong in a profile is told with its name and the line.
+    let place = theirs.and_then(|said| said.split_once(": ")).map(|said| said.0);
+    match (place.filter(|place| place.contains(".toml, line ")), hint) {
+        (Some(place), None) => format!("on {host}: correct {place}"),
+        (Some(place), Some(hint)) => format!("on {host}: correct {place}; {hint}"),
+        (None, Some(hint)) => format!("on {host}: {hint}"),
+        (None, None) if theirs.is_some() => {
+            format!("link-sync runs on {host}, and does not serve for that reason")
+        }
+        (None, None) => format!("does `ssh {host} link-sync --version` work by hand?"),
     }
+}
+
+/// An error that the far end sent, whose cure is for its machine.
+pub fn on(host: &str, mut error: anyhow::Error) -> anyhow::Error {
+    if let Some(hint) = error.downcast_mut::<Fault>().and_then(|fault| fault.hint.as_mut()) {
+        *hint = format!("on {host}: {hint}");
+    }
+    error
 }
 
 /// What the other machine lacks: one key backs up, another one restores.
@@ -79,7 +97,15 @@ fn which_key(args: &[String], host: &str) -> String {
         );
     };
     if !Path::new(key).exists() {
-        return format!("there is no key {key} here, the one {what}: bring it back, or let setup make one");
+        let another = match what {
+            "for backups" => {
+                format!("/usr/lib/nc-backup/setup makes another and prints what {host} needs")
+            }
+            _ => format!(
+                "make another (ssh-keygen -t ed25519 -N '' -f {key}) and put {key}.pub into ~/.ssh/authorized_keys of {host}, as {line}"
+            ),
+        };
+        return format!("there is no key {key} here, the one {what}: bring it back, or {another}");
     }
     format!(
         "the key {what} is not let in: put {key}.pub into ~/.ssh/authorized_keys of {host}, as {line} (README, preparing S2)"

@@ -103,7 +103,7 @@ fn local(
         record(&store, scope, &outcome, total, report);
         report.changed = total > 0;
         if total > 0 {
-            report.warn("repaired", format!("{total} things were damaged and have been fetched back"));
+            report.warn("repaired", format!("fetched back: {} damaged", count(total, "thing")));
         }
         report.set("repaired", list);
         report.set("repaired_total", total);
@@ -167,6 +167,11 @@ fn record(store: &Store, scope: &Scope, outcome: &Outcome, repaired: u64, report
     }
 }
 
+/// `1 thing`, `2 things`.
+fn count(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 /// Fills the report from the answer; fails if anything is wrong.
 fn tell(answer: Value, copy: bool, report: &mut Report) -> Result<()> {
     let texts = |value: &Value| -> Vec<String> {
@@ -177,7 +182,11 @@ fn tell(answer: Value, copy: bool, report: &mut Report) -> Result<()> {
     if !weaker.is_empty() {
         report.warn(
             "no-checksums",
-            format!("without checksums, so not (or not wholly) verified: {}", weaker.join(", ")),
+            format!(
+                "without checksums of their own, or copies, which hold only those of what was new in each: names and attributes were not \
+                 compared (of a copy, --against the store it came from does): {}",
+                weaker.join(", ")
+            ),
         );
         // A copy keeps dates that its store no longer has.
         if !copy {
@@ -206,13 +215,13 @@ fn tell(answer: Value, copy: bool, report: &mut Report) -> Result<()> {
     let total = number("findings_total");
     say!(
         TOOL,
-        "{} snapshots, {} names, {} of {} distinct files read ({}): {}",
-        texts(&answer["dates"]).len(),
+        "{}, {} names, {} of {} distinct files read ({}): {}",
+        count(texts(&answer["dates"]).len() as u64, "snapshot"),
         number("paths"),
         number("inodes_read"),
         number("inodes"),
         indicatif::BinaryBytes(number("bytes_read")),
-        if total == 0 { "all as published".into() } else { format!("{total} things are wrong") }
+        if total == 0 { "all as published".into() } else { format!("wrong: {}", count(total, "thing")) }
     );
     let counts = answer["counts"].as_object().cloned().unwrap_or_default();
     if let Value::Object(fields) = answer {

@@ -154,8 +154,10 @@ fn warn_about_places(config: &Map<String, Value>, root: &Path, data: &Path, repo
         report.warn("data-directory-not-here", message);
     }
     if data.starts_with(root) {
-        let message =
-            format!("the data directory {} lies inside the code: leave it out there", data.display());
+        let message = format!(
+            "the data directory {} lies inside the code: it is left out there, as it is a source of its own",
+            data.display()
+        );
         report.warn("data-directory-in-root", message);
     }
     let outside: Vec<String> = listed_apps(report).filter(|p| !Path::new(p).starts_with(root)).collect();

@@ -27,7 +27,7 @@ Examples:
   offsite-push push home                     the newest snapshot, if it is new
   offsite-push push home --bwlimit 500k      with at most 500 KiB a second
   offsite-push status home
-  offsite-push view home                     open it read-only to look or restore
+  offsite-push view home                     open it read-only, to look
   offsite-push unview home
   offsite-push verify home --sample 5%       is it still what was pushed?
 
@@ -40,9 +40,9 @@ refused: see push --accept-container.
 The last line on stdout is one JSON object; docs/status.schema.json has it.
 Exit codes: 0 the newest snapshot is there; 1 failed, nothing is mounted; 2
 usage; 3 pushed, but something was left out, or older dates in the container
-are not whole; 4 something is still mounted (the
-object says what); 69 S3 or a program is not there; 75 another push, or a view,
-is open; 77 rights; 78 profile, store or container wrong; 128+N signal.";
+are not whole; 4 something is still mounted (the object says what); 69 S3 or a
+program is not there; 75 another push, or a view, is open; 77 rights; 78
+profile, store or container wrong; 128+N signal.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Action {

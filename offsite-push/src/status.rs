@@ -75,10 +75,10 @@ pub(crate) fn run(settings: &Settings, report: &mut Report) -> Result<()> {
     match &last {
         Some(last) => say!(
             TOOL,
-            "{} was pushed at {}, {} sent in {}",
+            "{} was pushed at {}, {}in {}",
             last.date,
             last.pushed_at,
-            last.sent_bytes.map_or("?".into(), tell::bytes),
+            last.sent_bytes.map_or(String::new(), |sent| format!("{} sent ", tell::bytes(sent))),
             tell::time(Duration::from_millis(last.duration_ms))
         ),
         None => say!(TOOL, "nothing was pushed yet"),
@@ -92,6 +92,7 @@ pub(crate) fn run(settings: &Settings, report: &mut Report) -> Result<()> {
     if let Some(verified) = Verified::load(settings) {
         let wrong = match (verified.fresh, verified.findings) {
             (true, 0) => "all as pushed".to_owned(),
+            (true, 1) => "1 thing was wrong".to_owned(),
             (true, n) => format!("{n} things were wrong"),
             (false, _) => "it was not the container left behind".to_owned(),
         };

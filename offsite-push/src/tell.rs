@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-/// `98.1 MB`; powers of 1000, as links are measured.
+/// `93.6 MiB`; powers of 1024, as everywhere.
 #[expect(clippy::cast_precision_loss, reason = "for people")]
 pub(crate) fn bytes(bytes: u64) -> String {
     let mut rest = bytes as f64;
-    for unit in ["B", "kB", "MB", "GB", "TB"] {
-        if rest < 999.5 || unit == "TB" {
+    for unit in ["B", "KiB", "MiB", "GiB", "TiB"] {
+        if rest < 1023.95 || unit == "TiB" {
             return if unit == "B" { format!("{bytes} B") } else { format!("{rest:.1} {unit}") };
         }
-        rest /= 1000.0;
+        rest /= 1024.0;
     }
     format!("{bytes} B")
 }
@@ -25,7 +25,7 @@ pub(crate) fn time(time: Duration) -> String {
     }
 }
 
-/// `539.0 kB/s`.
+/// `526.4 KiB/s`.
 pub(crate) fn rate(sent: u64, time: Duration) -> String {
     let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1);
     format!("{}/s", bytes(sent.saturating_mul(1000) / ms))
@@ -38,12 +38,12 @@ mod tests {
     #[test]
     fn numbers_read_well() {
         assert_eq!(bytes(999), "999 B");
-        assert_eq!(bytes(98_123_456), "98.1 MB");
-        assert_eq!(bytes(999_999), "1.0 MB");
-        assert_eq!(bytes(u64::MAX), "18446744.1 TB");
+        assert_eq!(bytes(98_123_456), "93.6 MiB");
+        assert_eq!(bytes((1 << 20) - 1), "1.0 MiB");
+        assert_eq!(bytes(u64::MAX), "16777216.0 TiB");
         assert_eq!(time(Duration::from_millis(1500)), "1 s");
         assert_eq!(time(Duration::from_secs(182)), "3 min 2 s");
         assert_eq!(time(Duration::from_secs(3723)), "1 h 2 min");
-        assert_eq!(rate(98_100_000, Duration::from_secs(182)), "539.0 kB/s");
+        assert_eq!(rate(98_100_000, Duration::from_secs(182)), "526.4 KiB/s");
     }
 }

@@ -205,7 +205,8 @@ pub(crate) fn explain_peer(error: anyhow::Error, server: &Server) -> anyhow::Err
 
 fn conclude(findings: Vec<Finding>, report: &mut Report) -> Result<()> {
     report.set("findings", serde_json::to_value(&findings)?);
-    for finding in &findings {
+    // The first one is the error.
+    for finding in findings.iter().skip(1) {
         let cure = finding.cure.as_ref().map(|c| format!("; {c}")).unwrap_or_default();
         common::say!("pg-snap", "{}{cure}", finding.message);
     }

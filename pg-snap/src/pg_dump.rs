@@ -132,9 +132,9 @@ fn with_progress<T>(dir: &Path, tables: usize, work: impl FnOnce() -> T) -> T {
         scope.spawn(move || {
             while wait.recv_timeout(Duration::from_millis(300)) == Err(mpsc::RecvTimeoutError::Timeout) {
                 let (files, bytes) = measure(dir);
-                let megabytes = bytes / 1_000_000;
+                let megabytes = bytes >> 20;
                 common::show::moving(format_args!(
-                    "pg-snap: {files} of {tables} tables begun, {megabytes} MB"
+                    "pg-snap: {files} of {tables} tables begun, {megabytes} MiB"
                 ));
             }
             common::show::moving(format_args!(""));

@@ -182,11 +182,19 @@ impl Psql {
         }
         meaning.tell(failure);
         if meaning == Meaning::Denied && self.server.is_by_socket() && self.server.password.is_none() {
-            failure.hint = Some(format!(
-                "over a socket the server usually admits the account that is named like the role (peer in pg_hba.conf): \
+            failure.hint = Some(
+                if failure.stderr_tail.contains(&format!("role \"{user}\" does not exist")) {
+                    format!(
+                        "make the role: sudo -u postgres createuser {user} (for rehearsals: createuser --createdb {user})"
+                    )
+                } else {
+                    format!(
+                        "over a socket the server usually admits the account that is named like the role (peer in pg_hba.conf): \
                  run this as root or as the account {user}, connect by address (127.0.0.1) with a password, or name a role that \
                  this account has"
-            ));
+                    )
+                },
+            );
         }
         error
     }

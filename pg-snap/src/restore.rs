@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result};
 use common::lock::Lock;
 use common::places;
 use common::profile::Profile;
+use common::say;
 use common::status::Report;
 use serde_json::{Value, json};
 
@@ -77,6 +78,13 @@ pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> 
     let admin = Admin::connect(profile, &options.target)?;
     let standing = Standing::read(&admin, &options.database, manifest)?;
     standing.judge(&admin, &options.database, options.yes, manifest)?;
+    if standing.exists && !options.dry_run && !options.keep_replaced {
+        say!(
+            "pg-snap",
+            "only the database {} is replaced, no file: the whole instance is /usr/lib/nc-backup/restore's",
+            options.database
+        );
+    }
     load::warn_if_older(&standing.me, manifest, report);
     let readable = Readable::find(profile, &source, &standing.me)?;
     if options.dry_run {

@@ -85,10 +85,28 @@ fn setup_writes_a_private_profile_once() {
     std::fs::write(&rules, lines.join("\n") + "\n").unwrap();
     ok(Command::new("visudo").arg("-cf").arg(&rules));
 
-    // A second time it is refused, and the first stays.
+    // Another one is refused, and the first stays.
     let before = std::fs::read(&profile).unwrap();
     let again = setup.output().unwrap();
     assert_eq!(again.status.code(), Some(1));
+
+    // On a machine that got the profile back and no keys, setup says the same again: a new key for backups, while the
+    // one for restoring is kept elsewhere.
+    for name in ["key", "key.pub", "key-restore", "key-restore.pub"] {
+        std::fs::remove_file(dir.path().join(name)).unwrap();
+    }
+    let mut again = script(scripts().join("setup"), &cluster);
+    again.args(["--yes", "--bin"]).arg(bin("nc-maint").parent().unwrap()).arg("--output").arg(&profile);
+    let ran = ok(&mut again);
+    let told = String::from_utf8(ran.stdout).unwrap();
+    let made = std::fs::read_to_string(dir.path().join("key.pub")).unwrap();
+    assert_ne!(made, key);
+    assert_eq!(
+        told,
+        said.replace(&key, &made).lines().filter(|l| !l.contains("-restore")).collect::<Vec<_>>().join("\n")
+            + "\n"
+    );
+    assert!(String::from_utf8(ran.stderr).unwrap().contains("key-restore, is not here"));
     assert_eq!(std::fs::read(&profile).unwrap(), before);
 }
 

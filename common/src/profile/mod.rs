@@ -119,8 +119,15 @@ pub fn parse(text: &str, file: &Path) -> Result<Profile> {
     let profile: Profile = toml::from_str(text).map_err(|e| {
         let line = e.span().map(|s| text[..s.start.min(text.len())].matches('\n').count() + 1);
         let at = line.map_or(String::new(), |l| format!(", line {l}"));
-        let mut fault = Fault::config(format!("{}{at}: {}", file.display(), e.message().trim()));
-        fault.hint = nearest_key(e.message());
+        let mut message = e.message().trim().to_owned();
+        for number in ["u16", "u32", "u64"] {
+            message = message.replace(&format!("expected {number}"), "expected a whole number");
+        }
+        if let Some(key) = e.span().and_then(|s| text.get(s)).filter(|_| message == "duplicate key") {
+            message = format!("`{}` is written a second time", key.trim());
+        }
+        let mut fault = Fault::config(format!("{}{at}: {message}", file.display()));
+        fault.hint = cure(&message);
         fault
     })?;
     let wrong = |key: &str, value: &str, right: &str| {
@@ -202,6 +209,22 @@ pub fn parse(text: &str, file: &Path) -> Result<Profile> {
     Ok(profile)
 }
 
+/// What to do about what toml says.
+fn cure(message: &str) -> Option<String> {
+    match message {
+        // The only table that needs one.
+        "missing field `path`" => Some(
+            "[store] is for the folder of snapshots on this machine, path = \"/…\"; where the store is on another machine, leave out \
+             [store] and its retention: they belong into the profile there"
+                .into(),
+        ),
+        _ if message.ends_with("is written a second time") => {
+            Some("each key and each [table] once: put the lines of both into the first one".into())
+        }
+        _ => nearest_key(message),
+    }
+}
+
 /// "unknown field `stor`, expected one of `store`, `mount`": which was meant?
 fn nearest_key(message: &str) -> Option<String> {
     let mut words = message.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);
@@ -226,6 +249,38 @@ mod tests {
         let (message, hint) = fails("[snapshot]\nstoer = \"/b\"\n");
         assert!(message.starts_with("/etc/nc-backup/home.toml, line 2: unknown field `stoer`"), "{message}");
         assert_eq!(hint.as_deref(), Some("did you mean 'store'?"));
+    }
+
+    #[test]
+    fn what_toml_says_has_its_cure() {
+        let (message, hint) = fails("[snapshot]\nstore = \"/b\"\n[store.retention]\nkeep_daily = 3\n");
+        assert!(message.contains("missing field `path`"), "{message}");
+        assert!(hint.unwrap().contains("the profile there"));
+        for twice in
+            ["[store]\npath = \"/b\"\n[store]\nmount = \"/b\"\n", "[store]\npath = \"/b\"\npath = \"/c\"\n"]
+        {
+            let (message, hint) = fails(twice);
+            assert!(message.contains(" is written a second time") && message.contains("line 3"), "{message}");
+            assert!(message.contains("`store`") || message.contains("`path`"), "{message}");
+            assert!(hint.unwrap().contains("once"));
+        }
+        let (message, _) = fails("[store.retention]\nkeep_daily = \"3\"\n");
+        assert!(message.ends_with("expected a whole number"), "{message}");
+    }
+
+    #[test]
+    fn bytes_of_the_profile_may_have_a_suffix_and_be_none() {
+        let store = |text: &str| {
+            let text = format!("[store]\npath = \"/b\"\n{text}");
+            parse(&text, Path::new("p")).unwrap().store.unwrap()
+        };
+        assert_eq!(store("").reserve_bytes, None);
+        assert_eq!(store("reserve_bytes = 0").reserve_bytes, Some(0));
+        assert_eq!(store("reserve_bytes = \"2G\"").reserve_bytes, Some(2 << 30));
+        assert_eq!(store("max_bytes_per_day = 4096").max_bytes_per_day, Some(4096));
+        let (message, _) = fails("[offsite]\nreserve_bytes = \"much\"");
+        assert!(message.contains("'much' is not a number of bytes"), "{message}");
+        fails("[offsite]\nreserve_bytes = -1");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::units::{Bytes, Span};
+use super::units::{Bytes, Span, amount};
 use crate::retention::Retention;
 
 /// A whole profile; tables that are absent have their defaults.
@@ -207,8 +207,10 @@ pub struct Store {
     /// A path at or above it that must be a mount point: the disk that has to be there.
     pub mount: Option<PathBuf>,
     /// Room that must stay free, in bytes. Default 1 GiB.
+    #[serde(default, deserialize_with = "amount")]
     pub reserve_bytes: Option<u64>,
     /// Bytes that the snapshots of one day may add. Default: half of what is free when it begins, at least 16 GiB.
+    #[serde(default, deserialize_with = "amount")]
     pub max_bytes_per_day: Option<u64>,
     /// Files and folders that the snapshots of one day may add. Default: half of the free inodes, at least 1,000,000.
     pub max_inodes_per_day: Option<u64>,
@@ -227,6 +229,7 @@ pub struct Offsite {
     /// The store whose newest snapshot is pushed. Default: `[store]` path.
     pub store: Option<PathBuf>,
     /// Room that must stay free in the container, in bytes. Default 64 MiB.
+    #[serde(default, deserialize_with = "amount")]
     pub reserve_bytes: Option<u64>,
     /// How S3 is reached. Absent: the container lies on this machine.
     pub sshfs: Option<Sshfs>,

@@ -11,13 +11,19 @@ pub struct Bytes(pub u64);
 impl std::str::FromStr for Bytes {
     type Err = String;
 
+    fn from_str(text: &str) -> Result<Bytes, String> {
+        Bytes::at_least(1.0, text)
+    }
+}
+
+impl Bytes {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         clippy::cast_precision_loss,
         reason = "checked"
     )]
-    fn from_str(text: &str) -> Result<Bytes, String> {
+    fn at_least(least: f64, text: &str) -> Result<Bytes, String> {
         let wrong = || format!("'{text}' is not a number of bytes: write it like 4096, 500k, 1.5m or 776G");
         let lower = text.trim().to_ascii_lowercase();
         let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -34,7 +40,7 @@ impl std::str::FromStr for Bytes {
         }
         let number: f64 = digits.parse().map_err(|_| wrong())?;
         let bytes = (number * (1u64 << shift) as f64).round();
-        if bytes < 1.0 || bytes > i64::MAX as f64 {
+        if bytes < least || bytes > i64::MAX as f64 {
             return Err(wrong());
         }
         Ok(Bytes(bytes as u64))
@@ -43,21 +49,29 @@ impl std::str::FromStr for Bytes {
 
 impl<'de> Deserialize<'de> for Bytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
-        struct Visitor;
-        impl serde::de::Visitor<'_> for Visitor {
-            type Value = Bytes;
-            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-                f.write_str("a number of bytes, like 4096 or \"500k\"")
-            }
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Bytes, E> {
-                text.parse().map_err(E::custom)
-            }
-            fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Bytes, E> {
-                number.to_string().parse().map_err(E::custom)
-            }
-        }
-        deserializer.deserialize_any(Visitor)
+        deserializer.deserialize_any(AtLeast(1.0))
     }
+}
+
+/// Reads [`Bytes`], of which there are at least so many.
+struct AtLeast(f64);
+
+impl serde::de::Visitor<'_> for AtLeast {
+    type Value = Bytes;
+    fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str("a number of bytes, like 4096 or \"500k\"")
+    }
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Bytes, E> {
+        Bytes::at_least(self.0, text).map_err(E::custom)
+    }
+    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Bytes, E> {
+        Bytes::at_least(self.0, &number.to_string()).map_err(E::custom)
+    }
+}
+
+/// Bytes of which there may be none.
+pub(super) fn amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    deserializer.deserialize_any(AtLeast(0.0)).map(|bytes| Some(bytes.0))
 }
 
 /// A length of time as people write it: `90s`, `30m`, `2h 30m`.

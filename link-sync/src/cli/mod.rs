@@ -72,7 +72,8 @@ pub enum Action {
     /// Copy a snapshot of a local store into another folder of snapshots, with its
     /// date: onto another disk, or into the off-site container. What changed is
     /// told by names and inode numbers of two local snapshots; the copy's files
-    /// are not read.
+    /// are not read. A date of the copy keeps the checksums of what is new in it;
+    /// the lists of names and attributes stay in the store (verify --against).
     Copy(Copy),
     /// Bring back a file, a folder, a user or whole sources as they were at a
     /// date, to where they were or elsewhere, with owners, modes, times,
@@ -88,10 +89,11 @@ pub enum Action {
     /// Check the snapshots against the checksums and attributes noted when they
     /// were published. Each distinct file is read once, however many dates share
     /// it; a rotten one is named with every date that shares it, and the exit
-    /// code is 1; it is 3 if a date has no checksums or is being removed, or there
-    /// is none. Files are read from the disk, not from memory, where the kernel
-    /// allows. The store records when it was last verified; what is damaged in the
-    /// newest snapshot is taken anew by the next backup.
+    /// code is 1; it is 3 if a date has no checksums, or as a copy only those of
+    /// the contents (see --against), or is being removed, or there is none. Files
+    /// are read from the disk, not from memory, where the kernel allows. The store
+    /// records when it was last verified; what is damaged in the newest snapshot is
+    /// taken anew by the next backup.
     ///
     /// data: dates, paths, inodes, inodes_read, bytes_read, sample_percent, seed,
     /// counts (of each kind: all), findings (kind, paths, dates, found; at most
@@ -349,7 +351,8 @@ pub struct Verify {
     pub seed: Option<u64>,
     /// The store is a copy (another disk, the opened off-site container): check
     /// it against the checksums of this store. Dates it no longer has are checked
-    /// against what the copy says of itself.
+    /// against what the copy says of itself, and so are all without this option:
+    /// that is contents, neither attributes nor names.
     #[arg(long, value_name = "DIR")]
     pub against: Option<PathBuf>,
     /// Fetch back what is damaged, as a new inode in every date that shared the

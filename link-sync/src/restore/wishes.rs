@@ -142,8 +142,19 @@ pub fn look(far: &mut Far, meta: &SnapshotMeta, wishes: &[Wish]) -> Result<Vec<L
     })?;
     let missing = wishes.iter().zip(&looked).find(|(_, l)| l.is_none());
     if let Some((wish, _)) = missing {
+        // As `find` and `diff` print it.
+        let mut names = wish.path.splitn(2, |b| *b == b'/');
+        let first = names.next().and_then(|name| std::str::from_utf8(name).ok());
+        let hint = match (first.filter(|name| meta.source(name).is_some()), names.next()) {
+            (Some(name), Some(rest)) => {
+                format!("without the source's name: --source {name} --path {}", show(rest))
+            }
+            _ => "--path is written without the source's name; `link-sync find PROFILE --name NAME` says where it is, and when it \
+                  was there"
+                .into(),
+        };
         return Err(Fault::config(format!("{} is not in the snapshot {}", show(&wish.full()), meta.date))
-            .hint("`link-sync list` shows the dates; is it spelled as in STORE/DATE/SOURCE?")
+            .hint(hint)
             .into());
     }
     let looked: Vec<Looked> = looked.into_iter().flatten().collect();

@@ -23,6 +23,17 @@ use crate::protocol::Door;
 use crate::signs::{Alive, Frames};
 use crate::store::Store;
 
+/// Says whose door this is, and whether there is something behind it.
+fn introduce(store: &Store, door: Door) -> Result<()> {
+    let what = match door {
+        Door::Backup => "for backups",
+        Door::Read => "for restoring: it reads, and writes nothing",
+        Door::Copy => "for copies",
+    };
+    common::say!(crate::TOOL, "{}, {what}", store.path.display());
+    store.check().map(drop)
+}
+
 /// Serves until the input ends.
 pub fn serve(store: &Store, terms: &Terms, input: impl Read, output: impl Write + Send) -> Result<()> {
     let alive = Alive::new(terms.silence);
@@ -32,7 +43,8 @@ pub fn serve(store: &Store, terms: &Terms, input: impl Read, output: impl Write 
         scope.spawn(|| alive.watch());
         let mut line = Line::new(terms.door, input, Frames::on(&output, &alive), &alive);
         let done = line.greet(store.path.display().to_string()).and_then(|stays| match terms.door {
-            _ if !stays => Ok(()),
+            // Somebody tries a key by hand.
+            _ if !stays => introduce(store, terms.door),
             Door::Backup => doors::backup(&mut line, store, terms),
             Door::Copy => doors::copy(&mut line, store, terms),
             Door::Read => doors::read(&mut line, store, terms),

@@ -71,7 +71,7 @@ impl Origin {
             return Ok(());
         }
         let shown = source.path.display();
-        let hint = "if it was moved on purpose, run once with --allow-new-filesystem";
+        let hint = format!("if it was moved on purpose, {}", once("--allow-new-filesystem"));
         let refuse = |message: String, hint: String| Err(Fault::config(message).hint(hint).into());
         if before.fs_id.name.is_some() && !before.fs_id.is(&self.fs_id) {
             let id = |id: &FsId| id.name.clone().unwrap_or_else(|| "unknown".to_owned());
@@ -114,6 +114,11 @@ impl Origin {
     }
 }
 
+/// How a person lets something pass that was meant: no script has these options.
+fn once(option: &str) -> String {
+    format!("once `link-sync stage PROFILE {option}`, then `backup-local PROFILE`, which goes on from there")
+}
+
 /// Another store than last time may be another disk, mounted in its place.
 pub(super) fn same_store(settings: &Settings, store_id: &str, allow: Allow) -> Result<()> {
     if let Ok(text) = std::fs::read(settings.state.join(STORE))
@@ -125,7 +130,7 @@ pub(super) fn same_store(settings: &Settings, store_id: &str, allow: Allow) -> R
             "this is another store than last time (which holds {}): is the right disk mounted there?",
             last["date"].as_str().unwrap_or("?")
         ))
-        .hint("if the store was replaced on purpose, run once with --new-store")
+        .hint(format!("if the store was replaced on purpose, {}", once("--new-store")))
         .into());
     }
     Ok(())
@@ -159,6 +164,6 @@ pub(super) fn not_shrunk(source: &Source, known: u64, vanished: u64, allow: Allo
         "source {}: {vanished} of {known} paths of the last snapshot are gone (more than {SHRINK_PERCENT} %): refused",
         source.name
     ))
-    .hint("is its disk mounted, is the data where it was? If this is as it should be, run once with --allow-shrink")
+    .hint(format!("is its disk mounted, is the data where it was? If this is as it should be, {}", once("--allow-shrink")))
     .into())
 }

@@ -173,8 +173,9 @@ impl Allowance {
                 added.max(0)
             ))
             .hint(format!(
-                "if that much is really new, set {key} in [store] of the profile on the store's machine; what has arrived is \
-                 kept, and the next day's run continues with it"
+                "it is measured by what is free, so whatever else is written to that disk counts, too. If that much is to be \
+                 allowed, set {key} in [store] of the profile on the store's machine; what has arrived is kept, and the next day's run \
+                 continues with it"
             ))
             .into());
         }

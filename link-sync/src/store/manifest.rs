@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, fstatat};
 use nix::unistd::linkat;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -143,6 +143,7 @@ fn newest(writable: &Writable) -> Result<(Option<Base>, Vec<Value>)> {
             let date = meta.date;
             match check(&dir, &manifest) {
                 Ok(()) => return Ok((Some(Base { dir, manifest, date }), warnings)),
+                Err(_) if is_copy(&dir) => {}
                 Err(why) => {
                     common::signals::check()?;
                     warnings.push(json!({"kind": "checksums-damaged", "message": format!(
@@ -158,6 +159,14 @@ fn newest(writable: &Writable) -> Result<(Option<Base>, Vec<Value>)> {
     warnings.push(json!({"kind": "hashes-everything", "message":
         "no snapshot has good checksums yet: everything is hashed, this once"}));
     Ok((None, warnings))
+}
+
+/// Whether the snapshot `top` was made by `copy`, which leaves the manifests where they are: there is neither of them, and
+/// the list that a copy has instead. One that has lost a manifest is no copy.
+pub fn is_copy(top: &File) -> bool {
+    let is =
+        |name: &str| fstatat(top, format!("{META}/{name}").as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).map(drop);
+    is(PART) == Ok(()) && [SUMS, MTREE].iter().all(|name| is(name) == Err(Errno::ENOENT))
 }
 
 /// Compares the manifests in the snapshot `dir` with what its description says of them.

@@ -79,6 +79,12 @@ pub const PINS: &str = ".pins";
 /// In a snapshot: what is known about it.
 pub const META: &str = ".meta";
 
+/// An account's name, or its number where it has none.
+fn account(uid: u32) -> String {
+    let known = nix::unistd::User::from_uid(uid.into()).ok().flatten();
+    known.map_or_else(|| uid.to_string(), |user| user.name)
+}
+
 /// A store's place, and what must be true of it.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -105,19 +111,28 @@ impl Store {
         {
             let mount = mount.display();
             return Err(Fault::config(format!("the store's disk is missing: {mount} is not a mount point"))
-                .hint(format!("mount the disk on {mount}; without it the backup would fill the disk below"))
+                .hint(format!(
+                    "mount the disk on {mount}: without it the backup would fill the disk below. Is the store meant to lie there? Then take \
+                     `mount` out of [store] of the profile on the machine that holds it"
+                ))
                 .into());
         }
         let dir = self.folder()?;
         let stat = dir.metadata().with_context(|| format!("cannot look at the store {shown}"))?;
-        let me = nix::unistd::geteuid().as_raw();
         if !self.trusts(&stat) {
+            let (me, owner) = (account(nix::unistd::geteuid().as_raw()), account(stat.uid()));
+            let hint = match (me == owner, me.as_str()) {
+                (true, _) => format!("chmod go-w {shown}, on the machine that holds it"),
+                (false, "root") => format!("run it as {owner}: runuser -u {owner} -- …"),
+                (false, _) => format!(
+                    "is this the right folder? If {me} is to hold the backups: chown -R {me}: {shown}, as root on the machine that holds it"
+                ),
+            };
             return Err(Fault::denied(format!(
-                "the store {shown} must belong to user id {me} and be writable by nobody else; it belongs to {} and has mode {:04o}",
-                stat.uid(),
+                "the store {shown} must belong to {me} and be writable by nobody else; it belongs to {owner} and has mode {:04o}",
                 stat.mode() & 0o7777
             ))
-            .hint(format!("chown it to the account that runs link-sync serve, and chmod 0700 {shown}"))
+            .hint(hint)
             .into());
         }
         Ok(dir)
@@ -146,7 +161,11 @@ impl Store {
             std::io::ErrorKind::PermissionDenied => Fault::denied(format!(
                 "the store {shown} cannot be opened: {e}"
             ))
-            .hint("run it as root (`sudo` before the command), or as the account that the store belongs to"),
+            .hint(format!(
+                "run it as root (`sudo` before the command), or as the account that the store belongs to; if that is to be {0}, then on \
+                 the machine that holds the store: chown -R {0}: {shown}",
+                account(nix::unistd::geteuid().as_raw())
+            )),
             _ => Fault::config(format!("the store {shown} cannot be opened: {e}")),
         })?)
     }

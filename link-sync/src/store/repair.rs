@@ -229,6 +229,11 @@ impl Work<'_> {
                 anyhow::bail!("no other copy holds it: give one with --from")
             }
             Damage::Unreadable if line.body.is_empty() => anyhow::bail!("the disk does not give it back"),
+            _ if line.body.is_empty() => {
+                anyhow::bail!(
+                    "of a copy, only contents are listed: give the store it came from with --from, its lists come first"
+                )
+            }
             Damage::Attributes if matches!(line.kind(), b"file" | b"dir") => {
                 self.attributes(finding, elsewhere, twins)
             }

@@ -155,6 +155,7 @@ impl Verification<'_> {
         let date = &held.meta.date;
         let Some((store, dir)) = &self.authority else {
             return match &held.meta.manifest {
+                Some(_) if manifest::is_copy(&held.top) => self.part(date, &held.top).map(|()| false),
                 Some(_) => self.compare(date, &held.top, &held.top, &held.meta).map(|()| true),
                 None => Ok(false),
             };

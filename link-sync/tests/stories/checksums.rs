@@ -262,9 +262,11 @@ fn an_accounts_store_is_verified_from_the_source_and_beside_a_copy() {
     flip(&first.join("docs/a"), 3);
     let expected = [finding("attributes", "docs/d/owned", 1), finding("content", "docs/a", 1)];
     assert_eq!(found(&world.act("verify", &[]).expect(1)), expected);
-    // Root on the store's machine sees the same.
-    let here = world.act("verify", &["--store", remote.store.to_str().unwrap()]).expect(1);
-    assert_eq!(found(&here), expected);
+    // Root on the store's machine sees the same, and the same snapshots.
+    let here = ["--store", remote.store.to_str().unwrap()];
+    assert_eq!(found(&world.act("verify", &here).expect(1)), expected);
+    let [there, here] = [&[][..], &here].map(|at| world.act("list", at).expect(0).json["data"].clone());
+    assert_eq!(there["snapshots"], here["snapshots"]);
     xattr::set(first.join("docs/d/owned"), "user.rsync.%stat", &kept).unwrap();
     flip(&first.join("docs/a"), 3);
 
@@ -308,6 +310,32 @@ fn a_copy_is_verified_against_the_store_it_came_from() {
     flip(&to.join(&dates[1]).join("docs/c"), 1);
     let both = [finding("content", "docs/a", 2), finding("content", "docs/c", 1)];
     assert_eq!(found(&world.act("verify", &verify).expect(1)), both);
+
+    // Alone it tells of the contents what it knows, and no more; one that has lost its checksums is no copy.
+    let alone = world.act("verify", &["--store", &to_text]).expect(1);
+    assert_eq!((found(&alone), warnings(&alone)), (both.to_vec(), vec!["no-checksums"]));
+    flip(&to.join(&dates[0]).join("docs/a"), 1);
+    flip(&to.join(&dates[1]).join("docs/c"), 1);
+    let alone = world.act("verify", &["--store", &to_text]).expect(3);
+    assert_eq!(alone.json["data"]["inodes_read"], 3);
+    // What it lost comes back from the store it came from, with its lists; then it can be verified wholly.
+    let again = world.dir.join("again");
+    ok("cp", &["-a", &to_text, again.to_str().unwrap()]);
+    flip(&again.join(&dates[0]).join("docs/a"), 1);
+    let repair = ["--store", again.to_str().unwrap(), "--repair"];
+    assert!(
+        world.act("verify", &repair).expect(1).json["data"]["not_repaired"].to_string().contains("came from")
+    );
+    world.act("verify", &[&repair[..], &["--from", &store]].concat()).expect(0);
+    world.act("verify", &repair[..2]).expect(0);
+    let list = world.act("list", &["--store", &to_text]).expect(0);
+    assert_eq!(list.json["data"]["last_verify"]["ok"], true);
+    let its = to.join(&dates[1]).join(".meta/sha256sums.part");
+    std::fs::rename(&its, its.with_extension("away")).unwrap();
+    assert_eq!(found(&world.act("verify", &["--store", &to_text]).expect(1))[0].0, "manifest");
+    std::fs::rename(its.with_extension("away"), &its).unwrap();
+    flip(&to.join(&dates[0]).join("docs/a"), 1);
+    flip(&to.join(&dates[1]).join("docs/c"), 1);
 
     // Dates the store no longer has: only what the copy says of what was new in it.
     let part = |n: usize| std::fs::read_to_string(to.join(&dates[n]).join(".meta/sha256sums.part")).unwrap();

@@ -175,6 +175,7 @@ fn one_day_may_add_so_much_and_no_more() {
     grow("c");
     let full = world.snapshot(&[]).expect(1);
     assert!(told(&full).contains("one day may add") && told(&full).contains("max_bytes_per_day"), "{full:?}");
+    assert!(told(&full).contains("whatever else is written to that disk"), "{full:?}");
     assert_eq!(world.dates().len(), 2);
     // Who does not ask whether there is room is told when there is none.
     std::thread::sleep(Duration::from_millis(1050));

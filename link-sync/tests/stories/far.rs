@@ -69,14 +69,23 @@ fn hosts_keys_and_programs_that_are_not_there() {
     remote.profile(&odd.display().to_string(), &known);
     assert!(told(&remote.world.snapshot(&[]).expect(78)).contains("same version on both"));
 
-    std::fs::write(&remote.sshd.authorized_keys, "").unwrap();
+    // A folder there that is not the account's.
     remote.profile(&remote.program, &known);
+    ok("chown", &["root:root", remote.store.to_str().unwrap()]);
+    for mode in ["0700", "0755"] {
+        ok("chmod", &[mode, remote.store.to_str().unwrap()]);
+        let cure = format!("chown -R {}: {}", remote.account.name, remote.store.display());
+        assert!(told(&remote.world.snapshot(&[]).expect(77)).contains(&cure));
+    }
+
+    std::fs::write(&remote.sshd.authorized_keys, "").unwrap();
     assert!(told(&remote.world.snapshot(&[]).expect(77)).contains("authorized_keys"));
 }
 
 #[test]
 fn a_talkative_shell_and_a_forced_command() {
     let remote = Remote::new();
+    let known = remote.sshd.known_hosts.display().to_string();
     let greeting = "echo Welcome; echo '  to S2'; printf 'no newline at the end'";
     std::fs::write(remote.account.home.join(".bashrc"), greeting).unwrap();
     remote.world.snapshot(&[]).expect(0);
@@ -121,6 +130,38 @@ fn a_talkative_shell_and_a_forced_command() {
     }
     assert!(told(&remote.world.snapshot(&[]).expect(77)).contains("not change it"));
     remote.sshd.set_key_options(&forced);
+
+    // Rules that are missing are missing there.
+    profile(&remote.store);
+    let refused = told(&remote.world.act("prune", &[]).expect(78));
+    assert!(
+        refused.contains(&format!("on {}@127.0.0.1: write, in [store.retention]", remote.account.name)),
+        "{refused}"
+    );
+
+    // What is wrong in S2's profile is told once, and with its place there.
+    let text = std::fs::read_to_string(etc.join("home.toml")).unwrap();
+    std::fs::write(etc.join("home.toml"), text + "keep = 3\n").unwrap();
+    let refused = told(&remote.world.snapshot(&[]).expect(78));
+    assert!(refused.contains(&format!("correct {}/home.toml, line 4; did", etc.display())), "{refused}");
+    assert_eq!(refused.matches("unknown field").count(), 1, "{refused}");
+
+    // Somebody who tries the key learns what it is for, and whether the store is there.
+    profile(&remote.store);
+    let try_key = || {
+        let output = Command::new("ssh")
+            .args(["-n", "-o", "IdentitiesOnly=yes", "-o", &format!("UserKnownHostsFile={known}"), "-p"])
+            .args([&remote.sshd.port.to_string(), "-i", remote.sshd.identity.to_str().unwrap()])
+            .arg(format!("{}@127.0.0.1", remote.account.name))
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let (code, answer) = try_key();
+    assert!(code == Some(0) && answer.contains("serve: ready") && answer.contains("for backups"), "{answer}");
+    profile(&remote.account.home.join("none"));
+    let (code, answer) = try_key();
+    assert!(code == Some(78) && answer.contains("there is no store"), "{answer}");
 
     profile(&remote.account.folder("elsewhere"));
     assert!(told(&remote.world.snapshot(&[]).expect(78)).contains("the other machine serves"));

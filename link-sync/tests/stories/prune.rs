@@ -396,10 +396,12 @@ fn a_date_that_is_still_to_come_counts_for_nothing_and_blocks_nothing() {
     let each = listed.json["data"]["snapshots"].as_array().unwrap();
     assert_eq!(each.iter().filter(|s| s["odd"].is_string()).count(), 2, "{listed:?}");
     assert_eq!(warnings(&listed), ["odd-snapshot", "odd-snapshot"]);
+    assert_eq!(listed.stderr.matches("sealed, but odd: ").count(), 2, "{}", listed.stderr);
     assert!(warnings(&world.act("verify", &["--date", &made]).expect(0)).contains(&"odd-snapshot"));
     // Whoever wants them gone says so.
     for date in odd {
-        world.act("prune", &["--date", date, "--yes"]).expect(0);
+        let gone = world.act("prune", &["--date", date, "--yes"]).expect(0);
+        assert!(gone.stderr.contains("link-sync: 1 removed"), "{}", gone.stderr);
     }
     assert!(warnings(&world.act("list", &[]).expect(0)).is_empty());
 }

@@ -147,6 +147,9 @@ fn a_file_a_user_and_another_place() {
     ] {
         assert!(!told(&instance.restore(bad).expect(code)).contains("internal"));
     }
+    // As `find` and `diff` print it.
+    let refused = told(&instance.restore(&["--path", "html/config/config.php", "--in-place"]).expect(78));
+    assert!(refused.contains("--source html --path config/config.php"), "{refused}");
 }
 
 #[test]

@@ -128,7 +128,7 @@ fn another_store_than_last_time() {
     world.publish();
     std::fs::rename(&world.store, world.dir.join("other")).unwrap();
     crate::world::private(&world.store);
-    assert!(told(&world.snapshot(&[]).expect(78)).contains("--new-store"));
+    assert!(told(&world.snapshot(&[]).expect(78)).contains("`link-sync stage PROFILE --new-store`"));
     assert!(world.dates().is_empty());
     world.snapshot(&["--new-store"]).expect(0);
     world.publish();

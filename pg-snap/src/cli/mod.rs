@@ -36,8 +36,11 @@ Examples:
   nc-maint run home -- sh -c 'pg-snap drain home && pg-snap hold home &&
       pg-snap confirm home'             with the files taken before confirm
   pg-snap dump home --held && pg-snap release home
-  pg-snap restore home --database nextcloud --yes --admin-user postgres \\
-      --admin-host /run/postgresql
+  pg-snap restore home --database nextcloud_looked_at \\
+      --admin-user postgres --admin-host /run/postgresql
+                                       beside the one in use; with its name and
+                                       --yes it replaces that, and no file: the
+                                       whole instance is the script restore's
   pg-snap verify home --newest         would it come back, and fit?
   pg-snap dump --host /run/postgresql --name nextcloud --user nextcloud \\
       --dumps /srv/dumps               without any profile

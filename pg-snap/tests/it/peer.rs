@@ -45,6 +45,10 @@ fn root_restores_and_rehearses_as_postgres_over_the_socket() {
     let dump = lab.dump();
     let host = format!("{}:{}", cluster.socket.display(), cluster.port);
     let from = ["--from", dump.to_str().unwrap(), "--admin-user", "postgres", "--admin-host", &host];
+    // A role that is not there is made, and not asked for an account.
+    let root = ["--from", from[1], "--admin-user", "root", "--admin-host", &host];
+    let ran = testkit::run(lab.command("verify").args(root)).expect(77);
+    assert!(ran.json["error"]["hint"].to_string().contains("createuser --createdb root"), "{:?}", ran.json);
     testkit::run(lab.command("verify").args(from)).expect(0);
     let ran = testkit::run(lab.command("restore").args(from).args(["--database", "cloud"])).expect(0);
     assert_eq!(ran.json["data"]["roles_created"][0], lab.role.as_str());
