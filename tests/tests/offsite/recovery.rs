@@ -93,7 +93,7 @@ fn with_nothing_but_the_disk_and_the_key() {
             ("HEADER", header),
             ("WHERE", world.path("rescue").display().to_string()),
             ("OUT", out.display().to_string()),
-            ("PGHOST", cluster.socket.display().to_string()),
+            ("SOCKET", cluster.socket.display().to_string()),
         ];
         // Roles that are there already do no harm; the database must be new.
         psql("postgres", "DROP DATABASE IF EXISTS nextcloud");
