@@ -35,6 +35,12 @@ fn with_nothing_but_the_disk_and_the_key() {
     let world = World::new(Setting { up_kbit: 0, down_kbit: 0, delay_ms: 0, ..Setting::default() });
     world.create("200M");
     let cluster = Cluster::start();
+    // Debian's rules, but for root, who is let in as postgres for what is looked at here.
+    let rules =
+        "local all postgres peer map=lab\nlocal all all peer\nhost all all 127.0.0.1/32 scram-sha-256\n";
+    let folder = cluster.psql("postgres", "SHOW data_directory");
+    std::fs::write(Path::new(&folder).join("pg_hba.conf"), rules).unwrap();
+    cluster.psql("postgres", "SELECT pg_reload_conf()");
     let psql = |database: &str, sql: &str| {
         let mut command = Command::new("psql");
         command
@@ -87,7 +93,7 @@ fn with_nothing_but_the_disk_and_the_key() {
             ("HEADER", header),
             ("WHERE", world.path("rescue").display().to_string()),
             ("OUT", out.display().to_string()),
-            ("PGHOST", cluster.socket.display().to_string()),
+            ("SOCKET", cluster.socket.display().to_string()),
         ];
         // Roles that are there already do no harm; the database must be new.
         psql("postgres", "DROP DATABASE IF EXISTS nextcloud");
