@@ -102,7 +102,7 @@ fn laden(lab: &Lab) {
              CREATE FUNCTION tell() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';
              CREATE EVENT TRIGGER told ON ddl_command_end EXECUTE FUNCTION tell();
              ALTER FUNCTION tell() OWNER TO {};
-             ALTER DATABASE {database} SET statement_timeout = '1ms';
+             ALTER DATABASE {database} SET statement_timeout = '50ms';
              ALTER DATABASE {database} SET default_transaction_read_only = on;",
             identifier(&lab.role)
         ),

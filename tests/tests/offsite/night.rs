@@ -55,7 +55,7 @@ impl Night {
     }
 
     fn sample(&self, name: &str) -> Command {
-        let mut command = Command::new(scripts().join(name));
+        let mut command = Command::new(testkit::lab(name));
         command.env("PGHOST", &self.cluster.socket).env("PGPORT", self.cluster.port.to_string());
         command.env("PGUSER", "postgres").arg(self.world.path("sample")).args(["--database", "night"]);
         command.stdin(Stdio::null()).stdout(Stdio::null());
