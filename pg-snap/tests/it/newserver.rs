@@ -134,7 +134,7 @@ fn what_only_a_superuser_can_make_is_left_out_and_said_by_rehearsal_and_restore_
     );
     assert_eq!(
         lab.cluster.psql("postgres", &sql),
-        "{default_transaction_read_only=on,statement_timeout=1ms}"
+        "{default_transaction_read_only=on,statement_timeout=50ms}"
     );
 }
 
