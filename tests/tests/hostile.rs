@@ -180,7 +180,8 @@ fn no_profile_of_somebody_else_is_believed_nor_waited_for() {
     for profile in profiles {
         for (tool, mut command) in commands() {
             scripts_need_tools(tool, &mut command);
-            let output = command.arg("home").arg("--config").arg(&profile).args(end(tool)).output().unwrap();
+            let output =
+                command.arg("misled").arg("--config").arg(&profile).args(end(tool)).output().unwrap();
             let code = output.status.code().unwrap_or(-1);
             assert!([77, 78, 1].contains(&code), "{tool} {}: {code}: {}", profile.display(), said(&output));
             assert!(!at("state").exists(), "{tool} {} has made a folder", profile.display());
@@ -223,7 +224,7 @@ fn no_folder_of_somebody_else_is_written_to() {
                     .args(["--kill-after=5", "60"])
                     .arg(bin(name))
                     .args(words)
-                    .args(["home", "--config"])
+                    .args(["misled", "--config"])
                     .arg(&profile);
                 let output = command.stdin(Stdio::null()).output().unwrap();
                 let code = output.status.code().unwrap_or(-1);
@@ -265,7 +266,7 @@ fn whoever_calls_gets_an_answer_and_leaves_nothing_open() {
     for (what, shell) in CALLERS {
         for (tool, mut command) in commands() {
             scripts_need_tools(tool, &mut command);
-            command.arg("home").arg("--config").arg(&profile).args(end(tool));
+            command.arg("misled").arg("--config").arg(&profile).args(end(tool));
             let mut odd = Command::new("bash");
             odd.args(["-c", &format!("{shell}; exec \"$@\""), "bash"])
                 .arg(command.get_program())
