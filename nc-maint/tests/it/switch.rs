@@ -364,7 +364,8 @@ fn what_is_reported_as_maintenance_is_what_clients_see() {
         assert!(first.is_some(), "{json:#}");
         let polled = i64::try_from((last.unwrap() - first.unwrap()).as_millis()).unwrap();
         let reported = json["data"]["maintenance_ms"].as_i64().unwrap();
-        assert!((reported - polled).abs() < 400, "reported {reported} ms, polled {polled} ms");
+        // Without occ's times, which are ordered here, the two differ by well over a second.
+        assert!((reported - polled).abs() < 800, "reported {reported} ms, polled {polled} ms");
         world.is_clean();
     }
 }

@@ -26,7 +26,7 @@ fn each_night_the_newest_snapshot_is_pushed_and_nothing_stays_up() {
     }
     assert_eq!(first.json["warnings"][0]["kind"], "header-differs");
     assert!(first.stderr.contains("mounting nc@s3:/srv/backup"), "{}", first.stderr);
-    assert!(first.stderr.contains(&format!("pushed {}: 1.2 MB sent in", DATES[1])), "{}", first.stderr);
+    assert!(first.stderr.contains(&format!("pushed {}: 1.2 MiB sent in", DATES[1])), "{}", first.stderr);
     // and both sides have the same generation.
     let record = world.record();
     assert_eq!(record["generation"], world.stamp()["generation"]);
