@@ -64,8 +64,12 @@ impl Report {
     /// A person should know, though the run goes on. `kind` is kebab-case and stable.
     pub fn warn(&mut self, kind: &str, message: impl Into<String>) {
         let message = message.into();
-        tell(format_args!("{}: warning: {message}", self.tool));
-        self.warnings.push(json!({"kind": kind, "message": message}));
+        let warning = json!({"kind": kind, "message": message});
+        // Once is enough, however often it is found.
+        if !self.warnings.contains(&warning) {
+            tell(format_args!("{}: warning: {message}", self.tool));
+            self.warnings.push(warning);
+        }
     }
 
     /// Takes over a warning made elsewhere (the far end), in the shape of [`Report::warn`].

@@ -22,7 +22,7 @@ use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::mutant;
 use common::restoring;
-use common::status::Report;
+use common::status::{self, Report};
 use nix::sys::stat::fstat;
 use serde_json::json;
 
@@ -44,8 +44,20 @@ use room::room;
 use telling::{others_left, tell_left, tell_plan, tell_tamed};
 use wishes::{everything, look, plausible, wishes};
 
-/// Does it.
+/// Does it. What an interrupted one had begun to put in place is finished first; as whoever uses it may have changed that
+/// since, it is then restored once more, unless Nextcloud was closed all the time.
 pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
+    if once(args, args.yes, report)? && !mutant::active("restored-once-is-restored") {
+        status::tell(format_args!(
+            "link-sync: what an interrupted restore had begun is finished; it may have changed since, so it is restored again"
+        ));
+        once(args, true, report)?;
+    }
+    Ok(())
+}
+
+/// Does it, without asking if it is `sure`. Returns whether what was put in place had arrived in an earlier run.
+fn once(args: &Restore, sure: bool, report: &mut Report) -> Result<bool> {
     let settings = args.profile.options().settings()?;
     if args.closed {
         // Before anything is done.
@@ -85,9 +97,10 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
     }
     if args.dry_run {
         let found = items.iter().map(|i| Partial::look(&i.home, &i.journal(args, &meta), &meta.date));
-        return room(&items, &found.collect::<Result<Vec<_>>>()?);
+        room(&items, &found.collect::<Result<Vec<_>>>()?)?;
+        return Ok(false);
     }
-    confirm(args, &items)?;
+    confirm(sure, &items)?;
     if !nix::unistd::geteuid().is_root() {
         report.warn("owners-not-kept", "without root, everything restored belongs to this account");
     }
@@ -102,7 +115,8 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
     }
     let progress = Progress::terminal();
     // One that was interrupted when all had arrived does not compare again.
-    let verified = args.verify && opened.iter().all(|p| p.journal.swap.is_none());
+    let begun = opened.iter().any(|p| p.journal.swap.is_some());
+    let verified = args.verify && !begun;
     for (item, partial) in items.iter().zip(&mut opened) {
         if partial.journal.swap.is_none() {
             arrive(args, &settings, item, partial, &mut far, meta.fake_super, &progress)?;
@@ -147,12 +161,12 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
     }
     others_left(&items, &meta, &own, report)?;
     report.set("verified", verified);
-    Ok(())
+    Ok(begun && !args.closed && not_back.iter().all(|n| n.held.is_empty()))
 }
 
 /// Asks before anything is replaced.
-fn confirm(args: &Restore, items: &[Item]) -> Result<()> {
-    if args.yes || !items.iter().any(|i| i.target.exists) {
+fn confirm(sure: bool, items: &[Item]) -> Result<()> {
+    if sure || !items.iter().any(|i| i.target.exists) {
         return Ok(());
     }
     let refused =

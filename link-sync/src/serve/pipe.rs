@@ -77,7 +77,7 @@ pub fn converse(
             child.end();
         }
         let sent = sender.join().unwrap_or_else(|_| bail!("internal error while passing on rsync's output"));
-        room = watch.map_or(Ok(()), pace::RoomWatch::end);
+        room = watch.zip(pace).map_or(Ok(()), |(watch, pace)| watch.end(pace));
         received.and(sent)
     });
     piped?;

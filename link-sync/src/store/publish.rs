@@ -125,6 +125,10 @@ pub fn publish(
     writable.store.check().context("the store changed while the snapshot was made")?;
     // One call for the whole file system: it returns when all of it is on the disk, or says why not.
     writable.pace.sync().context("cannot make the snapshot durable")?;
+    // Also when all of it came between two looks.
+    if !mutant::active("the-room-is-only-looked-at-meanwhile") {
+        writable.pace.room()?;
+    }
     common::rename::noreplace(&writable.dir, PARTIAL, &writable.dir, date.as_str())
         .context("cannot publish the snapshot")?;
     writable.dir.sync_all().context("cannot make the new snapshot's name durable")?;
