@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result};
 use nix::fcntl::renameat;
 use nix::sys::stat::fstat;
 
+use super::folders::set_times;
 use super::partial::{DEEP, Partial};
-use super::set_times;
 use crate::names::show;
 use crate::store::clear::clear;
 use crate::store::{ensure_dir, open_dir, split, visit};

@@ -32,6 +32,8 @@ use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
+use super::clear::remove;
+
 /// The mark's name in the store.
 const MARK: &str = ".flushed";
 
@@ -205,7 +207,7 @@ impl Pace {
     /// What was known to be flushed when the store was last written to; taken once, before anything is written.
     pub fn take_mark(&self) -> Result<Flushed> {
         let mark = fstatat(&self.dir, MARK, AtFlags::AT_SYMLINK_NOFOLLOW).ok();
-        super::remove(&self.dir, Path::new(MARK))?;
+        remove(&self.dir, Path::new(MARK))?;
         let now = clock_gettime(ClockId::CLOCK_REALTIME).context("cannot ask for the time")?;
         // A mark of the future was set before the clock was put back: it says nothing.
         let mark = mark.map(|m| (m.st_mtime, m.st_mtime_nsec));

@@ -10,6 +10,8 @@ use nix::sys::stat::fstat;
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Whence, lseek};
 
+use super::attributes::set_modified;
+
 /// Read at once.
 const PIECE: usize = 256 << 10;
 
@@ -31,7 +33,7 @@ pub fn dig(file: &File, like: &File) -> nix::Result<()> {
         hole(file, begin, end, &mut buffer)?;
         at = end.max(begin.saturating_add(1));
     }
-    super::set_modified(file, &TimeSpec::new(before.st_mtime, before.st_mtime_nsec))
+    set_modified(file, &TimeSpec::new(before.st_mtime, before.st_mtime_nsec))
 }
 
 /// The hole from `begin` to `end`, of what is looked for from `at` on. `None` where the answers lead back: seen of a small file
