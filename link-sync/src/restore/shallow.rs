@@ -1,5 +1,5 @@
-//! What lies too deep for rsync arrives near the top of the private folder and is renamed into its place: rsync 3.5 takes
-//! no file whose whole path, from `/`, is longer than the kernel takes at once.
+//! What lies too deep for rsync arrives near the top of the private folder and is renamed into its place.
+//! rsync 3.5 takes no file whose whole path, from `/`, is longer than the kernel takes at once.
 
 use std::ffi::OsStr;
 use std::fs::File;

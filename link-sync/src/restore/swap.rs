@@ -1,6 +1,6 @@
-//! Putting what has arrived in its place, and what was there aside: renames within one file system, each of which
-//! can be the last one before a power cut. The next run goes on where this one ended, told by the inode numbers that
-//! were written down before the first rename.
+//! Putting what has arrived in its place, and what was there aside.
+//! By renames within one file system, each of which can be the last one before a power cut. The next run goes on where
+//! this one ended, told by the inode numbers that were written down before the first rename.
 //!
 //! Where inode numbers may change (FUSE, network file systems), two names are never exchanged: what was there goes
 //! aside first, so whatever still lies among what has arrived waits to be put in its place.

@@ -1,5 +1,5 @@
-//! Opening what lies below a folder that is open already, through no symbolic link: names in a store, or where a restore goes,
-//! may be another account's.
+//! Opening what lies below a folder that is open already, through no symbolic link.
+//! Names in a store, or where a restore goes, may be another account's.
 
 use std::ffi::OsStr;
 use std::fs::File;

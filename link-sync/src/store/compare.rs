@@ -1,5 +1,5 @@
-//! What a clone of the base should hold, and does not: told by the far end in numbers, of paths in the order the source named
-//! them.
+//! What a clone of the base should hold, and does not.
+//! Told by the far end in numbers, of paths in the order the source named them.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;

@@ -1,6 +1,6 @@
-//! `.damaged` in the store: what the last verification found wrong in the newest snapshot. The next backup takes these
-//! paths anew although the source has not changed, so that no more dates share what is rotten; `verify --repair` then
-//! finds the content in that date.
+//! `.damaged` in the store: what the last verification found wrong in the newest snapshot.
+//! The next backup takes these paths anew although the source has not changed, so that no more dates share what is
+//! rotten; `verify --repair` then finds the content in that date.
 
 use std::collections::BTreeSet;
 

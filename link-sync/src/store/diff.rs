@@ -1,5 +1,6 @@
-//! What differs between two published snapshots, path by path: of one inode in both nothing differs, other inodes are compared
-//! by type, content and attributes. Both snapshots are kept from being removed meanwhile.
+//! What differs between two published snapshots, path by path.
+//! Of one inode in both nothing differs, other inodes are compared by type, content and attributes. Both snapshots are
+//! kept from being removed meanwhile.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

@@ -1,5 +1,6 @@
-//! `.prune.json`: what must be remembered between prunes, in a file that is rewritten where it lies, so that noting
-//! something needs no room on a disk that is full to the last block.
+//! `.prune.json`: what must be remembered between prunes.
+//! In a file that is rewritten where it lies, so that noting something needs no room on a disk that is full to the last
+//! block.
 //!
 //! The file is one block with two halves of one line each; the half that was written longer ago is written, and made
 //! durable. A write that was torn is told by its checksum, and the other half counts, whose removals have all been noted

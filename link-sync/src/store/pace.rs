@@ -1,5 +1,6 @@
-//! What is written to a store is watched: what must stay free does, what did not reach the disk is never called
-//! written, and on a slow disk all is flushed after every few megabytes.
+//! What is written to a store is watched: its reserve, what did not reach the disk, and its flushes.
+//! What must stay free does, what did not reach the disk is never called written, and on a slow disk all is flushed
+//! after every few megabytes.
 //!
 //! **Room.** The estimate before a transfer may be wrong by all of it, so the file system is asked again and again: before
 //! what comes could take a quarter of what is left above the reserve (at least every 64 MiB, at most every MiB), and

@@ -1,5 +1,5 @@
-//! Fetching back what is damaged: the one exception to "a published snapshot never changes", against the hash that was
-//! noted when it was published.
+//! Fetching back what is damaged: the one exception to "a published snapshot never changes".
+//! What is fetched must have the hash that was noted when the snapshot was published.
 //!
 //! What is rotten is built anew in `.repair` (a new inode, checked and durable), then renamed over each name that
 //! shared the old one, and the folders' times are put back. A snapshot holds the old file or the new one at every

@@ -1,5 +1,6 @@
-//! Holes that a copy has lost. rsync copies a file of which only attributes changed from the base by itself, and fills its
-//! holes with zeros that take room: an image of a disk, touched, would be stored in full.
+//! Holes that a copy has lost are made again.
+//! rsync copies a file of which only attributes changed from the base by itself, and fills its holes with zeros that
+//! take room: an image of a disk, touched, would be stored in full.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;

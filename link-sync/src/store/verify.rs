@@ -1,5 +1,5 @@
-//! Checking snapshots against their manifests: every name and attribute of each, and each distinct inode's bytes
-//! once, however many dates share it.
+//! Checking snapshots against their manifests.
+//! Every name and attribute of each is compared, and each distinct inode's bytes once, however many dates share it.
 //!
 //! Reads only. A snapshot's lock is shared while its names are compared, so that it is not removed under our hands; its files
 //! are read hours later, maybe, and it may be removed by then: nobody's prune waits for us, and no descriptor is kept for each
