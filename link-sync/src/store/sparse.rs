@@ -46,13 +46,14 @@ fn range(at: i64, begin: i64, end: i64, size: i64) -> Option<(i64, i64)> {
 
 /// The range becomes a hole, as far as it holds zeros, from its beginning.
 fn hole(file: &File, begin: i64, end: i64, buffer: &mut [u8]) -> nix::Result<()> {
-    static ZEROS: [u8; PIECE] = [0; PIECE];
+    static ZEROS: [u8; 4096] = [0; 4096];
+    let is_zero = |read: &[u8]| read.chunks(ZEROS.len()).all(|part| *part == ZEROS[..part.len()]);
     let mut at = begin;
     while at < end {
         let want = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
         let offset = u64::try_from(at).unwrap_or(0);
         let n = file.read_at(&mut buffer[..want], offset).map_err(|_| Errno::EIO)?;
-        if n == 0 || buffer[..n] != ZEROS[..n] {
+        if n == 0 || !is_zero(&buffer[..n]) {
             break;
         }
         at += i64::try_from(n).unwrap_or(0);
