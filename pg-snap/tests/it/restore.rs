@@ -167,9 +167,17 @@ fn a_killed_restore_leaves_the_old_database_and_the_next_one_clears_up() {
         }
         assert_same(&content(&lab.cluster, &lab.database), &before);
     }
+    // A rehearsal, with which the next one begins, has nothing to say about it.
+    let mut rehearsal = lab.command("verify");
+    let host = format!("{}:{}", lab.cluster.socket.display(), lab.cluster.port);
+    let ran = testkit::run(rehearsal.args(["--admin-user", "postgres", "--admin-host", &host])).expect(0);
+    assert_eq!(ran.json["warnings"], serde_json::json!([]), "{:#}", ran.json);
     let ran = lab.restore(&lab.database, ["--yes"]).expect(0);
     assert!(ran.stderr.contains("an earlier restore left"), "{}", ran.stderr);
+    assert_eq!(ran.json["warnings"], serde_json::json!([]), "{:#}", ran.json);
     assert_eq!(lab.temporary(&lab.database), "");
+    let loaders = "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'nc_backup_load_%'";
+    assert_eq!(lab.cluster.psql("postgres", loaders), "0");
     assert_same(&content(&lab.cluster, &lab.database), &before);
     assert_eq!(lab.traces().len(), 1, "no scratch folder is left");
 }

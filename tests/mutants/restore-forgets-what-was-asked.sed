@@ -1,0 +1,2 @@
+# scripts/restore.sh
+s/|| keep_replaced=1$/|| true/
