@@ -190,8 +190,8 @@ fn what_was_used_between_two_attempts_is_restored_again_and_what_was_kept_before
     assert!(ran.stderr.contains(&format!("an earlier restore has kept {folder}:")), "{}", ran.stderr);
     assert_eq!(sh("find \"$PWD\" -name precious"), kept);
     assert_eq!(ran.json["data"]["kept_databases"], serde_json::json!([kept_database]));
-    let count = format!("SELECT count(*) FROM pg_database WHERE datname LIKE 'between_pgsnap%';");
-    assert_eq!(world.cluster.psql("postgres", &count), "1");
+    let count = "SELECT count(*) FROM pg_database WHERE datname LIKE 'between_pgsnap%';";
+    assert_eq!(world.cluster.psql("postgres", count), "1");
     // (the one that was given up has kept the code that it had replaced)
     sh(&format!(
         "rm -r '{folder}' .nc-restore-*.replaced; touch -r ../../copy/data data; ! find . -name '.nc-restore-*' | grep ."
