@@ -3,7 +3,7 @@
 
 # shellcheck source=scripts/profile.sh
 . "$here/profile.sh"
-database='' root='' kept='' not_removed='' place='' since='' drafted='' targets='' databases_before=''
+database='' root='' kept='' not_removed='' place='' since='' drafted='' targets='' databases_before='' unfinished=''
 
 # check_words: whether the options go together, and somebody is here who may, and wants it.
 check_words() {
@@ -27,7 +27,7 @@ conclude() {
         closed=$(ask 'last.output | if .exit_code == 0 then .data.maintenance == true else null end' || echo null)
     fi
     # What is only half restored is gone on with; else nothing stays.
-    case $failed:$since in :* | *:) [ -z "$place" ] || rm -rf "$place" ;; esac
+    case $failed:$since$unfinished in :* | *:) [ -z "$place" ] || rm -rf "$place" ;; esac
     report --arg date "$date" --arg database "$database" --arg root "$root" --argjson closed "$closed" --arg kept "$kept" \
         --arg not_removed "$not_removed"
     case ${failed:+failed}:$closed:$changed in
@@ -134,9 +134,10 @@ go_on() {
     since=$(ask 'last.output.data.restoring.since // empty')
     begun=$(ask 'last.output.data.restoring.date // empty')
     [ "$date" != latest ] || [ -z "$begun" ] || date=$begun
-    if [ -z "$since" ] || ! was_there "of $date"; then rm -f "$place/before"; fi
+    unfinished=$since
+    [ -n "$since" ] || rm -f "$place/before"
     # It is asked for once.
-    ! grep -qxF keep "$place/before" 2>/dev/null || keep_replaced=1
+    if before_is_ours && grep -qxF keep "$place/before"; then keep_replaced=1; fi
     if [ -z "$since" ] || ! is_done "begun $date $since"; then
         since=''
         rm -f "$place/progress"
@@ -223,10 +224,12 @@ of_this_date() { find "$target" -maxdepth 1 -name ".nc-restore-$date-*.replaced"
 was_there() { [ ! -s "$place/before" ] || grep -qxF -- "$1" "$place/before"; }
 replaced() { of_this_date | while IFS= read -r one; do was_there "$one" || lines "$one"; done; }
 kept_before() { of_this_date | while IFS= read -r one; do ! was_there "$one" || lines "$one"; done; }
+before_is_ours() { grep -qxF -- "of $date" "$place/before" 2>/dev/null; }
 note_before() {
     local there
     [ -z "$failed" ] || return 0
-    if [ ! -s "$place/before" ]; then
+    if ! before_is_ours; then
+        rm -f "$place/before"
         there=$(lines "of $date"; lines "$databases_before" | sed 's/^/database /'; lines "$targets" | while read -r target; do of_this_date; done)
         { lines "$there" >"$place/before.new" && sync "$place/before.new" && mv "$place/before.new" "$place/before"; } 2>/dev/null || {
             rm -f "$place/before.new"

@@ -1,2 +1,2 @@
 # scripts/restore.sh
-s/|| keep_replaced=1$/|| true/
+s/then keep_replaced=1; fi$/then :; fi/
