@@ -3,7 +3,7 @@
 
 # shellcheck source=scripts/profile.sh
 . "$here/profile.sh"
-database='' root='' kept='' not_removed='' place='' since='' drafted='' targets=''
+database='' root='' kept='' not_removed='' place='' since='' drafted='' targets='' databases_before='' unfinished=''
 
 # check_words: whether the options go together, and somebody is here who may, and wants it.
 check_words() {
@@ -27,7 +27,7 @@ conclude() {
         closed=$(ask 'last.output | if .exit_code == 0 then .data.maintenance == true else null end' || echo null)
     fi
     # What is only half restored is gone on with; else nothing stays.
-    case $failed:$since in :* | *:) [ -z "$place" ] || rm -rf "$place" ;; esac
+    case $failed:$since$unfinished in :* | *:) [ -z "$place" ] || rm -rf "$place" ;; esac
     report --arg date "$date" --arg database "$database" --arg root "$root" --argjson closed "$closed" --arg kept "$kept" \
         --arg not_removed "$not_removed"
     case ${failed:+failed}:$closed:$changed in
@@ -129,20 +129,42 @@ go_on() {
     [ -n "$1" ] || return 0
     place=$1/.restore
     mkdir -p "$place" || stop_at dumps 1 "cannot make the folder $place"
-    [ -z "$failed" ] && [ -s "$place/progress" ] || return 0
+    [ -z "$failed" ] && [ -s "$place/progress" ] || [ -s "$place/before" ] || return 0
     quietly try before nc-maint status
     since=$(ask 'last.output.data.restoring.since // empty')
     begun=$(ask 'last.output.data.restoring.date // empty')
     [ "$date" != latest ] || [ -z "$begun" ] || date=$begun
+    unfinished=$since
+    [ -n "$since" ] || rm -f "$place/before"
+    # It is asked for once.
+    if before_is_ours && grep -qxF keep "$place/before"; then keep_replaced=1; fi
     if [ -z "$since" ] || ! is_done "begun $date $since"; then
         since=''
         rm -f "$place/progress"
         return 0
     fi
     say "going on with the restore of $date that began at $since"
-    is_done database || return 0
+    database_is_done || return 0
     database=$(sed -n 's/^database-name //p' "$place/progress")
     kept=$(sed -n 's/^kept //p' "$place/progress")
+}
+# Whether the folders are there that belong there by now.
+files_are_done() { is_done "files $(which_targets)"; }
+which_targets() { lines "$targets" | sha256sum | cut -c1-16; }
+# Whether it is, and on this server.
+database_is_done() { is_done database && { [ -z "$admin_host" ] || is_done "database-at $admin_host"; }; }
+# note_files: since when Nextcloud is closed for this, also where it was not finished.
+note_files() {
+    local stopped answered_since
+    [ -n "$changed" ] || return 0
+    stopped=$signal signal=''
+    quietly try begun nc-maint status
+    signal=${signal:-$stopped}
+    # shellcheck disable=SC2016  # jq's variable
+    answered_since=$(ask 'last.output.data.restoring | select(.date == $date).since // empty' --arg date "$date") || answered_since=''
+    since=${answered_since:-$since}
+    [ -z "$since" ] || is_done "begun $date $since" || progress "begun $date $since"
+    [ -n "$failed" ] || progress "files $(which_targets)"
 }
 
 # ---- what is replaced ----
@@ -190,24 +212,41 @@ replace_database() {
     [ -z "$failed" ] || return 0
     progress "database-name $database"
     printf '%s\n' "$kept" | while read -r one; do [ -z "$one" ] || progress "kept $one"; done
+    progress "database-at $admin_host"
     progress database
 }
 
-# A name that nobody else uses; rm follows no link. What has been kept since $since is this restore's: one of the same date
-# that came before may have kept the only copy of something.
-of_this_date() { find "$target" -maxdepth 1 -name ".nc-restore-$date-*.replaced" "$@"; }
-replaced() { [ -z "$since" ] || of_this_date -newermt "$since" "$@"; }
-kept_before() { if [ -n "$since" ]; then of_this_date ! -newermt "$since" -print; else of_this_date -print; fi; }
 lines() { printf '%s\n' "$1"; }
+# A name that nobody else uses; rm follows no link.
+of_this_date() { find "$target" -maxdepth 1 -name ".nc-restore-$date-*.replaced" 2>/dev/null || true; }
+# What was there before anything was replaced is not this restore's: one of the same date that came before may have kept the
+# only copy of something. It is written down, as the clock may have been another one then. Without that, all was there.
+was_there() { [ ! -s "$place/before" ] || grep -qxF -- "$1" "$place/before"; }
+replaced() { of_this_date | while IFS= read -r one; do was_there "$one" || lines "$one"; done; }
+kept_before() { of_this_date | while IFS= read -r one; do ! was_there "$one" || lines "$one"; done; }
+before_is_ours() { grep -qxF -- "of $date" "$place/before" 2>/dev/null; }
+note_before() {
+    local there
+    [ -z "$failed" ] || return 0
+    if ! before_is_ours; then
+        rm -f "$place/before"
+        there=$(lines "of $date"; lines "$databases_before" | sed 's/^/database /'; lines "$targets" | while read -r target; do of_this_date; done)
+        { lines "$there" >"$place/before.new" && sync "$place/before.new" && mv "$place/before.new" "$place/before"; } 2>/dev/null || {
+            rm -f "$place/before.new"
+            say "cannot write $place/before: what is replaced will not be removed"
+        }
+    fi
+    [ -z "$keep_replaced" ] || was_there keep || lines keep 2>/dev/null >>"$place/before" || true
+}
 remove_replaced() {
     lines "$targets" | while read -r target; do
         kept_before | while read -r one; do say "an earlier restore has kept $one: remove it when you need nothing of it"; done
         if [ -n "$keep_replaced" ]; then
-            say "what was replaced: $(replaced -print | tr '\n' ' ')"
+            say "what was replaced: $(replaced | tr '\n' ' ')"
         else
             # That it is gone is no change of the folder it lay in.
             touched=$(stat -c %y "$target")
-            replaced -exec rm -rf {} + >&2 || lines "$target"
+            replaced | while IFS= read -r one; do rm -rf "$one" >&2 || lines "$target"; done
             touch -h -d "$touched" "$target"
         fi
     done
@@ -215,23 +254,21 @@ remove_replaced() {
 # clear_replaced: what was replaced, now and by attempts before.
 clear_replaced() {
     [ -z "$failed" ] || return 0
-    there_was=$kept$(lines "$targets" | while read -r target; do replaced -print; done) || true
+    there_was=$kept$(lines "$targets" | while read -r target; do replaced; done) || true
     not_removed=$(remove_replaced) || true
     all=$kept kept=''
-    # In the form that the names of kept databases end in.
-    began=$(printf %s "$since" | tr -d :-)
     while read -r one; do
         [ -n "$one" ] || continue
-        if [ -n "$keep_replaced" ] || [ -z "$began" ]; then
+        if was_there "database $one"; then
+            say "an earlier restore has kept the database $one: pg-snap drop-replaced drops it"
+        elif [ -n "$keep_replaced" ]; then
             say "what was replaced: the database $one"
-        elif [ "$(printf '%s\n' "$began" "${one##*_}" | LC_ALL=C sort | head -n 1)" = "$began" ]; then
+        else
             try drop-replaced pg-snap drop-replaced --database "$one" ${admin_user:+--admin-user "$admin_user"} \
                 ${admin_host:+--admin-host "$admin_host"} ${admin_password_file:+--admin-password-file "$admin_password_file"}
             [ "$rc" != 0 ] || continue
             not_removed="$not_removed
 the database $one"
-        else
-            say "an earlier restore has kept the database $one: pg-snap drop-replaced drops it"
         fi
         kept="$kept$one
 "

@@ -107,6 +107,9 @@ write_profile() {
     # shellcheck disable=SC2016  # jq's variables
     jq -nr --argjson before "$facts" --argjson now "$judged" '($now.warnings - $before.warnings)[].message' |
         while read -r line; do say "warning: $line"; done
+    # Before the profile: where that is, the key for restoring is one that is kept elsewhere.
+    make_keys
+    sync "$draft"
     ln "$draft" "$output" || fail 1 "$output could not be made"
     say "wrote $output"
     say "maintenance is switched by $(fact .data.method): $(fact .data.method_reason)"
@@ -140,16 +143,21 @@ tell_rules() {
 
 # make_key FILE COMMENT: unless it is there.
 make_key() {
-    [ ! -e "$1" ] || return 0
+    [ ! -s "$1" ] || return 0
     [ -d "$(dirname "$1")" ] || install -d -m 0700 "$(dirname "$1")"
-    ssh-keygen -q -t ed25519 -N '' -C "$2" -f "$1"
+    # Whole, or not at all: a full disk leaves half of one.
+    rm -f "$1.new" "$1.new.pub"
+    if ! { ssh-keygen -q -t ed25519 -N '' -C "$2" -f "$1.new" && sync "$1.new" && mv "$1.new.pub" "$1.pub" && mv "$1.new" "$1"; }; then
+        rm -f "$1.new" "$1.new.pub"
+        fail 1 "cannot make the key $1 (is ssh-keygen there, and room?): mend that and give the same command again"
+    fi
     say "made the key $1"
 }
 # make_keys: one writes snapshots and cannot read them, the other one reads and cannot write. That one may be kept
 # elsewhere, and is not made anew then.
 make_keys() {
-    make_key "$identity" "nc-backup $profile"
-    [ -n "$existed" ] || make_key "$restore_identity" "nc-backup-restore $profile"
+    [ -z "$identity" ] || make_key "$identity" "nc-backup $profile"
+    [ -z "$restore_identity" ] || [ -n "$existed" ] || make_key "$restore_identity" "nc-backup-restore $profile"
 }
 public() { cat "$1.pub" 2>/dev/null || ssh-keygen -y -f "$1"; }
 

@@ -31,7 +31,7 @@ def backup_local:
 def restore:
     {changed: ([.[] | select(.step | IN("close", "files", "database", "open")) | .output.changed] | any), strict: true,
      # That a restore was not finished is no news of one that is.
-     hush: (if $failed == "" then ["restore-unfinished"] else [] end),
+     hush: (if $failed == "" then ["restore-unfinished", "dump-ahead"] else [] end),
      data: {date: given.date, root: given.root, database: given.database,
             kept_databases: (given.kept | split("\n") | map(select(. != ""))),
             closed: (if $failed == "" then false else given.closed end), failed_step: ($failed | filled)},

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::fsid::{FsId, distrust};
 use crate::names::show;
-use crate::store::meta::is_date;
+use crate::store::meta::{DATE_FORMAT, is_date};
 use crate::tree::Tree;
 use crate::walk::Mounts;
 
@@ -182,8 +182,9 @@ impl Source {
         Ok(())
     }
 
-    /// For the database: the newest complete dump in the folder of dumps, and the run it was made in.
-    pub fn resolve(&self) -> Result<(Source, Dump)> {
+    /// For the database: in the folder of dumps that of `run`, else the newest complete one, and the run it was made in. One
+    /// of a time to come was made when the clock was ahead: by its name it would be the newest until then.
+    pub fn resolve(&self, run: Option<&str>) -> Result<(Source, Dump)> {
         if self.name != DATABASE {
             return Ok((self.clone(), Dump::default()));
         }
@@ -191,7 +192,19 @@ impl Source {
         let list = std::fs::read_dir(&self.path)
             .map_err(|e| Fault::config(format!("source {}: {shown} cannot be read: {e}", self.name)))?;
         let dated = list.filter_map(|e| e.ok()?.file_name().into_string().ok());
-        let newest = dated.filter(|n| is_date(n)).max();
+        let dates: Vec<String> = dated.filter(|n| is_date(n)).collect();
+        let of_run = |date: &&String| run.is_some() && run_of(&self.path.join(date)).as_deref() == run;
+        let now = jiff::Timestamp::now().strftime(DATE_FORMAT).to_string();
+        let known = |date: &&String| **date <= now;
+        let newest = match mutant::active("the-clock-was-never-ahead") {
+            true => dates.iter().max(),
+            false => dates
+                .iter()
+                .filter(of_run)
+                .max()
+                .or_else(|| dates.iter().filter(known).max())
+                .or_else(|| dates.iter().max()),
+        };
         let path = match newest {
             Some(date) => self.path.join(date),
             None => self.path.clone(),
@@ -226,6 +239,12 @@ impl Source {
         });
         out.collect()
     }
+}
+
+/// The run that a dump was made in.
+fn run_of(dump: &Path) -> Option<String> {
+    let dump: Value = serde_json::from_slice(&std::fs::read(dump.join("dump.json")).ok()?).ok()?;
+    dump["run_id"].as_str().map(str::to_owned)
 }
 
 fn real_paths<'a>(sources: impl Iterator<Item = &'a Source>) -> Vec<PathBuf> {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::lock::Lock;
+use common::mutant;
 use common::status::Report;
 use common::{durable, places, signals};
 
@@ -149,6 +150,12 @@ impl Dumps {
     pub(crate) fn scratch(&self) -> PathBuf {
         self.path.join(RESTORING)
     }
+}
+
+/// Whether a date is one of a time to come.
+pub(crate) fn is_ahead(date: &str) -> bool {
+    date > jiff::Timestamp::now().strftime(DATE).to_string().as_str()
+        && !mutant::active("the-clock-was-never-ahead")
 }
 
 /// Without a slash at the end, which would follow a symbolic link.

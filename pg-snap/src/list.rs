@@ -7,7 +7,7 @@ use common::signals;
 use common::status::{Report, tell};
 use serde_json::{Value, json};
 
-use crate::dumps::Dumps;
+use crate::dumps::{Dumps, is_ahead};
 use crate::manifest::Manifest;
 
 /// Lists the dumps, newest last, each as `complete`, `damaged` or `incomplete`.
@@ -21,13 +21,16 @@ pub(crate) fn list(dumps: &Path, report: &mut Report) -> Result<()> {
         return Ok(());
     };
     let (dates, partial) = folder.dates()?;
+    let ahead = ahead(&dates, report);
     let mut rows: Vec<Value> = Vec::new();
     let mut newest = Value::Null;
     for date in &dates {
         signals::check()?;
         let row = match read(&folder, date) {
             Ok(manifest) => {
-                newest = json!(date);
+                if !ahead.contains(date) || newest.is_null() {
+                    newest = json!(date);
+                }
                 complete(&manifest)
             }
             Err(e) => {
@@ -45,6 +48,17 @@ pub(crate) fn list(dumps: &Path, report: &mut Report) -> Result<()> {
     report.set("list", rows);
     report.set("newest", newest);
     Ok(())
+}
+
+/// Those of a time to come, with a warning: they were made when the clock was ahead, and by their names would be the newest
+/// until then.
+fn ahead(dates: &[String], report: &mut Report) -> Vec<String> {
+    let ahead: Vec<String> = dates.iter().filter(|d| is_ahead(d)).cloned().collect();
+    if !ahead.is_empty() {
+        let message = "dumps of a time to come, as the clock was ahead, count for nothing until then:";
+        report.warn("dump-ahead", format!("{message} {}", ahead.join(", ")));
+    }
+    ahead
 }
 
 /// Reads the dump `date`; it must be what its folder says.
@@ -106,7 +120,9 @@ pub(crate) fn prune(dumps: &Path, keep: usize, report: &mut Report) -> Result<()
         report.changed = !cleared.is_empty();
         report.set("cleared", cleared);
         let (dates, _) = folder.dates()?;
-        let whole: Vec<&String> = dates.iter().filter(|d| read(&folder, d).is_ok()).collect();
+        let ahead = ahead(&dates, report);
+        let counts = |d: &&String| !ahead.contains(d) && read(&folder, d).is_ok();
+        let whole: Vec<&String> = dates.iter().filter(counts).collect();
         let oldest_kept = whole.len().checked_sub(keep).and_then(|n| whole.get(n)).copied();
         for date in &dates {
             if oldest_kept.is_some_and(|oldest| date < oldest) {

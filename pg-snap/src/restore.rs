@@ -88,6 +88,7 @@ pub(crate) fn run(profile: &Profile, options: &Options, report: &mut Report) -> 
     load::warn_if_older(&standing.me, manifest, report);
     let readable = Readable::find(profile, &source, &standing.me)?;
     if options.dry_run {
+        report.set("kept_databases", swap::kept(&admin, &options.database)?);
         common::say!("pg-snap", "{} can be restored into {}", manifest.date, options.database);
         return Ok(());
     }

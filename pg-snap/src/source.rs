@@ -6,7 +6,7 @@ use anyhow::Result;
 use common::fault::Fault;
 use common::lock::Lock;
 
-use crate::dumps::Dumps;
+use crate::dumps::{Dumps, is_ahead};
 use crate::facts::Facts;
 use crate::list;
 use crate::manifest::{self, Farm, Manifest};
@@ -43,7 +43,9 @@ impl Source {
             }
             None => {
                 let (dates, _) = folder.dates()?;
-                dates.iter().rev().find_map(|d| list::read(&folder, d).ok()).ok_or_else(none)?
+                // One that was made when the clock was ahead is the newest only if there is no other.
+                let (ahead, past): (Vec<_>, Vec<_>) = dates.iter().rev().partition(|d| is_ahead(d));
+                past.into_iter().chain(ahead).find_map(|d| list::read(&folder, d).ok()).ok_or_else(none)?
             }
         };
         let dir = folder.path().join(&manifest.date);

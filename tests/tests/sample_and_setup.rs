@@ -111,6 +111,30 @@ fn setup_writes_a_private_profile_once() {
     assert_eq!(std::fs::read(&profile).unwrap(), before);
 }
 
+#[test]
+fn setup_that_could_not_make_the_keys_makes_both_when_it_is_given_again() {
+    let (dir, cluster) = (scratch(), Cluster::shared());
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let sample = dir.path().join("sample");
+    ok(script(lab("sample-instance"), &cluster).arg(&sample).args(["--files", "30", "--no-database"]));
+    let (profile, keys) = (dir.path().join("home.toml"), dir.path().join("keys"));
+    let mut setup = script(scripts().join("setup"), &cluster);
+    setup.args(["--yes", "--store", "nc-backup@s2:/srv/backup/home", "--url", "", "--bin"]);
+    setup.arg(bin("nc-maint").parent().unwrap()).arg("--root").arg(sample.join("nextcloud"));
+    setup.arg("--output").arg(&profile).arg("--identity").arg(keys.join("key"));
+    // Given a place where no key can be made, as a disk is full,
+    std::fs::write(&keys, "").unwrap();
+    assert!(!setup.output().unwrap().status.success());
+    assert!(!profile.exists(), "a profile without its keys looks like one whose keys are kept elsewhere");
+    std::fs::remove_file(&keys).unwrap();
+    // and half a key that such a disk has left, then the same command makes both, and says both lines.
+    std::fs::create_dir(&keys).unwrap();
+    std::fs::write(keys.join("key"), "").unwrap();
+    let said = String::from_utf8(ok(&mut setup).stdout).unwrap();
+    assert_eq!(said.matches(",restrict ssh-ed25519 ").count(), 2, "{said}");
+    assert!(keys.join("key-restore").metadata().unwrap().len() > 100);
+}
+
 /// What the command prints; it has 20 seconds, and a terminal's stdin, which does not end.
 fn ends(command: &mut Command) -> String {
     let mut child =

@@ -83,8 +83,10 @@ pub enum Action {
     ///
     /// data: date, id, consistency, items (source, path, target, folder, paths,
     /// allocated_bytes, replaces, kept_at, left_out_at, not_put_back: what has no
-    /// place any more), left_out_sources (of the snapshot, that the profile does
-    /// not know), verified. Exit code 3 if anything of that is to be looked at.
+    /// place any more; finished_first: these three of an interrupted restore that
+    /// was finished and then done once more), left_out_sources (of the snapshot,
+    /// that the profile does not know), verified. Exit code 3 if anything of that
+    /// is to be looked at.
     Restore(Restore),
     /// Check the snapshots against the checksums and attributes noted when they
     /// were published. Each distinct file is read once, however many dates share

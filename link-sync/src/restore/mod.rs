@@ -44,7 +44,7 @@ use item::Item;
 use left_out::{NotBack, PutBack};
 use partial::{KEPT, NEW, OLD, Partial};
 use room::room;
-use telling::{others_left, tell_left, tell_plan, tell_tamed};
+use telling::{others_left, tell_first, tell_left, tell_plan, tell_tamed};
 use wishes::{everything, look, plausible, wishes};
 
 /// Does it. What an interrupted one had begun to put in place is finished first; as whoever uses it may have changed that
@@ -54,7 +54,10 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
         status::tell(format_args!(
             "link-sync: what an interrupted restore had begun is finished; it may have changed since, so it is restored again"
         ));
-        once(args, true, report)?;
+        let before = report.data.get("items").cloned().unwrap_or_default();
+        let done = once(args, true, report);
+        tell_first(&before, report);
+        done?;
     }
     Ok(())
 }

@@ -141,6 +141,7 @@ impl Partial {
     pub fn save(&self) -> Result<()> {
         let text = serde_json::to_vec(&self.journal).context("cannot encode the restore's state")?;
         common::durable::write(&self.path().join(JOURNAL), &text, 0o600)
+            .with_context(|| format!("cannot write in {}", self.shown.display()))
     }
 
     /// A path that leads to it, however it is called by now.

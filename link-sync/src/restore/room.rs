@@ -47,7 +47,7 @@ pub fn room(items: &[Item], arrived: &[Option<(File, bool)>]) -> Result<()> {
         let free = stat.blocks_available().saturating_mul(stat.fragment_size());
         let shown = item.home_shown.display();
         if bytes > 0 && free < bytes.saturating_add(RESERVE) {
-            return Err(Fault::failed(format!("not enough room for {shown}: {bytes} bytes are to come, {free} are free"))
+            return Err(Fault::failed(format!("not enough room for {shown}: {bytes} bytes are to come, and {RESERVE} stay free; there are {free}"))
                 .hint("what is replaced is kept until all has succeeded, so both must fit: make room, or restore elsewhere with --to")
                 .into());
         }

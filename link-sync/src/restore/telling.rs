@@ -46,6 +46,7 @@ pub fn tell_plan(items: &[Item], meta: &SnapshotMeta, report: &mut Report) {
         entry.insert("left_out_at".into(), Value::Null);
         entry.insert("not_put_back".into(), json!([]));
         entry.insert("set_id_and_devices_left_out".into(), json!({"total": 0, "first": []}));
+        entry.insert("finished_first".into(), Value::Null);
         list.push(Value::Object(entry));
     }
     report.set("items", list);
@@ -105,6 +106,17 @@ pub fn tell_left(at: usize, left: &Left, stuck: &[Vec<u8>], report: &mut Report)
         let named = || stuck.iter().take(SHOWN);
         entry.insert("not_put_back".into(), named().map(|p| show(p)).collect());
         status::put_list_b64(entry, "not_put_back", named().map(|p| &p[..]));
+    }
+}
+
+/// Says where what the items of `before` had replaced is, which an interrupted restore had begun and this one has finished.
+pub fn tell_first(before: &Value, report: &mut Report) {
+    let told =
+        ["kept_at", "kept_at_b64", "left_out_at", "left_out_at_b64", "not_put_back", "not_put_back_b64"];
+    let entries = report.data.get_mut("items").and_then(Value::as_array_mut);
+    for (first, entry) in before.as_array().into_iter().flatten().zip(entries.into_iter().flatten()) {
+        let known = told.iter().filter_map(|key| Some(((*key).to_owned(), first.get(key)?.clone())));
+        entry["finished_first"] = Value::Object(known.collect());
     }
 }
 

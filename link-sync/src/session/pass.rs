@@ -42,7 +42,7 @@ impl Session {
         signals::check()?;
         self.far.within(budget);
         let mut laps = Laps::start();
-        let (source, dump) = source.resolve()?;
+        let (source, dump) = source.resolve(self.seal.as_ref().map(|s| &*s.run_id))?;
         let checked = source.check(&self.settings.sources)?;
         if source.name != DATABASE {
             self.seal = None;

@@ -210,7 +210,7 @@ fn a_restore_that_is_interrupted_while_it_puts_back_is_continued() {
     // The one that comes second (bob is looked at first) cannot be moved.
     let stuck = instance.data.join("admin/files/Videos");
     ok("chattr", &["+i", stuck.to_str().unwrap()]);
-    let all = ["--source", "data", "--in-place", "--yes"];
+    let all = ["--source", "data", "--in-place", "--yes", "--keep-replaced"];
     // All else is done, and it is told what is not.
     let ran = instance.restore(&all).expect(4);
     let left = ran.json["left_behind"][0]["what"].as_str().unwrap();
@@ -224,6 +224,18 @@ fn a_restore_that_is_interrupted_while_it_puts_back_is_continued() {
     instance.world.file("data/admin/files/letter.odt", "Deaf");
     let ran = instance.restore(&[&all[..], &["--verify"]].concat()).expect(0);
     assert_eq!(ran.json["data"]["verified"], true, "{ran:?}");
+    // Both of what it was and what it has become since are told.
+    let item = &ran.json["data"]["items"][0];
+    let kept =
+        [&item["finished_first"]["kept_at"], &item["kept_at"]].map(|at| PathBuf::from(at.as_str().unwrap()));
+    assert!(
+        !kept[0].join("bob/files/later").exists() && kept[1].join("bob/files/later").exists(),
+        "{kept:?}"
+    );
+    for kept in kept {
+        std::fs::remove_dir_all(kept.parent().unwrap()).unwrap();
+    }
+    ok("touch", &["-d", "2020-01-02 03:04:05.123456789", instance.data.to_str().unwrap()]);
     for user in ["admin", "bob"] {
         let videos = instance.data.join(user).join("files/Videos");
         assert_eq!(std::fs::read_to_string(videos.join("v")).unwrap(), user);

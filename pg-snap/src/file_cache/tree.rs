@@ -16,6 +16,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use serde::Deserialize;
 
+use crate::dumps::is_ahead;
 use crate::dumps::is_date;
 use crate::file_cache::files::{open_below, open_file, open_folder};
 use crate::file_cache::php::{self, Value};
@@ -61,10 +62,12 @@ impl Tree {
         for entry in std::fs::read_dir(store).with_context(what)? {
             dates.extend(entry.with_context(what)?.file_name().into_string().ok().filter(|n| is_date(n)));
         }
-        let newest = dates.into_iter().max().ok_or_else(|| {
-            Fault::failed(format!("there is no snapshot in {}", store.display()))
-                .hint("`backup-local` makes one; is the store's disk mounted?")
-        })?;
+        // One of a time to come, of a clock that was ahead, only if there is no other.
+        let newest =
+            dates.into_iter().max_by_key(|date| (!is_ahead(date), date.clone())).ok_or_else(|| {
+                Fault::failed(format!("there is no snapshot in {}", store.display()))
+                    .hint("`backup-local` makes one; is the store's disk mounted?")
+            })?;
         Tree::open_with(&store.join(newest), OFlag::O_NOFOLLOW)
     }
 

@@ -167,11 +167,39 @@ fn a_killed_restore_leaves_the_old_database_and_the_next_one_clears_up() {
         }
         assert_same(&content(&lab.cluster, &lab.database), &before);
     }
+    // A rehearsal, with which the next one begins, has nothing to say about it.
+    let mut rehearsal = lab.command("verify");
+    let host = format!("{}:{}", lab.cluster.socket.display(), lab.cluster.port);
+    let ran = testkit::run(rehearsal.args(["--admin-user", "postgres", "--admin-host", &host])).expect(0);
+    assert_eq!(ran.json["warnings"], serde_json::json!([]), "{:#}", ran.json);
     let ran = lab.restore(&lab.database, ["--yes"]).expect(0);
     assert!(ran.stderr.contains("an earlier restore left"), "{}", ran.stderr);
+    assert_eq!(ran.json["warnings"], serde_json::json!([]), "{:#}", ran.json);
     assert_eq!(lab.temporary(&lab.database), "");
+    let loaders = "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'nc_backup_load_%'";
+    assert_eq!(lab.cluster.psql("postgres", loaders), "0");
     assert_same(&content(&lab.cluster, &lab.database), &before);
     assert_eq!(lab.traces().len(), 1, "no scratch folder is left");
+}
+
+#[test]
+fn policies_that_hide_rows_from_the_owner_hinder_neither_rehearsal_nor_restore() {
+    let lab = Lab::filled();
+    let table = "CREATE TABLE hidden (id int); INSERT INTO hidden VALUES (1), (2); ALTER TABLE hidden OWNER TO {}; \
+        ALTER TABLE hidden ENABLE ROW LEVEL SECURITY; ALTER TABLE hidden FORCE ROW LEVEL SECURITY;";
+    lab.cluster.psql(&lab.database, &table.replace("{}", &testkit::postgres::identifier(&lab.role)));
+    let bypass = |word: &str| format!("ALTER ROLE {} {word}", testkit::postgres::identifier(&lab.role));
+    lab.cluster.psql("postgres", &bypass("BYPASSRLS"));
+    lab.dump();
+    let mut rehearsal = lab.command("verify");
+    let host = format!("{}:{}", lab.cluster.socket.display(), lab.cluster.port);
+    testkit::run(rehearsal.args(["--admin-user", "postgres", "--admin-host", &host])).expect(0);
+    lab.restore(&lab.database, ["--yes"]).expect(0);
+    // As it was.
+    let sql =
+        "SELECT count(*), (SELECT relforcerowsecurity FROM pg_class WHERE relname = 'hidden') FROM hidden;";
+    assert_eq!(lab.cluster.psql(&lab.database, sql), "2|t");
+    lab.cluster.psql("postgres", &bypass("NOBYPASSRLS"));
 }
 
 #[test]

@@ -334,3 +334,23 @@ fn wrong_command_lines_are_usage_errors() {
         assert!(!ran.stderr.is_empty());
     }
 }
+
+#[test]
+fn a_dump_of_a_night_when_the_clock_was_ahead_is_in_no_later_nights_way() {
+    // Given a dump that was made when the clock was many years ahead,
+    let world = World::new("ahead");
+    run(&mut world.backup()).expect(0);
+    let dumps = world.path("state/dumps");
+    let ahead = "cd \"$1\"; for d in *Z; do mv \"$d\" 2099-01-01T00-00-00Z; sed -i \"s/$d/2099-01-01T00-00-00Z/\" */dump.json; done";
+    assert!(Command::new("sh").args(["-euc", ahead, "sh"]).arg(&dumps).status().unwrap().success());
+    // then the next night publishes its own, and
+    let ran = run(&mut world.backup()).expect(0);
+    let inside = world.store().join(ran.json["data"]["date"].as_str().unwrap()).join("database/dump.json");
+    assert!(!std::fs::read_to_string(inside).unwrap().contains("2099"));
+    // of those that are kept it counts for none: the newest stays, and is the newest.
+    let pruned = run(world.pg_snap("prune").args(["--keep", "1"])).expect(0);
+    assert_eq!(pruned.json["data"]["removed"], serde_json::json!([]), "{:#}", pruned.json);
+    assert_eq!(pruned.json["warnings"][0]["kind"], "dump-ahead");
+    let listed = run(&mut world.pg_snap("list")).expect(0);
+    assert_ne!(listed.json["data"]["newest"], "2099-01-01T00-00-00Z", "{:#}", listed.json);
+}

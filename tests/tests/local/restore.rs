@@ -167,9 +167,13 @@ fn what_was_used_between_two_attempts_is_restored_again_and_what_was_kept_before
     sh("mkdir data/alice/files/Videos; touch data/alice/files/Videos/v");
     run(&mut world.backup()).expect(0);
     sh("cp -a . ../../copy; echo 1 >data/alice/files/precious");
-    run(restore(&world).arg("--keep-replaced")).expect(0);
+    let first = run(restore(&world).arg("--keep-replaced")).expect(0);
     let kept = sh("find \"$PWD\" -name precious");
-    std::thread::sleep(std::time::Duration::from_millis(1100));
+    // (on a day when the clock was an hour ahead)
+    sh("touch -d '1 hour' .nc-restore-*.replaced data/.nc-restore-*.replaced");
+    let database = first.json["data"]["kept_databases"][0].as_str().unwrap().to_owned();
+    let kept_database = "between_pgsnap_20990101T000000Z";
+    world.cluster.psql("postgres", &format!("ALTER DATABASE \"{database}\" RENAME TO \"{kept_database}\""));
     sh("chattr +i data/alice/files/Videos");
     run(&mut restore(&world)).expect(4);
     assert!(closed(&world));
@@ -185,11 +189,46 @@ fn what_was_used_between_two_attempts_is_restored_again_and_what_was_kept_before
     let folder = &kept[..kept.find("/old/").expect("kept, and not in its place")];
     assert!(ran.stderr.contains(&format!("an earlier restore has kept {folder}:")), "{}", ran.stderr);
     assert_eq!(sh("find \"$PWD\" -name precious"), kept);
+    assert_eq!(ran.json["data"]["kept_databases"], serde_json::json!([kept_database]));
+    let count = "SELECT count(*) FROM pg_database WHERE datname LIKE 'between_pgsnap%';";
+    assert_eq!(world.cluster.psql("postgres", count), "1");
     // (the one that was given up has kept the code that it had replaced)
     sh(&format!(
         "rm -r '{folder}' .nc-restore-*.replaced; touch -r ../../copy/data data; ! find . -name '.nc-restore-*' | grep ."
     ));
     assert_eq!(differences(&world, "copy"), "");
+}
+
+#[test]
+fn what_an_attempt_before_was_asked_still_counts_and_what_it_was_not_asked_is_done() {
+    // Given a restore that was to leave a source out and to keep what it replaces, and that could not open the instance,
+    let world = World::new("asked");
+    let profile = std::fs::read_to_string(world.path("home.toml")).unwrap();
+    let more = format!(
+        "{profile}[[snapshot.source]]\nname = \"more\"\npath = \"{}\"\n",
+        world.path("more").display()
+    );
+    std::fs::create_dir(world.path("more")).unwrap();
+    std::fs::write(world.path("more/photo"), "as it was").unwrap();
+    std::fs::write(world.path("home.toml"), &more).unwrap();
+    run(&mut world.backup()).expect(0);
+    std::fs::write(world.path("more/photo"), "damaged").unwrap();
+    std::fs::write(world.path("home.toml"), &profile).unwrap();
+    std::fs::write(world.root().join("data/alice/files/precious"), "newer").unwrap();
+    world.inject("nc-maint", "off*", "echo injected >&2; exit 1");
+    let failed = run(restore(&world).args(["--without", "more", "--keep-replaced"])).expect(1);
+    assert_eq!(failed.json["data"]["failed_step"], "open", "{:#}", failed.json);
+    world.restore_tools();
+    // when it is given again without these words, and with a profile that has the source,
+    std::fs::write(world.path("home.toml"), &more).unwrap();
+    let ran = run(&mut restore(&world));
+    // then that source is restored, too, and what was to be kept is kept.
+    assert!([0, 3].contains(&ran.code), "{:#}", ran.json);
+    assert_eq!(std::fs::read_to_string(world.path("more/photo")).unwrap(), "as it was");
+    let find = Command::new("find").arg(world.root()).args(["-name", "precious"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&find.stdout).contains("/old/"), "{find:?}\n{}", ran.stderr);
+    let database = ran.json["data"]["kept_databases"][0].as_str().expect("a database was kept").to_owned();
+    assert_eq!(world.cluster.psql(&database, "SELECT 1"), "1");
 }
 
 #[test]

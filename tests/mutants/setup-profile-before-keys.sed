@@ -1,0 +1,2 @@
+# scripts/setup.sh
+s/^    make_keys$/    true/
