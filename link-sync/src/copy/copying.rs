@@ -238,6 +238,7 @@ impl Copying<'_> {
             checksum: false,
             times: true,
             again: false,
+            reused: false,
             account: account.as_ref(),
             all_xattrs: self.wanted.meta.fake_super,
             xattrs: opened.xattrs,
@@ -245,7 +246,7 @@ impl Copying<'_> {
             acls_only: false,
             budget: &budget,
         };
-        let request = Making::Merge { source: part.name.clone(), times: true, again: false };
+        let request = Making::Merge { source: part.name.clone(), times: true, again: false, reused: false };
         let changes = &part.changes;
         if let Some(root) = &changes.root {
             let list = list_file(&self.state, [&b"."[..]].into_iter())?;

@@ -56,6 +56,7 @@ impl Transfer<'_> {
             times: self.times,
             delta: far.remote,
             again: self.again,
+            reused: self.reused,
             all_xattrs: self.all_xattrs,
             acls_only: self.acls_only,
         });

@@ -28,7 +28,10 @@ use crate::store::merge::{Listed, Merge};
 use crate::store::open::{self, Writable};
 use crate::store::path::check_path;
 use crate::store::publish::{Described, publish};
-use crate::store::{INCOMING, PARTIAL, RESUME, Store, clone, manifest, open_dir, pace, remove, split};
+use crate::store::reuse::{self, Reused};
+use crate::store::{
+    INCOMING, PARTIAL, RESUME, REUSE, Store, clone, ensure_dir, manifest, open_dir, pace, remove, split,
+};
 use crate::tree::{Census, Stamp};
 
 /// What a folder's time takes in memory, beside its path.
@@ -39,10 +42,16 @@ const TIME: usize = 200;
 pub struct Writing {
     writable: Writable,
     done: AllDone,
+    /// What was verified and found damaged in the base.
+    damaged: Damaged,
+    /// By source: what of the base has another name in the partial snapshot.
+    reused: HashMap<String, Reused>,
     /// Nothing but the reserve counts for a copy.
     allowance: Option<Allowance>,
     /// For what is remembered until the end.
     kept: Kept,
+    /// Likewise, in [`Writing::reused`].
+    sums: Kept,
     /// For what is remembered during a request.
     memory: u64,
 }
@@ -83,16 +92,24 @@ impl Writing {
         let opened = Opened {
             resumed_id: open::copying(&writable.store),
             store_id: writable.id.clone(),
-            damaged,
+            damaged: damaged.clone(),
             base: writable.base.clone(),
             resumed: writable.resumed,
             xattrs: writable.keeps.xattrs,
             acls: writable.keeps.acls,
             warnings: writable.warnings.clone(),
         };
-        let memory = memory / 2;
-        let writing =
-            Writing { writable, done: HashMap::new(), allowance, kept: Kept::at_most(memory), memory };
+        let share = memory / 10;
+        let writing = Writing {
+            writable,
+            done: HashMap::new(),
+            damaged,
+            reused: HashMap::new(),
+            allowance,
+            kept: Kept::at_most(4 * share),
+            sums: Kept::at_most(share),
+            memory: 4 * share,
+        };
         (writing, opened)
     }
 
@@ -124,7 +141,9 @@ impl Writing {
                 let pace = Some(&self.writable.pace);
                 value(converse(cmd, pace, |bytes| self.wrote(bytes), &mut line.input, &mut line.output)?)
             }
-            Making::Merge { source, times, again } => self.merge(source, times, again, &mut line.input),
+            Making::Merge { source, times, again, reused } => {
+                self.merge(source, times, again, reused, &mut line.input)
+            }
             Making::Flush {} => {
                 self.writable.pace.sync()?;
                 Ok(Value::Null)
@@ -138,7 +157,8 @@ impl Writing {
         described: Described,
         line: &mut Line<'_, I, O>,
     ) -> Result<Option<Writing>> {
-        let published = publish(&self.writable, described, &self.done, &teller(&mut line.output));
+        let published =
+            publish(&self.writable, described, &self.done, &self.reused, &teller(&mut line.output));
         let still = published.is_err();
         line.reply(published)?;
         Ok(still.then_some(self))
@@ -238,9 +258,15 @@ impl Writing {
 
     /// The folder of `source` in the partial snapshot, made anew.
     fn fresh(&self, source: &str) -> Result<File> {
-        let top = open_dir(&self.writable.dir, PARTIAL.as_bytes()).context("there is no partial snapshot")?;
-        remove(&top, Path::new(source))?;
-        self.writable.source_dir(PARTIAL, source)
+        drop(open_dir(&self.writable.dir, PARTIAL.as_bytes()).context("there is no partial snapshot")?);
+        self.fresh_in(PARTIAL, source)
+    }
+
+    /// The folder of `source` in `top`, made anew.
+    fn fresh_in(&self, top: &str, source: &str) -> Result<File> {
+        let folder = ensure_dir(&self.writable.dir, top.as_bytes())?;
+        remove(&folder, Path::new(source))?;
+        self.writable.source_dir(top, source)
     }
 
     /// Removes what is in the list.
@@ -264,8 +290,48 @@ impl Writing {
         Ok(json!({"dropped": count}))
     }
 
-    fn merge(&mut self, source: String, times: bool, again: bool, input: &mut impl Read) -> Result<Value> {
-        let mut merge = or_skip_list(self.merger(&source, times, again), input)?;
+    /// Makes what the base holds of the claimed files in the list ready to be compared with.
+    pub fn reuse(&mut self, source: &str, fresh: bool, input: &mut impl Read) -> Result<Value> {
+        let ready = named(source).and_then(|()| match fresh {
+            true => self.fresh_in(REUSE, source).map(drop),
+            false => Ok(()),
+        });
+        or_skip_list(ready, input)?;
+        let (mut claims, mut kept, mut full) = (Vec::new(), Kept::at_most(self.memory / 4), false);
+        protocol::read_list(input, |item| {
+            let claim = protocol::claimed(item)?;
+            check_path(&claim.path)?;
+            // Those that there is no room for are sent, as if they were new.
+            full = full || kept.more(claim.memory()).is_err();
+            if !full {
+                claims.push(claim);
+            }
+            Ok(())
+        })?;
+        let mut reused = self.reused.remove(source).unwrap_or_default();
+        let mut sums = std::mem::replace(&mut self.sums, Kept::at_most(0));
+        let linked = |path: &[u8], known| {
+            // One that there is no room for is read again when the checksums are made.
+            if sums.more(TIME + path.len()).is_ok() {
+                reused.insert(path.to_vec(), known);
+            }
+            self.wrote(pace::LINK)
+        };
+        let found = reuse::link(&self.writable, &self.damaged, source, &claims, linked);
+        self.reused.insert(source.to_owned(), reused);
+        self.sums = sums;
+        value(found?)
+    }
+
+    fn merge(
+        &mut self,
+        source: String,
+        times: bool,
+        again: bool,
+        reused: bool,
+        input: &mut impl Read,
+    ) -> Result<Value> {
+        let mut merge = or_skip_list(self.merger(&source, times, again, reused), input)?;
         let mut done = self.done.remove(&source).unwrap_or_default();
         let mut kept = std::mem::replace(&mut self.kept, Kept::at_most(0));
         let merged = protocol::read_list(input, |item| {
@@ -284,9 +350,14 @@ impl Writing {
         value(merge.finish())
     }
 
-    fn merger(&self, source: &str, times: bool, again: bool) -> Result<Merge> {
+    fn merger(&self, source: &str, times: bool, again: bool, reused: bool) -> Result<Merge> {
         named(source)?;
         let writable = &self.writable;
+        if reused {
+            ensure!(!writable.copy, "only a backup uses files again");
+            let dir = |top: &str| writable.source_dir(top, source);
+            return Ok(Merge::of_reused(dir(PARTIAL)?, dir(INCOMING)?, dir(REUSE)?));
+        }
         // A later pass was compared with the partial snapshot alone.
         let (resume, base) = match again {
             true => (None, None),
@@ -301,7 +372,7 @@ impl Writing {
     /// The receiving rsync. It inherits the lock, so that nobody else writes as long as it lives, whatever
     /// happens to us.
     fn receiver(&self, receive: &Receive) -> Result<Cmd> {
-        let Receive { source, checksum, times, again, acls_only, .. } = receive;
+        let Receive { source, checksum, times, again, acls_only, reused, .. } = receive;
         named(source)?;
         argv::check_capabilities(&receive.capabilities)?;
         let writable = &self.writable;
@@ -314,8 +385,9 @@ impl Writing {
         }
         let path = |parts: [&str; 2]| writable.store.path.join(parts[0]).join(parts[1]);
         let mut compare = Vec::new();
-        if *acls_only {
-            // Compared with what has been received.
+        let at_hand = !writable.copy && !acls_only && self.reused.contains_key(source);
+        if *acls_only || *reused {
+            // Compared with what has been received, or is at hand.
         } else if *again {
             compare.push(path([PARTIAL, source]));
         } else {
@@ -331,6 +403,7 @@ impl Writing {
                 compare.push(path([&base.date, source]));
             }
         }
+        compare.extend(at_hand.then(|| path([REUSE, source])));
         let keeps = &writable.keeps;
         let cmd = argv::serve_receiving(&writable.store.rsync, receive, keeps.xattrs, keeps.acls, &compare)?;
         let into = Path::new(INCOMING).join(source).join("");

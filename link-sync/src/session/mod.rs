@@ -9,6 +9,7 @@ mod holes;
 mod pass;
 mod plan;
 mod publish;
+mod reuse;
 mod settle;
 mod taken;
 mod transfer;
@@ -47,6 +48,8 @@ pub struct Session {
     /// When the pass that was sealed began and ended, as in [`crate::source::Dump`].
     sealed_ms: (u64, u64),
     rate: Rate,
+    /// Nextcloud is down: nothing is done that need not be.
+    in_maintenance: bool,
     started_at: String,
     /// It was said that not all writers can be seen.
     told_unknown: bool,
@@ -82,6 +85,7 @@ impl Session {
             seal: None,
             sealed_ms: (0, u64::MAX),
             rate: Rate::default(),
+            in_maintenance: false,
             started_at,
             told_unknown: false,
         })
@@ -95,6 +99,7 @@ impl Session {
         progress: &Progress,
         report: &mut Report,
     ) -> Result<()> {
+        self.in_maintenance = false;
         for source in sources {
             self.forget_timing(source);
             self.pass(source, allow, &Budget::default(), progress, report)?;

@@ -76,9 +76,16 @@ impl Session {
                 self.first(&source, &checked, &origin, &mut tree, allow, report)?
             }
         };
-        laps.lap(Phase::Compare);
         let pass = Pass { source: &source, checked: &checked, first, budget, progress };
-        let moved = match self.bring_up(&pass, &mut tree, &mut plan, &mut laps, report) {
+        let old = plan.clone.take();
+        let found = match old.as_ref().or(again.as_ref().map(|before| &before.tree)) {
+            Some(old) => self.find_reused(&pass, &mut tree, old, &mut plan),
+            None => Ok(()),
+        };
+        plan.clone = old;
+        laps.lap(Phase::Compare);
+        let brought = found.and_then(|()| self.bring_up(&pass, &mut tree, &mut plan, &mut laps, report));
+        let moved = match brought {
             Ok(moved) => moved,
             Err(error) => {
                 if let Some(mut before) = again.filter(|_| is_over(&error)) {

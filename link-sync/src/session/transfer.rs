@@ -9,12 +9,12 @@ use common::status::Report;
 
 use super::Session;
 use super::pass::Pass;
-use super::plan::{Plan, marked_in};
+use super::plan::{Plan, marked_in, sent_in};
 use crate::acls;
 use crate::moved::distrust_moved;
 use crate::names::{NAMED, show};
 use crate::protocol::Making;
-use crate::rsync::{Transfer, list_file, uncommented};
+use crate::rsync::{Sent, Transfer, list_file, uncommented};
 use crate::source::{DATABASE, Source};
 use crate::store::merge::Merged;
 use crate::timing::{Laps, Phase};
@@ -58,6 +58,7 @@ impl Session {
             },
             times,
             again,
+            reused: false,
             all_xattrs: false,
             account: None,
             xattrs: self.opened.xattrs,
@@ -65,8 +66,8 @@ impl Session {
             acls_only,
             budget,
         };
-        let acls_apart = self.opened.acls && self.opened.xattrs && !self.far.hello.root;
-        let request = Making::Merge { source: name.clone(), times, again };
+        let acls_apart = self.acls_apart();
+        let request = Making::Merge { source: name.clone(), times, again, reused: false };
         if tree.root_changed {
             progress.begin(format!("{name}: the folder itself"), 0);
             let list = list_file(&self.settings.state, [&b"."[..]].into_iter())?;
@@ -87,11 +88,14 @@ impl Session {
         }
         let files = marked_in(tree, dirs).filter(|(_, e)| e.meta.is_file() && !e.meta.is_untrusted());
         let writers = writers::find(&checked.dir, files.map(|(path, _)| path), budget)?;
-        let list = list_file(&self.settings.state, marked_in(tree, dirs).map(|(path, _)| uncommented(path)))?;
-        progress.begin(format!("{name}: {marked} paths"), plan.bytes);
-        let mut sent = transfer(list, false, false).run(&mut self.far, progress)?;
+        let list = list_file(&self.settings.state, sent_in(tree, dirs).map(|(path, _)| uncommented(path)))?;
+        progress.begin(format!("{name}: {} paths", marked - plan.reused), plan.bytes);
+        let mut sent = match marked - plan.reused {
+            0 => Sent::default(),
+            _ => transfer(list, false, false).run(&mut self.far, progress)?,
+        };
         let with_acl = match acls_apart {
-            true => acls::having(&checked.dir, marked_in(tree, dirs).map(|(path, e)| (path, e.meta)))?,
+            true => acls::having(&checked.dir, sent_in(tree, dirs).map(|(path, e)| (path, e.meta)))?,
             false => Vec::new(),
         };
         if !with_acl.is_empty() {
@@ -102,12 +106,23 @@ impl Session {
         }
         laps.lap(Phase::Send);
         progress.begin(format!("{name}: putting in place"), 0);
-        let merged: Merged = self.far.ask_with_list(&request, |list| {
-            marked_in(tree, dirs).try_for_each(|(path, e)| {
+        let mut merged: Merged = self.far.ask_with_list(&request, |list| {
+            sent_in(tree, dirs).try_for_each(|(path, e)| {
                 list.record(e.meta.kind(), e.meta.size, (e.meta.mtime.sec, e.meta.mtime.nsec), &path)
             })
         })?;
         laps.lap(Phase::Merge);
+        if plan.reused > 0 {
+            // Last, as it makes no folder but in those that are there by now.
+            let (with, more) = self.take_reused(pass, tree, plan)?;
+            sent.bytes += with.bytes;
+            sent.vanished |= with.vanished;
+            plan.counts.reused.0 += more.reused;
+            plan.counts.reused.1 += more.received;
+            merged.missing += more.missing;
+            merged.missing_names.extend(more.missing_names);
+            laps.lap(Phase::Prepare);
+        }
         let counts = &mut plan.counts;
         counts.sent_bytes += sent.bytes;
         counts.merged.received += merged.received;

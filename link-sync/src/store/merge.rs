@@ -49,6 +49,9 @@ pub struct Merged {
     pub linked: u64,
     /// Files taken over from an interrupted run.
     pub resumed: u64,
+    /// Files linked from the base, where they have another name.
+    #[serde(default)]
+    pub reused: u64,
     /// Listed paths that were nowhere: they vanished at the source, or rsync passed over them.
     pub missing: u64,
     /// The first of them.
@@ -60,6 +63,8 @@ pub struct Merged {
 pub struct Merge {
     incoming: OpenTree,
     resume: Option<OpenTree>,
+    /// Links to what the base holds under other names. What is listed is there or was received, and nowhere else.
+    reuse: Option<OpenTree>,
     base: Option<OpenTree>,
     partial: File,
     /// The partial snapshot was compared with, so what is there stays.
@@ -74,19 +79,20 @@ pub struct Merge {
 
 /// A tree to take from, with the directory last used kept open.
 #[derive(Debug)]
-struct OpenTree {
+pub(super) struct OpenTree {
     root: File,
     dir: Vec<u8>,
     open: Option<File>,
 }
 
 impl OpenTree {
-    fn new(root: File) -> OpenTree {
+    /// None is open yet.
+    pub(super) fn new(root: File) -> OpenTree {
         OpenTree { root, dir: b"/".to_vec(), open: None }
     }
 
     /// The directory `dir` in it, if there is one.
-    fn dir(&mut self, dir: &[u8]) -> Result<Option<&File>> {
+    pub(super) fn dir(&mut self, dir: &[u8]) -> Result<Option<&File>> {
         if self.dir != dir {
             self.open = match open_dir(&self.root, dir) {
                 Ok(open) => Some(open),
@@ -112,6 +118,7 @@ impl Merge {
         Merge {
             incoming: OpenTree::new(incoming),
             resume: resume.map(OpenTree::new),
+            reuse: None,
             base: base.map(OpenTree::new),
             partial,
             again,
@@ -120,6 +127,13 @@ impl Merge {
             last_dir: None,
             whole: HashSet::new(),
         }
+    }
+
+    /// A merge into `partial` of what is at hand in `reuse`; where its attributes are not the source's, there is a copy in
+    /// `incoming`.
+    pub fn of_reused(partial: File, incoming: File, reuse: File) -> Merge {
+        let merge = Merge::new(partial, incoming, None, None, false, true);
+        Merge { reuse: Some(OpenTree::new(reuse)), ..merge }
     }
 
     /// What was done.
@@ -190,13 +204,26 @@ impl Merge {
         {
             let into = ensure_dir(&self.partial, dir)?;
             if is_full(&stat) {
-                let base = self.base.as_mut().map(|b| b.dir(dir)).transpose()?.flatten();
+                let before = self.reuse.as_mut().or(self.base.as_mut());
+                let base = before.map(|b| b.dir(dir)).transpose()?.flatten();
                 // What cannot be done costs room, and nothing else.
                 dig(from, base.unwrap_or(&into), name).ok();
             }
             renameat(from, name, &into, name)?;
             self.merged.received += 1;
             self.merged.received_bytes += u64::try_from(stat.st_size).unwrap_or(0);
+            return Ok(());
+        }
+        if let Some(place) = &mut self.reuse {
+            let Some(from) = place
+                .dir(dir)?
+                .filter(|from| look(from, name).is_ok_and(|s| s.is_some_and(|s| is_of(&s, record, true))))
+            else {
+                self.missing(record);
+                return Ok(());
+            };
+            renameat(from, name, &ensure_dir(&self.partial, dir)?, name)?;
+            self.merged.reused += 1;
             return Ok(());
         }
         if let Some(place) = &mut self.resume

@@ -3,7 +3,8 @@
 //! `STORE/DATE/{SOURCE…,.meta}` are published snapshots: nothing here ever opens a file in them for writing,
 //! changes an attribute, or removes a name; a whole one is renamed away by `prune`, and by nothing else. `.partial` is the snapshot being made, made of new directories and of
 //! hard links to the base; `.incoming` is where rsync writes, and holds no hard link; `.resume` is what an
-//! interrupted run had received; `.trash` is being removed. `.lock` is held by whoever writes. `.pruned` holds published
+//! interrupted run had received; `.reuse` holds links to files of the base under the names they have now, until they are put in
+//! their place; `.trash` is being removed. `.lock` is held by whoever writes. `.pruned` holds published
 //! snapshots that are being removed, `.pins` names those that others need.
 
 pub mod allowance;
@@ -37,6 +38,7 @@ pub mod pins;
 pub mod prune;
 pub mod publish;
 pub mod repair;
+pub mod reuse;
 pub mod scan;
 pub mod sizes;
 pub mod sparse;
@@ -70,6 +72,8 @@ pub const PARTIAL: &str = ".partial";
 pub const INCOMING: &str = ".incoming";
 /// What an interrupted run had received.
 pub const RESUME: &str = ".resume";
+/// Links to files of the base under the names they have now, to be compared with.
+pub const REUSE: &str = ".reuse";
 /// What is being removed.
 pub const TRASH: &str = ".trash";
 /// Published snapshots that are being removed.

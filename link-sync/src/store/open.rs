@@ -23,8 +23,8 @@ use super::odd::Known;
 use super::pace::{Free, Pace, Reserve};
 use super::sweep::sweep;
 use super::{
-    INCOMING, META, PARTIAL, PRUNED, RESUME, Store, TRASH, ensure_dir, ledger, note, open_dir, remove, split,
-    sums, visit,
+    INCOMING, META, PARTIAL, PRUNED, RESUME, REUSE, Store, TRASH, ensure_dir, ledger, note, open_dir, remove,
+    split, sums, visit,
 };
 
 /// A store that is ours alone until this value goes.
@@ -128,7 +128,7 @@ pub fn open(store: &Store, copy_from: Option<Option<&str>>) -> Result<Writable> 
         keep_received(&dir, |path, stat| Ok(!same_in(base_dir.as_ref(), path, stat)))?;
         from_the_disk(&dir)?;
     }
-    for name in [TRASH, PARTIAL, INCOMING] {
+    for name in [TRASH, PARTIAL, INCOMING, REUSE] {
         clear(&dir, name)?;
     }
     for name in [PARTIAL, INCOMING] {
@@ -166,7 +166,7 @@ pub fn copying(store: &Store) -> Option<String> {
 pub fn discard(store: &Store) -> Result<()> {
     let dir = store.check()?;
     let _lock = lock(store)?;
-    for name in [TRASH, PARTIAL, INCOMING, RESUME] {
+    for name in [TRASH, PARTIAL, INCOMING, RESUME, REUSE] {
         clear(&dir, name)?;
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! From partial to published: times, what is known about it, durable, one rename, `latest`.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 
@@ -17,7 +18,8 @@ use super::done::{AllDone, DirTimes, Done};
 use super::manifest;
 use super::meta::{Consistency, DATE_FORMAT, SnapshotMeta, SourceMeta};
 use super::open::Writable;
-use super::{INCOMING, META, PARTIAL, RESUME, ensure_dir, open_dir, visit};
+use super::reuse::Reused;
+use super::{INCOMING, META, PARTIAL, RESUME, REUSE, ensure_dir, open_dir, visit};
 use crate::names::show;
 
 /// What is said of the snapshot that is to be published.
@@ -73,6 +75,7 @@ pub fn publish(
     writable: &Writable,
     described: Described,
     done: &AllDone,
+    reused: &HashMap<String, Reused>,
     watch: &(impl Fn(u64, u64) -> Result<()> + Sync),
 ) -> Result<Published> {
     let partial = open_dir(&writable.dir, PARTIAL.as_bytes()).context("there is no partial snapshot")?;
@@ -103,8 +106,8 @@ pub fn publish(
     ensure_dir(&partial, META.as_bytes())?;
     let (mut warnings, mut hashed) = (Vec::new(), (0, 0));
     if !writable.copy {
-        let made =
-            manifest::make(writable, &partial, &names, done, watch).context("cannot make the checksums")?;
+        let made = manifest::make(writable, &partial, &names, done, reused, watch)
+            .context("cannot make the checksums")?;
         (warnings, hashed) = (made.warnings, made.hashed);
         meta.manifest = Some(made.manifest);
         // After what took time.
@@ -119,7 +122,7 @@ pub fn publish(
     common::durable::write(&folder.join("snapshot.json"), text.as_bytes(), 0o600)?;
     common::durable::write(&folder.join("lock"), b"", 0o600)?;
     // Before the name changes: what an interrupted run received was compared with this base, not with the next.
-    for leftover in [INCOMING, RESUME] {
+    for leftover in [INCOMING, RESUME, REUSE] {
         writable.discard(leftover)?;
     }
     writable.store.check().context("the store changed while the snapshot was made")?;

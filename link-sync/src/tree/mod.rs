@@ -6,6 +6,7 @@ mod census;
 mod changes;
 mod dir;
 mod meta;
+mod moves;
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,6 +14,7 @@ pub use census::Census;
 pub use changes::Changes;
 pub use dir::{Dir, Entry};
 pub use meta::{Meta, NEVER, STUB, Stamp};
+pub use moves::{Before, Candidate};
 
 /// A whole source.
 #[derive(Debug, Default)]
