@@ -4,8 +4,10 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use serde_json::json;
 use testkit::Ran;
 
+use crate::talk::{At, Talk};
 use crate::world::{World, first, folder, ok};
 
 /// A file of so many bytes that no other has.
@@ -99,4 +101,238 @@ fn other_attributes_make_a_copy_at_the_store_and_leave_history_as_it_was() {
         inode(&before.join("docs/old").join(name)) == inode(&folder(&ran).join("docs/new").join(name))
     };
     assert!(same("same") && !same("mode") && !same("owner") && !same("attribute") && !same("acl"));
+}
+
+#[test]
+fn what_moved_and_was_edited_with_the_time_it_had_is_sent() {
+    let world = World::new();
+    file(&world, "a", 200_000, 1);
+    file(&world, "b", 200_000, 2);
+    let time = world.source.join("a").metadata().unwrap().modified().unwrap();
+    let keep = |name: &str| {
+        let file = fs::File::options().write(true).open(world.source.join(name)).unwrap();
+        file.set_modified(time).unwrap();
+    };
+    keep("b");
+    next(&world);
+    rename(&world, "a", "moved");
+    // In place: the inode, the size and the time are what they were.
+    use std::os::unix::fs::FileExt as _;
+    fs::File::options()
+        .write(true)
+        .open(world.source.join("moved"))
+        .unwrap()
+        .write_all_at(b"edited", 100_000)
+        .unwrap();
+    keep("moved");
+    let ran = next(&world);
+    assert_eq!(count(&ran, "moved_files"), 0);
+    // Two of one size and one time change their names: each has the content of the other.
+    rename(&world, "moved", "x");
+    rename(&world, "b", "moved");
+    rename(&world, "x", "b");
+    let ran = next(&world);
+    assert_eq!(count(&ran, "moved_linked_files"), 2);
+}
+
+#[test]
+fn a_copy_is_linked_or_made_at_the_store_and_small_ones_are_sent() {
+    let world = World::new();
+    file(&world, "film", 3 << 20, 1);
+    file(&world, "small", 10_000, 2);
+    file(&world, "other", (3 << 20) + 1, 3);
+    let before = folder(&next(&world));
+    let copy = |from: &str, to: &str, options: &[&str]| {
+        let (from, to) = (world.source.join(from), world.source.join(to));
+        ok("cp", &[options, &[from.to_str().unwrap(), to.to_str().unwrap()]].concat());
+    };
+    copy("film", "exact", &["-p"]);
+    copy("film", "film.v1700000000", &[]);
+    copy("small", "small.v1700000000", &["-p"]);
+    // As large as one that is there, and something else.
+    file(&world, "lookalike", 3 << 20, 4);
+    let ran = next(&world);
+    let after = folder(&ran).join("docs");
+    assert_eq!(inode(&after.join("exact")), inode(&before.join("docs/film")));
+    assert_ne!(inode(&after.join("film.v1700000000")), inode(&before.join("docs/film")));
+    assert_eq!(count(&ran, "moved_files"), 1);
+    let sent = count(&ran, "sent_bytes");
+    assert!((3 << 20..4 << 20).contains(&sent), "the one that is new: {sent}");
+}
+
+#[test]
+fn what_is_damaged_in_the_newest_snapshot_is_not_used_again() {
+    let world = World::new();
+    file(&world, "rotten", 300_000, 1);
+    file(&world, "copied", 300_001, 2);
+    file(&world, "good", 300_002, 3);
+    let held = world.publish().join("docs");
+    let damage = |name: &str| {
+        let (path, time) = (held.join(name), held.join(name).metadata().unwrap().modified().unwrap());
+        use std::os::unix::fs::FileExt as _;
+        let file = fs::File::options().write(true).open(path).unwrap();
+        file.write_all_at(b"rot", 1000).unwrap();
+        file.set_modified(time).unwrap();
+    };
+    damage("rotten");
+    damage("copied");
+    world.act("verify", &[]).expect(1);
+    rename(&world, "rotten", "d/rotten");
+    rename(&world, "good", "d/good");
+    ok(
+        "cp",
+        &["-p", world.source.join("copied").to_str().unwrap(), world.source.join("d/copy").to_str().unwrap()],
+    );
+    let ran = world.snapshot(&["--allow-shrink"]).expect(0);
+    world.newest_is_source();
+    assert_eq!(count(&ran, "moved_files"), 1, "the good one");
+}
+
+#[test]
+fn a_manifest_that_is_not_what_it_was_is_believed_nothing() {
+    let world = World::new();
+    file(&world, "one", 100_000, 1);
+    file(&world, "two", 100_000, 2);
+    let same = world.source.join("one").metadata().unwrap().modified().unwrap();
+    fs::File::options().write(true).open(world.source.join("two")).unwrap().set_modified(same).unwrap();
+    let meta = world.publish().join(".meta/sha256sums");
+    // It says of each what the other one holds.
+    let text = fs::read_to_string(&meta).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    fs::write(
+        &meta,
+        format!("{}{}\n{}{}\n", &lines[1][..64], &lines[0][64..], &lines[0][..64], &lines[1][64..]),
+    )
+    .unwrap();
+    ok(
+        "cp",
+        &["-p", world.source.join("one").to_str().unwrap(), world.source.join("copy").to_str().unwrap()],
+    );
+    let ran = world.snapshot(&[]).expect(0);
+    world.newest_is_source();
+    assert_eq!(count(&ran, "moved_files"), 0);
+}
+
+#[test]
+fn what_moved_needs_no_room_and_no_day() {
+    let world = World::new();
+    file(&world, "films/one", 24 << 20, 1);
+    next(&world);
+    world.profile("", "max_bytes_per_day = \"4m\"");
+    rename(&world, "films", "cinema");
+    let ran = next(&world);
+    assert_eq!(count(&ran, "moved_linked_files"), 1);
+}
+
+#[test]
+fn a_killed_run_leaves_links_that_the_next_one_clears() {
+    let world = World::new();
+    for n in 0..40 {
+        file(&world, &format!("d/{n}"), 100_000, n);
+    }
+    next(&world);
+    let history = world.history();
+    rename(&world, "d", "e");
+    // All that moved is copied at the store, so the links stay.
+    for n in 0..40 {
+        fs::set_permissions(world.source.join(format!("e/{n}")), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    world.act("stage", &["--allow-shrink"]).expect(0);
+    assert!(world.store.join(".reuse/docs/e/7").exists());
+    for (pid, line) in
+        crate::world::descendants(1).into_iter().chain(crate::world::descendants(std::process::id()))
+    {
+        if line.contains("link-sync") && line.contains(world.dir.to_str().unwrap()) {
+            crate::world::kill(pid, "-9");
+        }
+    }
+    crate::world::until("the store is free", || {
+        let ran = world.snapshot(&["--allow-shrink"]);
+        assert!(ran.code == 0 || ran.code == 75, "{ran:?}");
+        ran.code == 0
+    });
+    world.newest_is_source();
+    assert!(!world.store.join(".reuse").exists());
+    for (date, was) in history {
+        was.same_as(&crate::picture::picture(&world.store.join(date)));
+    }
+    next(&world);
+}
+
+#[test]
+fn a_claim_gives_a_name_to_what_the_base_holds_and_reaches_nothing_else() {
+    let world = World::new();
+    file(&world, "secret", 70_000, 1);
+    let held = world.publish().join("docs/secret");
+    let history = world.history();
+    let sum = |path: &Path| -> Vec<u8> {
+        let hex = ok("sha256sum", &[path.to_str().unwrap()]);
+        (0..32).map(|n| u8::from_str_radix(&hex[2 * n..2 * n + 2], 16).unwrap()).collect()
+    };
+    let right = sum(&held);
+    let claim = |sum: &[u8], size: u64, old: &str, path: &str| -> Vec<u8> {
+        let (time, old) = (held.metadata().unwrap(), old.as_bytes());
+        let numbers =
+            [&size.to_le_bytes()[..], &time.mtime().to_le_bytes(), &(time.mtime_nsec() as u32).to_le_bytes()]
+                .concat();
+        [sum, &numbers, &(old.len() as u32).to_le_bytes(), old, path.as_bytes()].concat()
+    };
+    let ask = |talk: &mut Talk, claims: &[Vec<u8>]| {
+        talk.ask_with(&json!({"ask": "reuse", "source": "docs", "fresh": true}), claims)
+    };
+    let mut talk = Talk::begun(&world.store, &[]);
+    // Not what it holds, not its size, not there, outside.
+    let wrong = [
+        claim(&[7; 32], 70_000, "secret", "x1"),
+        claim(&right, 70_001, "secret", "x2"),
+        claim(&right, 70_000, "nothing", "x3"),
+        claim(&right, 70_000, "../docs/secret", "x4"),
+        claim(&[7; 32], 70_000, "", "x5"),
+        claim(&right, 70_000, "secret", "good"),
+        claim(&right, 70_000, "secret", "good/below"),
+        claim(&right, 70_000, "", "copy"),
+    ];
+    let answer = ask(&mut talk, &wrong);
+    assert_eq!(answer["ok"], json!({"ranges": [[5, 6], [7, 8]], "alike": 0}), "{answer}");
+    assert_eq!(inode(&world.store.join(".reuse/docs/good")), inode(&held));
+    for bad in ["../x", "/etc/x", "a/../../x", ""] {
+        crate::talk::refused(
+            &ask(&mut talk, &[claim(&right, 70_000, "secret", bad)]),
+            77,
+            "leads out of the snapshot",
+        );
+    }
+    crate::talk::refused(
+        &talk.ask_with(&json!({"ask": "reuse", "source": "../docs", "fresh": true}), &[]),
+        77,
+        "",
+    );
+    let broken = ask(&mut talk, &[vec![0; 50]]);
+    crate::talk::refused(&broken, 1, "broken claim");
+    // What was not found cannot be put anywhere.
+    ask(&mut talk, &[claim(&right, 70_000, "secret", "mine")]);
+    let merge = json!({"ask": "merge", "source": "docs", "times": true, "again": true, "reused": true});
+    let time = held.metadata().unwrap();
+    let record = |path: &str| {
+        let numbers = [
+            &70_000u64.to_le_bytes()[..],
+            &time.mtime().to_le_bytes(),
+            &(time.mtime_nsec() as u32).to_le_bytes(),
+        ]
+        .concat();
+        [&libc::S_IFREG.to_le_bytes()[..], &numbers, path.as_bytes()].concat()
+    };
+    let merged = talk.ask_with(&merge, &[record("mine"), record("secret"), record("other")]);
+    assert_eq!((&merged["ok"]["reused"], &merged["ok"]["missing"]), (&json!(1), &json!(2)), "{merged}");
+    assert_eq!(inode(&world.store.join(".partial/docs/mine")), inode(&held));
+    assert_eq!(talk.end().0, 0);
+    // Who copies and who reads cannot say it.
+    let mut reader = Talk::at(At::Read, &world.store, &[]);
+    crate::talk::refused(&ask(&mut reader, &[]), 77, "'reuse'");
+    let mut copier = Talk::at(At::Copy, &world.store, &[]);
+    copier.ask(&json!({"ask": "open", "base": null}));
+    crate::talk::refused(&ask(&mut copier, &[]), 1, "'reuse'");
+    for (date, was) in history {
+        was.same_as(&crate::picture::picture(&world.store.join(date)));
+    }
 }
