@@ -239,6 +239,7 @@ impl Copying<'_> {
             times: true,
             again: false,
             reused: false,
+            more: false,
             account: account.as_ref(),
             all_xattrs: self.wanted.meta.fake_super,
             xattrs: opened.xattrs,

@@ -177,6 +177,9 @@ pub struct Receive {
     /// All that is listed is at hand, as [`BackupOnly::Reuse`] found it: only attributes are compared, with that.
     #[serde(default)]
     pub reused: bool,
+    /// What the run before has received stays.
+    #[serde(default)]
+    pub more: bool,
     /// Also the attributes rsync itself keeps owners in (a copy of a store without root).
     pub all_xattrs: bool,
     /// Once more over what the run before has received, for ACLs and no extended attributes.

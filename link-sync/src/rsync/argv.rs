@@ -40,6 +40,8 @@ pub struct Transfer<'a> {
     pub again: bool,
     /// Compare attributes alone, with what is at hand.
     pub reused: bool,
+    /// What the run before has received stays.
+    pub more: bool,
     /// rsync reads as this account.
     pub account: Option<&'a Account>,
     /// Also the attributes rsync itself keeps owners in.

@@ -57,6 +57,7 @@ impl Transfer<'_> {
             delta: far.remote,
             again: self.again,
             reused: self.reused,
+            more: self.more,
             all_xattrs: self.all_xattrs,
             acls_only: self.acls_only,
         });

@@ -372,7 +372,7 @@ impl Writing {
     /// The receiving rsync. It inherits the lock, so that nobody else writes as long as it lives, whatever
     /// happens to us.
     fn receiver(&self, receive: &Receive) -> Result<Cmd> {
-        let Receive { source, checksum, times, again, acls_only, reused, .. } = receive;
+        let Receive { source, checksum, times, again, acls_only, reused, more, .. } = receive;
         named(source)?;
         argv::check_capabilities(&receive.capabilities)?;
         let writable = &self.writable;
@@ -380,7 +380,7 @@ impl Writing {
             // It writes over what another run has received, which as root is never needed.
             return Err(Fault::denied("ACLs are sent apart only to a store of an account").into());
         }
-        if !acls_only {
+        if !acls_only && !more {
             drop(writable.fresh_incoming(source)?);
         }
         let path = |parts: [&str; 2]| writable.store.path.join(parts[0]).join(parts[1]);

@@ -10,7 +10,6 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::Result;
-use common::mutant;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::fstat;
 
@@ -20,7 +19,6 @@ use super::plan::{Plan, reused_in};
 use crate::acls;
 use crate::parallel;
 use crate::protocol::{BackupOnly, Making};
-use crate::rsync::{Sent, Transfer, list_file, uncommented};
 use crate::source::DATABASE;
 use crate::store::merge::Merged;
 use crate::store::open_file_at;
@@ -139,42 +137,14 @@ impl Session {
         Ok(batch.into_iter().zip(found).filter_map(claim).collect())
     }
 
-    /// Has what [`Session::find_reused`] found put in its place, with the attributes it has here.
-    pub(super) fn take_reused(
-        &mut self,
-        pass: &Pass<'_>,
-        tree: &Tree,
-        plan: &Plan,
-    ) -> Result<(Sent, Merged)> {
-        let &Pass { source, budget, progress, .. } = pass;
-        let dirs = &plan.changes.dirs;
-        progress.begin(format!("{}: {} files have another name", source.name, plan.reused), 0);
-        let list = list_file(&self.settings.state, reused_in(tree, dirs).map(|(path, _)| uncommented(path)))?;
-        let transfer = Transfer {
-            rsync: &self.settings.rsync,
-            path: &source.path,
-            list,
-            only_itself: false,
-            source: &source.name,
-            checksum: false,
-            times: true,
-            again: true,
-            reused: true,
-            all_xattrs: false,
-            account: None,
-            xattrs: self.opened.xattrs,
-            acls: self.opened.acls,
-            acls_only: false,
-            budget,
-        };
-        let sent = transfer.run(&mut self.far, progress)?;
-        let request = Making::Merge { source: source.name.clone(), times: true, again: true, reused: true };
-        let merged: Merged = self.far.ask_with_list(&request, |list| {
-            reused_in(tree, dirs).try_for_each(|(path, e)| {
+    /// Has what [`Session::find_reused`] found, and rsync compared, put in its place.
+    pub(super) fn merge_reused(&mut self, source: &str, tree: &Tree, plan: &Plan) -> Result<Merged> {
+        let request = Making::Merge { source: source.to_owned(), times: true, again: true, reused: true };
+        self.far.ask_with_list(&request, |list| {
+            reused_in(tree, &plan.changes.dirs).try_for_each(|(path, e)| {
                 list.record(e.meta.kind(), e.meta.size, (e.meta.mtime.sec, e.meta.mtime.nsec), &path)
             })
-        })?;
-        Ok((sent, merged))
+        })
     }
 
     /// ACLs go in a run of rsync of their own.
@@ -206,12 +176,7 @@ fn sum_of(
     });
     match (stopped, sum) {
         (Some(error), _) => Err(error),
-        (None, Ok((sum, bytes)))
-            if bytes == candidate.meta.size
-                && (still(&file) || mutant::active("what-is-claimed-is-still-so")) =>
-        {
-            Ok(Some(sum))
-        }
+        (None, Ok((sum, bytes))) if bytes == candidate.meta.size && still(&file) => Ok(Some(sum)),
         (None, _) => Ok(None),
     }
 }

@@ -239,13 +239,16 @@ fn a_killed_run_leaves_links_that_the_next_one_clears() {
     }
     world.act("stage", &["--allow-shrink"]).expect(0);
     assert!(world.store.join(".reuse/docs/e/7").exists());
+    let mut killed = 0;
     for (pid, line) in
         crate::world::descendants(1).into_iter().chain(crate::world::descendants(std::process::id()))
     {
         if line.contains("link-sync") && line.contains(world.dir.to_str().unwrap()) {
             crate::world::kill(pid, "-9");
+            killed += 1;
         }
     }
+    assert!(killed >= 2, "the background process and its far end");
     crate::world::until("the store is free", || {
         let ran = world.snapshot(&["--allow-shrink"]);
         assert!(ran.code == 0 || ran.code == 75, "{ran:?}");
