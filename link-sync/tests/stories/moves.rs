@@ -339,3 +339,23 @@ fn a_claim_gives_a_name_to_what_the_base_holds_and_reaches_nothing_else() {
         was.same_as(&crate::picture::picture(&world.store.join(date)));
     }
 }
+
+#[test]
+fn what_had_another_name_when_the_rest_had_no_time_is_in_no_snapshot() {
+    let world = World::new();
+    world.profile("rsync = [\"rsync\", \"--bwlimit=4m\"]", "");
+    file(&world, "stays", 1000, 1);
+    file(&world, "moves", 1000, 2);
+    next(&world);
+    world.act("stage", &[]).expect(0);
+    rename(&world, "moves", "moved");
+    file(&world, "large", 12 << 20, 3);
+    let late = world.act("settle", &["--max-time", "1500ms", "--allow-shrink"]).expect(1);
+    assert_eq!(late.json["data"]["reason"], "over-budget");
+    for name in ["moved", "large"] {
+        fs::remove_file(world.source.join(name)).unwrap();
+    }
+    world.act("settle", &["--allow-shrink"]).expect(0);
+    world.act("publish", &["--crash-consistent"]).expect(0);
+    world.newest_is_source();
+}
