@@ -9,6 +9,7 @@ mod doors;
 mod line;
 mod pipe;
 mod reading;
+mod reusing;
 mod writing;
 
 use std::io::{Read, Write};

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use super::line::{Line, TELL, or_skip_list, teller};
 use super::pipe::converse;
+use super::reusing::Reusing;
 use crate::protocol::{self, Cloned, Frame, Kept, Making, Opened, Receive};
 use crate::rsync::argv;
 use crate::store::allowance::{Allowance, Limits};
@@ -28,7 +29,6 @@ use crate::store::merge::{Listed, Merge};
 use crate::store::open::{self, Writable};
 use crate::store::path::check_path;
 use crate::store::publish::{Described, publish};
-use crate::store::reuse::{self, Reused};
 use crate::store::{
     INCOMING, PARTIAL, RESUME, REUSE, Store, clone, ensure_dir, manifest, open_dir, pace, remove, split,
 };
@@ -42,16 +42,11 @@ const TIME: usize = 200;
 pub struct Writing {
     writable: Writable,
     done: AllDone,
-    /// What was verified and found damaged in the base.
-    damaged: Damaged,
-    /// By source: what of the base has another name in the partial snapshot.
-    reused: HashMap<String, Reused>,
+    reusing: Reusing,
     /// Nothing but the reserve counts for a copy.
     allowance: Option<Allowance>,
     /// For what is remembered until the end.
     kept: Kept,
-    /// Likewise, in [`Writing::reused`].
-    sums: Kept,
     /// For what is remembered during a request.
     memory: u64,
 }
@@ -103,11 +98,9 @@ impl Writing {
         let writing = Writing {
             writable,
             done: HashMap::new(),
-            damaged,
-            reused: HashMap::new(),
+            reusing: Reusing::new(damaged, share),
             allowance,
             kept: Kept::at_most(4 * share),
-            sums: Kept::at_most(share),
             memory: 4 * share,
         };
         (writing, opened)
@@ -158,7 +151,7 @@ impl Writing {
         line: &mut Line<'_, I, O>,
     ) -> Result<Option<Writing>> {
         let published =
-            publish(&self.writable, described, &self.done, &self.reused, &teller(&mut line.output));
+            publish(&self.writable, described, &self.done, self.reusing.found(), &teller(&mut line.output));
         let still = published.is_err();
         line.reply(published)?;
         Ok(still.then_some(self))
@@ -166,8 +159,7 @@ impl Writing {
 
     /// So many bytes more are in the store, or on their way.
     fn wrote(&self, bytes: u64) -> Result<()> {
-        self.writable.pace.wrote(bytes)?;
-        self.allowance.as_ref().map_or(Ok(()), |a| a.wrote(bytes))
+        wrote(&self.writable, self.allowance.as_ref(), bytes)
     }
 
     /// Takes of what an interrupted copy received all that is not in the list, if it is to be kept.
@@ -297,30 +289,9 @@ impl Writing {
             false => Ok(()),
         });
         or_skip_list(ready, input)?;
-        let (mut claims, mut kept, mut full) = (Vec::new(), Kept::at_most(self.memory / 4), false);
-        protocol::read_list(input, |item| {
-            let claim = protocol::claimed(item)?;
-            check_path(&claim.path)?;
-            // Those that there is no room for are sent, as if they were new.
-            full = full || kept.more(claim.memory()).is_err();
-            if !full {
-                claims.push(claim);
-            }
-            Ok(())
-        })?;
-        let mut reused = self.reused.remove(source).unwrap_or_default();
-        let mut sums = std::mem::replace(&mut self.sums, Kept::at_most(0));
-        let linked = |path: &[u8], known| {
-            // One that there is no room for is read again when the checksums are made.
-            if sums.more(TIME + path.len()).is_ok() {
-                reused.insert(path.to_vec(), known);
-            }
-            self.wrote(pace::LINK)
-        };
-        let found = reuse::link(&self.writable, &self.damaged, source, &claims, linked);
-        self.reused.insert(source.to_owned(), reused);
-        self.sums = sums;
-        value(found?)
+        let Writing { writable, allowance, reusing, .. } = self;
+        let wrote = |bytes| wrote(writable, allowance.as_ref(), bytes);
+        value(reusing.take(writable, source, wrote, input)?)
     }
 
     fn merge(
@@ -385,7 +356,7 @@ impl Writing {
         }
         let path = |parts: [&str; 2]| writable.store.path.join(parts[0]).join(parts[1]);
         let mut compare = Vec::new();
-        let at_hand = !writable.copy && !acls_only && self.reused.contains_key(source);
+        let at_hand = !writable.copy && !acls_only && self.reusing.has(source);
         if *acls_only || *reused {
             // Compared with what has been received, or is at hand.
         } else if *again {
@@ -409,6 +380,12 @@ impl Writing {
         let into = Path::new(INCOMING).join(source).join("");
         Ok(cmd.arg(".").arg(into).dir(&writable.store.path).inherit(writable.lock.fd()))
     }
+}
+
+/// So many bytes more are in the store, or on their way.
+fn wrote(writable: &Writable, allowance: Option<&Allowance>, bytes: u64) -> Result<()> {
+    writable.pace.wrote(bytes)?;
+    allowance.map_or(Ok(()), |a| a.wrote(bytes))
 }
 
 /// The time of the folder `dir` is set at the end.
