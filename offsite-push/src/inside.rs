@@ -1,5 +1,5 @@
-//! What is done inside the mounted container: by a child of ours with a time limit, because whoever touches a file
-//! system whose server has stopped answering cannot be ended.
+//! What is done inside the mounted container: by a child of ours with a time limit.
+//! Whoever touches a file system whose server has stopped answering cannot be ended.
 
 use std::fs::{DirBuilder, File};
 use std::io::{Read as _, Write as _};

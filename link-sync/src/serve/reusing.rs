@@ -1,16 +1,16 @@
-//! What of the base is used again under another name, in one partial snapshot: claims that are taken, and what was found of them.
+//! Claims of a source are taken here, and what was found of them is remembered as long as its partial snapshot is written.
 
-use std::collections::HashMap;
 use std::io::Read;
 
 use anyhow::Result;
 
 use crate::protocol::{self, Kept};
 use crate::store::damaged::Damaged;
+use crate::store::done::AllReused;
 use crate::store::open::Writable;
 use crate::store::pace;
 use crate::store::path::check_path;
-use crate::store::reuse::{self, Found, Reused};
+use crate::store::reuse::{self, Found};
 
 /// What a sum takes in memory until the end, beside its path.
 const SUM: usize = 200;
@@ -20,7 +20,7 @@ const SUM: usize = 200;
 pub struct Reusing {
     /// What was verified and found damaged in the base.
     damaged: Damaged,
-    by_source: HashMap<String, Reused>,
+    by_source: AllReused,
     /// For what is remembered until the end.
     kept: Kept,
     /// For the claims of one request.
@@ -30,7 +30,7 @@ pub struct Reusing {
 impl Reusing {
     /// Nothing yet. Twice so many bytes are remembered at most.
     pub fn new(damaged: Damaged, memory: u64) -> Reusing {
-        Reusing { damaged, by_source: HashMap::new(), kept: Kept::at_most(memory), memory }
+        Reusing { damaged, by_source: AllReused::new(), kept: Kept::at_most(memory), memory }
     }
 
     /// Something of `source` was claimed.
@@ -39,7 +39,7 @@ impl Reusing {
     }
 
     /// By source: what was linked.
-    pub fn found(&self) -> &HashMap<String, Reused> {
+    pub fn found(&self) -> &AllReused {
         &self.by_source
     }
 

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use super::sums::Sum;
+
 /// The directories of one source whose time must be set at the end: to what the source said, or (`None`: something
 /// was put in or taken out) to the base's.
 pub type DirTimes = HashMap<Vec<u8>, Option<(i64, u32)>>;
@@ -17,3 +19,9 @@ pub struct Done {
 
 /// [`Done`] by source.
 pub type AllDone = HashMap<String, Done>;
+
+/// What of one source's base has another name in the partial snapshot: by that name its inode, and the sum of what it holds.
+pub type Reused = HashMap<Vec<u8>, (u64, Sum)>;
+
+/// [`Reused`] by source.
+pub type AllReused = HashMap<String, Reused>;

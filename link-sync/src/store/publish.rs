@@ -1,6 +1,5 @@
 //! From partial to published: times, what is known about it, durable, one rename, `latest`.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 
@@ -9,17 +8,19 @@ use common::fault::Fault;
 use common::mutant;
 use common::record::random_id;
 use nix::errno::Errno;
-use nix::fcntl::{readlinkat, renameat};
 use nix::sys::time::TimeSpec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::done::{AllDone, DirTimes, Done};
-use super::manifest;
+use super::attributes::set_modified;
+use super::beneath::{ensure_dir, open_dir};
+use super::clear::remove;
+use super::done::{AllDone, AllReused, DirTimes, Done};
+use super::latest::point_latest;
+use super::layout::{INCOMING, META, PARTIAL, RESUME, REUSE};
 use super::meta::{Consistency, DATE_FORMAT, SnapshotMeta, SourceMeta};
 use super::open::Writable;
-use super::reuse::Reused;
-use super::{INCOMING, META, PARTIAL, RESUME, REUSE, ensure_dir, open_dir, visit};
+use super::{manifest, visit};
 use crate::names::show;
 
 /// What is said of the snapshot that is to be published.
@@ -75,7 +76,7 @@ pub fn publish(
     writable: &Writable,
     described: Described,
     done: &AllDone,
-    reused: &HashMap<String, Reused>,
+    reused: &AllReused,
     watch: &(impl Fn(u64, u64) -> Result<()> + Sync),
 ) -> Result<Published> {
     let partial = open_dir(&writable.dir, PARTIAL.as_bytes()).context("there is no partial snapshot")?;
@@ -101,7 +102,7 @@ pub fn publish(
     }
     if !writable.copy {
         // What an attempt that failed has left.
-        super::remove(&partial, Path::new(META))?;
+        remove(&partial, Path::new(META))?;
     }
     ensure_dir(&partial, META.as_bytes())?;
     let (mut warnings, mut hashed) = (Vec::new(), (0, 0));
@@ -228,20 +229,7 @@ fn set_times(dir: &File, base: Option<&File>, times: &DirTimes) -> Result<()> {
             (None, None | Some(Err(Errno::ENOENT))) => continue,
             (None, Some(Err(e))) => return Err(e).with_context(context),
         };
-        super::set_modified(&open, &TimeSpec::new(sec, nsec)).with_context(context)?;
+        set_modified(&open, &TimeSpec::new(sec, nsec)).with_context(context)?;
     }
     Ok(())
-}
-
-/// Points `latest` to `date`, by rename, durably. With `only_if_wrong`, says whether it was.
-pub fn point_latest(dir: &File, date: &str, only_if_wrong: bool) -> Result<bool> {
-    if only_if_wrong && readlinkat(dir, "latest").is_ok_and(|target| target == date) {
-        return Ok(false);
-    }
-    super::remove(dir, Path::new(".latest"))?;
-    nix::unistd::symlinkat(date, dir, ".latest")
-        .and_then(|()| renameat(dir, ".latest", dir, "latest"))
-        .context("cannot point 'latest' to the newest snapshot")?;
-    dir.sync_all().context("cannot make 'latest' durable")?;
-    Ok(true)
 }

@@ -1,4 +1,4 @@
-//! Files of the base that are used again under another name: what was moved at the source, or copied.
+//! Files of the base are used again under another name where they were moved at the source, or copied.
 //!
 //! The source claims what a file of its holds, by its SHA-256. Where the base's manifest says the same of a file, that
 //! file is linked into `.reuse`, under the name it has now. There rsync compares its attributes with the source's, and makes
@@ -18,13 +18,14 @@ use nix::unistd::linkat;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::beneath::{ensure_dir, existing, open_file};
 use super::damaged::Damaged;
+use super::layout::{META, REUSE};
 use super::manifest::SUMS;
 use super::merge::OpenTree;
-use super::open::{Writable, existing};
+use super::open::Writable;
 use super::sums::{self, Lines, Sum, hex};
-use super::{META, REUSE, ensure_dir, open_file, split};
-use crate::tree::join;
+use crate::tree::{join, split};
 
 /// What the source says of a file that is new there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,9 +57,6 @@ pub struct Found {
     /// Others: content is all that is the same. They are at hand to be compared with.
     pub alike: u64,
 }
-
-/// By path relative to the source: the inode that was linked there, and its sum.
-pub type Reused = HashMap<Vec<u8>, (u64, Sum)>;
 
 /// Links what the base holds of `claims`, whose paths were checked, into `.reuse`. What cannot be linked is sent, as ever. `linked`
 /// is told of each link: its inode, and what that holds.

@@ -1,11 +1,14 @@
-//! What may only have moved: files that an older tree of the same source has under other names.
+//! Files may only have moved: here those are found that an older tree of the same source has under other names.
 //!
 //! A number of an inode comes again, and change times move with every rename, so nothing is believed here: it is only found out
 //! which files are worth reading.
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Entry, Meta, Tree, join};
+use super::dir::Entry;
+use super::meta::Meta;
+use super::path::join;
+use super::walked::Tree;
 
 /// A copy of fewer bytes is sent as fast as it is asked for.
 const COPY: u64 = 64 << 10;
