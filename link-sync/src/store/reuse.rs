@@ -25,7 +25,7 @@ use super::manifest::SUMS;
 use super::merge::OpenTree;
 use super::open::Writable;
 use super::sums::{self, Lines, Sum, hex};
-use crate::tree::{join, split};
+use crate::tree::split;
 
 /// What the source says of a file that is new there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub struct Claim {
     pub size: u64,
     /// Modification time, seconds and nanoseconds.
     pub mtime: (i64, u32),
-    /// Where it was, relative to the source; empty if that is not known.
+    /// Where it may have been, relative to the source: of many of one content, that one is meant. Empty if that is not known.
     pub old: Vec<u8>,
     /// Where it is now.
     pub path: Vec<u8>,
@@ -100,8 +100,8 @@ pub fn link(
     Ok(found)
 }
 
-/// Where the base holds what is claimed, relative to `source`: where it was, if its sum there is the one that is claimed; for
-/// what was nowhere, the first place with that sum. `None` if the base has no manifest that can be believed.
+/// Where the base holds what is claimed, relative to `source`: where it was, if its sum there is the one that is claimed, else
+/// the first place with that sum. `None` if the base has no manifest that can be believed.
 fn look_up(
     writable: &Writable,
     damaged: &Damaged,
@@ -115,9 +115,9 @@ fn look_up(
     let (mut by_name, mut by_sum) =
         (HashMap::<&[u8], Vec<usize>>::new(), HashMap::<Sum, Option<Vec<u8>>>::new());
     for (number, claim) in claims.iter().enumerate() {
-        match claim.old.is_empty() {
-            true => drop(by_sum.entry(claim.sum).or_default()),
-            false => by_name.entry(&claim.old).or_default().push(number),
+        by_sum.entry(claim.sum).or_default();
+        if !claim.old.is_empty() {
+            by_name.entry(&claim.old).or_default().push(number);
         }
     }
     let mut places = vec![None; claims.len()];
@@ -131,7 +131,7 @@ fn look_up(
         };
         for number in by_name.get(inside).into_iter().flatten() {
             let met = claims[*number].sum == sum || mutant::active("a-claim-is-compared");
-            places[*number] = met.then(|| inside.to_vec());
+            places[*number] = (met && !is_damaged(&damaged.paths, &path)).then(|| inside.to_vec());
         }
         if let Some(place @ None) = by_sum.get_mut(&sum)
             && !is_damaged(&damaged.paths, &path)
@@ -144,10 +144,8 @@ fn look_up(
         return Ok(None);
     }
     for (claim, place) in claims.iter().zip(&mut places) {
-        if claim.old.is_empty() {
+        if place.is_none() {
             *place = by_sum.get(&claim.sum).cloned().flatten();
-        } else if is_damaged(&damaged.paths, &join(source.as_bytes(), &claim.old)) {
-            *place = None;
         }
     }
     Ok(Some(places))
