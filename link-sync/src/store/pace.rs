@@ -239,8 +239,9 @@ impl<'scope> RoomWatch<'scope> {
     /// [`RoomWatch::end`].
     pub fn begin(scope: &'scope Scope<'scope, '_>, pace: &'scope Pace, pid: Pid) -> RoomWatch<'scope> {
         let (done, is_done) = mpsc::channel();
+        let tick = if mutant::active("the-room-is-not-looked-at-last") { TICK * 600 } else { TICK };
         let thread = scope.spawn(move || {
-            while is_done.recv_timeout(TICK) == Err(mpsc::RecvTimeoutError::Timeout) {
+            while is_done.recv_timeout(tick) == Err(mpsc::RecvTimeoutError::Timeout) {
                 if let Err(why) = pace.room() {
                     // It removes what it was writing.
                     kill(pid, Signal::SIGTERM).ok();
@@ -257,7 +258,7 @@ impl<'scope> RoomWatch<'scope> {
         drop(self.done);
         let internal = || Err(anyhow::anyhow!("internal error while the store's room was watched"));
         self.thread.join().unwrap_or_else(|_| internal())?;
-        if mutant::active("the-room-is-only-looked-at-meanwhile") { Ok(()) } else { pace.room() }
+        if mutant::active("the-room-is-not-looked-at-last") { Ok(()) } else { pace.room() }
     }
 }
 

@@ -130,7 +130,7 @@ pub fn publish(
     // One call for the whole file system: it returns when all of it is on the disk, or says why not.
     writable.pace.sync().context("cannot make the snapshot durable")?;
     // Also when all of it came between two looks.
-    if !mutant::active("the-room-is-only-looked-at-meanwhile") {
+    if !mutant::active("the-room-is-not-looked-at-last") {
         writable.pace.room()?;
     }
     common::rename::noreplace(&writable.dir, PARTIAL, &writable.dir, date.as_str())
