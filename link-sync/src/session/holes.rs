@@ -69,13 +69,13 @@ impl Session {
         plan.changes.dirs.sort_unstable();
         plan.changes.dirs.dedup();
         plan.counts.lacking = lost.len() as u64;
-        plan.without_base = lacking.no_folder;
+        plan.without_base = lacking.no_folder || cloned.full > 0;
         let date = self.opened.base.as_ref().map_or("", |b| b.date.as_str());
         if !lost.is_empty() {
             report.warn(
                 "base-lacks",
                 format!(
-                    "source {}: {} paths are missing in the newest snapshot {date}, or are not what was stored there, and are \
+                    "source {}: {} paths are missing in the newest snapshot {date}, or are not what was stored there, or have all the links a file may have, and are \
                      taken from here again: {}. Who changed it? `link-sync verify` on the store's machine looks through all \
                      of them",
                     source.name,

@@ -361,3 +361,38 @@ fn what_had_another_name_when_the_rest_had_no_time_is_in_no_snapshot() {
     world.act("publish", &["--crash-consistent"]).expect(0);
     world.newest_is_source();
 }
+
+#[test]
+fn a_file_with_all_the_links_it_may_have_begins_anew() {
+    let disk = Disk::new(300);
+    let world = World::on(&disk);
+    file(&world, "many", 100_000, 1);
+    file(&world, "other", 100_000, 2);
+    let held = folder(&next(&world)).join("docs/many");
+    let links = disk.path.join("links");
+    fs::create_dir(&links).unwrap();
+    let mut made = 0;
+    // What is left is for the dates to come, and not for other names.
+    while held.metadata().unwrap().nlink() < 1000 {
+        made += 1;
+        fs::hard_link(&held, links.join(made.to_string())).unwrap();
+    }
+    let copy = world.source.join("copy");
+    ok("cp", &["-p", world.source.join("many").to_str().unwrap(), copy.to_str().unwrap()]);
+    rename(&world, "many", "moved");
+    assert_eq!(count(&next(&world), "moved_files"), 0);
+    fs::remove_file(copy).unwrap();
+    let held = folder(&next(&world)).join("docs/moved");
+    let full = loop {
+        made += 1;
+        if let Err(e) = fs::hard_link(&held, links.join(made.to_string())) {
+            break e;
+        }
+    };
+    assert_eq!(full.raw_os_error(), Some(libc::EMLINK));
+    let ran = next(&world);
+    assert_eq!(count(&ran, "lacking_paths"), 1);
+    let anew = folder(&ran).join("docs/moved");
+    assert_ne!(inode(&anew), inode(&held));
+    assert_eq!(inode(&folder(&next(&world)).join("docs/moved")), inode(&anew));
+}
