@@ -358,6 +358,9 @@ pub struct Cloned {
     pub census: Census,
     /// Modification times count in that.
     pub times: bool,
+    /// Files of the base that no more links can be made to: they must be sent, with nothing to compare with.
+    #[serde(default)]
+    pub full: u64,
 }
 
 /// Answer to [`Making::Receive`].

@@ -11,6 +11,7 @@ use crate::store::open::Writable;
 use crate::store::pace;
 use crate::store::path::check_path;
 use crate::store::reuse::{self, Found};
+use crate::store::sums::Sum;
 
 /// What a sum takes in memory until the end, beside its path.
 const SUM: usize = 200;
@@ -36,6 +37,11 @@ impl Reusing {
     /// Something of `source` was claimed.
     pub fn has(&self, source: &str) -> bool {
         self.by_source.contains_key(source)
+    }
+
+    /// What `path` of `source` held when it was claimed, if it was linked.
+    pub fn sum(&self, source: &str, path: &[u8]) -> Option<&Sum> {
+        self.by_source.get(source)?.get(path).map(|(_, sum)| sum)
     }
 
     /// By source: what was linked.
@@ -64,11 +70,12 @@ impl Reusing {
         })?;
         let (reused, kept) = (self.by_source.entry(source.to_owned()).or_default(), &mut self.kept);
         reuse::link(writable, &self.damaged, source, &claims, |path, known| {
-            // One that there is no room for is read again when the checksums are made.
-            if kept.more(SUM + path.len()).is_ok() {
+            let room = kept.more(SUM + path.len()).is_ok();
+            if room {
                 reused.insert(path.to_vec(), known);
+                wrote(pace::LINK)?;
             }
-            wrote(pace::LINK)
+            Ok(room)
         })
     }
 }

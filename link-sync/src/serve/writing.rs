@@ -205,7 +205,7 @@ impl Writing {
             // What the copy has lost is sent again, all of it.
             self.fresh(source)?;
             self.done.insert(source.to_owned(), Done::default());
-            return value(Cloned { linked: 0, census: Census::default(), times });
+            return value(Cloned { linked: 0, census: Census::default(), times, full: 0 });
         };
         let watcher = Mutex::new((&mut line.output, Instant::now(), 0u64));
         let linked = |links: u64| -> Result<()> {
@@ -220,9 +220,9 @@ impl Writing {
             }
             Ok(())
         };
-        let census = clone::clone(&base, &self.fresh(source)?, &left_out, times, &linked)?;
+        let (census, full) = clone::clone(&base, &self.fresh(source)?, &left_out, times, &linked)?;
         self.done.insert(source.to_owned(), done);
-        value(Cloned { linked: census.files, census, times })
+        value(Cloned { linked: census.files, census, times, full })
     }
 
     fn compare(&mut self, source: &str, input: &mut impl Read) -> Result<Value> {
@@ -308,7 +308,8 @@ impl Writing {
         let merged = protocol::read_list(input, |item| {
             let record = protocol::listed(item)?;
             let before = done.times.len();
-            merge.take(&record, &mut done.times)?;
+            let sum = if reused { self.reusing.sum(&source, &record.path) } else { None };
+            merge.take(&record, &mut done.times, sum)?;
             if done.times.len() > before {
                 kept.more(TIME + 2 * record.path.len())?;
             }

@@ -17,6 +17,7 @@ use super::Session;
 use super::pass::Pass;
 use super::plan::{Plan, reused_in};
 use crate::acls;
+use crate::far::Far;
 use crate::parallel;
 use crate::protocol::{BackupOnly, Making};
 use crate::source::DATABASE;
@@ -137,20 +138,20 @@ impl Session {
         Ok(batch.into_iter().zip(found).filter_map(claim).collect())
     }
 
-    /// Has what [`Session::find_reused`] found, and rsync compared, put in its place.
-    pub(super) fn merge_reused(&mut self, source: &str, tree: &Tree, plan: &Plan) -> Result<Merged> {
-        let request = Making::Merge { source: source.to_owned(), times: true, again: true, reused: true };
-        self.far.ask_with_list(&request, |list| {
-            reused_in(tree, &plan.changes.dirs).try_for_each(|(path, e)| {
-                list.record(e.meta.kind(), e.meta.size, (e.meta.mtime.sec, e.meta.mtime.nsec), &path)
-            })
-        })
-    }
-
     /// ACLs go in a run of rsync of their own.
     pub(super) fn acls_apart(&self) -> bool {
         self.opened.acls && self.opened.xattrs && !self.far.hello.root
     }
+}
+
+/// Has what [`Session::find_reused`] found, and rsync compared, put in its place.
+pub(super) fn merge_reused(far: &mut Far, source: &str, tree: &Tree, plan: &Plan) -> Result<Merged> {
+    let request = Making::Merge { source: source.to_owned(), times: true, again: true, reused: true };
+    far.ask_with_list(&request, |list| {
+        reused_in(tree, &plan.changes.dirs).try_for_each(|(path, e)| {
+            list.record(e.meta.kind(), e.meta.size, (e.meta.mtime.sec, e.meta.mtime.nsec), &path)
+        })
+    })
 }
 
 /// The sum of the candidate, if it is what the walk saw before and after it was read; `None` for what is left to rsync, which tells

@@ -10,6 +10,7 @@ use common::status::Report;
 use super::Session;
 use super::pass::Pass;
 use super::plan::{Plan, marked_in, reused_in, sent_in};
+use super::reuse::merge_reused;
 use crate::acls;
 use crate::moved::distrust_moved;
 use crate::names::{NAMED, show};
@@ -17,6 +18,7 @@ use crate::protocol::Making;
 use crate::rsync::{Sent, Transfer, list_file, uncommented};
 use crate::source::{DATABASE, Source};
 use crate::store::merge::Merged;
+use crate::store::ranges;
 use crate::timing::{Laps, Phase};
 use crate::tree::Tree;
 use crate::writers::{self, Writers};
@@ -32,7 +34,9 @@ enum Run {
     Reused,
     /// All else.
     Rest,
-    /// The ACLs of that.
+    /// What the store has, and cannot use.
+    Anew,
+    /// The ACLs of either.
     Acls,
 }
 
@@ -72,10 +76,11 @@ impl Session {
                         && (!first || self.opened.base.is_some() || self.opened.resumed)
                 }
                 Run::Reused => false,
+                Run::Anew => true,
                 Run::ItsAcl | Run::Acls => !times,
             },
             times,
-            again,
+            again: again || matches!(run, Run::Anew),
             reused: matches!(run, Run::Reused),
             more: matches!(run, Run::Rest) && plan.reused > 0,
             all_xattrs: false,
@@ -140,7 +145,7 @@ impl Session {
         let mut reused = Merged::default();
         if plan.reused > 0 {
             // First, as a folder that is new to the rest is taken as a whole.
-            reused = self.merge_reused(name, tree, plan)?;
+            reused = merge_reused(&mut self.far, name, tree, plan)?;
         }
         let mut merged: Merged = self.far.ask_with_list(&request, |list| {
             sent_in(tree, dirs).try_for_each(|(path, e)| {
@@ -149,7 +154,37 @@ impl Session {
         })?;
         laps.lap(Phase::Merge);
         merged.missing += reused.missing;
-        merged.missing_names.extend(reused.missing_names);
+        merged.missing_names.append(&mut reused.missing_names);
+        let unusable: Vec<_> = ranges::of(&reused.unusable, reused_in(tree, dirs))
+            .chain(ranges::of(&merged.unusable, sent_in(tree, dirs)))
+            .map(|(path, entry)| (path, entry.meta))
+            .collect();
+        if !unusable.is_empty() {
+            tell_of_unusable(name, &reused, report);
+            let paths = unusable.iter().map(|(path, _)| uncommented(path.clone()));
+            let mut runs = vec![(Run::Anew, list_file(&self.settings.state, paths)?)];
+            if acls_apart {
+                let with_acl = acls::having(&checked.dir, unusable.iter().cloned())?;
+                let list = list_file(&self.settings.state, with_acl.into_iter().map(uncommented))?;
+                runs.push((Run::Acls, list));
+            }
+            for (run, list) in runs {
+                let more = transfer(list, run).run(&mut self.far, progress)?;
+                sent.bytes += more.bytes;
+                sent.vanished |= more.vanished;
+            }
+            let request = Making::Merge { source: name.clone(), times, again: true, reused: false };
+            let anew: Merged = self.far.ask_with_list(&request, |list| {
+                unusable.iter().try_for_each(|(path, m)| {
+                    list.record(m.kind(), m.size, (m.mtime.sec, m.mtime.nsec), path)
+                })
+            })?;
+            merged.received += anew.received;
+            merged.received_bytes += anew.received_bytes;
+            merged.missing += anew.missing;
+            merged.missing_names.extend(anew.missing_names);
+            laps.lap(Phase::Send);
+        }
         let counts = &mut plan.counts;
         counts.sent_bytes += sent.bytes;
         counts.merged.received += merged.received;
@@ -195,5 +230,19 @@ impl Session {
                 ),
             );
         }
+    }
+}
+
+/// Says why something that only has another name is sent after all.
+fn tell_of_unusable(source: &str, reused: &Merged, report: &mut Report) {
+    let count: u64 = reused.unusable.iter().map(|(from, to)| to - from).sum();
+    if count > 0 {
+        report.warn(
+            "moved-and-sent",
+            format!(
+                "source {source}: {count} files that were moved are sent all the same: what the newest snapshot holds of them is not \
+                 what its checksums say, or they were edited in this moment. `link-sync verify` on the store's machine tells"
+            ),
+        );
     }
 }

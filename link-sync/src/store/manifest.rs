@@ -99,11 +99,17 @@ pub fn make(
     let folder = open_dir(partial, META.as_bytes()).context("cannot open .meta")?;
     if let Some(base) = base.as_ref().filter(|_| gone.is_empty() && marked.is_empty()) {
         let from = open_dir(&base.dir, META.as_bytes()).context("cannot open the base's .meta")?;
-        for name in [SUMS, MTREE] {
-            linkat(&from, name, &folder, name, AtFlags::empty())
-                .with_context(|| format!("cannot link {name} of {}", base.date))?;
+        let linked = [SUMS, MTREE].map(|name| linkat(&from, name, &folder, name, AtFlags::empty()));
+        if linked == [Ok(()); 2] {
+            return Ok(Made { manifest: base.manifest.clone(), hashed: (0, 0), warnings });
         }
-        return Ok(Made { manifest: base.manifest.clone(), hashed: (0, 0), warnings });
+        // They can have no link more: they are written again.
+        for (name, linked) in [SUMS, MTREE].into_iter().zip(linked) {
+            linked
+                .or_else(|e| if e == Errno::EMLINK { Ok(()) } else { Err(e) })
+                .with_context(|| format!("cannot link {name} of {}", base.date))?;
+            remove(&folder, std::path::Path::new(name))?;
+        }
     }
     // What the base holds under another name keeps the hash that it had there.
     let known = |path: &[u8]| {

@@ -43,6 +43,7 @@ pub mod pins;
 pub mod place;
 pub mod prune;
 pub mod publish;
+pub mod ranges;
 pub mod repair;
 pub mod reuse;
 pub mod scan;

@@ -24,8 +24,12 @@ use super::layout::{META, REUSE};
 use super::manifest::SUMS;
 use super::merge::OpenTree;
 use super::open::Writable;
+use super::ranges::{Ranges, add};
 use super::sums::{self, Lines, Sum, hex};
 use crate::tree::split;
+
+/// A file with so many links is sent: each date needs one for each of its names, and ext4 allows 65,000.
+const LINKS: u64 = 1000;
 
 /// What the source says of a file that is new there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,19 +57,19 @@ impl Claim {
 #[derive(Debug, Default, Deserialize, Serialize)]
 pub struct Found {
     /// By their numbers in the list, from and to before: those whose size and time are the base's, too. They need not be sent.
-    pub ranges: Vec<(u64, u64)>,
+    pub ranges: Ranges,
     /// Others: content is all that is the same. They are at hand to be compared with.
     pub alike: u64,
 }
 
-/// Links what the base holds of `claims`, whose paths were checked, into `.reuse`. What cannot be linked is sent, as ever. `linked`
-/// is told of each link: its inode, and what that holds.
+/// Links what the base holds of `claims`, whose paths were checked, into `.reuse`. What cannot be linked is sent, as ever. `note`
+/// is told of each link before it is made, its inode and what that holds, and says whether there is room to remember it.
 pub fn link(
     writable: &Writable,
     damaged: &Damaged,
     source: &str,
     claims: &[Claim],
-    mut linked: impl FnMut(&[u8], (u64, Sum)) -> Result<()>,
+    mut note: impl FnMut(&[u8], (u64, Sum)) -> Result<bool>,
 ) -> Result<Found> {
     let mut found = Found::default();
     let Some(places) = look_up(writable, damaged, source, claims)? else { return Ok(found) };
@@ -79,7 +83,9 @@ pub fn link(
         let Some(from) = base.dir(from)? else { continue };
         let name = OsStr::from_bytes(name);
         let Ok(stat) = fstatat(from, name, AtFlags::AT_SYMLINK_NOFOLLOW) else { continue };
-        if stat.st_mode & libc::S_IFMT != libc::S_IFREG || u64::try_from(stat.st_size) != Ok(claim.size) {
+        let is_it =
+            stat.st_mode & libc::S_IFMT == libc::S_IFREG && u64::try_from(stat.st_size) == Ok(claim.size);
+        if !is_it || stat.st_nlink >= LINKS {
             continue;
         }
         if into.as_ref().is_none_or(|(open, _)| *open != dir) {
@@ -87,10 +93,12 @@ pub fn link(
             into = ensure_dir(&top, dir).ok().map(|open| (dir, open));
         }
         let Some((_, open)) = &into else { continue };
-        if linkat(from, name, open, OsStr::from_bytes(new_name), AtFlags::empty()).is_err() {
+        // A copy that is made of it is compared with its sum, and so is what it holds from then on.
+        if !note(&claim.path, (stat.st_ino, claim.sum))?
+            || linkat(from, name, open, OsStr::from_bytes(new_name), AtFlags::empty()).is_err()
+        {
             continue;
         }
-        linked(&claim.path, (stat.st_ino, claim.sum))?;
         if (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)) == claim.mtime {
             add(&mut found.ranges, number as u64);
         } else {
@@ -154,12 +162,4 @@ fn look_up(
 /// A verification found it not to be what the manifest says.
 fn is_damaged(paths: &BTreeSet<Vec<u8>>, path: &[u8]) -> bool {
     paths.contains(path) && !mutant::active("what-is-damaged-is-used-again")
-}
-
-/// Adds a number to ranges in ascending order.
-fn add(ranges: &mut Vec<(u64, u64)>, number: u64) {
-    match ranges.last_mut() {
-        Some((_, to)) if *to == number => *to += 1,
-        _ => ranges.push((number, number + 1)),
-    }
 }

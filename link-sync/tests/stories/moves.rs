@@ -361,3 +361,85 @@ fn what_had_another_name_when_the_rest_had_no_time_is_in_no_snapshot() {
     world.act("publish", &["--crash-consistent"]).expect(0);
     world.newest_is_source();
 }
+
+#[test]
+fn a_file_with_all_the_links_it_may_have_begins_anew() {
+    let disk = Disk::new(300);
+    let world = World::on(&disk);
+    file(&world, "many", 100_000, 1);
+    file(&world, "other", 100_000, 2);
+    let held = folder(&next(&world)).join("docs/many");
+    let links = disk.path.join("links");
+    fs::create_dir(&links).unwrap();
+    let mut made = 0;
+    // What is left is for the dates to come, and not for other names.
+    while held.metadata().unwrap().nlink() < 1000 {
+        made += 1;
+        fs::hard_link(&held, links.join(made.to_string())).unwrap();
+    }
+    let copy = world.source.join("copy");
+    ok("cp", &["-p", world.source.join("many").to_str().unwrap(), copy.to_str().unwrap()]);
+    rename(&world, "many", "moved");
+    assert_eq!(count(&next(&world), "moved_files"), 0);
+    fs::remove_file(copy).unwrap();
+    let held = folder(&next(&world)).join("docs/moved");
+    fill(&held, &links, &mut made);
+    let ran = next(&world);
+    assert_eq!((count(&ran, "lacking_paths"), count(&ran, "received_files")), (0, 1));
+    assert_eq!(crate::world::warnings(&ran), ["no-more-links"], "{ran:?}");
+    let anew = folder(&ran).join("docs/moved");
+    assert_ne!(inode(&anew), inode(&held));
+    // The checksums of what did not change are links, too.
+    let ran = next(&world);
+    assert_eq!(inode(&folder(&ran).join("docs/moved")), inode(&anew));
+    let sums = folder(&ran).join(".meta/sha256sums");
+    assert_eq!(sums.metadata().unwrap().nlink(), 2);
+    fill(&sums, &links, &mut made);
+    let ran = next(&world);
+    assert_ne!(inode(&folder(&ran).join(".meta/sha256sums")), inode(&sums));
+    assert_eq!(inode(&folder(&next(&world)).join("docs/moved")), inode(&anew));
+    // Without an index all is compared, and what is the same is linked; but for what can have no link more.
+    fill(&anew, &links, &mut made);
+    fs::remove_file(world.state.join("index-docs")).unwrap();
+    let ran = next(&world);
+    assert_eq!((&first(&ran)["way"], count(&ran, "received_files")), (&json!("full"), 1), "{ran:?}");
+    assert_ne!(inode(&folder(&ran).join("docs/moved")), inode(&anew));
+    assert_eq!(inode(&folder(&ran).join("docs/other")), inode(&folder(&next(&world)).join("docs/other")));
+}
+
+/// Gives a file all the names that it can have.
+fn fill(file: &Path, names: &Path, made: &mut u32) {
+    let full = loop {
+        *made += 1;
+        if let Err(e) = fs::hard_link(file, names.join(made.to_string())) {
+            break e;
+        }
+    };
+    assert_eq!(full.raw_os_error(), Some(libc::EMLINK));
+}
+
+#[test]
+fn what_rotted_at_the_store_and_moved_with_another_mode_is_sent() {
+    let world = World::new();
+    file(&world, "rots", 300_000, 1);
+    file(&world, "good", 300_000, 2);
+    let held = world.publish().join("docs/rots");
+    let time = held.metadata().unwrap().modified().unwrap();
+    use std::os::unix::fs::FileExt as _;
+    let open = fs::File::options().write(true).open(&held).unwrap();
+    open.write_all_at(b"rot", 1000).unwrap();
+    open.set_modified(time).unwrap();
+    // Nobody has verified it yet.
+    for name in ["rots", "good"] {
+        rename(&world, name, &format!("d/{name}"));
+        let mode = fs::Permissions::from_mode(0o600);
+        fs::set_permissions(world.source.join("d").join(name), mode).unwrap();
+    }
+    let ran = world.snapshot(&["--allow-shrink"]).expect(0);
+    world.newest_is_source();
+    assert!(crate::world::warnings(&ran).contains(&"moved-and-sent"), "{ran:?}");
+    assert_eq!(count(&ran, "moved_files"), 1);
+    assert!((300_000..400_000).contains(&count(&ran, "sent_bytes")), "{}", first(&ran));
+    let date = folder(&ran);
+    world.act("verify", &["--date", date.file_name().unwrap().to_str().unwrap()]).expect(0);
+}
