@@ -219,6 +219,7 @@ impl Merge {
             && let Some(stat) = look(from, name)?
         {
             if let Some(place) = &mut self.reuse
+                && stat.st_mode & libc::S_IFMT == libc::S_IFREG
                 && !holds(from, name, sum)?
                 && !mutant::active("what-rotted-is-copied")
             {
