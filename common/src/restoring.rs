@@ -47,14 +47,11 @@ pub fn begin(state: &Path, date: &str, root: Option<&Path>) -> Result<()> {
 
 /// Removes it, durably; whether it was there.
 pub fn end(state: &Path) -> Result<bool> {
-    let path = file(state);
-    match std::fs::remove_file(&path) {
-        Ok(()) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-        Err(e) => return Err(e).with_context(|| format!("cannot remove {}", path.display())),
+    let there = durable::remove(&file(state))?;
+    if there {
+        durable::sync_dir(state)?;
     }
-    durable::sync_dir(state)?;
-    Ok(true)
+    Ok(there)
 }
 
 /// Refuses to back up what is only half restored: by the mark in `state`, or by one beside it, of another profile with the
