@@ -131,8 +131,20 @@ impl Writing {
             Making::Compare { source } => self.compare(&source, &mut line.input),
             Making::Receive(receive) => {
                 let cmd = self.receiver(&receive);
-                let pace = Some(&self.writable.pace);
-                value(converse(cmd, pace, |bytes| self.wrote(bytes), &mut line.input, &mut line.output)?)
+                let room = || {
+                    let day = self
+                        .allowance
+                        .as_ref()
+                        .filter(|_| !mutant::active("a-copy-at-the-store-is-of-no-day"));
+                    self.writable.pace.room().and_then(|()| day.map_or(Ok(()), |a| a.room(0, 0)))
+                };
+                value(converse(
+                    cmd,
+                    Some(&room),
+                    |bytes| self.wrote(bytes),
+                    &mut line.input,
+                    &mut line.output,
+                )?)
             }
             Making::Merge { source, times, again, reused } => {
                 self.merge(source, times, again, reused, &mut line.input)

@@ -227,6 +227,31 @@ fn what_moved_needs_no_room_and_no_day() {
 }
 
 #[test]
+fn what_is_copied_at_the_store_is_of_a_day_too() {
+    let disk = Disk::new(300);
+    let world = World::on(&disk);
+    file(&world, "film", 16 << 20, 1);
+    next(&world);
+    let history = world.history();
+    world.profile("", "max_bytes_per_day = \"40m\"");
+    // No byte of them is sent, and none is in the estimate. The day begins after they came to the disk, which is the source's, too.
+    for name in ["one", "two", "three"] {
+        let to = world.source.join(name);
+        ok("cp", &["-p", world.source.join("film").to_str().unwrap(), to.to_str().unwrap()]);
+        fs::set_permissions(to, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let full = world.snapshot(&[]).expect(1);
+    assert!(full.stderr.contains("one day may add"), "{full:?}");
+    for (date, was) in history {
+        was.same_as(&crate::picture::picture(&world.store.join(date)));
+    }
+    world.profile("", "max_bytes_per_day = \"200m\"");
+    let ran = next(&world);
+    assert_eq!(count(&ran, "moved_files"), 3);
+    assert!(count(&ran, "sent_bytes") < 100_000, "{}", first(&ran));
+}
+
+#[test]
 fn a_killed_run_leaves_links_that_the_next_one_clears() {
     let world = World::new();
     for n in 0..40 {
