@@ -5,6 +5,7 @@
 //! snapshot, through no symlink. It ends when its input does, when that is silent for too long, or when something is asked
 //! that is no request of its door; nothing is then published.
 
+mod counting;
 mod doors;
 mod line;
 mod pipe;

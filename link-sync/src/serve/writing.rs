@@ -17,6 +17,7 @@ use common::run::Cmd;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::counting::{TIME, fits, remember, wrote};
 use super::line::{Line, TELL, or_skip_list, teller};
 use super::pipe::converse;
 use super::reusing::Reusing;
@@ -24,7 +25,7 @@ use crate::protocol::{self, Cloned, Frame, Kept, Making, Opened, Receive};
 use crate::rsync::argv;
 use crate::store::allowance::{Allowance, Limits};
 use crate::store::damaged::Damaged;
-use crate::store::done::{AllDone, DirTimes, Done};
+use crate::store::done::{AllDone, Done};
 use crate::store::merge::{Listed, Merge};
 use crate::store::open::{self, Writable};
 use crate::store::path::check_path;
@@ -33,9 +34,6 @@ use crate::store::{
     INCOMING, PARTIAL, RESUME, REUSE, Store, clone, ensure_dir, manifest, open_dir, pace, remove, split,
 };
 use crate::tree::{Census, Stamp};
-
-/// What a folder's time takes in memory, beside its path.
-const TIME: usize = 200;
 
 /// A snapshot under way.
 #[derive(Debug)]
@@ -131,13 +129,7 @@ impl Writing {
             Making::Compare { source } => self.compare(&source, &mut line.input),
             Making::Receive(receive) => {
                 let cmd = self.receiver(&receive);
-                let room = || {
-                    let day = self
-                        .allowance
-                        .as_ref()
-                        .filter(|_| !mutant::active("a-copy-at-the-store-is-of-no-day"));
-                    self.writable.pace.room().and_then(|()| day.map_or(Ok(()), |a| a.room(0, 0)))
-                };
+                let room = || fits(&self.writable, self.allowance.as_ref());
                 value(converse(
                     cmd,
                     Some(&room),
@@ -393,19 +385,4 @@ impl Writing {
         let into = Path::new(INCOMING).join(source).join("");
         Ok(cmd.arg(".").arg(into).dir(&writable.store.path).inherit(writable.lock.fd()))
     }
-}
-
-/// So many bytes more are in the store, or on their way.
-fn wrote(writable: &Writable, allowance: Option<&Allowance>, bytes: u64) -> Result<()> {
-    writable.pace.wrote(bytes)?;
-    allowance.map_or(Ok(()), |a| a.wrote(bytes))
-}
-
-/// The time of the folder `dir` is set at the end.
-fn remember(kept: &mut Kept, times: &mut DirTimes, dir: &[u8]) -> Result<()> {
-    if !times.contains_key(dir) {
-        kept.more(TIME + 2 * dir.len())?;
-        times.insert(dir.to_vec(), None);
-    }
-    Ok(())
 }

@@ -1,8 +1,9 @@
 //! What was done in the partial snapshot: what publishing it has to know.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::sums::Sum;
+use crate::tree::split;
 
 /// The directories of one source whose time must be set at the end: to what the source said, or (`None`: something
 /// was put in or taken out) to the base's.
@@ -15,6 +16,20 @@ pub struct Done {
     pub cloned: bool,
     /// Every directory in which something was put, taken out or left out since.
     pub times: DirTimes,
+}
+
+impl Done {
+    /// Those directories and all that they are in.
+    pub fn touched(&self) -> HashSet<Vec<u8>> {
+        let mut all = HashSet::new();
+        for folder in self.times.keys() {
+            let mut path = &folder[..];
+            while all.insert(path.to_vec()) {
+                path = split(path).0;
+            }
+        }
+        all
+    }
 }
 
 /// [`Done`] by source.

@@ -22,7 +22,7 @@ use sha2::{Digest as _, Sha256};
 use super::beneath::{ensure_dir, existing, open_dir, open_file, open_file_at};
 use super::changes::{self, Delta};
 use super::clear::remove;
-use super::done::{AllDone, AllReused};
+use super::done::{AllDone, AllReused, Done};
 use super::layout::{META, PARTIAL};
 use super::meta::{FileDigest, Manifest};
 use super::open::Writable;
@@ -87,7 +87,7 @@ pub fn make(
     }
     for source in sources {
         let name = std::str::from_utf8(source).context("a source's name")?;
-        let touched = done.get(name).filter(|d| d.cloned && of_clone).map(|d| with_parents(d.times.keys()));
+        let touched = done.get(name).filter(|d| d.cloned && of_clone).map(Done::touched);
         let found = compare(base.as_ref(), partial, source, touched.as_ref())?;
         gone.extend(found.left_out.iter().map(|path| join(source, path)));
         for path in found.root.iter().chain(&found.marked) {
@@ -182,18 +182,6 @@ pub fn check_one(dir: &File, name: &str, digest: &FileDigest) -> Result<()> {
         .with_context(|| format!("cannot read {path}"))?;
     anyhow::ensure!(hex(&sum) == digest.sha256, "{path} is not what it was when the snapshot was published");
     Ok(())
-}
-
-/// `folders` and all that they are in.
-fn with_parents<'a>(folders: impl Iterator<Item = &'a Vec<u8>>) -> HashSet<Vec<u8>> {
-    let mut all = HashSet::new();
-    for folder in folders {
-        let mut path = &folder[..];
-        while all.insert(path.to_vec()) {
-            path = split(path).0;
-        }
-    }
-    all
 }
 
 fn compare(
