@@ -35,14 +35,15 @@ pub fn load(state: &Path) -> Result<Option<Restoring>> {
     serde_json::from_slice(&bytes).map(Some).with_context(|| format!("{} is damaged", path.display()))
 }
 
-/// Sets it, or leaves that of an earlier attempt at the same date as it is; durable on return.
-pub fn begin(state: &Path, date: &str, root: Option<&Path>) -> Result<()> {
-    if load(state).ok().flatten().is_some_and(|known| known.date == date) {
-        return Ok(());
+/// Sets it, or leaves that of an earlier attempt at the same date as it is; durable on return. When the first attempt began.
+pub fn begin(state: &Path, date: &str, root: Option<&Path>) -> Result<String> {
+    if let Some(known) = load(state).ok().flatten().filter(|known| known.date == date) {
+        return Ok(known.since);
     }
     let mark =
         Restoring { date: date.to_owned(), since: crate::status::now(), root: root.map(Path::to_owned) };
-    durable::write(&file(state), &serde_json::to_vec(&mark)?, 0o600)
+    durable::write(&file(state), &serde_json::to_vec(&mark)?, 0o600)?;
+    Ok(mark.since)
 }
 
 /// Removes it, durably; whether it was there.

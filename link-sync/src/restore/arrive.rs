@@ -27,14 +27,14 @@ use crate::source::HTML;
 use crate::store::keeps::abilities;
 use crate::store::{ensure_dir, open_dir, remove, split};
 
-/// Copies one path into its private folder, completely and durably.
+/// Copies one path into its private folder, completely and durably. `since`: when the restore began that keeps Nextcloud closed.
 pub fn arrive(
     args: &Restore,
     settings: &Settings,
     item: &Item,
     partial: &mut Partial,
-    far: &mut Far,
-    fake_super: bool,
+    (far, fake_super): (&mut Far, bool),
+    since: Option<&str>,
     progress: &Progress,
 ) -> Result<()> {
     let path = item.wish.full();
@@ -117,7 +117,7 @@ pub fn arrive(
     partial.sync()?;
     let old = partial.part(OLD)?;
     let plan = item.swap(&new, &old).plan()?;
-    partial.journal.swap = Some(SwapPlan { tamed, ..plan });
+    partial.journal.swap = Some(SwapPlan { tamed, since: since.map(str::to_owned), ..plan });
     partial.save()
 }
 
