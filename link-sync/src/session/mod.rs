@@ -14,6 +14,7 @@ mod settle;
 mod taken;
 mod transfer;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::path::Path;
 use std::time::Instant;
@@ -50,6 +51,8 @@ pub struct Session {
     rate: Rate,
     /// Nextcloud is down: nothing is done that need not be.
     in_maintenance: bool,
+    /// Sources of which something was claimed.
+    claimed: HashSet<String>,
     started_at: String,
     /// It was said that not all writers can be seen.
     told_unknown: bool,
@@ -86,6 +89,7 @@ impl Session {
             sealed_ms: (0, u64::MAX),
             rate: Rate::default(),
             in_maintenance: false,
+            claimed: HashSet::new(),
             started_at,
             told_unknown: false,
         })

@@ -54,7 +54,7 @@ impl Session {
             || pass.source.name == DATABASE
             || self.opened.damaged.all
         {
-            return Ok(());
+            return self.forget_claims(pass);
         }
         let before = Before::new(old, tree, &plan.changes.dirs);
         let (mut batch, mut fresh) = (Vec::new(), true);
@@ -67,6 +67,17 @@ impl Session {
             }
         }
         plan.reused += self.claim(pass, tree, batch, &mut fresh)?;
+        if fresh { self.forget_claims(pass) } else { Ok(()) }
+    }
+
+    /// What an earlier pass claimed, and had no time for, is at hand no more: rsync would find it the same and send nothing, and
+    /// it is in no place where it is looked for.
+    fn forget_claims(&mut self, pass: &Pass<'_>) -> Result<()> {
+        if !self.claimed.contains(&pass.source.name) {
+            return Ok(());
+        }
+        let request = BackupOnly::Reuse { source: pass.source.name.clone(), fresh: true };
+        let _none: Found = self.far.ask_with_list(&request, |_| Ok(()))?;
         Ok(())
     }
 
@@ -94,6 +105,7 @@ impl Session {
         if claims.is_empty() {
             return Ok(0);
         }
+        self.claimed.insert(pass.source.name.clone());
         let request = BackupOnly::Reuse { source: pass.source.name.clone(), fresh: std::mem::take(fresh) };
         let found: Found =
             self.far.ask_with_list(&request, |list| claims.iter().try_for_each(|claim| list.claim(claim)))?;
