@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use common::status::Report;
-use common::{outward, signals};
+use common::{mutant, outward, signals};
 use serde_json::Value;
 
 use super::Session;
@@ -80,7 +80,7 @@ impl Session {
         let old = plan.clone.take();
         let found = match old.as_ref().or(again.as_ref().map(|before| &before.tree)) {
             Some(old) => self.find_reused(&pass, &mut tree, old, &mut plan),
-            None => Ok(()),
+            None => self.forget_claims(&pass),
         };
         plan.clone = old;
         laps.lap(Phase::Compare);
@@ -88,7 +88,9 @@ impl Session {
         let moved = match brought {
             Ok(moved) => moved,
             Err(error) => {
-                if let Some(mut before) = again.filter(|_| is_over(&error)) {
+                // Once something is in its place, only a fresh clone is known.
+                let known = !plan.placed || mutant::active("what-is-in-its-place-is-forgotten");
+                if let Some(mut before) = again.filter(|_| is_over(&error) && known) {
                     before.tree.forget(&plan.gone);
                     before.counts = plan.counts;
                     self.taken.push(before);

@@ -30,6 +30,8 @@ pub(super) struct Plan {
     pub(super) without_base: bool,
     /// Marked files that the base holds under other names.
     pub(super) reused: u64,
+    /// Of what was received, some may be in its place by now.
+    pub(super) placed: bool,
 }
 
 impl Default for Plan {
@@ -44,6 +46,7 @@ impl Default for Plan {
             gone: Vec::new(),
             without_base: false,
             reused: 0,
+            placed: false,
         }
     }
 }

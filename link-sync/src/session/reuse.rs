@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::Result;
+use common::mutant;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::fstat;
 
@@ -72,12 +73,14 @@ impl Session {
 
     /// What an earlier pass claimed, and had no time for, is at hand no more: rsync would find it the same and send nothing, and
     /// it is in no place where it is looked for.
-    fn forget_claims(&mut self, pass: &Pass<'_>) -> Result<()> {
-        if !self.claimed.contains(&pass.source.name) {
+    pub(super) fn forget_claims(&mut self, pass: &Pass<'_>) -> Result<()> {
+        let name = &pass.source.name;
+        if !self.claimed.contains(name) || mutant::active("claims-outlive-their-pass") {
             return Ok(());
         }
-        let request = BackupOnly::Reuse { source: pass.source.name.clone(), fresh: true };
+        let request = BackupOnly::Reuse { source: name.clone(), fresh: true };
         let _none: Found = self.far.ask_with_list(&request, |_| Ok(()))?;
+        self.claimed.remove(name);
         Ok(())
     }
 

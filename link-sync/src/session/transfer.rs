@@ -142,6 +142,7 @@ impl Session {
         progress.begin(format!("{name}: putting in place"), 0);
         sent.bytes += with_reused.bytes;
         sent.vanished |= with_reused.vanished;
+        plan.placed = true;
         let mut reused = Merged::default();
         if plan.reused > 0 {
             // First, as a folder that is new to the rest is taken as a whole.

@@ -72,6 +72,9 @@ pub fn link(
     mut note: impl FnMut(&[u8], (u64, Sum)) -> Result<bool>,
 ) -> Result<Found> {
     let mut found = Found::default();
+    if claims.is_empty() {
+        return Ok(found);
+    }
     let Some(places) = look_up(writable, damaged, source, claims)? else { return Ok(found) };
     let Some(base) = writable.base_dir(source)? else { return Ok(found) };
     let mut base = OpenTree::new(base);

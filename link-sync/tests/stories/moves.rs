@@ -388,6 +388,55 @@ fn what_had_another_name_when_the_rest_had_no_time_is_in_no_snapshot() {
 }
 
 #[test]
+fn what_was_claimed_and_had_no_time_is_not_compared_with_later() {
+    let world = World::new();
+    world.profile("rsync = [\"rsync\", \"--bwlimit=512\"]", "");
+    file(&world, "moves", 1000, 1);
+    file(&world, "stays", 1000, 2);
+    next(&world);
+    world.act("stage", &[]).expect(0);
+    rename(&world, "moves", "moved");
+    file(&world, "large", 6 << 20, 3);
+    let late = world.act("settle", &["--max-time", "4s", "--allow-shrink"]).expect(1);
+    assert_eq!(late.json["data"]["reason"], "over-budget");
+    assert!(world.store.join(".reuse/docs/moved").exists(), "it was claimed: {late:?}");
+    fs::remove_file(world.source.join("large")).unwrap();
+    // Another file that is the same in all: it has not moved, and is too small to be looked up as a copy.
+    let (moved, copy) = (world.source.join("moved"), world.source.join("copy"));
+    ok("cp", &["-p", moved.to_str().unwrap(), copy.to_str().unwrap()]);
+    rename(&world, "copy", "moved");
+    let settled = world.act("settle", &["--allow-shrink"]).expect(0);
+    assert_eq!(count(&settled, "moved_files"), 0);
+    world.act("publish", &["--crash-consistent"]).expect(0);
+    world.newest_is_source();
+}
+
+#[test]
+fn what_was_put_in_its_place_before_the_time_was_over_is_in_no_snapshot() {
+    let world = World::new();
+    file(&world, "stays", 1000, 1);
+    file(&world, "rots", 8 << 20, 2);
+    let held = folder(&next(&world)).join("docs/rots");
+    let time = held.metadata().unwrap().modified().unwrap();
+    let open = fs::File::options().write(true).open(&held).unwrap();
+    std::io::Write::write_all(&mut &open, &vec![7; 8 << 20]).unwrap();
+    open.set_modified(time).unwrap();
+    world.profile("rsync = [\"rsync\", \"--bwlimit=1m\"]", "");
+    world.act("stage", &[]).expect(0);
+    rename(&world, "rots", "d/rots");
+    fs::set_permissions(world.source.join("d/rots"), fs::Permissions::from_mode(0o600)).unwrap();
+    file(&world, "new", 1000, 3);
+    // What rotted is found out when the rest is in its place already, and there is no time to send it.
+    let late = world.act("settle", &["--max-time", "5s", "--allow-shrink"]).expect(1);
+    assert_eq!(late.json["data"]["reason"], "over-budget");
+    assert!(world.store.join(".partial/docs/new").exists(), "it was in its place: {late:?}");
+    fs::remove_file(world.source.join("new")).unwrap();
+    world.act("settle", &["--allow-shrink"]).expect(0);
+    world.act("publish", &["--crash-consistent"]).expect(0);
+    world.newest_is_source();
+}
+
+#[test]
 fn a_file_with_all_the_links_it_may_have_begins_anew() {
     let disk = Disk::new(300);
     let world = World::on(&disk);
