@@ -104,6 +104,55 @@ fn other_attributes_make_a_copy_at_the_store_and_leave_history_as_it_was() {
 }
 
 #[test]
+fn also_in_a_store_of_an_account_attributes_go_and_history_stays() {
+    use crate::world::{Rsyncs, give_back, private, rsyncs};
+    for (n, Rsyncs { near, far }) in rsyncs().into_iter().enumerate() {
+        let remote = crate::far::Remote::new();
+        let rsync = remote.account.home.join(format!("rsync-{n}"));
+        ok("sh", &["-c", "cp \"$(command -v \"$1\")\" \"$2\"", "sh", &far, rsync.to_str().unwrap()]);
+        let serve = remote.account.home.join("serve");
+        let words = format!("exec '{}' \"$@\" --rsync '{}'", remote.program, rsync.display());
+        testkit::script(&serve, &format!("#!/bin/sh\n{words}\n"));
+        let world = &remote.world;
+        let text = fs::read_to_string(&world.config).unwrap();
+        let text = text.replace(&format!("\"{}\"", remote.program), &format!("\"{}\"", serve.display()));
+        fs::write(
+            &world.config,
+            text.replace("[snapshot]\n", &format!("[snapshot]\nrsync = [\"{near}\"]\n")),
+        )
+        .unwrap();
+        for name in
+            ["lost-its-acl", "lost-an-attribute", "got-an-acl", "other-acl", "owner", "same", "same-acl"]
+        {
+            file(world, &format!("old/{name}"), 100_000, name.len() as u64);
+        }
+        let path =
+            |folder: &str, name: &str| world.source.join(folder).join(name).to_str().unwrap().to_owned();
+        for name in ["lost-its-acl", "other-acl", "same-acl"] {
+            ok("setfacl", &["-m", "u:33:r", &path("old", name)]);
+        }
+        for name in ["lost-an-attribute", "lost-its-acl"] {
+            xattr::set(path("old", name), "user.colour", b"blue").unwrap();
+        }
+        let held = folder(&world.snapshot(&[]).expect(0));
+        let before = crate::picture::picture(&held);
+        rename(world, "old", "new");
+        ok("setfacl", &["-b", &path("new", "lost-its-acl")]);
+        ok("setfacl", &["-m", "u:33:rw", &path("new", "other-acl")]);
+        ok("setfacl", &["-m", "u:33:rw", &path("new", "got-an-acl")]);
+        xattr::remove(path("new", "lost-an-attribute"), "user.colour").unwrap();
+        std::os::unix::fs::chown(path("new", "owner"), Some(33), Some(44)).unwrap();
+        let ran = world.snapshot(&["--allow-shrink"]).expect(0);
+        before.same_as(&crate::picture::picture(&held));
+        let to = world.dir.join("restored");
+        private(&to);
+        give_back(&near, &folder(&ran).join("docs"), &to);
+        crate::picture::picture(&world.source).same_as(&crate::picture::picture(&to));
+        assert_eq!(count(&ran, "moved_files"), 4, "all but those with an ACL: {}", first(&ran));
+    }
+}
+
+#[test]
 fn what_moved_and_was_edited_with_the_time_it_had_is_sent() {
     let world = World::new();
     file(&world, "a", 200_000, 1);
