@@ -77,7 +77,7 @@ impl Progress {
         self.reached(done);
     }
 
-    /// So many bytes more have been sent.
+    /// So many bytes more have been sent, or read.
     pub fn sent(&self, bytes: u64) {
         let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let mut state = self.step.lock().unwrap_or_else(PoisonError::into_inner);

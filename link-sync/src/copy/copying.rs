@@ -185,7 +185,7 @@ impl Copying<'_> {
         let two = Two { base, wanted: &part.wanted };
         let holes = two.fill(&part.name, &cloned, far, &mut part.changes)?;
         total.linked += cloned.linked;
-        total.lacking += holes.lost.len() as u64;
+        total.lacking += holes.lacking();
         self.tell(&part.name, &holes, report);
         if !holes.lost.is_empty() {
             let (bytes, inodes) = estimate(std::slice::from_ref(part));
@@ -197,11 +197,19 @@ impl Copying<'_> {
     /// Says what the base has lost.
     fn tell(&self, source: &str, holes: &Holes, report: &mut Report) {
         let base = report.data["base_date"].as_str().unwrap_or("?").to_owned();
-        if !holes.lost.is_empty() {
+        if holes.full > 0 {
+            let message = format!(
+                "source {source}: {} files have as many names in the copy, in all its snapshots, as its file system allows, and \
+                 are stored anew. That costs room once; nothing is wrong with them",
+                holes.full
+            );
+            report.warn("no-more-links", message);
+        }
+        if holes.lacking() > 0 {
             let message = format!(
                 "source {source}: {} paths are missing in the copy of {base}, or are not what was copied there, and are sent \
                  again for {}: {}. What lost them? `verify` looks through all that is there",
-                holes.lost.len(),
+                holes.lacking(),
                 self.wanted.meta.date,
                 some(holes.names())
             );
@@ -238,6 +246,8 @@ impl Copying<'_> {
             checksum: false,
             times: true,
             again: false,
+            reused: false,
+            more: false,
             account: account.as_ref(),
             all_xattrs: self.wanted.meta.fake_super,
             xattrs: opened.xattrs,
@@ -245,7 +255,7 @@ impl Copying<'_> {
             acls_only: false,
             budget: &budget,
         };
-        let request = Making::Merge { source: part.name.clone(), times: true, again: false };
+        let request = Making::Merge { source: part.name.clone(), times: true, again: false, reused: false };
         let changes = &part.changes;
         if let Some(root) = &changes.root {
             let list = list_file(&self.state, [&b"."[..]].into_iter())?;

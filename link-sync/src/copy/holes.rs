@@ -33,10 +33,19 @@ pub struct Two<'a> {
 pub struct Holes {
     /// Paths that are sent again.
     pub lost: Paths,
+    /// So many of them are there, but can have no link more.
+    pub full: u64,
     /// Paths that nobody has copied there, and that are left out now.
     pub removed: u64,
     /// The first of them.
     pub removed_names: Vec<String>,
+}
+
+impl Holes {
+    /// How many paths somebody has taken away, or changed.
+    pub fn lacking(&self) -> u64 {
+        (self.lost.len() as u64).saturating_sub(self.full)
+    }
 }
 
 impl Two<'_> {
@@ -77,7 +86,7 @@ impl Two<'_> {
         changes.marked.extend(again.into_iter().filter(|m| !m.path.is_empty()));
         changes.marked.sort_unstable_by(|a, b| a.path.cmp(&b.path));
         changes.marked.dedup_by(|a, b| a.path == b.path);
-        Ok(Holes { lost, removed: lacking.removed, removed_names: lacking.removed_names })
+        Ok(Holes { lost, full: cloned.full, removed: lacking.removed, removed_names: lacking.removed_names })
     }
 
     /// What a clone of the base holds that has lost nothing.

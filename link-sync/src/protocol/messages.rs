@@ -94,6 +94,14 @@ pub enum BackupOnly {
         /// Name of the source.
         source: String,
     },
+    /// Which of these new files does the base hold under another name? A list of [`crate::store::reuse::Claim`]s follows. Those
+    /// it holds are at hand for the next `Receive`. Answer: [`crate::store::reuse::Found`].
+    Reuse {
+        /// Name of the source.
+        source: String,
+        /// What was at hand before is not needed any more.
+        fresh: bool,
+    },
     /// Make the partial snapshot durable and publish it, under a date of the store's clock. Answer: [`crate::store::publish::Published`].
     Publish {
         /// What the source knows of it.
@@ -142,6 +150,9 @@ pub enum Making {
         times: bool,
         /// As in `Receive`.
         again: bool,
+        /// As in `Receive`.
+        #[serde(default)]
+        reused: bool,
     },
     /// Write to the disk what is still in memory, so that this need not be done later, in a hurry.
     Flush {},
@@ -163,6 +174,12 @@ pub struct Receive {
     pub delta: bool,
     /// Compare with the partial snapshot instead of the base: any pass but the first.
     pub again: bool,
+    /// All that is listed is at hand, as [`BackupOnly::Reuse`] found it: only attributes are compared, with that.
+    #[serde(default)]
+    pub reused: bool,
+    /// What the run before has received stays.
+    #[serde(default)]
+    pub more: bool,
     /// Also the attributes rsync itself keeps owners in (a copy of a store without root).
     pub all_xattrs: bool,
     /// Once more over what the run before has received, for ACLs and no extended attributes.
@@ -341,6 +358,9 @@ pub struct Cloned {
     pub census: Census,
     /// Modification times count in that.
     pub times: bool,
+    /// Files of the base that no more links can be made to: they must be sent, with nothing to compare with.
+    #[serde(default)]
+    pub full: u64,
 }
 
 /// Answer to [`Making::Receive`].

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::store::merge::Listed;
 use crate::store::meta::LONGEST;
+use crate::store::reuse::Claim;
 
 /// The largest payload, in bytes.
 pub const MAX_FRAME: usize = 256 * 1024;
@@ -157,6 +158,19 @@ impl<'a, W: Write> ListWriter<'a, W> {
         self.bytes(&bytes)
     }
 
+    /// Adds what is claimed of a file.
+    pub fn claim(&mut self, claim: &Claim) -> Result<()> {
+        let mut bytes = Vec::with_capacity(56 + claim.old.len() + claim.path.len());
+        bytes.extend_from_slice(&claim.sum);
+        bytes.extend_from_slice(&claim.size.to_le_bytes());
+        bytes.extend_from_slice(&claim.mtime.0.to_le_bytes());
+        bytes.extend_from_slice(&claim.mtime.1.to_le_bytes());
+        bytes.extend_from_slice(&u32::try_from(claim.old.len()).context("a path is too long")?.to_le_bytes());
+        bytes.extend_from_slice(&claim.old);
+        bytes.extend_from_slice(&claim.path);
+        self.bytes(&bytes)
+    }
+
     fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
         if self.buffer.len() + 4 + bytes.len() > MAX_FRAME {
             send(self.out, Frame::List, &self.buffer)?;
@@ -225,6 +239,26 @@ pub fn listed(item: &[u8]) -> Result<Listed> {
     decode().context("the other end sent a broken record")
 }
 
+/// Decodes what is claimed of a file.
+pub fn claimed(item: &[u8]) -> Result<Claim> {
+    let decode = || -> Option<Claim> {
+        let (sum, rest) = item.split_first_chunk::<32>()?;
+        let (size, rest) = rest.split_first_chunk::<8>()?;
+        let (sec, rest) = rest.split_first_chunk::<8>()?;
+        let (nsec, rest) = rest.split_first_chunk::<4>()?;
+        let (len, rest) = rest.split_first_chunk::<4>()?;
+        let (old, path) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+        Some(Claim {
+            sum: *sum,
+            size: u64::from_le_bytes(*size),
+            mtime: (i64::from_le_bytes(*sec), u32::from_le_bytes(*nsec)),
+            old: old.to_vec(),
+            path: path.to_vec(),
+        })
+    };
+    decode().context("the other end sent a broken claim")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,6 +280,30 @@ mod tests {
         .unwrap();
         assert_eq!(back.len(), paths.len());
         assert_eq!(back[77], Listed { kind: 7, size: 8, mtime: (-9, 10), path: paths[77].clone() });
+    }
+
+    #[test]
+    fn claims_survive_and_broken_ones_are_refused() {
+        let claim = Claim {
+            sum: [7; 32],
+            size: 1 << 40,
+            mtime: (-9, 10),
+            old: b"a/\xff".to_vec(),
+            path: b"b\n".to_vec(),
+        };
+        let mut wire = Vec::new();
+        let mut list = ListWriter::new(&mut wire);
+        list.claim(&claim).unwrap();
+        list.finish().unwrap();
+        read_list(&mut &wire[..], |item| {
+            assert_eq!(claimed(item)?, claim);
+            assert!(claimed(&item[..40]).is_err());
+            let mut long = item.to_vec();
+            long[52..56].copy_from_slice(&u32::MAX.to_le_bytes());
+            assert!(claimed(&long).is_err(), "a path longer than all of it");
+            Ok(())
+        })
+        .unwrap();
     }
 
     #[test]

@@ -38,6 +38,10 @@ pub struct Transfer<'a> {
     pub times: bool,
     /// Compare with the partial snapshot.
     pub again: bool,
+    /// Compare attributes alone, with what is at hand.
+    pub reused: bool,
+    /// What the run before has received stays.
+    pub more: bool,
     /// rsync reads as this account.
     pub account: Option<&'a Account>,
     /// Also the attributes rsync itself keeps owners in.

@@ -56,6 +56,8 @@ impl Transfer<'_> {
             times: self.times,
             delta: far.remote,
             again: self.again,
+            reused: self.reused,
+            more: self.more,
             all_xattrs: self.all_xattrs,
             acls_only: self.acls_only,
         });

@@ -76,6 +76,9 @@ fn write_backup<I: Read, O: Write + Send>(line: &mut Line<'_, I, O>, mut writing
         let answer = match request {
             BackupWriting::Making(request) => writing.make(request, line),
             BackupWriting::Only(BackupOnly::Drop { source }) => writing.drop_paths(&source, &mut line.input),
+            BackupWriting::Only(BackupOnly::Reuse { source, fresh }) => {
+                writing.reuse(&source, fresh, &mut line.input)
+            }
             BackupWriting::Only(BackupOnly::Publish { meta }) => {
                 let Some(still) = writing.publish(Described::Source(meta), line)? else { return Ok(true) };
                 writing = still;

@@ -5,10 +5,12 @@
 //! snapshot, through no symlink. It ends when its input does, when that is silent for too long, or when something is asked
 //! that is no request of its door; nothing is then published.
 
+mod counting;
 mod doors;
 mod line;
 mod pipe;
 mod reading;
+mod reusing;
 mod writing;
 
 use std::io::{Read, Write};

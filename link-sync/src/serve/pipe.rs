@@ -9,13 +9,13 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use crate::protocol::{self, Frame, MAX_FRAME, Received};
-use crate::store::pace::{self, Pace};
+use crate::store::pace::RoomWatch;
 
-/// Runs rsync with its stdin and stdout in stream frames; `wrote` hears how many bytes it was sent before it gets more, and what
-/// `pace` keeps free is looked after.
+/// Runs rsync with its stdin and stdout in stream frames; `wrote` hears how many bytes it was sent before it gets more, and `room`
+/// is asked again and again whether it may write: it copies much that it was not sent.
 pub fn converse(
     cmd: Result<Cmd>,
-    pace: Option<&Pace>,
+    room: Option<&(dyn Fn() -> Result<()> + Sync)>,
     wrote: impl Fn(u64) -> Result<()>,
     input: &mut impl Read,
     output: &mut (impl Write + Send),
@@ -34,7 +34,7 @@ pub fn converse(
     let (mut to_child, mut from_child) =
         (child.take_stdin(), child.take_stdout().context("rsync has no stdout")?);
     let pid = Pid::from_raw(i32::try_from(child.id()).context("a process id out of range")?);
-    let (mut unflushed, mut room) = (Ok(()), Ok(()));
+    let (mut unflushed, mut fits) = (Ok(()), Ok(()));
     let piped: Result<()> = std::thread::scope(|scope| {
         let sender = scope.spawn(move || -> Result<()> {
             let mut buffer = vec![0; MAX_FRAME];
@@ -49,7 +49,7 @@ pub fn converse(
                 output.flush()?;
             }
         });
-        let watch = pace.map(|pace| pace::RoomWatch::begin(scope, pace, pid));
+        let watch = room.map(|room| RoomWatch::begin(scope, room, pid));
         let mut frame = Vec::new();
         let received = loop {
             match protocol::receive(input, &mut frame, 0) {
@@ -77,11 +77,11 @@ pub fn converse(
             child.end();
         }
         let sent = sender.join().unwrap_or_else(|_| bail!("internal error while passing on rsync's output"));
-        room = watch.zip(pace).map_or(Ok(()), |(watch, pace)| watch.end(pace));
+        fits = watch.zip(room).map_or(Ok(()), |(watch, room)| watch.end(room));
         received.and(sent)
     });
     piped?;
-    if let Err(error) = unflushed.and(room) {
+    if let Err(error) = unflushed.and(fits) {
         child.end();
         return Err(error);
     }

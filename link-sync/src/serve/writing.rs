@@ -17,28 +17,30 @@ use common::run::Cmd;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::counting::{TIME, fits, remember, wrote};
 use super::line::{Line, TELL, or_skip_list, teller};
 use super::pipe::converse;
+use super::reusing::Reusing;
 use crate::protocol::{self, Cloned, Frame, Kept, Making, Opened, Receive};
 use crate::rsync::argv;
 use crate::store::allowance::{Allowance, Limits};
 use crate::store::damaged::Damaged;
-use crate::store::done::{AllDone, DirTimes, Done};
+use crate::store::done::{AllDone, Done};
 use crate::store::merge::{Listed, Merge};
 use crate::store::open::{self, Writable};
 use crate::store::path::check_path;
 use crate::store::publish::{Described, publish};
-use crate::store::{INCOMING, PARTIAL, RESUME, Store, clone, manifest, open_dir, pace, remove, split};
+use crate::store::{
+    INCOMING, PARTIAL, RESUME, REUSE, Store, clone, ensure_dir, manifest, open_dir, pace, remove, split,
+};
 use crate::tree::{Census, Stamp};
-
-/// What a folder's time takes in memory, beside its path.
-const TIME: usize = 200;
 
 /// A snapshot under way.
 #[derive(Debug)]
 pub struct Writing {
     writable: Writable,
     done: AllDone,
+    reusing: Reusing,
     /// Nothing but the reserve counts for a copy.
     allowance: Option<Allowance>,
     /// For what is remembered until the end.
@@ -83,16 +85,22 @@ impl Writing {
         let opened = Opened {
             resumed_id: open::copying(&writable.store),
             store_id: writable.id.clone(),
-            damaged,
+            damaged: damaged.clone(),
             base: writable.base.clone(),
             resumed: writable.resumed,
             xattrs: writable.keeps.xattrs,
             acls: writable.keeps.acls,
             warnings: writable.warnings.clone(),
         };
-        let memory = memory / 2;
-        let writing =
-            Writing { writable, done: HashMap::new(), allowance, kept: Kept::at_most(memory), memory };
+        let share = memory / 10;
+        let writing = Writing {
+            writable,
+            done: HashMap::new(),
+            reusing: Reusing::new(damaged, share),
+            allowance,
+            kept: Kept::at_most(4 * share),
+            memory: 4 * share,
+        };
         (writing, opened)
     }
 
@@ -121,10 +129,18 @@ impl Writing {
             Making::Compare { source } => self.compare(&source, &mut line.input),
             Making::Receive(receive) => {
                 let cmd = self.receiver(&receive);
-                let pace = Some(&self.writable.pace);
-                value(converse(cmd, pace, |bytes| self.wrote(bytes), &mut line.input, &mut line.output)?)
+                let room = || fits(&self.writable, self.allowance.as_ref());
+                value(converse(
+                    cmd,
+                    Some(&room),
+                    |bytes| self.wrote(bytes),
+                    &mut line.input,
+                    &mut line.output,
+                )?)
             }
-            Making::Merge { source, times, again } => self.merge(source, times, again, &mut line.input),
+            Making::Merge { source, times, again, reused } => {
+                self.merge(source, times, again, reused, &mut line.input)
+            }
             Making::Flush {} => {
                 self.writable.pace.sync()?;
                 Ok(Value::Null)
@@ -138,7 +154,8 @@ impl Writing {
         described: Described,
         line: &mut Line<'_, I, O>,
     ) -> Result<Option<Writing>> {
-        let published = publish(&self.writable, described, &self.done, &teller(&mut line.output));
+        let published =
+            publish(&self.writable, described, &self.done, self.reusing.found(), &teller(&mut line.output));
         let still = published.is_err();
         line.reply(published)?;
         Ok(still.then_some(self))
@@ -146,8 +163,7 @@ impl Writing {
 
     /// So many bytes more are in the store, or on their way.
     fn wrote(&self, bytes: u64) -> Result<()> {
-        self.writable.pace.wrote(bytes)?;
-        self.allowance.as_ref().map_or(Ok(()), |a| a.wrote(bytes))
+        wrote(&self.writable, self.allowance.as_ref(), bytes)
     }
 
     /// Takes of what an interrupted copy received all that is not in the list, if it is to be kept.
@@ -193,7 +209,7 @@ impl Writing {
             // What the copy has lost is sent again, all of it.
             self.fresh(source)?;
             self.done.insert(source.to_owned(), Done::default());
-            return value(Cloned { linked: 0, census: Census::default(), times });
+            return value(Cloned { linked: 0, census: Census::default(), times, full: 0 });
         };
         let watcher = Mutex::new((&mut line.output, Instant::now(), 0u64));
         let linked = |links: u64| -> Result<()> {
@@ -208,9 +224,9 @@ impl Writing {
             }
             Ok(())
         };
-        let census = clone::clone(&base, &self.fresh(source)?, &left_out, times, &linked)?;
+        let (census, full) = clone::clone(&base, &self.fresh(source)?, &left_out, times, &linked)?;
         self.done.insert(source.to_owned(), done);
-        value(Cloned { linked: census.files, census, times })
+        value(Cloned { linked: census.files, census, times, full })
     }
 
     fn compare(&mut self, source: &str, input: &mut impl Read) -> Result<Value> {
@@ -238,9 +254,15 @@ impl Writing {
 
     /// The folder of `source` in the partial snapshot, made anew.
     fn fresh(&self, source: &str) -> Result<File> {
-        let top = open_dir(&self.writable.dir, PARTIAL.as_bytes()).context("there is no partial snapshot")?;
-        remove(&top, Path::new(source))?;
-        self.writable.source_dir(PARTIAL, source)
+        drop(open_dir(&self.writable.dir, PARTIAL.as_bytes()).context("there is no partial snapshot")?);
+        self.fresh_in(PARTIAL, source)
+    }
+
+    /// The folder of `source` in `top`, made anew.
+    fn fresh_in(&self, top: &str, source: &str) -> Result<File> {
+        let folder = ensure_dir(&self.writable.dir, top.as_bytes())?;
+        remove(&folder, Path::new(source))?;
+        self.writable.source_dir(top, source)
     }
 
     /// Removes what is in the list.
@@ -264,14 +286,34 @@ impl Writing {
         Ok(json!({"dropped": count}))
     }
 
-    fn merge(&mut self, source: String, times: bool, again: bool, input: &mut impl Read) -> Result<Value> {
-        let mut merge = or_skip_list(self.merger(&source, times, again), input)?;
+    /// Makes what the base holds of the claimed files in the list ready to be compared with.
+    pub fn reuse(&mut self, source: &str, fresh: bool, input: &mut impl Read) -> Result<Value> {
+        let ready = named(source).and_then(|()| match fresh {
+            true => self.fresh_in(REUSE, source).map(drop),
+            false => Ok(()),
+        });
+        or_skip_list(ready, input)?;
+        let Writing { writable, allowance, reusing, .. } = self;
+        let wrote = |bytes| wrote(writable, allowance.as_ref(), bytes);
+        value(reusing.take(writable, source, wrote, input)?)
+    }
+
+    fn merge(
+        &mut self,
+        source: String,
+        times: bool,
+        again: bool,
+        reused: bool,
+        input: &mut impl Read,
+    ) -> Result<Value> {
+        let mut merge = or_skip_list(self.merger(&source, times, again, reused), input)?;
         let mut done = self.done.remove(&source).unwrap_or_default();
         let mut kept = std::mem::replace(&mut self.kept, Kept::at_most(0));
         let merged = protocol::read_list(input, |item| {
             let record = protocol::listed(item)?;
             let before = done.times.len();
-            merge.take(&record, &mut done.times)?;
+            let sum = if reused { self.reusing.sum(&source, &record.path) } else { None };
+            merge.take(&record, &mut done.times, sum)?;
             if done.times.len() > before {
                 kept.more(TIME + 2 * record.path.len())?;
             }
@@ -284,9 +326,14 @@ impl Writing {
         value(merge.finish())
     }
 
-    fn merger(&self, source: &str, times: bool, again: bool) -> Result<Merge> {
+    fn merger(&self, source: &str, times: bool, again: bool, reused: bool) -> Result<Merge> {
         named(source)?;
         let writable = &self.writable;
+        if reused {
+            ensure!(!writable.copy, "only a backup uses files again");
+            let dir = |top: &str| writable.source_dir(top, source);
+            return Ok(Merge::of_reused(dir(PARTIAL)?, dir(INCOMING)?, dir(REUSE)?));
+        }
         // A later pass was compared with the partial snapshot alone.
         let (resume, base) = match again {
             true => (None, None),
@@ -301,7 +348,7 @@ impl Writing {
     /// The receiving rsync. It inherits the lock, so that nobody else writes as long as it lives, whatever
     /// happens to us.
     fn receiver(&self, receive: &Receive) -> Result<Cmd> {
-        let Receive { source, checksum, times, again, acls_only, .. } = receive;
+        let Receive { source, checksum, times, again, acls_only, reused, more, .. } = receive;
         named(source)?;
         argv::check_capabilities(&receive.capabilities)?;
         let writable = &self.writable;
@@ -309,13 +356,14 @@ impl Writing {
             // It writes over what another run has received, which as root is never needed.
             return Err(Fault::denied("ACLs are sent apart only to a store of an account").into());
         }
-        if !acls_only {
+        if !acls_only && !more {
             drop(writable.fresh_incoming(source)?);
         }
         let path = |parts: [&str; 2]| writable.store.path.join(parts[0]).join(parts[1]);
         let mut compare = Vec::new();
-        if *acls_only {
-            // Compared with what has been received.
+        let at_hand = !writable.copy && !acls_only && self.reusing.has(source);
+        if *acls_only || *reused {
+            // Compared with what has been received, or is at hand.
         } else if *again {
             compare.push(path([PARTIAL, source]));
         } else {
@@ -331,18 +379,10 @@ impl Writing {
                 compare.push(path([&base.date, source]));
             }
         }
+        compare.extend(at_hand.then(|| path([REUSE, source])));
         let keeps = &writable.keeps;
         let cmd = argv::serve_receiving(&writable.store.rsync, receive, keeps.xattrs, keeps.acls, &compare)?;
         let into = Path::new(INCOMING).join(source).join("");
         Ok(cmd.arg(".").arg(into).dir(&writable.store.path).inherit(writable.lock.fd()))
     }
-}
-
-/// The time of the folder `dir` is set at the end.
-fn remember(kept: &mut Kept, times: &mut DirTimes, dir: &[u8]) -> Result<()> {
-    if !times.contains_key(dir) {
-        kept.more(TIME + 2 * dir.len())?;
-        times.insert(dir.to_vec(), None);
-    }
-    Ok(())
 }

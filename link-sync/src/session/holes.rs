@@ -68,18 +68,19 @@ impl Session {
         }
         plan.changes.dirs.sort_unstable();
         plan.changes.dirs.dedup();
-        plan.counts.lacking = lost.len() as u64;
+        let lacks = (lost.len() as u64).saturating_sub(cloned.full);
+        plan.counts.lacking = lacks;
         plan.without_base = lacking.no_folder;
+        tell_of_full(&source.name, cloned.full, report);
         let date = self.opened.base.as_ref().map_or("", |b| b.date.as_str());
-        if !lost.is_empty() {
+        if lacks > 0 {
             report.warn(
                 "base-lacks",
                 format!(
-                    "source {}: {} paths are missing in the newest snapshot {date}, or are not what was stored there, and are \
+                    "source {}: {lacks} paths are missing in the newest snapshot {date}, or are not what was stored there, and are \
                      taken from here again: {}. Who changed it? `link-sync verify` on the store's machine looks through all \
                      of them",
                     source.name,
-                    lost.len(),
                     some(lost.iter().map(|path| show(path)))
                 ),
             );
@@ -99,5 +100,18 @@ impl Session {
         plan.bytes = marked_bytes(tree, &plan.changes);
         let (bytes, inodes) = self.estimate(source, tree, plan);
         self.far.ask(&Making::Room { source: Some(source.name.clone()), bytes, inodes })
+    }
+}
+
+/// Says that what changed nowhere is sent once more.
+fn tell_of_full(source: &str, full: u64, report: &mut Report) {
+    if full > 0 {
+        report.warn(
+            "no-more-links",
+            format!(
+                "source {source}: {full} files have as many names in the store, in all its snapshots, as its file system allows, \
+                 and are stored anew. That costs room once; nothing is wrong with them"
+            ),
+        );
     }
 }

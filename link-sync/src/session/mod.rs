@@ -9,10 +9,12 @@ mod holes;
 mod pass;
 mod plan;
 mod publish;
+mod reuse;
 mod settle;
 mod taken;
 mod transfer;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::path::Path;
 use std::time::Instant;
@@ -47,6 +49,10 @@ pub struct Session {
     /// When the pass that was sealed began and ended, as in [`crate::source::Dump`].
     sealed_ms: (u64, u64),
     rate: Rate,
+    /// Nextcloud is down: nothing is done that need not be.
+    in_maintenance: bool,
+    /// Sources of which something was claimed.
+    claimed: HashSet<String>,
     started_at: String,
     /// It was said that not all writers can be seen.
     told_unknown: bool,
@@ -82,6 +88,8 @@ impl Session {
             seal: None,
             sealed_ms: (0, u64::MAX),
             rate: Rate::default(),
+            in_maintenance: false,
+            claimed: HashSet::new(),
             started_at,
             told_unknown: false,
         })
@@ -95,6 +103,7 @@ impl Session {
         progress: &Progress,
         report: &mut Report,
     ) -> Result<()> {
+        self.in_maintenance = false;
         for source in sources {
             self.forget_timing(source);
             self.pass(source, allow, &Budget::default(), progress, report)?;

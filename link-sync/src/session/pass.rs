@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use common::status::Report;
-use common::{outward, signals};
+use common::{mutant, outward, signals};
 use serde_json::Value;
 
 use super::Session;
@@ -76,12 +76,21 @@ impl Session {
                 self.first(&source, &checked, &origin, &mut tree, allow, report)?
             }
         };
-        laps.lap(Phase::Compare);
         let pass = Pass { source: &source, checked: &checked, first, budget, progress };
-        let moved = match self.bring_up(&pass, &mut tree, &mut plan, &mut laps, report) {
+        let old = plan.clone.take();
+        let found = match old.as_ref().or(again.as_ref().map(|before| &before.tree)) {
+            Some(old) => self.find_reused(&pass, &mut tree, old, &mut plan),
+            None => self.forget_claims(&pass),
+        };
+        plan.clone = old;
+        laps.lap(Phase::Compare);
+        let brought = found.and_then(|()| self.bring_up(&pass, &mut tree, &mut plan, &mut laps, report));
+        let moved = match brought {
             Ok(moved) => moved,
             Err(error) => {
-                if let Some(mut before) = again.filter(|_| is_over(&error)) {
+                // Once something is in its place, only a fresh clone is known.
+                let known = !plan.placed || mutant::active("what-is-in-its-place-is-forgotten");
+                if let Some(mut before) = again.filter(|_| is_over(&error) && known) {
                     before.tree.forget(&plan.gone);
                     before.counts = plan.counts;
                     self.taken.push(before);

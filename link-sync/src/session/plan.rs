@@ -28,6 +28,10 @@ pub(super) struct Plan {
     pub(super) gone: Vec<Vec<u8>>,
     /// What the base holds is no good to compare with: what is marked is sent whole.
     pub(super) without_base: bool,
+    /// Marked files that the base holds under other names.
+    pub(super) reused: u64,
+    /// Of what was received, some may be in its place by now.
+    pub(super) placed: bool,
 }
 
 impl Default for Plan {
@@ -41,6 +45,8 @@ impl Default for Plan {
             bytes: 0,
             gone: Vec::new(),
             without_base: false,
+            reused: 0,
+            placed: false,
         }
     }
 }
@@ -185,7 +191,7 @@ impl Session {
             let bytes = tree.allocated().min(tree.bytes()).saturating_sub(held.bytes);
             return (bytes + dirs * 4096, tree.len().saturating_sub(held.paths) + dirs);
         }
-        let marked = tree.dirs.values().flat_map(|d| d.entries()).filter(|(_, e)| e.changed);
+        let marked = tree.dirs.values().flat_map(|d| d.entries()).filter(|(_, e)| e.changed && !e.reused);
         let size = |e: &Entry| e.allocated.min(e.meta.size.next_multiple_of(4096));
         let (bytes, inodes) =
             marked.fold((dirs * 4096, dirs), |(bytes, inodes), (_, e)| (bytes + size(e), inodes + 1));
@@ -204,8 +210,24 @@ pub(super) fn marked_in<'a>(
     })
 }
 
-/// Bytes of the files that are marked.
+/// Those of them that are sent.
+pub(super) fn sent_in<'a>(
+    tree: &'a Tree,
+    dirs: &'a [Vec<u8>],
+) -> impl Iterator<Item = (Vec<u8>, &'a Entry)> + 'a {
+    marked_in(tree, dirs).filter(|(_, e)| !e.reused)
+}
+
+/// Those of them that the base holds under other names.
+pub(super) fn reused_in<'a>(
+    tree: &'a Tree,
+    dirs: &'a [Vec<u8>],
+) -> impl Iterator<Item = (Vec<u8>, &'a Entry)> + 'a {
+    marked_in(tree, dirs).filter(|(_, e)| e.reused)
+}
+
+/// Bytes of the files that are sent.
 pub(super) fn marked_bytes(tree: &Tree, changes: &Changes) -> u64 {
-    let files = marked_in(tree, &changes.dirs).filter(|(_, e)| e.meta.is_file());
+    let files = sent_in(tree, &changes.dirs).filter(|(_, e)| e.meta.is_file());
     files.map(|(_, e)| e.allocated.min(e.meta.size)).sum()
 }

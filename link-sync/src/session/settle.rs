@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use common::fault::Fault;
+use common::mutant;
 use common::record::uptime_ms;
 use common::status::Report;
 
@@ -32,6 +33,7 @@ impl Session {
         let from = uptime_ms()?;
         let settings = self.settings.clone();
         let record = maintenance::record(&settings)?;
+        self.in_maintenance = record.is_some() && !mutant::active("what-moved-is-read-in-maintenance");
         let budget = Budget::new(allow.max_time, record.as_ref().and_then(|r| r.deadline.as_deref()));
         // Asking Nextcloud takes about as long as looking through the files, so both are done at once.
         let (before, done) = std::thread::scope(|scope| {

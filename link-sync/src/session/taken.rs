@@ -32,6 +32,8 @@ pub(super) struct Counts {
     pub(super) merged: Merged,
     pub(super) sent_bytes: u64,
     pub(super) cloned: u64,
+    /// Files that the base holds under other names: linked, and copied there as their attributes differ.
+    pub(super) reused: (u64, u64),
     pub(super) lacking: u64,
     /// Of the last pass: files that somebody had open for writing.
     pub(super) writers: u64,
@@ -74,7 +76,8 @@ impl Taken {
             "paths": self.tree.len(), "bytes": self.tree.bytes(),
             "changed_paths": c.changed, "sent_bytes": c.sent_bytes,
             "received_files": c.merged.received, "received_bytes": c.merged.received_bytes,
-            "linked_paths": c.cloned + c.merged.linked, "resumed_files": c.merged.resumed,
+            "linked_paths": c.cloned + c.merged.linked + c.reused.0, "resumed_files": c.merged.resumed,
+            "moved_files": c.reused.0 + c.reused.1, "moved_linked_files": c.reused.0,
             "left_out_too_deep": self.tree.beyond.len(), "lacking_paths": c.lacking, "open_for_writing": c.writers,
             "excluded": self.excluded.iter().map(|(pattern, paths)| json!({"pattern": pattern, "paths": paths}))
                 .collect::<Vec<_>>(),

@@ -6,6 +6,8 @@ pub const PARTIAL: &str = ".partial";
 pub const INCOMING: &str = ".incoming";
 /// What an interrupted run had received.
 pub const RESUME: &str = ".resume";
+/// Links to files of the base under the names they have now, to be compared with.
+pub const REUSE: &str = ".reuse";
 /// What is being removed.
 pub const TRASH: &str = ".trash";
 /// Published snapshots that are being removed.

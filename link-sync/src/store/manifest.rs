@@ -22,7 +22,7 @@ use sha2::{Digest as _, Sha256};
 use super::beneath::{ensure_dir, existing, open_dir, open_file, open_file_at};
 use super::changes::{self, Delta};
 use super::clear::remove;
-use super::done::AllDone;
+use super::done::{AllDone, AllReused, Done};
 use super::layout::{META, PARTIAL};
 use super::meta::{FileDigest, Manifest};
 use super::open::Writable;
@@ -75,6 +75,7 @@ pub fn make(
     partial: &File,
     sources: &[Vec<u8>],
     done: &AllDone,
+    reused: &AllReused,
     watch: &(impl Fn(u64, u64) -> Result<()> + Sync),
 ) -> Result<Made> {
     let (base, warnings) = newest(writable)?;
@@ -86,25 +87,36 @@ pub fn make(
     }
     for source in sources {
         let name = std::str::from_utf8(source).context("a source's name")?;
-        let touched = done.get(name).filter(|d| d.cloned && of_clone).map(|d| with_parents(d.times.keys()));
+        let touched = done.get(name).filter(|d| d.cloned && of_clone).map(Done::touched);
         let found = compare(base.as_ref(), partial, source, touched.as_ref())?;
         gone.extend(found.left_out.iter().map(|path| join(source, path)));
         for path in found.root.iter().chain(&found.marked) {
-            bytes += if path.is_file() { path.size } else { 0 };
+            let reused = reused.get(name).is_some_and(|r| r.contains_key(&path.path));
+            bytes += if path.is_file() && !reused { path.size } else { 0 };
             marked.push(if path.path.is_empty() { source.clone() } else { join(source, &path.path) });
         }
     }
     let folder = open_dir(partial, META.as_bytes()).context("cannot open .meta")?;
     if let Some(base) = base.as_ref().filter(|_| gone.is_empty() && marked.is_empty()) {
         let from = open_dir(&base.dir, META.as_bytes()).context("cannot open the base's .meta")?;
-        for name in [SUMS, MTREE] {
-            linkat(&from, name, &folder, name, AtFlags::empty())
-                .with_context(|| format!("cannot link {name} of {}", base.date))?;
+        let linked = [SUMS, MTREE].map(|name| linkat(&from, name, &folder, name, AtFlags::empty()));
+        if linked == [Ok(()); 2] {
+            return Ok(Made { manifest: base.manifest.clone(), hashed: (0, 0), warnings });
         }
-        return Ok(Made { manifest: base.manifest.clone(), hashed: (0, 0), warnings });
+        // They can have no link more: they are written again.
+        for (name, linked) in [SUMS, MTREE].into_iter().zip(linked) {
+            linked
+                .or_else(|e| if e == Errno::EMLINK { Ok(()) } else { Err(e) })
+                .with_context(|| format!("cannot link {name} of {}", base.date))?;
+            remove(&folder, std::path::Path::new(name))?;
+        }
     }
-    let entries = hash_all(partial, &marked, bytes, watch)?;
-    let hashed = entries.iter().filter(|e| e.sum.is_some()).count() as u64;
+    // What the base holds under another name keeps the hash that it had there.
+    let known = |path: &[u8]| {
+        let at = path.iter().position(|b| *b == b'/')?;
+        reused.get(std::str::from_utf8(&path[..at]).ok()?)?.get(&path[at + 1..]).copied()
+    };
+    let (entries, hashed) = hash_all(partial, &marked, bytes, &known, watch)?;
     let old = |name: &str| -> Result<Option<Lines>> {
         let open = |b: &Base| open_file(&b.dir, &format!("{META}/{name}"));
         Ok(base.as_ref().map(open).transpose()?.map(Lines::new))
@@ -172,18 +184,6 @@ pub fn check_one(dir: &File, name: &str, digest: &FileDigest) -> Result<()> {
     Ok(())
 }
 
-/// `folders` and all that they are in.
-fn with_parents<'a>(folders: impl Iterator<Item = &'a Vec<u8>>) -> HashSet<Vec<u8>> {
-    let mut all = HashSet::new();
-    for folder in folders {
-        let mut path = &folder[..];
-        while all.insert(path.to_vec()) {
-            path = split(path).0;
-        }
-    }
-    all
-}
-
 fn compare(
     base: Option<&Base>,
     partial: &File,
@@ -200,14 +200,17 @@ fn compare(
     changes::between(old.as_ref(), &new, touched)
 }
 
-/// Looks at `paths` and hashes the files among them, on a few threads. Sorted by path.
+/// Looks at `paths` and hashes the files among them, on a few threads: but for those whose inode is `known`, with its sum. Sorted
+/// by path; and how many were hashed.
 fn hash_all(
     top: &File,
     paths: &[Vec<u8>],
     total: u64,
+    known: &(impl Fn(&[u8]) -> Option<(u64, Sum)> + Sync),
     watch: &(impl Fn(u64, u64) -> Result<()> + Sync),
-) -> Result<Vec<NewLine>> {
+) -> Result<(Vec<NewLine>, u64)> {
     let (found, done) = (Mutex::new(Vec::with_capacity(paths.len())), AtomicU64::new(0));
+    let files = AtomicU64::new(0);
     parallel::each(0..paths.len(), |range: std::ops::Range<usize>, more| {
         if range.len() > PIECE {
             let middle = range.start + range.len() / 2;
@@ -216,7 +219,7 @@ fn hash_all(
         }
         let mut part = Vec::with_capacity(range.len());
         for path in &paths[range] {
-            let entry = entry(top, path, |read| {
+            let entry = entry(top, path, known(path), &files, |read| {
                 common::signals::check()?;
                 watch(done.fetch_add(read, Ordering::Relaxed) + read, total)
             });
@@ -227,12 +230,25 @@ fn hash_all(
     })?;
     let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
     found.sort_unstable_by(|a: &NewLine, b: &NewLine| a.path.cmp(&b.path));
-    Ok(found)
+    Ok((found, files.into_inner()))
 }
 
-fn entry(top: &File, path: &[u8], read: impl FnMut(u64) -> Result<()>) -> Result<NewLine> {
+fn entry(
+    top: &File,
+    path: &[u8],
+    known: Option<(u64, Sum)>,
+    hashed: &AtomicU64,
+    read: impl FnMut(u64) -> Result<()>,
+) -> Result<NewLine> {
     let (dir, name) = split(path);
     let parent = open_dir(top, dir)?;
+    if let Some((ino, sum)) = known {
+        let looked = mtree::look(&parent, name)?;
+        // It is history's, so nothing is written to it either.
+        if looked.stat.st_ino == ino && looked.file.is_some() {
+            return Ok(NewLine { path: path.to_vec(), body: looked.body, sum: Some(sum) });
+        }
+    }
     if !nix::unistd::geteuid().is_root() {
         // Whatever a store of an account holds is a file or a folder.
         match open_dir(&parent, name) {
@@ -243,6 +259,7 @@ fn entry(top: &File, path: &[u8], read: impl FnMut(u64) -> Result<()>) -> Result
     }
     let looked = mtree::look(&parent, name)?;
     let sum = looked.file.map(|mut file| sums::of_file(&mut file, read)).transpose()?;
+    hashed.fetch_add(u64::from(sum.is_some()), Ordering::Relaxed);
     Ok(NewLine { path: path.to_vec(), body: looked.body, sum: sum.map(|s| s.0) })
 }
 

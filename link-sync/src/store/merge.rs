@@ -9,17 +9,22 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use common::mutant;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, fstatat};
 use nix::unistd::linkat;
 use serde::{Deserialize, Serialize};
 
-use super::beneath::{ensure_dir, open_dir};
+use super::beneath::{ensure_dir, open_dir, open_file_at};
+use super::clear::remove;
 use super::done::DirTimes;
 use super::path::check_path;
+use super::ranges::{Ranges, add};
+use super::sums::{self, Sum};
 use super::{attributes, sparse};
 use crate::names::show;
 use crate::tree::split;
@@ -51,10 +56,17 @@ pub struct Merged {
     pub linked: u64,
     /// Files taken over from an interrupted run.
     pub resumed: u64,
+    /// Files linked from the base, where they have another name.
+    #[serde(default)]
+    pub reused: u64,
     /// Listed paths that were nowhere: they vanished at the source, or rsync passed over them.
     pub missing: u64,
     /// The first of them.
     pub missing_names: Vec<String>,
+    /// By their numbers in the list, those that must be sent with nothing to compare with: what the base holds can have no link more,
+    /// or is not what its checksum says.
+    #[serde(default)]
+    pub unusable: Ranges,
 }
 
 /// The trees of one source that a merge works on.
@@ -62,6 +74,8 @@ pub struct Merged {
 pub struct Merge {
     incoming: OpenTree,
     resume: Option<OpenTree>,
+    /// Links to what the base holds under other names. What is listed is there or was received, and nowhere else.
+    reuse: Option<OpenTree>,
     base: Option<OpenTree>,
     partial: File,
     /// The partial snapshot was compared with, so what is there stays.
@@ -72,23 +86,26 @@ pub struct Merge {
     last_dir: Option<Vec<u8>>,
     /// Folders that were taken with all that is in them.
     whole: HashSet<Vec<u8>>,
+    /// How many of the list were taken.
+    taken: u64,
 }
 
 /// A tree to take from, with the directory last used kept open.
 #[derive(Debug)]
-struct OpenTree {
+pub(super) struct OpenTree {
     root: File,
     dir: Vec<u8>,
     open: Option<File>,
 }
 
 impl OpenTree {
-    fn new(root: File) -> OpenTree {
+    /// None is open yet.
+    pub(super) fn new(root: File) -> OpenTree {
         OpenTree { root, dir: b"/".to_vec(), open: None }
     }
 
     /// The directory `dir` in it, if there is one.
-    fn dir(&mut self, dir: &[u8]) -> Result<Option<&File>> {
+    pub(super) fn dir(&mut self, dir: &[u8]) -> Result<Option<&File>> {
         if self.dir != dir {
             self.open = match open_dir(&self.root, dir) {
                 Ok(open) => Some(open),
@@ -114,6 +131,7 @@ impl Merge {
         Merge {
             incoming: OpenTree::new(incoming),
             resume: resume.map(OpenTree::new),
+            reuse: None,
             base: base.map(OpenTree::new),
             partial,
             again,
@@ -121,7 +139,15 @@ impl Merge {
             merged: Merged::default(),
             last_dir: None,
             whole: HashSet::new(),
+            taken: 0,
         }
+    }
+
+    /// A merge into `partial` of what is at hand in `reuse`; where its attributes are not the source's, there is a copy in
+    /// `incoming`.
+    pub fn of_reused(partial: File, incoming: File, reuse: File) -> Merge {
+        let merge = Merge::new(partial, incoming, None, None, false, true);
+        Merge { reuse: Some(OpenTree::new(reuse)), ..merge }
     }
 
     /// What was done.
@@ -129,8 +155,10 @@ impl Merge {
         self.merged
     }
 
-    /// Puts one listed path in its place. Directories' times go into `times`, to be set at the end.
-    pub fn take(&mut self, record: &Listed, times: &mut DirTimes) -> Result<()> {
+    /// Puts one listed path in its place. Directories' times go into `times`, to be set at the end. `sum` is what a copy of what
+    /// is at hand must hold.
+    pub fn take(&mut self, record: &Listed, times: &mut DirTimes, sum: Option<&Sum>) -> Result<()> {
+        self.taken += 1;
         if !record.path.is_empty() {
             check_path(&record.path)?;
         }
@@ -146,7 +174,7 @@ impl Merge {
         if record.kind == libc::S_IFDIR {
             return self.take_dir(record, times).with_context(context);
         }
-        self.take_file(record).with_context(context)
+        self.take_file(record, sum).with_context(context)
     }
 
     fn take_dir(&mut self, record: &Listed, times: &mut DirTimes) -> Result<()> {
@@ -184,21 +212,46 @@ impl Merge {
         }
     }
 
-    fn take_file(&mut self, record: &Listed) -> Result<()> {
+    fn take_file(&mut self, record: &Listed, sum: Option<&Sum>) -> Result<()> {
         let (dir, name) = split(&record.path);
         let name = OsStr::from_bytes(name);
         if let Some(from) = self.incoming.dir(dir)?
             && let Some(stat) = look(from, name)?
         {
+            if let Some(place) = &mut self.reuse
+                && stat.st_mode & libc::S_IFMT == libc::S_IFREG
+                && !holds(from, name, sum)?
+                && !mutant::active("what-rotted-is-copied")
+            {
+                // rsync compared no content: what rotted at the store would get a checksum of its own.
+                for dir in [Some(from), place.dir(dir)?].into_iter().flatten() {
+                    remove(dir, Path::new(name))?;
+                }
+                self.unusable();
+                return Ok(());
+            }
             let into = ensure_dir(&self.partial, dir)?;
             if is_full(&stat) {
-                let base = self.base.as_mut().map(|b| b.dir(dir)).transpose()?.flatten();
+                let before = self.reuse.as_mut().or(self.base.as_mut());
+                let base = before.map(|b| b.dir(dir)).transpose()?.flatten();
                 // What cannot be done costs room, and nothing else.
                 dig(from, base.unwrap_or(&into), name).ok();
             }
             renameat(from, name, &into, name)?;
             self.merged.received += 1;
             self.merged.received_bytes += u64::try_from(stat.st_size).unwrap_or(0);
+            return Ok(());
+        }
+        if let Some(place) = &mut self.reuse {
+            let Some(from) = place
+                .dir(dir)?
+                .filter(|from| look(from, name).is_ok_and(|s| s.is_some_and(|s| is_of(&s, record, true))))
+            else {
+                self.missing(record);
+                return Ok(());
+            };
+            renameat(from, name, &ensure_dir(&self.partial, dir)?, name)?;
+            self.merged.reused += 1;
             return Ok(());
         }
         if let Some(place) = &mut self.resume
@@ -235,12 +288,19 @@ impl Merge {
             && let Some(stat) = look(from, name)?
             && unchanged(&stat)
         {
-            linkat(from, name, &ensure_dir(&self.partial, dir)?, name, AtFlags::empty())?;
-            self.merged.linked += 1;
+            match linkat(from, name, &ensure_dir(&self.partial, dir)?, name, AtFlags::empty()) {
+                Err(Errno::EMLINK) => self.unusable(),
+                linked => linked.map(|()| self.merged.linked += 1)?,
+            }
             return Ok(());
         }
         self.missing(record);
         Ok(())
+    }
+
+    /// What was just taken must be sent.
+    fn unusable(&mut self) {
+        add(&mut self.merged.unusable, self.taken - 1);
     }
 
     fn missing(&mut self, record: &Listed) {
@@ -249,6 +309,13 @@ impl Merge {
             self.merged.missing_names.push(show(&record.path));
         }
     }
+}
+
+/// Whether the file `name` in `dir` holds what has the sum `wanted`.
+fn holds(dir: &File, name: &OsStr, wanted: Option<&Sum>) -> Result<bool> {
+    let mut file = open_file_at(dir, name.as_bytes())?;
+    let (sum, _) = sums::of_file(&mut file, |_| common::signals::check())?;
+    Ok(wanted == Some(&sum))
 }
 
 /// Whether a file has no holes, and is large enough for them to matter.

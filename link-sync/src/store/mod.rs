@@ -3,7 +3,8 @@
 //! `STORE/DATE/{SOURCE…,.meta}` are published snapshots: nothing here ever opens a file in them for writing,
 //! changes an attribute, or removes a name; a whole one is renamed away by `prune`, and by nothing else. `.partial` is the snapshot being made, made of new directories and of
 //! hard links to the base; `.incoming` is where rsync writes, and holds no hard link; `.resume` is what an
-//! interrupted run had received; `.trash` is being removed. `.lock` is held by whoever writes. `.pruned` holds published
+//! interrupted run had received; `.reuse` holds links to files of the base under the names they have now, until they are put in
+//! their place; `.trash` is being removed. `.lock` is held by whoever writes. `.pruned` holds published
 //! snapshots that are being removed, `.pins` names those that others need.
 
 pub mod allowance;
@@ -42,7 +43,9 @@ pub mod pins;
 pub mod place;
 pub mod prune;
 pub mod publish;
+pub mod ranges;
 pub mod repair;
+pub mod reuse;
 pub mod scan;
 pub mod sizes;
 pub mod sparse;
@@ -56,5 +59,5 @@ pub use crate::tree::split;
 pub use attributes::set_modified;
 pub use beneath::{ensure_dir, open_dir, open_file, open_file_at};
 pub use clear::remove;
-pub use layout::{INCOMING, PARTIAL, RESUME};
+pub use layout::{INCOMING, PARTIAL, RESUME, REUSE};
 pub use place::Store;

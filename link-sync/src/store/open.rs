@@ -21,7 +21,7 @@ use super::beneath::{ensure_dir, existing, open_dir, open_file_at};
 use super::clear::remove;
 use super::keeps::Keeps;
 use super::latest::point_latest;
-use super::layout::{INCOMING, META, PARTIAL, PRUNED, RESUME, TRASH};
+use super::layout::{INCOMING, META, PARTIAL, PRUNED, RESUME, REUSE, TRASH};
 use super::meta::{DATE_FORMAT, SnapshotMeta};
 use super::notes::note;
 use super::odd::Known;
@@ -133,7 +133,7 @@ pub fn open(store: &Store, copy_from: Option<Option<&str>>) -> Result<Writable> 
         keep_received(&dir, |path, stat| Ok(!same_in(base_dir.as_ref(), path, stat)))?;
         from_the_disk(&dir)?;
     }
-    for name in [TRASH, PARTIAL, INCOMING] {
+    for name in [TRASH, PARTIAL, INCOMING, REUSE] {
         clear(&dir, name)?;
     }
     for name in [PARTIAL, INCOMING] {
@@ -171,7 +171,7 @@ pub fn copying(store: &Store) -> Option<String> {
 pub fn discard(store: &Store) -> Result<()> {
     let dir = store.check()?;
     let _lock = lock(store)?;
-    for name in [TRASH, PARTIAL, INCOMING, RESUME] {
+    for name in [TRASH, PARTIAL, INCOMING, RESUME, REUSE] {
         clear(&dir, name)?;
     }
     Ok(())

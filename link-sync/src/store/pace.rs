@@ -235,14 +235,18 @@ pub struct RoomWatch<'scope> {
 }
 
 impl<'scope> RoomWatch<'scope> {
-    /// Begins: the writing child `pid` is ended when what must stay free would not. It must not be reaped before
-    /// [`RoomWatch::end`].
-    pub fn begin(scope: &'scope Scope<'scope, '_>, pace: &'scope Pace, pid: Pid) -> RoomWatch<'scope> {
+    /// Begins: the writing child `pid` is ended when `room` fails, as what must stay free would not. It must not be reaped
+    /// before [`RoomWatch::end`].
+    pub fn begin(
+        scope: &'scope Scope<'scope, '_>,
+        room: &'scope (dyn Fn() -> Result<()> + Sync),
+        pid: Pid,
+    ) -> RoomWatch<'scope> {
         let (done, is_done) = mpsc::channel();
         let tick = if mutant::active("the-room-is-not-looked-at-last") { TICK * 600 } else { TICK };
         let thread = scope.spawn(move || {
             while is_done.recv_timeout(tick) == Err(mpsc::RecvTimeoutError::Timeout) {
-                if let Err(why) = pace.room() {
+                if let Err(why) = room() {
                     // It removes what it was writing.
                     kill(pid, Signal::SIGTERM).ok();
                     return Err(why);
@@ -254,11 +258,11 @@ impl<'scope> RoomWatch<'scope> {
     }
 
     /// Why the child was ended, if it was; or that it ended before anybody saw that it took too much.
-    pub fn end(self, pace: &Pace) -> Result<()> {
+    pub fn end(self, room: &dyn Fn() -> Result<()>) -> Result<()> {
         drop(self.done);
         let internal = || Err(anyhow::anyhow!("internal error while the store's room was watched"));
         self.thread.join().unwrap_or_else(|_| internal())?;
-        if mutant::active("the-room-is-not-looked-at-last") { Ok(()) } else { pace.room() }
+        if mutant::active("the-room-is-not-looked-at-last") { Ok(()) } else { room() }
     }
 }
 

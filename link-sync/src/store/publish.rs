@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 use super::attributes::set_modified;
 use super::beneath::{ensure_dir, open_dir};
 use super::clear::remove;
-use super::done::{AllDone, DirTimes, Done};
+use super::done::{AllDone, AllReused, DirTimes, Done};
 use super::latest::point_latest;
-use super::layout::{INCOMING, META, PARTIAL, RESUME};
+use super::layout::{INCOMING, META, PARTIAL, RESUME, REUSE};
 use super::meta::{Consistency, DATE_FORMAT, SnapshotMeta, SourceMeta};
 use super::open::Writable;
 use super::{manifest, visit};
@@ -76,6 +76,7 @@ pub fn publish(
     writable: &Writable,
     described: Described,
     done: &AllDone,
+    reused: &AllReused,
     watch: &(impl Fn(u64, u64) -> Result<()> + Sync),
 ) -> Result<Published> {
     let partial = open_dir(&writable.dir, PARTIAL.as_bytes()).context("there is no partial snapshot")?;
@@ -106,8 +107,8 @@ pub fn publish(
     ensure_dir(&partial, META.as_bytes())?;
     let (mut warnings, mut hashed) = (Vec::new(), (0, 0));
     if !writable.copy {
-        let made =
-            manifest::make(writable, &partial, &names, done, watch).context("cannot make the checksums")?;
+        let made = manifest::make(writable, &partial, &names, done, reused, watch)
+            .context("cannot make the checksums")?;
         (warnings, hashed) = (made.warnings, made.hashed);
         meta.manifest = Some(made.manifest);
         // After what took time.
@@ -122,7 +123,7 @@ pub fn publish(
     common::durable::write(&folder.join("snapshot.json"), text.as_bytes(), 0o600)?;
     common::durable::write(&folder.join("lock"), b"", 0o600)?;
     // Before the name changes: what an interrupted run received was compared with this base, not with the next.
-    for leftover in [INCOMING, RESUME] {
+    for leftover in [INCOMING, RESUME, REUSE] {
         writable.discard(leftover)?;
     }
     writable.store.check().context("the store changed while the snapshot was made")?;

@@ -11,6 +11,8 @@ pub struct Entry {
     name_len: u16,
     /// Set by [`Tree::mark_changes`](super::Tree::mark_changes): differs from what the store holds.
     pub changed: bool,
+    /// Changed, and the base holds it under another name: it is not sent.
+    pub reused: bool,
     /// Bytes it occupies, for sparse files less than its size. Not in the index.
     pub allocated: u64,
     /// The rest.
@@ -45,7 +47,7 @@ impl Dir {
             let name_at = u32::try_from(dir.names.len()).unwrap_or(u32::MAX);
             let name_len = u16::try_from(name.len()).unwrap_or(u16::MAX);
             dir.names.extend_from_slice(&name);
-            dir.entries.push(Entry { name_at, name_len, changed: false, allocated, meta });
+            dir.entries.push(Entry { name_at, name_len, changed: false, reused: false, allocated, meta });
             dir.bytes += if meta.is_file() { meta.size } else { 0 };
         }
         dir

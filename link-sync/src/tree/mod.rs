@@ -6,6 +6,7 @@ mod census;
 mod changes;
 mod dir;
 mod meta;
+mod moves;
 mod path;
 mod walked;
 
@@ -13,5 +14,6 @@ pub use census::Census;
 pub use changes::Changes;
 pub use dir::{Dir, Entry};
 pub use meta::{Meta, STUB, Stamp};
+pub use moves::{Before, Candidate};
 pub use path::{join, split};
 pub use walked::Tree;

@@ -13,7 +13,7 @@ use nix::sys::time::TimeSpec;
 pub type Change = (u8, u32, u32);
 
 /// How many kinds [`apply`] knows.
-pub const KINDS: u8 = 26;
+pub const KINDS: u8 = 31;
 
 const NAMES: [&[u8]; 22] = [
     b"a",
@@ -219,7 +219,7 @@ pub fn apply(top: &Path, (kind, a, b): Change) {
                 xattr::remove(&p, name).unwrap();
             }
         })),
-        _ => {
+        25 => {
             let name =
                 if b.is_multiple_of(3) { "system.posix_acl_default" } else { "system.posix_acl_access" };
             let path = if b.is_multiple_of(3) {
@@ -231,6 +231,41 @@ pub fn apply(top: &Path, (kind, a, b): Change) {
                 xattr::set(path, name, &acl(b % 2000, (b % 8) as u16)).unwrap();
             }
         }
+        26 => drop(a_file(a).zip(a_file(b)).filter(|(one, two)| one != two).map(|(one, two)| {
+            // Onto another one, which is gone then.
+            std::fs::rename(one, two).unwrap();
+        })),
+        27 => {
+            // The names of three go round.
+            if let (Some(one), Some(two), Some(three)) = (a_file(a), a_file(b), a_file(a ^ b)) {
+                renameat2(AT_FDCWD, &one, AT_FDCWD, &two, RenameFlags::RENAME_EXCHANGE).ok();
+                renameat2(AT_FDCWD, &two, AT_FDCWD, &three, RenameFlags::RENAME_EXCHANGE).ok();
+            }
+        }
+        28 => drop(a_file(a).zip(free(b)).map(|(old, new)| {
+            // A copy; sometimes with its time.
+            let meta = old.metadata().unwrap();
+            std::fs::write(&new, std::fs::read(&old).unwrap()).unwrap();
+            if b.is_multiple_of(2) {
+                set_mtime(&new, (meta.mtime(), meta.mtime_nsec()));
+            }
+        })),
+        29 => drop(a_file(a).zip(free(b)).map(|(old, new)| {
+            // Gone, and another one of that size and time elsewhere, most often with its inode number.
+            let meta = old.metadata().unwrap();
+            let bytes: Vec<u8> = std::fs::read(&old).unwrap().iter().map(|x| x ^ 0x55).collect();
+            std::fs::remove_file(old).unwrap();
+            std::fs::write(&new, bytes).unwrap();
+            set_mtime(&new, (meta.mtime(), meta.mtime_nsec()));
+        })),
+        _ => drop(a_file(a).zip(free(b)).map(|(old, new)| {
+            // Moved, and edited with the time it had.
+            let meta = old.metadata().unwrap();
+            std::fs::rename(&old, &new).unwrap();
+            let bytes: Vec<u8> = std::fs::read(&new).unwrap().iter().map(|x| x ^ (1 << (b % 8))).collect();
+            std::fs::write(&new, bytes).unwrap();
+            set_mtime(&new, (meta.mtime(), meta.mtime_nsec()));
+        })),
     }
 }
 

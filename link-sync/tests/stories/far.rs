@@ -227,6 +227,8 @@ fn a_hostile_source_reaches_nothing_but_the_open_partial() {
             let answer = talk.ask_with(&json!({"ask": ask, "source": source}), &[b"a".to_vec()]);
             refused(&answer, 77, "is not a name");
         }
+        let reuse = json!({"ask": "reuse", "source": source, "fresh": true});
+        refused(&talk.ask_with(&reuse, &[]), 77, "is not a name");
         refused(&talk.ask_with(&merge(source), &[]), 77, "is not a name");
         refused(&talk.ask(&json!({"ask": "fresh", "source": source})), 77, "is not a name");
         let room = json!({"ask": "room", "source": source, "bytes": 1, "inodes": 1});

@@ -172,7 +172,7 @@ fn what_was_begun_is_given_up_and_cleared_on_a_full_disk() {
         world.act("stage", &[]).expect(0);
         fill(&disk.path);
         world.act("abort", &["--discard"]).expect(0);
-        for name in [".partial", ".incoming", ".resume", ".trash"] {
+        for name in [".partial", ".incoming", ".resume", ".reuse", ".trash"] {
             assert!(!store.join(name).exists(), "{kind}: {name}");
         }
         // The next one does not fit, says so, and leaves what is there as it is.

@@ -20,6 +20,8 @@ use crate::world::{Account, Disk, Rsyncs, World, first, give_back, ok, private, 
 
 /// Snapshots that were compared with their source.
 static COMPARED: AtomicU32 = AtomicU32::new(0);
+/// Files that had moved, and were not sent.
+static MOVED: AtomicU32 = AtomicU32::new(0);
 
 /// One step of a story: one more snapshot.
 #[derive(Clone, Debug)]
@@ -78,7 +80,9 @@ fn try_many(seed: u32, cases: u32, most: usize, story: impl Fn(&[Step])) {
     if let Err(error) = result {
         panic!("{error}");
     }
-    eprintln!("{} snapshots were compared so far", COMPARED.load(Ordering::Relaxed));
+    let (compared, moved) = (COMPARED.load(Ordering::Relaxed), MOVED.load(Ordering::Relaxed));
+    eprintln!("{compared} snapshots were compared so far, with {moved} files that had moved");
+    assert!(moved > 0 || compared < 50, "no file that moved was found");
 }
 
 /// Forgets what the store holds, so that the next run must compare everything.
@@ -167,6 +171,8 @@ fn story(
         }
         history.push((date, picture(&newest)));
         COMPARED.fetch_add(1, Ordering::Relaxed);
+        let moved = first(&ran)["moved_files"].as_u64().unwrap();
+        MOVED.fetch_add(u32::try_from(moved).unwrap(), Ordering::Relaxed);
     }
 }
 

@@ -24,10 +24,11 @@ const BOUND: u64 = 96 << 20;
 const ENDS: Duration = Duration::from_secs(60);
 
 /// Of the store's own files, those that a conversation may change.
-const OURS: [&str; 14] = [
+const OURS: [&str; 15] = [
     ".partial",
     ".incoming",
     ".resume",
+    ".reuse",
     ".trash",
     ".lock",
     ".latest",
@@ -122,6 +123,10 @@ fn requests(date: &str) -> Vec<Value> {
         json!({"ask": "receive", "source": "docs", "capabilities": ".LsfxCIvu", "checksum": false, "times": true,
             "delta": false, "again": false, "all_xattrs": false, "acls_only": false}),
         json!({"ask": "merge", "source": "docs", "times": true, "again": false}),
+        json!({"ask": "reuse", "source": "docs", "fresh": true}),
+        json!({"ask": "receive", "source": "docs", "capabilities": ".LsfxCIvu", "checksum": false, "times": true,
+            "delta": false, "again": true, "all_xattrs": false, "acls_only": false, "reused": true, "more": true}),
+        json!({"ask": "merge", "source": "docs", "times": true, "again": true, "reused": true}),
         json!({"ask": "flush"}),
         json!({"ask": "publish", "meta": described}),
         json!({"ask": "publish", "text": whole.to_string()}),
@@ -137,7 +142,7 @@ fn requests(date: &str) -> Vec<Value> {
 }
 
 /// Which of the requests are followed by a list.
-const LISTED: [&str; 8] = ["clone", "compare", "drop", "merge", "resume", "part", "look", "send"];
+const LISTED: [&str; 9] = ["clone", "compare", "drop", "merge", "reuse", "resume", "part", "look", "send"];
 
 /// Things that somebody might write where something else belongs.
 fn odd(dice: &mut Dice) -> Value {
@@ -202,7 +207,26 @@ fn item(dice: &mut Dice) -> Vec<u8> {
         path = (0..dice.roll(300)).map(|_| dice.roll(256) as u8).collect();
     }
     let kinds = [0, libc::S_IFDIR, libc::S_IFREG, libc::S_IFLNK, libc::S_IFCHR, u32::MAX];
-    if dice.one_in(2) { record(*dice.of(&kinds), &path) } else { path }
+    match dice.roll(5) {
+        0 | 1 => record(*dice.of(&kinds), &path),
+        2 => claim(dice, &path),
+        _ => path,
+    }
+}
+
+/// That `path` holds what `a` does, which was moved there, or copied.
+fn claim(dice: &mut Dice, path: &[u8]) -> Vec<u8> {
+    // SHA-256 of what is in `a`, and of nothing.
+    let sums = [
+        "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb",
+        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+    ];
+    let hex = *dice.of(&sums);
+    let sum: Vec<u8> = (0..32).map(|n| u8::from_str_radix(&hex[2 * n..2 * n + 2], 16).unwrap()).collect();
+    let old = *dice.of(&["a", "", "dir/b", "../docs/a", "link/treasure"]);
+    let size = (dice.roll(2) as u64).to_le_bytes();
+    let length = (if dice.one_in(10) { u32::MAX } else { old.len() as u32 }).to_le_bytes();
+    [&sum[..], &size, &[0; 12], &length, old.as_bytes(), path].concat()
 }
 
 /// A list: some frames of some items, and perhaps its end.

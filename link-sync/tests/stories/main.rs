@@ -23,6 +23,7 @@ mod hostile;
 mod locks;
 mod lost;
 mod mounts;
+mod moves;
 mod picture;
 mod planted;
 mod prune;

@@ -73,6 +73,49 @@ fn settled_in_maintenance_it_is_sealed_and_published() {
 }
 
 #[test]
+fn what_moved_before_maintenance_is_linked_and_what_moves_in_it_is_sent() {
+    let world = instance();
+    for name in ["film", "photo"] {
+        world.file(&format!("data/anna/files/{name}"), &name.repeat(50_000));
+    }
+    let publish = || folder(&world.act("publish", &["--crash-consistent"]).expect(0));
+    world.act("stage", &[]).expect(0);
+    let before = publish();
+    let delete = |name: &str| {
+        let bin = world.source.join("data/anna/files_trashbin/files");
+        std::fs::create_dir_all(&bin).unwrap();
+        std::fs::rename(world.source.join("data/anna/files").join(name), bin.join(format!("{name}.d1")))
+            .unwrap();
+    };
+    delete("film");
+    let staged = world.act("stage", &["--allow-shrink"]).expect(0);
+    assert_eq!(first(&staged)["moved_files"], 1, "{staged:?}");
+    // Also what moves between one stage and the next.
+    delete("photo");
+    let staged = world.act("stage", &["--allow-shrink"]).expect(0);
+    assert_eq!(first(&staged)["moved_files"], 2, "{staged:?}");
+    std::fs::rename(
+        world.source.join("data/anna/files_trashbin/files/film.d1"),
+        world.source.join("data/anna/files/film"),
+    )
+    .unwrap();
+    let settled = in_maintenance(&world, SETTLE).expect(0);
+    let data = &inner(&settled)["data"];
+    assert_eq!(
+        (&data["sealed"], &data["sources"][0]["moved_files"]),
+        (&true.into(), &2.into()),
+        "{settled:?}"
+    );
+    let after = publish();
+    use std::os::unix::fs::MetadataExt as _;
+    let inode = |path: std::path::PathBuf| path.metadata().unwrap().ino();
+    let photo = after.join("data/anna/files_trashbin/files/photo.d1");
+    assert_eq!(inode(photo), inode(before.join("data/anna/files/photo")));
+    let film = after.join("data/anna/files/film");
+    assert_eq!(std::fs::read_to_string(&film).unwrap(), "film".repeat(50_000));
+}
+
+#[test]
 fn a_drop_in_that_is_renewed_meanwhile_breaks_no_seal_and_costs_no_pass() {
     let world = instance();
     world.act("stage", &[]).expect(0);
