@@ -1,5 +1,7 @@
 //! What differs between two walks of a source: that is marked in the later one.
 
+use std::collections::HashSet;
+
 use super::dir::Dir;
 use super::meta::Meta;
 use super::path::{join, split};
@@ -17,7 +19,7 @@ pub struct Changes {
     pub marked: u64,
     /// The directories these are in, each before those below it.
     pub dirs: Vec<Vec<u8>>,
-    /// Entries of the old tree that are gone.
+    /// Entries of the old tree that are gone. Where they are more than a tenth, without those that have another name now.
     pub vanished: u64,
     /// Bytes of files that are marked because they cannot be trusted, but look as they did.
     pub alike_bytes: u64,
@@ -125,7 +127,29 @@ impl Tree {
         }
         changes.dirs.sort_unstable();
         changes.vanished = old.len() - matched;
+        if changes.vanished > old.len() / 10 {
+            changes.vanished -= self.renamed(old);
+        }
         changes
+    }
+
+    /// How many entries of `old` are gone from their place, and are what is in a new one: by inode, type, and, of a file, size
+    /// and time.
+    fn renamed(&self, old: &Tree) -> u64 {
+        let key = |m: &Meta| {
+            let content = m.is_file().then_some((m.size, m.mtime));
+            (!m.is_untrusted()).then_some((m.ino, m.kind(), content))
+        };
+        let only = |here: &Tree, there: &Tree| -> Vec<_> {
+            let dirs = here.dirs.iter().map(|(path, dir)| (there.dirs.get(path), dir));
+            let entries = dirs.flat_map(|(other, dir)| dir.entries().map(move |(name, e)| (other, name, e)));
+            let gone = entries.filter(|(other, name, _)| other.and_then(|dir| dir.find(name)).is_none());
+            gone.filter_map(|(_, _, e)| key(&e.meta)).collect()
+        };
+        let new: HashSet<_> = only(self, old).into_iter().collect();
+        // Each counts once, however many names it had.
+        let gone: HashSet<_> = only(old, self).into_iter().collect();
+        gone.intersection(&new).count() as u64
     }
 }
 

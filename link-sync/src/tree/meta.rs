@@ -3,7 +3,7 @@
 use common::mutant;
 
 /// A time as the file system gives it: seconds and nanoseconds since the epoch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Stamp {
     /// Seconds; negative before 1970.
     pub sec: i64,

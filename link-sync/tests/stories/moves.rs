@@ -566,3 +566,24 @@ fn what_rotted_at_the_store_and_moved_with_another_mode_is_sent() {
     let date = folder(&ran);
     world.act("verify", &["--date", date.file_name().unwrap().to_str().unwrap()]).expect(0);
 }
+
+#[test]
+fn a_folder_of_nearly_all_may_get_another_name_and_is_not_lost() {
+    let world = World::new();
+    for n in 0..40 {
+        file(&world, &format!("photos/{n}"), 70_000 + n, 1);
+    }
+    world.publish();
+    rename(&world, "photos", "pictures");
+    let ran = world.snapshot(&[]).expect(0);
+    world.newest_is_source();
+    assert_eq!(count(&ran, "moved_files"), 40);
+    // Others in their place are no other names.
+    for n in 0..20 {
+        fs::remove_file(world.source.join(format!("pictures/{n}"))).unwrap();
+        file(&world, &format!("pictures/new{n}"), 70_000 + n, 2);
+    }
+    let refused = world.snapshot(&[]).expect(78);
+    let message = refused.json["error"]["message"].as_str().unwrap();
+    assert!(message.contains("20 of 41 paths of the last snapshot are gone"), "{message}");
+}
