@@ -75,6 +75,17 @@ pub enum Action {
     /// are not read. A date of the copy keeps the checksums of what is new in it;
     /// the lists of names and attributes stay in the store (verify --against).
     Copy(Copy),
+    /// Make one read-only squashfs image of what makes a snapshot of another one, for
+    /// an overlay: 0/0 device for what is gone, trusted.overlay.opaque, redirect and
+    /// metacopy. Contents are read where they lie. Beside FILE lies FILE.json, which
+    /// tells also what an image cannot hold. Exit code 3 if there is such.
+    ///
+    /// data: image, image_bytes, sha256, date, id, base_date, base_id, files,
+    /// content_bytes, files_by_content, others, folders, moved_folders, deleted,
+    /// left_out (path, what; the first 10), left_out_total, last (with --most-bytes:
+    /// the last path in it, if more follow).
+    #[command(hide = true)]
+    Layer(Layer),
     /// Bring back a file, a folder, a user or whole sources as they were at a
     /// date, to where they were or elsewhere, with owners, modes, times,
     /// attributes. What is replaced is kept aside until all has succeeded; what
@@ -281,6 +292,28 @@ pub struct Copy {
     /// Write no more than this ahead of the disk.
     #[arg(long, value_name = "BYTES", default_value = "4m")]
     pub flush_bytes: common::profile::Bytes,
+}
+
+/// Options of `layer`.
+#[derive(Args, Clone, Debug)]
+pub struct Layer {
+    #[command(flatten)]
+    pub profile: Profile,
+    /// The image's path; its folder must be ours alone.
+    #[arg(long, value_name = "FILE")]
+    pub to: PathBuf,
+    /// The snapshot: a date, or latest.
+    #[arg(long, value_name = "DATE", default_value = "latest")]
+    pub date: String,
+    /// The snapshot whose images it is to be laid over [default: none: all of it].
+    #[arg(long, value_name = "DATE")]
+    pub base: Option<String>,
+    /// Without a base: no more than so many bytes of contents, and at least one path.
+    #[arg(long, value_name = "BYTES", conflicts_with = "base")]
+    pub most_bytes: Option<common::profile::Bytes>,
+    /// Only what comes after this path, which the image before it ended with.
+    #[arg(long, value_name = "PATH", requires = "most_bytes")]
+    pub after: Option<OsString>,
 }
 
 /// Options of `restore`.

@@ -36,7 +36,7 @@ pub use far_end::started_by_copy;
 /// Does it.
 pub fn copy(args: &Copy, report: &mut Report) -> Result<()> {
     let profile = args.profile.options().load_profile()?;
-    let store = source(args, &profile)?;
+    let store = source(args.profile.store.as_ref(), &profile)?;
     let dir = store.check()?;
     let to = std::path::absolute(&args.to).context("--to")?;
     if to.starts_with(&store.path) || store.path.starts_with(&to) {
@@ -87,10 +87,10 @@ pub fn copy(args: &Copy, report: &mut Report) -> Result<()> {
     copying.run(far, base.as_ref(), report)
 }
 
-/// The local store: `--store`, or the profile's.
-fn source(args: &Copy, profile: &Profile) -> Result<Store> {
+/// The local store that is only read: the one that was `named`, or the profile's.
+pub fn source(named: Option<&String>, profile: &Profile) -> Result<Store> {
     let table = profile.store.as_ref();
-    let named = args.profile.store.as_ref().map(PathBuf::from);
+    let named = named.map(PathBuf::from);
     let path = named.or_else(|| profile.offsite.store.clone()).or_else(|| table.map(|t| t.path.clone()));
     let path =
         path.ok_or_else(|| Fault::config("no store is named").hint("set path in [store], or give --store"))?;

@@ -190,7 +190,8 @@ fn attributes(stat: &FileStat) -> (u32, u32, u32, i64, i64) {
     (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_mtime, stat.st_mtime_nsec)
 }
 
-fn same_content(old: &File, new: &File, name: &OsStr, a: &FileStat, b: &FileStat) -> Result<bool> {
+/// Whether `name` has the same content in both folders, where `a` and `b` are its stats and of one type.
+pub fn same_content(old: &File, new: &File, name: &OsStr, a: &FileStat, b: &FileStat) -> Result<bool> {
     Ok(match a.st_mode & libc::S_IFMT {
         libc::S_IFREG => a.st_size == b.st_size && same_bytes(open_file(old, name)?, open_file(new, name)?)?,
         libc::S_IFLNK => readlinkat(old, name)? == readlinkat(new, name)?,

@@ -1,0 +1,183 @@
+//! A plan as the stream that an image is made from: contents are read where they lie, and go nowhere else.
+
+use std::fs::File;
+use std::io::Read as _;
+
+use anyhow::{Context as _, Result};
+use common::fault::Fault;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::entry::{Entry, mtime, stat, whiteout};
+use super::plan::{Part, Plan};
+use super::tar::{self, Kind};
+use crate::names::show;
+use crate::store::{open_dir, open_file_at, split};
+
+/// Bytes handed on at once.
+const PIECE: usize = 256 << 10;
+
+/// What went into an image.
+#[derive(Debug, Default, Serialize)]
+pub struct Packed {
+    /// Files stored whole.
+    pub files: u64,
+    /// Their bytes.
+    pub content_bytes: u64,
+    /// Files of which the base has the content.
+    pub files_by_content: u64,
+    /// Other things that are no folders.
+    pub others: u64,
+    /// Folders.
+    pub folders: u64,
+    /// Folders among them that are elsewhere in the base.
+    pub moved_folders: u64,
+    /// Paths that are gone, without what was in them.
+    pub deleted: u64,
+    /// What an image cannot hold.
+    pub left_out: Vec<Value>,
+}
+
+/// Writes what `plan` says of `wanted` in pieces to `put`.
+pub fn pack(plan: &Plan, wanted: &File, mut put: impl FnMut(&[u8]) -> Result<()>) -> Result<Packed> {
+    let mut packing =
+        Packing { packed: Packed::default(), out: Vec::with_capacity(2 * PIECE), put: &mut put };
+    let mut folder: Option<(Vec<u8>, File)> = None;
+    for (path, part) in plan {
+        common::signals::check()?;
+        let (above, name) = split(path);
+        let context = || format!("cannot store {}", show(path));
+        let dir = match folder.take().filter(|f| f.0 == above) {
+            Some(open) => open,
+            None => (above.to_vec(), open_dir(wanted, above).with_context(context)?),
+        };
+        packing.path(path, part, &dir.1, name).with_context(context)?;
+        folder = Some(dir);
+    }
+    tar::end(&mut packing.out);
+    packing.flush(0)?;
+    Ok(packing.packed)
+}
+
+/// The latest of the times, in the seconds that an image has.
+pub fn latest(plan: &Plan, wanted: &File) -> Result<u32> {
+    let mut latest = 0;
+    for path in plan.iter().filter(|p| *p.1 != Part::Gone).map(|p| p.0) {
+        common::signals::check()?;
+        latest = latest.max(mtime(&stat(wanted, path)?));
+    }
+    Ok(latest)
+}
+
+struct Packing<'a> {
+    packed: Packed,
+    out: Vec<u8>,
+    put: &'a mut dyn FnMut(&[u8]) -> Result<()>,
+}
+
+impl Packing<'_> {
+    fn path(&mut self, path: &[u8], part: &Part, dir: &File, name: &[u8]) -> Result<()> {
+        if *part == Part::Gone {
+            self.packed.deleted += 1;
+            whiteout(path, &mut self.out);
+            return self.flush(PIECE);
+        }
+        let entry = Entry::look(dir, name)?;
+        for what in &entry.left_out {
+            let base64 = common::status::b64(std::os::unix::ffi::OsStrExt::from_bytes(path));
+            self.packed.left_out.push(json!({"path": show(path), "path_b64": base64, "what": what}));
+        }
+        let Some(kind) = entry.kind else {
+            if *part == (Part::Whole { over: true }) {
+                whiteout(path, &mut self.out);
+            }
+            return self.flush(PIECE);
+        };
+        let folder = matches!(part, Part::Folder | Part::Fresh | Part::MovedFolder(_));
+        if folder != (kind == Kind::Folder) {
+            return Err(changed().into());
+        }
+        match part {
+            Part::Gone => {}
+            Part::Folder => entry.write(path, kind, &[], &mut self.out),
+            Part::Fresh => entry.write(path, kind, &[("opaque", b"y")], &mut self.out),
+            Part::MovedFolder(from) => {
+                self.packed.moved_folders += 1;
+                entry.write(path, kind, &[("redirect", &from_top(from))], &mut self.out);
+            }
+            Part::Content(from) => {
+                self.packed.files_by_content += 1;
+                let redirect = from.as_ref().map(|from| from_top(from));
+                let marks = [("metacopy", &b""[..])].into_iter();
+                let marks: Vec<_> = marks.chain(redirect.as_ref().map(|to| ("redirect", &to[..]))).collect();
+                entry.write(path, kind, &marks, &mut self.out);
+                self.zeros(entry.stat.st_size.unsigned_abs())?;
+            }
+            Part::Whole { .. } => {
+                entry.write(path, kind, &[], &mut self.out);
+                match kind {
+                    Kind::File => self.content(dir, name, entry.stat.st_size.unsigned_abs())?,
+                    _ => self.packed.others += 1,
+                }
+            }
+        }
+        self.packed.folders += u64::from(folder);
+        self.flush(PIECE)
+    }
+
+    /// A file that says its size and holds nothing: mksquashfs makes holes of zeros. (What tar has for holes it reads wrongly.)
+    fn zeros(&mut self, size: u64) -> Result<()> {
+        let mut left = size;
+        while left > 0 {
+            let take = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+            self.out.resize(self.out.len() + take, 0);
+            left -= take as u64;
+            self.flush(PIECE)?;
+        }
+        tar::padding(&mut self.out, size);
+        Ok(())
+    }
+
+    /// Exactly so many bytes, as was promised.
+    fn content(&mut self, dir: &File, name: &[u8], size: u64) -> Result<()> {
+        let mut file = open_file_at(dir, name)?;
+        let mut left = size;
+        while left > 0 {
+            let take = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+            let begin = self.out.len();
+            self.out.resize(begin + take, 0);
+            file.read_exact(&mut self.out[begin..]).map_err(|e| match e.kind() {
+                std::io::ErrorKind::UnexpectedEof => changed().into(),
+                _ => anyhow::Error::from(e),
+            })?;
+            left -= take as u64;
+            self.flush(PIECE)?;
+        }
+        if file.read(&mut [0])? != 0 {
+            return Err(changed().into());
+        }
+        tar::padding(&mut self.out, size);
+        self.packed.files += 1;
+        self.packed.content_bytes += size;
+        Ok(())
+    }
+
+    /// Hands on what there is, if it is more than `enough`.
+    fn flush(&mut self, enough: usize) -> Result<()> {
+        if self.out.len() > enough {
+            (self.put)(&self.out)?;
+            self.out.clear();
+        }
+        Ok(())
+    }
+}
+
+/// A path as overlayfs looks for it.
+fn from_top(path: &[u8]) -> Vec<u8> {
+    [b"/", path].concat()
+}
+
+fn changed() -> Fault {
+    Fault::failed("it was changed meanwhile")
+        .hint("a published snapshot never changes: who writes to the store?")
+}

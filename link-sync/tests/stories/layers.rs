@@ -1,0 +1,369 @@
+//! Images of what changed: laid over each other they show each snapshot, with all its attributes.
+//!
+//! `LAYERS_CASES=200` tries more, `LAYERS_SEED=7` the same as the run that said so.
+
+use std::collections::HashMap;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::{Mode, SFlag, UtimensatFlags, mknod, utimensat};
+use nix::sys::time::TimeSpec;
+use proptest::collection::vec;
+use proptest::prelude::any;
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
+use testkit::Ran;
+
+use crate::changes::{self, Change, KINDS};
+use crate::picture::{Picture, Seen, picture};
+use crate::world::{Mounted, World, ok, private, warnings};
+
+/// A store whose snapshots share inodes also where a path was moved, as link-sync makes them where it sees that; made here from
+/// a tree that changes.
+struct History {
+    world: World,
+    /// One of link-sync's own, to describe the others.
+    described: serde_json::Value,
+    /// Inodes of the tree to paths of the last snapshot.
+    last: HashMap<u64, PathBuf>,
+    dates: Vec<String>,
+    images: PathBuf,
+}
+
+impl History {
+    fn new() -> History {
+        let world = World::new();
+        let first = world.publish();
+        let described = std::fs::read(first.join(".meta/snapshot.json")).unwrap();
+        let images = world.dir.join("images");
+        private(&images);
+        let described = serde_json::from_slice(&described).unwrap();
+        History { world, described, last: HashMap::new(), dates: Vec::new(), images }
+    }
+
+    /// What the tree is now, as a snapshot.
+    fn shoot(&mut self) -> String {
+        let date = format!("2020-01-{:02}T00-00-00Z", self.dates.len() + 1);
+        let (top, source) = (self.world.store.join(&date), self.world.source.clone());
+        private(&top.join(".meta"));
+        let docs = top.join("docs");
+        let paths = [source.as_os_str(), docs.as_os_str()].map(|p| p.to_str().unwrap());
+        ok("cp", &["-a", "--no-preserve=links", paths[0], paths[1]]);
+        let mut inodes = HashMap::new();
+        let mut folders = Vec::new();
+        for (path, seen) in picture(&docs).0 {
+            let path = std::ffi::OsString::from_vec(path);
+            let (here, there) = (docs.join(&path), source.join(&path));
+            if seen.mode & libc::S_IFMT == libc::S_IFDIR {
+                folders.push((here, seen.mtime));
+                continue;
+            }
+            let inode = there.symlink_metadata().unwrap().ino();
+            let same = self.last.get(&inode).filter(|old| picture(old).0[&Vec::new()] == seen);
+            if let Some(old) = same {
+                std::fs::remove_file(&here).unwrap();
+                std::fs::hard_link(old, &here).unwrap();
+            }
+            inodes.insert(inode, here);
+        }
+        for (folder, (sec, nsec)) in folders {
+            let time = TimeSpec::new(sec, nsec);
+            let at = nix::fcntl::AT_FDCWD;
+            utimensat(at, &folder, &time, &time, UtimensatFlags::NoFollowSymlink).unwrap();
+        }
+        self.last = inodes;
+        self.described["date"] = date.clone().into();
+        self.described["id"] = format!("{:032x}", self.dates.len() + 1).into();
+        std::fs::write(top.join(".meta/snapshot.json"), self.described.to_string()).unwrap();
+        std::fs::write(top.join(".meta/lock"), "").unwrap();
+        self.dates.push(date.clone());
+        date
+    }
+
+    fn image(&self, n: usize) -> PathBuf {
+        self.images.join(format!("{n}.sqfs"))
+    }
+
+    fn layer(&self, to: &Path, options: &[&str]) -> Ran {
+        let options: Vec<_> = ["--to", to.to_str().unwrap()].iter().chain(options).copied().collect();
+        self.world.act("layer", &options)
+    }
+
+    /// The image of snapshot `n` over the one before it.
+    fn next(&self, n: usize) -> Ran {
+        let date = &self.dates[n];
+        match n.checked_sub(1) {
+            None => self.layer(&self.image(n), &["--date", date]),
+            Some(base) => self.layer(&self.image(n), &["--date", date, "--base", &self.dates[base]]),
+        }
+    }
+
+    /// Everything at `date`, as the store has it.
+    fn stored(&self, date: &str) -> Picture {
+        picture(&self.world.store.join(date).join("docs"))
+    }
+}
+
+/// An overlay of images, the newest first, with what the images hold for squashfs given back.
+fn shown(dir: &Path, images: &[PathBuf]) -> Picture {
+    let mut mounted = Vec::new();
+    let top = dir.join("top");
+    private(&top);
+    let mut lower = top.to_str().unwrap().to_owned();
+    for (n, image) in images.iter().enumerate() {
+        let place = dir.join(format!("layer-{n}"));
+        private(&place);
+        ok("mount", &["-o", "loop,ro", image.to_str().unwrap(), place.to_str().unwrap()]);
+        lower = format!("{lower}:{}", place.display());
+        mounted.push(Mounted(place));
+    }
+    let view = dir.join("view");
+    private(&view);
+    let options =
+        format!("ro,nosuid,nodev,noexec,redirect_dir=follow,metacopy=on,index=off,lowerdir={lower}");
+    ok("mount", &["-t", "overlay", "overlay", "-o", &options, view.to_str().unwrap()]);
+    let overlay = Mounted(view.clone());
+    let mut seen = picture(&view.join("docs"));
+    drop(overlay);
+    seen.0.values_mut().for_each(give_back);
+    // The overlay holds what is below it.
+    drop(mounted);
+    seen
+}
+
+fn give_back(seen: &mut Seen) {
+    const OURS: &[u8] = b"trusted.nc-backup.";
+    for (name, value) in std::mem::take(&mut seen.xattrs) {
+        match name.strip_prefix(OURS) {
+            None => drop(seen.xattrs.insert(name, value)),
+            Some(b"mtime") => {
+                let text = String::from_utf8(value).unwrap();
+                let (seconds, fraction) = text.split_once('.').unwrap();
+                let (whole, nanoseconds) =
+                    (seconds.parse::<i64>().unwrap(), fraction.parse::<i64>().unwrap());
+                seen.mtime = match seconds.starts_with('-') && nanoseconds > 0 {
+                    true => (whole - 1, 1_000_000_000 - nanoseconds),
+                    false => (whole, nanoseconds),
+                };
+            }
+            Some(acl) => drop(seen.xattrs.insert([b"system.", acl].concat(), value)),
+        }
+    }
+}
+
+fn number(name: &str, usual: u32) -> u32 {
+    std::env::var(name).map_or(usual, |n| n.parse().unwrap_or_else(|_| panic!("{name} is a number")))
+}
+
+#[test]
+fn whatever_changes_an_overlay_of_the_images_shows_each_snapshot() {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let seed = number("LAYERS_SEED", now.subsec_nanos());
+    eprintln!("LAYERS_SEED={seed}");
+    let cases = number("LAYERS_CASES", 8);
+    let config = Config { cases, max_shrink_iters: 60, failure_persistence: None, ..Config::default() };
+    let mut bytes = [0; 32];
+    bytes[..4].copy_from_slice(&seed.to_le_bytes());
+    let random = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let change = || vec((0..KINDS + MOVES, any::<u32>(), any::<u32>()), 0..20);
+    let result = TestRunner::new_with_rng(config, random).run(&vec(change(), 1..5), |steps| {
+        let wrong = story(&steps);
+        if wrong.is_empty() { Ok(()) } else { Err(TestCaseError::fail(wrong)) }
+    });
+    if let Err(error) = result {
+        panic!("{error}");
+    }
+}
+
+/// More changes than those of others: whole folders go into each other, swap, are copied by links.
+const MOVES: u8 = 4;
+
+fn change(top: &Path, change: Change) {
+    let (kind, a, b) = change;
+    if kind < KINDS {
+        return changes::apply(top, change);
+    }
+    let folders: Vec<PathBuf> = picture(top)
+        .0
+        .into_iter()
+        .filter(|(path, seen)| !path.is_empty() && seen.mode & libc::S_IFMT == libc::S_IFDIR)
+        .map(|(path, _)| top.join(std::ffi::OsString::from_vec(path)))
+        .collect();
+    if folders.len() < 2 {
+        return;
+    }
+    let (one, other) = (&folders[a as usize % folders.len()], &folders[b as usize % folders.len()]);
+    let free = other.join(format!("moved-{}", b % 3));
+    if one == other || free.symlink_metadata().is_ok() {
+        return;
+    }
+    let nested = one.starts_with(other) || other.starts_with(one);
+    let paths = [one.to_str(), free.to_str()];
+    match (kind - KINDS, paths) {
+        (0 | 1, _) if !other.starts_with(one) => std::fs::rename(one, &free).unwrap(),
+        (2, _) if !nested => {
+            let aside = top.join("aside-for-a-moment");
+            std::fs::rename(one, &aside).unwrap();
+            std::fs::rename(other, one).unwrap();
+            std::fs::rename(&aside, other).unwrap();
+        }
+        (3, [Some(from), Some(to)]) if !other.starts_with(one) => drop(ok("cp", &["-al", from, to])),
+        _ => {}
+    }
+}
+
+/// What went wrong.
+fn story(steps: &[Vec<Change>]) -> String {
+    let mut history = History::new();
+    changes::begin(&history.world.source);
+    let mut stack: Vec<PathBuf> = Vec::new();
+    let nothing = Vec::new();
+    for (n, step) in std::iter::once(&nothing).chain(steps).enumerate() {
+        step.iter().for_each(|c| change(&history.world.source, *c));
+        let date = history.shoot();
+        history.next(n).expect(0);
+        stack.insert(0, history.image(n));
+        let wrong = history.stored(&date).differences(&shown(&history.images, &stack));
+        if !wrong.is_empty() {
+            return format!("snapshot {n}:\n{}", wrong.join("\n"));
+        }
+    }
+    String::new()
+}
+
+#[test]
+fn what_was_moved_is_not_stored_again() {
+    let mut history = History::new();
+    for n in 0..200 {
+        history.world.file(&format!("photos/2024/{n}.jpg"), &format!("{n}").repeat(4000));
+    }
+    history.world.file("photos/one", &"1".repeat(5000));
+    history.shoot();
+    history.next(0).expect(0);
+    let source = &history.world.source;
+    std::fs::create_dir(source.join("trash")).unwrap();
+    std::fs::rename(source.join("photos/2024"), source.join("trash/2024.d1")).unwrap();
+    std::fs::remove_file(source.join("trash/2024.d1/7.jpg")).unwrap();
+    std::fs::rename(source.join("photos/one"), source.join("trash/two")).unwrap();
+    std::os::unix::fs::chown(source.join("trash/2024.d1/8.jpg"), Some(33), Some(33)).unwrap();
+    let date = history.shoot();
+    let ran = history.next(1).expect(0);
+    let data = &ran.json["data"];
+    assert_eq!((&data["moved_folders"], &data["files_by_content"]), (&1.into(), &2.into()), "{data}");
+    // 7.jpg in its new folder; the old folder, and the file.
+    assert_eq!(data["deleted"], 3);
+    // What the snapshot says of itself, and its lock.
+    assert_eq!(data["files"], 2);
+    let wrong =
+        history.stored(&date).differences(&shown(&history.images, &[history.image(1), history.image(0)]));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn an_image_is_the_same_each_time_and_its_hash_is_told() {
+    let mut history = History::new();
+    history.world.file("d/a", "a");
+    history.shoot();
+    let one = history.layer(&history.images.join("one"), &["--date", &history.dates[0]]).expect(0);
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let other = history.layer(&history.images.join("other"), &["--date", &history.dates[0]]).expect(0);
+    assert_eq!(one.json["data"]["sha256"], other.json["data"]["sha256"]);
+    let told = ok("sha256sum", &[history.images.join("one").to_str().unwrap()]);
+    assert!(told.starts_with(one.json["data"]["sha256"].as_str().unwrap()));
+    let beside = std::fs::read(history.images.join("one.json")).unwrap();
+    let beside: serde_json::Value = serde_json::from_slice(&beside).unwrap();
+    assert_eq!(beside["sha256"], one.json["data"]["sha256"]);
+    // Nothing is left of the making; and nothing that is there is written to.
+    assert_eq!(std::fs::read_dir(&history.images).unwrap().count(), 4);
+    let again = history.layer(&history.images.join("one"), &["--date", &history.dates[0]]);
+    assert_eq!(again.code, 78, "{again:?}");
+}
+
+#[test]
+fn what_would_make_an_overlay_lie_is_left_out_and_told() {
+    let mut history = History::new();
+    let source = history.world.source.clone();
+    history.world.file("d/hidden", "seen");
+    history.world.file("d/kept", "kept");
+    history.world.file("d/becomes", "a file");
+    history.shoot();
+    history.next(0).expect(0);
+    let device = |path: &str| mknod(&source.join(path), SFlag::S_IFCHR, Mode::S_IRWXU, 0).unwrap();
+    device("d/new-device");
+    std::fs::remove_file(source.join("d/becomes")).unwrap();
+    device("d/becomes");
+    for (name, value) in [("trusted.overlay.opaque", &b"y"[..]), ("trusted.nc-backup.mtime", b"1.5")] {
+        xattr::set(source.join("d"), name, value).unwrap();
+    }
+    xattr::set(source.join("d/kept"), "trusted.overlay.redirect", b"/docs/d/hidden").unwrap();
+    xattr::set(source.join("d/kept"), "user.own", b"1").unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(source.join("d/socket")).unwrap();
+    let date = history.shoot();
+    let ran = history.next(1).expect(3);
+    assert_eq!(
+        (warnings(&ran), &ran.json["data"]["left_out_total"]),
+        (vec!["left-out"], &6.into()),
+        "{ran:?}"
+    );
+    let seen = shown(&history.images, &[history.image(1), history.image(0)]);
+    let mut stored = history.stored(&date);
+    for path in ["d/new-device", "d/becomes", "d/socket"] {
+        stored.0.remove(path.as_bytes()).unwrap();
+    }
+    for xattrs in stored.0.values_mut().map(|s| &mut s.xattrs) {
+        xattrs.retain(|name, _| !name.starts_with(b"trusted."));
+    }
+    let wrong = stored.differences(&seen);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(seen.0[&b"d/kept"[..]].xattrs.contains_key(&b"user.own"[..]));
+}
+
+#[test]
+fn a_first_copy_is_made_of_several_images_one_after_the_other() {
+    let mut history = History::new();
+    changes::begin(&history.world.source);
+    for n in 0..40 {
+        history.world.file(&format!("many/{}/\"{n}\"", n % 4), &"x".repeat(1000 * (n + 1)));
+    }
+    let date = history.shoot();
+    let mut stack: Vec<PathBuf> = Vec::new();
+    let mut after: Option<String> = None;
+    let mut bytes = 0;
+    loop {
+        let to = history.image(stack.len());
+        let mut options = vec!["--date", &date, "--most-bytes", "200k"];
+        options.extend(after.iter().flat_map(|after| ["--after", after]));
+        let ran = history.layer(&to, &options).expect(0);
+        let data = &ran.json["data"];
+        let stored = data["content_bytes"].as_u64().unwrap();
+        assert!(stored <= 200 << 10, "{data}");
+        bytes += stored;
+        stack.insert(0, to);
+        after = data["last"].as_str().map(str::to_owned);
+        if after.is_none() {
+            break;
+        }
+    }
+    assert!(stack.len() >= 4, "{bytes} bytes in {} images", stack.len());
+    let wrong = history.stored(&date).differences(&shown(&history.images, &stack));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn an_image_goes_only_where_nobody_else_can_exchange_it() {
+    let mut history = History::new();
+    history.world.file("a", "a");
+    history.shoot();
+    let open = history.world.dir.join("open");
+    std::fs::create_dir(&open).unwrap();
+    ok("chmod", &["0777", open.to_str().unwrap()]);
+    let ran = history.layer(&open.join("x"), &["--date", &history.dates[0]]);
+    assert_eq!(ran.code, 78, "{ran:?}");
+    assert_eq!(std::fs::read_dir(&open).unwrap().count(), 0);
+    let own =
+        history.layer(&history.images.join("x"), &["--date", &history.dates[0], "--base", &history.dates[0]]);
+    assert_eq!(own.code, 2, "{own:?}");
+    assert!(
+        !history.images.join("x").as_os_str().as_bytes().is_empty() && !history.images.join("x").exists()
+    );
+}
