@@ -18,7 +18,7 @@ use nix::sys::stat::Mode;
 
 use crate::disk::Disk;
 use crate::generation::{Content, Stamp};
-use crate::store;
+use crate::{layers, store};
 
 /// For ourselves: what is done in the container is done by a child, because S3 may stop answering.
 #[derive(Args, Debug)]
@@ -43,6 +43,8 @@ pub(crate) enum What {
     Prepare,
     /// Write the generation that is on stdin.
     Write,
+    /// Do with layers what stdin says.
+    Layers,
 }
 
 /// The file of the generation, in the container.
@@ -111,6 +113,7 @@ pub(crate) fn answer(inside: &Inside) -> ExitCode {
         }
         What::Prepare => make_folder(dir).map(|()| Vec::new()),
         What::Write => stamp(dir).map(|()| Vec::new()),
+        What::Layers => layers::answer(dir),
     });
     match result.and_then(|bytes| Ok(std::io::stdout().write_all(&bytes)?)) {
         Ok(()) => ExitCode::SUCCESS,

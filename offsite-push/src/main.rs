@@ -4,6 +4,7 @@ mod cli;
 mod disk;
 mod generation;
 mod inside;
+mod layers;
 mod lease;
 mod leftovers;
 mod link;

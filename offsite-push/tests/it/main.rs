@@ -6,6 +6,7 @@
 mod faults;
 mod generation;
 mod killed;
+mod layers;
 mod prune;
 mod real;
 mod scripts;

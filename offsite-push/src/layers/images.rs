@@ -1,0 +1,91 @@
+//! An image on its way into the container: in one stream, compared with its hash, durable before it has its name.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use common::{durable, mutant};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use super::list::is_image;
+
+/// Bytes read at once.
+const PIECE: usize = 1 << 20;
+
+/// Bytes after which the disk is waited for, so that what has been written is what has left.
+const FLUSH: u64 = 32 << 20;
+
+/// Copies the image `from` to `name` in the folder `images`, and before it what was told of it; false if it is there already.
+pub(super) fn put(images: &Path, name: &str, from: &Path, bytes: u64, sha256: &str) -> Result<bool> {
+    anyhow::ensure!(is_image(name), "{name:?} is no name of an image");
+    let target = images.join(name);
+    let beside = images.join(format!("{name}.json"));
+    match std::fs::symlink_metadata(&target) {
+        Ok(meta) => {
+            let told = durable::read(&beside)?.and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+            let same =
+                meta.is_file() && meta.len() == bytes && told.is_some_and(|told| told["sha256"] == sha256);
+            anyhow::ensure!(same, "{name} is there already, and is another image");
+            return Ok(false);
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound => {}
+        Err(e) => return Err(e).with_context(|| format!("cannot look at {}", target.display())),
+    }
+    let mut json = from.as_os_str().to_owned();
+    json.push(".json");
+    let told = durable::read(Path::new(&json))?
+        .with_context(|| format!("there is no {}", Path::new(&json).display()))?;
+    let passing = images.join(format!(".{name}.new"));
+    let copied = copy(from, &passing);
+    let (count, sum) =
+        copied.with_context(|| format!("cannot copy {} to {}", from.display(), passing.display()))?;
+    if (count, &sum[..]) != (bytes, sha256) && !mutant::active("an-image-is-what-was-made") {
+        std::fs::remove_file(&passing).ok();
+        anyhow::bail!("{} is not what was made: {count} bytes, {sum}", from.display());
+    }
+    durable::write(&beside, &told, 0o600)?;
+    std::fs::rename(&passing, &target).with_context(|| format!("cannot rename {}", passing.display()))?;
+    durable::sync_dir(images)?;
+    Ok(true)
+}
+
+/// Copies all of it, durably; its bytes and its hash.
+fn copy(from: &Path, to: &Path) -> Result<(u64, String)> {
+    let open = |path: &Path, options: &mut std::fs::OpenOptions| {
+        options.custom_flags(nix::libc::O_NOFOLLOW).open(path)
+    };
+    let mut source = open(from, File::options().read(true))?;
+    anyhow::ensure!(source.metadata()?.is_file(), "it is not a file");
+    match std::fs::remove_file(to) {
+        Err(e) if e.kind() != ErrorKind::NotFound => {
+            return Err(e).context("cannot remove what was not finished");
+        }
+        _ => {}
+    }
+    let mut target = open(to, File::options().write(true).create_new(true).mode(0o600))?;
+    let (mut hash, mut bytes, mut waiting) = (Sha256::new(), 0, 0);
+    let mut piece = vec![0; PIECE];
+    loop {
+        common::signals::check()?;
+        let n = match source.read(&mut piece) {
+            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+            other => other?,
+        };
+        if n == 0 {
+            break;
+        }
+        hash.update(&piece[..n]);
+        target.write_all(&piece[..n])?;
+        bytes += n as u64;
+        waiting += n as u64;
+        if waiting >= FLUSH {
+            target.sync_data()?;
+            waiting = 0;
+        }
+    }
+    target.sync_all()?;
+    Ok((bytes, hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+}

@@ -1,0 +1,110 @@
+//! The layout `layers` in the container: read-only squashfs images of what changed, and for each date the list of those that
+//! show it. Done by a child of ours, which is asked on stdin and answers on stdout (see `inside.rs`).
+//!
+//! ```text
+//! layers/images/DATE.sqfs, DATE.2.sqfs   made by `link-sync layer`; beside each, DATE.sqfs.json
+//! layers/dates/DATE                      its images, newest first
+//! layers/dates/DATE.unfinished           those of a date that is on its way
+//! ```
+//! Nothing that has its name is ever written to. No push uses this yet.
+
+mod dates;
+mod images;
+mod list;
+mod view;
+
+use std::fs::DirBuilder;
+use std::io::{ErrorKind, Read as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use common::durable;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use list::List;
+
+/// The folder of it all, in the container.
+const LAYERS: &str = "layers";
+/// The images, below it.
+const IMAGES: &str = "images";
+/// The lists, below it.
+const DATES: &str = "dates";
+
+/// The longest request, in bytes: a list of all the images that an overlay takes.
+const LONGEST: u64 = 1 << 20;
+
+/// What is asked.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+enum Request {
+    /// The dates and their images.
+    Lists {},
+    /// Copy an image, and what was told of it (`FROM.json`).
+    Put { image: String, from: PathBuf, bytes: u64, sha256: String },
+    /// Note which images a date that is on its way will have so far, before they are copied: so they are not swept out.
+    Intend { date: String, layers: Vec<String> },
+    /// The date is there.
+    Publish { date: String, layers: Vec<String> },
+    /// Take a date out, and the images that no other needs.
+    Drop { date: String },
+    /// Remove what no list needs.
+    Sweep {},
+    /// Show a date below the folder `at`.
+    Show { date: String, at: PathBuf },
+    /// Take down whatever is shown below `at`.
+    Hide { at: PathBuf },
+}
+
+/// Reads the request from stdin, and does it in the container mounted at `container`.
+pub(crate) fn answer(container: &Path) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    std::io::stdin().take(LONGEST).read_to_end(&mut text)?;
+    let request = serde_json::from_slice(&text).context("the request is not understood")?;
+    let top = container.join(LAYERS);
+    let done = match request {
+        Request::Lists {} => {
+            let lists = dates::Lists::read(&top)?;
+            let told = |lists: &[List]| -> Vec<Value> {
+                lists.iter().map(|l| json!({"date": l.date, "layers": l.names()})).collect()
+            };
+            json!({"dates": told(&lists.dates), "unfinished": told(&lists.unfinished)})
+        }
+        Request::Put { image, from, bytes, sha256 } => {
+            prepare(&top)?;
+            json!({"copied": images::put(&top.join(IMAGES), &image, &from, bytes, &sha256)?})
+        }
+        Request::Intend { date, layers } => {
+            prepare(&top)?;
+            json!({"changed": dates::intend(&top, &List::new(date, &layers)?)?})
+        }
+        Request::Publish { date, layers } => {
+            json!({"changed": dates::publish(&top, &List::new(date, &layers)?)?})
+        }
+        Request::Drop { date } => {
+            let changed = dates::drop_date(&top, &date)?;
+            json!({"changed": changed, "removed_images": dates::sweep(&top)?})
+        }
+        Request::Sweep {} => json!({"removed_images": dates::sweep(&top)?}),
+        Request::Show { date, at } => json!({"path": view::show(container, &date, &at)?}),
+        Request::Hide { at } => json!({"changed": view::hide(&at)?}),
+    };
+    Ok(serde_json::to_vec(&done)?)
+}
+
+/// Makes the folders, durably; refuses what only looks like them.
+fn prepare(top: &Path) -> Result<()> {
+    for dir in [top, &top.join(IMAGES), &top.join(DATES)] {
+        match DirBuilder::new().mode(0o700).create(dir) {
+            Ok(()) => durable::sync_dir(dir.parent().context("a folder without a parent")?)?,
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e).with_context(|| format!("cannot make {}", dir.display())),
+        }
+        let meta = std::fs::symlink_metadata(dir)?;
+        if !meta.is_dir() || meta.uid() != 0 || meta.mode() & 0o022 != 0 {
+            anyhow::bail!("{} is not a folder that only root can write to", dir.display());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,441 @@
+//! The layout of layers: images and lists in a container (a folder here), real images by link-sync, real loop devices and overlays.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+use testkit::{bin, scratch, tool};
+
+/// A store, a folder for images on their way, a container, a place for views.
+struct Shop {
+    dir: tempfile::TempDir,
+    random: u64,
+}
+
+type Picture = BTreeMap<PathBuf, (u32, u32, u32, i64, Vec<u8>)>;
+
+impl Shop {
+    fn new(seed: u64) -> Shop {
+        let shop = Shop { dir: scratch(), random: seed };
+        for name in ["store", "images", "container", "container/snapshots", "view"] {
+            std::fs::create_dir(shop.path(name)).unwrap();
+            std::fs::set_permissions(shop.path(name), PermissionsExt::from_mode(0o700)).unwrap();
+        }
+        shop
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn next(&mut self, below: usize) -> usize {
+        self.random =
+            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.random >> 33).unwrap() % below
+    }
+
+    /// A snapshot that shares all files with `base`, then changed by `change`.
+    fn snapshot(&mut self, n: usize, base: Option<&str>, change: impl FnOnce(&mut Shop, &Path)) -> String {
+        let date = date(n);
+        let top = self.path("store").join(&date);
+        match base {
+            Some(base) => drop(ok("cp", &["-al", text(&self.path("store").join(base)), text(&top)])),
+            None => std::fs::create_dir_all(top.join("data")).unwrap(),
+        }
+        std::fs::remove_dir_all(top.join(".meta")).ok();
+        change(self, &top.join("data"));
+        std::fs::create_dir(top.join(".meta")).unwrap();
+        let meta = json!({"schema": 1, "id": format!("{n:032x}"), "date": date, "base_id": null, "base_date": null,
+            "run_id": null, "consistency": "crash-consistent", "started_at": "", "published_at": "",
+            "tool_version": "", "fake_super": false, "sources": []});
+        std::fs::write(top.join(".meta/snapshot.json"), meta.to_string()).unwrap();
+        std::fs::write(top.join(".meta/lock"), "").unwrap();
+        date
+    }
+
+    /// Files written, removed, moved; folders moved; attributes changed.
+    fn change(&mut self, top: &Path) {
+        for _ in 0..self.next(6) + 1 {
+            let all: Vec<PathBuf> = walk(top).into_keys().filter(|p| !p.as_os_str().is_empty()).collect();
+            let (what, a, b) = (self.next(6), self.next(1000), self.next(1000));
+            let any = all.get(a % all.len().max(1)).map(|p| top.join(p));
+            let folders: Vec<PathBuf> = all.iter().map(|p| top.join(p)).filter(|p| p.is_dir()).collect();
+            let into = folders.get(b % folders.len().max(1)).cloned().unwrap_or_else(|| top.to_owned());
+            let free = into.join(format!("n{}", a % 40));
+            let Some(any) = any.filter(|_| what > 2) else {
+                if free.symlink_metadata().is_err() {
+                    match what {
+                        0 => std::fs::create_dir(&free).unwrap(),
+                        _ => std::fs::write(&free, format!("{a} {b}").repeat(100)).unwrap(),
+                    }
+                }
+                continue;
+            };
+            match what {
+                3 if any.is_dir() => std::fs::remove_dir_all(&any).unwrap(),
+                3 => std::fs::remove_file(&any).unwrap(),
+                4 if !free.starts_with(&any) && free.symlink_metadata().is_err() => {
+                    std::fs::rename(&any, &free).unwrap()
+                }
+                5 if any.is_file() => {
+                    let new = top.join("new");
+                    ok("cp", &["-a", text(&any), text(&new)]);
+                    std::os::unix::fs::chown(&new, Some(1000 + u32::try_from(a).unwrap()), Some(7)).unwrap();
+                    std::fs::rename(&new, &any).unwrap();
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Its image, on its way.
+    fn image(&self, date: &str, base: Option<&str>) -> Value {
+        let image = self.path("images").join(format!("{date}.sqfs"));
+        let (store, image) = (self.path("store"), text(&image).to_owned());
+        let mut args = vec!["layer", "--store", text(&store), "--date", date, "--to", &image];
+        args.extend(base.into_iter().flat_map(|base| ["--base", base]));
+        tool("link-sync", args).expect(0).json["data"].clone()
+    }
+
+    fn put(&self, date: &str, told: &Value) -> Value {
+        let name = format!("{date}.sqfs");
+        json!({"put": {"image": name, "from": self.path("images").join(&name), "bytes": told["image_bytes"], "sha256": told["sha256"]}})
+    }
+
+    fn ask_as(&self, program: &[&str], request: &Value) -> Output {
+        let mut child = Command::new(program[0])
+            .args(&program[1..])
+            .args(["inside", "layers", "--container"])
+            .arg(self.path("container"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(request.to_string().as_bytes()).ok();
+        child.wait_with_output().unwrap()
+    }
+
+    fn try_ask(&self, request: &Value) -> Result<Value, String> {
+        let out = self.ask_as(&[text(&bin("offsite-push"))], request);
+        match out.status.success() {
+            true => Ok(serde_json::from_slice(&out.stdout).unwrap()),
+            false => Err(String::from_utf8(out.stderr).unwrap()),
+        }
+    }
+
+    #[track_caller]
+    fn ask(&self, request: &Value) -> Value {
+        self.try_ask(request).unwrap()
+    }
+
+    /// Asks again and again, killed at the first such system call, then at the second, until none is left: how often. Each time
+    /// `then` looks.
+    fn killed_at_each(&self, call: &str, request: &Value, then: impl Fn(&Shop)) -> usize {
+        for kills in 0.. {
+            let inject = format!("inject={call}:signal=KILL:when={}", kills + 1);
+            let out = self.ask_as(
+                &["strace", "-qq", "-o", "/dev/null", "-e", &inject, text(&bin("offsite-push"))],
+                request,
+            );
+            if out.status.success() {
+                return kills;
+            }
+            assert!(kills < 99, "{}", String::from_utf8_lossy(&out.stderr));
+            then(self);
+        }
+        unreachable!()
+    }
+
+    /// Makes a date of the container out of one of the store.
+    fn push(&self, date: &str, base: Option<&str>, below: &[String]) -> Vec<String> {
+        let told = self.image(date, base);
+        let layers: Vec<String> = [format!("{date}.sqfs")].iter().chain(below).cloned().collect();
+        self.ask(&json!({"intend": {"date": date, "layers": layers}}));
+        self.ask(&self.put(date, &told));
+        self.ask(&json!({"publish": {"date": date, "layers": layers}}));
+        layers
+    }
+
+    #[track_caller]
+    fn shows(&self, date: &str) {
+        let shown = self.ask(&json!({"show": {"date": date, "at": self.path("view")}}));
+        let seen = walk(&Path::new(shown["path"].as_str().unwrap()).join("data"));
+        let mounted = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let line = mounted.lines().find(|l| l.contains(text(&self.path("view"))) && l.starts_with("overlay"));
+        let options = line.unwrap().split(' ').nth(3).unwrap();
+        let safe =
+            ["ro", "nosuid", "nodev", "noexec"].iter().all(|o| options.split(',').any(|have| have == *o));
+        self.ask(&json!({"hide": {"at": self.path("view")}}));
+        assert!(safe, "{options}");
+        assert_eq!(seen, walk(&self.path("store").join(date).join("data")), "{date}");
+        self.nothing_is_shown();
+    }
+
+    #[track_caller]
+    fn nothing_is_shown(&self) {
+        let mounted = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        assert!(!mounted.contains(text(self.dir.path())), "{mounted}");
+        assert_eq!(std::fs::read_dir(self.path("view")).unwrap().count(), 0);
+        let loops = ok("losetup", &["--list", "--noheadings", "--output", "BACK-FILE"]);
+        assert!(!loops.contains(text(self.dir.path())), "{loops}");
+    }
+
+    fn names(&self, folder: &str) -> BTreeSet<String> {
+        let entries = std::fs::read_dir(self.path("container/layers").join(folder)).unwrap();
+        entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    /// Each date that is there has all its images, and each of them is what was made.
+    #[track_caller]
+    fn is_whole(&self) -> BTreeSet<String> {
+        let lists = self.ask(&json!({"lists": {}}));
+        let dates = lists["dates"].as_array().unwrap();
+        for layer in dates.iter().flat_map(|d| d["layers"].as_array().unwrap()) {
+            let name = layer.as_str().unwrap();
+            let image = std::fs::read(self.path("container/layers/images").join(name)).unwrap();
+            assert_eq!(image, std::fs::read(self.path("images").join(name)).unwrap(), "{name}");
+        }
+        dates.iter().map(|d| d["date"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+impl Drop for Shop {
+    fn drop(&mut self) {
+        self.try_ask(&json!({"hide": {"at": self.path("view")}})).ok();
+    }
+}
+
+fn date(n: usize) -> String {
+    format!("2020-01-{:02}T00-00-00Z", n + 1)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[track_caller]
+fn ok(program: &str, args: &[&str]) -> String {
+    let out = Command::new(program).args(args).output().unwrap();
+    assert!(out.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+/// What squashfs itself holds; link-sync's stories compare the rest.
+fn walk(top: &Path) -> Picture {
+    let (mut found, mut waiting) = (Picture::new(), vec![PathBuf::new()]);
+    while let Some(path) = waiting.pop() {
+        let full = top.join(&path);
+        let meta = full.symlink_metadata().unwrap();
+        let content = if meta.is_file() { std::fs::read(&full).unwrap() } else { Vec::new() };
+        if meta.is_dir() {
+            waiting.extend(std::fs::read_dir(&full).unwrap().map(|e| path.join(e.unwrap().file_name())));
+        }
+        found.insert(path, (meta.mode(), meta.uid(), meta.gid(), meta.mtime(), content));
+    }
+    found
+}
+
+#[test]
+fn whatever_is_dropped_in_whatever_order_the_rest_shows_what_it_was() {
+    for seed in [3, 14] {
+        let mut shop = Shop::new(seed);
+        let mut dates: Vec<String> = Vec::new();
+        let mut layers: Vec<String> = Vec::new();
+        for n in 0..6 {
+            let base = dates.last().cloned();
+            let date = shop.snapshot(n, base.as_deref(), |shop, top| {
+                for _ in 0..if base.is_none() { 6 } else { 2 } {
+                    shop.change(top);
+                }
+            });
+            layers = shop.push(&date, base.as_deref(), &layers);
+            shop.shows(&date);
+            dates.push(date);
+        }
+        while !dates.is_empty() {
+            let going = shop.next(dates.len());
+            let going = dates.remove(going);
+            assert_eq!(shop.ask(&json!({"drop": {"date": going}}))["changed"], true);
+            assert_eq!(shop.is_whole(), dates.iter().cloned().collect());
+            // Each lies upon all older ones: what is newer than the newest is needed by none.
+            let needed: BTreeSet<String> =
+                (0..6).map(date).filter(|d| dates.last().is_some_and(|last| d <= last)).collect();
+            let there =
+                shop.names("images").into_iter().filter_map(|n| n.strip_suffix(".sqfs").map(str::to_owned));
+            assert_eq!(there.collect::<BTreeSet<_>>(), needed);
+            if let Some(date) = dates.get(shop.next(dates.len().max(1))).cloned() {
+                shop.shows(&date);
+            }
+        }
+        assert_eq!((shop.names("images").len(), shop.names("dates").len()), (0, 0));
+    }
+}
+
+#[test]
+fn killed_at_any_step_each_date_that_is_there_is_whole_and_the_next_try_succeeds() {
+    const CALLS: [&str; 6] = ["fsync", "fdatasync", "rename", "unlink", "write", "openat"];
+    let mut shop = Shop::new(1);
+    let first = shop.snapshot(0, None, |shop, top| shop.change(top));
+    let below = shop.push(&first, None, &[]);
+    let second = shop.snapshot(1, Some(&first), |shop, top| shop.change(top));
+    let told = shop.image(&second, Some(&first));
+    let layers = [vec![format!("{second}.sqfs")], below].concat();
+    let requests = [
+        json!({"intend": {"date": second, "layers": layers}}),
+        shop.put(&second, &told),
+        json!({"publish": {"date": second, "layers": layers}}),
+        json!({"drop": {"date": second}}),
+    ];
+    for (n, request) in requests.iter().enumerate() {
+        let mut kills = 0;
+        for call in CALLS {
+            shop.ask(&requests[3]);
+            requests[..n].iter().for_each(|before| drop(shop.ask(before)));
+            kills += shop.killed_at_each(call, request, |shop| {
+                let dates = shop.is_whole();
+                assert!(dates.contains(&first) && dates.len() <= 2);
+            });
+            // What was on its way is not swept.
+            shop.ask(&json!({"sweep": {}}));
+            assert_eq!(shop.names("images").contains(&layers[0]), n == 1 || n == 2, "{request}");
+        }
+        assert!(kills >= 8, "{request}: killed {kills} times");
+    }
+    assert_eq!(shop.is_whole(), [first.clone()].into());
+    let (image, beside) = (format!("{first}.sqfs"), format!("{first}.sqfs.json"));
+    assert_eq!(shop.names("images"), [image, beside].into());
+    shop.shows(&first);
+}
+
+#[test]
+fn a_date_without_all_its_images_is_not_published_and_none_is_changed() {
+    let mut shop = Shop::new(5);
+    let first = shop.snapshot(0, None, |shop, top| shop.change(top));
+    let second = shop.snapshot(1, Some(&first), |shop, top| shop.change(top));
+    let below = shop.push(&first, None, &[]);
+    let missing = [vec![format!("{second}.sqfs")], below.clone()].concat();
+    assert!(
+        shop.try_ask(&json!({"publish": {"date": second, "layers": missing}}))
+            .unwrap_err()
+            .contains("cannot look")
+    );
+    std::fs::write(shop.path("container/layers/images").join(&missing[0]), "").unwrap();
+    assert!(
+        shop.try_ask(&json!({"publish": {"date": second, "layers": missing}}))
+            .unwrap_err()
+            .contains("is no layer")
+    );
+    shop.ask(&json!({"sweep": {}}));
+    assert_eq!(shop.is_whole(), [first.clone()].into());
+    // The same again is nothing new; other layers are refused.
+    shop.push(&second, Some(&first), &below);
+    assert_eq!(shop.ask(&json!({"publish": {"date": second, "layers": missing}}))["changed"], false);
+    let refused = shop.try_ask(&json!({"publish": {"date": first, "layers": missing}})).unwrap_err();
+    assert!(refused.contains("with other layers"), "{refused}");
+}
+
+#[test]
+fn an_image_that_is_not_what_was_made_does_not_get_its_name_and_none_is_replaced() {
+    let mut shop = Shop::new(6);
+    let date = shop.snapshot(0, None, |shop, top| shop.change(top));
+    let told = shop.image(&date, None);
+    let image = shop.path("images").join(format!("{date}.sqfs"));
+    let right = std::fs::read(&image).unwrap();
+    let mut wrong = right.clone();
+    wrong[200] ^= 1;
+    std::fs::write(&image, &wrong).unwrap();
+    let refused = shop.try_ask(&shop.put(&date, &told)).unwrap_err();
+    assert!(refused.contains("is not what was made"), "{refused}");
+    assert_eq!(shop.names("images").len(), 0);
+    std::fs::write(&image, &right).unwrap();
+    assert_eq!(shop.ask(&shop.put(&date, &told))["copied"], true);
+    assert_eq!(shop.ask(&shop.put(&date, &told))["copied"], false);
+    let mut other = told.clone();
+    other["sha256"] = "0".repeat(64).into();
+    let refused = shop.try_ask(&shop.put(&date, &other)).unwrap_err();
+    assert!(refused.contains("another image"), "{refused}");
+    let link = shop.path("images").join("link");
+    std::os::unix::fs::symlink(&image, &link).unwrap();
+    std::fs::copy(shop.path("images").join(format!("{date}.sqfs.json")), shop.path("images/link.json"))
+        .unwrap();
+    let by_link = json!({"put": {"image": format!("{date}.2.sqfs"), "from": link, "bytes": 1, "sha256": ""}});
+    assert!(shop.try_ask(&by_link).unwrap_err().contains("cannot copy"));
+}
+
+#[test]
+fn while_a_list_is_not_understood_no_image_goes() {
+    let mut shop = Shop::new(7);
+    let first = shop.snapshot(0, None, |shop, top| shop.change(top));
+    shop.push(&first, None, &[]);
+    let dates = shop.path("container/layers/dates");
+    let list = std::fs::read_to_string(dates.join(&first)).unwrap();
+    std::fs::write(dates.join(&first), list.strip_suffix("end\n").unwrap()).unwrap();
+    let refused = shop.try_ask(&json!({"sweep": {}})).unwrap_err();
+    assert!(refused.contains("no image is removed") && refused.contains("is damaged"), "{refused}");
+    std::fs::rename(dates.join(&first), dates.join("kept by hand")).unwrap();
+    assert!(shop.try_ask(&json!({"drop": {"date": first}})).is_err());
+    assert_eq!(shop.names("images").len(), 2);
+    std::fs::remove_file(dates.join("kept by hand")).unwrap();
+    assert_eq!(shop.ask(&json!({"sweep": {}}))["removed_images"], json!([format!("{first}.sqfs")]));
+    assert_eq!(shop.names("images").len(), 0);
+}
+
+#[test]
+fn a_view_that_was_killed_at_any_step_is_taken_down() {
+    let mut shop = Shop::new(8);
+    let first = shop.snapshot(0, None, |shop, top| shop.change(top));
+    let below = shop.push(&first, None, &[]);
+    let second = shop.snapshot(1, Some(&first), |shop, top| shop.change(top));
+    shop.push(&second, Some(&first), &below);
+    let show = json!({"show": {"date": second, "at": shop.path("view")}});
+    let mut kills = 0;
+    for call in ["mkdir", "mount", "clone", "clone3", "vfork", "waitid", "chdir"] {
+        shop.ask(&json!({"hide": {"at": shop.path("view")}}));
+        kills += shop.killed_at_each(call, &show, |shop| {
+            // What was started by what was killed ends with it.
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            shop.ask(&json!({"hide": {"at": shop.path("view")}}));
+            shop.nothing_is_shown();
+        });
+    }
+    assert!(kills >= 10, "killed {kills} times");
+    // It is open now: not opened twice, and what somebody works in stays, and is told.
+    assert!(shop.try_ask(&show).unwrap_err().contains("is shown"));
+    let mounts =
+        || std::fs::read_to_string("/proc/self/mounts").unwrap().matches(text(&shop.path("view"))).count();
+    let (inside, before) =
+        (std::fs::File::open(shop.path("view/snapshots").join(&second)).unwrap(), mounts());
+    assert!(
+        shop.try_ask(&json!({"hide": {"at": shop.path("view")}})).unwrap_err().contains("cannot unmount")
+    );
+    // An overlay holds what is below it, mounted or not: what nobody sees any more would keep the container open.
+    assert_eq!(mounts(), before);
+    drop(inside);
+    assert_eq!(shop.ask(&json!({"hide": {"at": shop.path("view")}}))["changed"], true);
+    shop.nothing_is_shown();
+}
+
+#[test]
+fn more_layers_than_long_names_would_allow_are_shown_and_the_lowest_may_be_a_tree() {
+    let mut shop = Shop::new(9);
+    let first = shop.snapshot(0, None, |shop, top| shop.change(top));
+    let tree = shop.path("container/snapshots").join(&first);
+    ok("cp", &["-a", text(&shop.path("store").join(&first)), text(&tree)]);
+    let second = shop.snapshot(1, Some(&first), |shop, top| shop.change(top));
+    let told = shop.image(&second, Some(&first));
+    shop.ask(&shop.put(&second, &told));
+    let mut layers = vec![format!("{second}.sqfs")];
+    let images = shop.path("container/layers/images");
+    for n in 0..120 {
+        layers.push(format!("{second}.{n}.sqfs"));
+        // (Of one file there is one loop device, and a file system is not laid over itself.)
+        std::fs::copy(images.join(&layers[0]), images.join(&layers[n + 1])).unwrap();
+    }
+    layers.push(format!("snapshots/{first}/"));
+    shop.ask(&json!({"publish": {"date": second, "layers": layers}}));
+    shop.shows(&second);
+}
