@@ -81,7 +81,7 @@ pub enum Action {
     /// tells also what an image cannot hold. Exit code 3 if there is such.
     ///
     /// data: image, image_bytes, sha256, date, id, base_date, base_id, files,
-    /// content_bytes, files_by_content, others, folders, moved_folders, deleted,
+    /// content_bytes, big, big_bytes, files_by_content, others, folders, moved_folders, deleted,
     /// left_out (path, what; the first 10), left_out_total, last (with --most-bytes:
     /// the last path in it, if more follow).
     #[command(hide = true)]
@@ -311,6 +311,10 @@ pub struct Layer {
     /// Without a base: no more than so many bytes of contents, and at least one path.
     #[arg(long, value_name = "BYTES", conflicts_with = "base")]
     pub most_bytes: Option<common::profile::Bytes>,
+    /// The content of larger files is to lie beside the images, as .big/SHA256 in an
+    /// overlay's lowest layer; FILE.json names them (big: sha256, bytes, path).
+    #[arg(long, value_name = "BYTES", default_value = "64m")]
+    pub big_bytes: common::profile::Bytes,
     /// Only what comes after this path, which the image before it ended with.
     #[arg(long, value_name = "PATH", requires = "most_bytes")]
     pub after: Option<OsString>,

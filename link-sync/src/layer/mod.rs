@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use crate::cli::Layer;
 use crate::copy;
-use crate::names::NAMED;
+use crate::names::{NAMED, show};
 use crate::store::held::Held;
 use crate::store::sums;
 use mksquashfs::Making;
@@ -50,7 +50,7 @@ pub fn layer(args: &Layer, report: &mut Report) -> Result<()> {
     let whole = plan::plan(base.as_ref().map(|b| &b.top), &wanted.top)?;
     let (plan, last) = slice(args, whole, &wanted.top)?;
     let mut making = Making::start(&to, packing::latest(&plan, &wanted.top)?)?;
-    let packed = packing::pack(&plan, &wanted.top, |piece| making.put(piece))?;
+    let packed = packing::pack(&plan, &wanted.top, args.big_bytes.0, |piece| making.put(piece))?;
     let mut facts = json!(packed);
     facts["date"] = json!(wanted.meta.date);
     facts["id"] = json!(wanted.meta.id);
@@ -73,9 +73,11 @@ fn tell(image: &std::path::Path, mut facts: Value, report: &mut Report) -> Resul
     report.set_text("image", image.as_os_str());
     let left_out = facts["left_out"].as_array_mut().map(std::mem::take).unwrap_or_default();
     facts["left_out_total"] = json!(left_out.len());
+    facts["big"] = json!(facts["big"].as_array().map_or(0, Vec::len));
     if !left_out.is_empty() {
         let first = left_out.iter().take(NAMED);
-        let first: Vec<_> = first.map(|l| format!("{} ({})", l["path"], l["what"])).collect();
+        let text = |value: &Value| show(value.as_str().unwrap_or_default().as_bytes());
+        let first: Vec<_> = first.map(|l| format!("{} ({})", text(&l["path"]), text(&l["what"]))).collect();
         report.warn(
             "left-out",
             format!(
@@ -98,6 +100,7 @@ fn slice(args: &Layer, whole: Plan, wanted: &File) -> Result<(Plan, Option<Vec<u
     let Some(most) = args.most_bytes else { return Ok((whole, None)) };
     plan::slice(&whole, args.after.as_ref().map(|after| after.as_bytes()), most.0, |path| {
         let stat = entry::stat(wanted, path)?;
-        Ok(if stat.st_mode & libc::S_IFMT == libc::S_IFREG { stat.st_size.unsigned_abs() } else { 0 })
+        let size = if stat.st_mode & libc::S_IFMT == libc::S_IFREG { stat.st_size.unsigned_abs() } else { 0 };
+        Ok(if size < args.big_bytes.0 { size } else { 0 })
     })
 }

@@ -1,10 +1,13 @@
 //! A plan as the stream that an image is made from: contents are read where they lie, and go nowhere else.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read as _;
+use std::os::unix::ffi::OsStrExt as _;
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
+use common::status::b64;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -12,7 +15,7 @@ use super::entry::{Entry, mtime, stat, whiteout};
 use super::plan::{Part, Plan};
 use super::tar::{self, Kind};
 use crate::names::show;
-use crate::store::{open_dir, open_file_at, split};
+use crate::store::{open_dir, open_file_at, split, sums};
 
 /// Bytes handed on at once.
 const PIECE: usize = 256 << 10;
@@ -24,6 +27,10 @@ pub struct Packed {
     pub files: u64,
     /// Their bytes.
     pub content_bytes: u64,
+    /// Larger files whose content is to lie beside the images, under its hash: each with a path that it has.
+    pub big: Vec<Value>,
+    /// Their bytes.
+    pub big_bytes: u64,
     /// Files of which the base has the content.
     pub files_by_content: u64,
     /// Other things that are no folders.
@@ -38,10 +45,19 @@ pub struct Packed {
     pub left_out: Vec<Value>,
 }
 
-/// Writes what `plan` says of `wanted` in pieces to `put`.
-pub fn pack(plan: &Plan, wanted: &File, mut put: impl FnMut(&[u8]) -> Result<()>) -> Result<Packed> {
-    let mut packing =
-        Packing { packed: Packed::default(), out: Vec::with_capacity(2 * PIECE), put: &mut put };
+/// The folder of contents that lie beside, in an overlay whose lowest layer has it.
+const BESIDE: &[u8] = b"/.big/";
+
+/// Writes what `plan` says of `wanted` in pieces to `put`. Of a file with `big` bytes or more there are the attributes, and where
+/// its content is.
+pub fn pack(
+    plan: &Plan,
+    wanted: &File,
+    big: u64,
+    mut put: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<Packed> {
+    let out = Vec::with_capacity(2 * PIECE);
+    let mut packing = Packing { packed: Packed::default(), big, out, put: &mut put };
     let mut folder: Option<(Vec<u8>, File)> = None;
     for (path, part) in plan {
         common::signals::check()?;
@@ -71,6 +87,7 @@ pub fn latest(plan: &Plan, wanted: &File) -> Result<u32> {
 
 struct Packing<'a> {
     packed: Packed,
+    big: u64,
     out: Vec<u8>,
     put: &'a mut dyn FnMut(&[u8]) -> Result<()>,
 }
@@ -84,8 +101,8 @@ impl Packing<'_> {
         }
         let entry = Entry::look(dir, name)?;
         for what in &entry.left_out {
-            let base64 = common::status::b64(std::os::unix::ffi::OsStrExt::from_bytes(path));
-            self.packed.left_out.push(json!({"path": show(path), "path_b64": base64, "what": what}));
+            let (path, base64) = told(path);
+            self.packed.left_out.push(json!({"path": path, "path_b64": base64, "what": what}));
         }
         let Some(kind) = entry.kind else {
             if *part == (Part::Whole { over: true }) {
@@ -113,6 +130,12 @@ impl Packing<'_> {
                 entry.write(path, kind, &marks, &mut self.out);
                 self.zeros(entry.stat.st_size.unsigned_abs())?;
             }
+            Part::Whole { .. } if kind == Kind::File && entry.stat.st_size.unsigned_abs() >= self.big => {
+                let hash = self.beside(path, dir, name, entry.stat.st_size.unsigned_abs())?;
+                let redirect = [BESIDE, hash.as_bytes()].concat();
+                entry.write(path, kind, &[("metacopy", b""), ("redirect", &redirect)], &mut self.out);
+                self.zeros(entry.stat.st_size.unsigned_abs())?;
+            }
             Part::Whole { .. } => {
                 entry.write(path, kind, &[], &mut self.out);
                 match kind {
@@ -136,6 +159,21 @@ impl Packing<'_> {
         }
         tar::padding(&mut self.out, size);
         Ok(())
+    }
+
+    /// The hash of a content that is to lie beside.
+    fn beside(&mut self, path: &[u8], dir: &File, name: &[u8], size: u64) -> Result<String> {
+        let (sum, bytes) = sums::of_file(&mut open_file_at(dir, name)?, |_| common::signals::check())?;
+        if bytes != size {
+            return Err(changed().into());
+        }
+        let hash = sums::hex(&sum);
+        if self.packed.big.iter().all(|b| b["sha256"] != hash) {
+            let (path, base64) = told(path);
+            self.packed.big.push(json!({"sha256": hash, "bytes": size, "path": path, "path_b64": base64}));
+            self.packed.big_bytes += size;
+        }
+        Ok(hash)
     }
 
     /// Exactly so many bytes, as was promised.
@@ -170,6 +208,11 @@ impl Packing<'_> {
         }
         Ok(())
     }
+}
+
+/// A path as JSON can have it, and as it is if that is not the same.
+fn told(path: &[u8]) -> (String, Option<String>) {
+    (String::from_utf8_lossy(path).into_owned(), b64(OsStr::from_bytes(path)))
 }
 
 /// A path as overlayfs looks for it.

@@ -18,6 +18,9 @@ use crate::changes::{self, Change, KINDS};
 use crate::picture::{Picture, Seen, picture};
 use crate::world::{Mounted, World, ok, private, warnings};
 
+/// From so many bytes on, contents lie beside: the largest that the changes make do.
+const BIG: &str = "60000";
+
 /// A store whose snapshots share inodes also where a path was moved, as link-sync makes them where it sees that; made here from
 /// a tree that changes.
 struct History {
@@ -85,8 +88,45 @@ impl History {
     }
 
     fn layer(&self, to: &Path, options: &[&str]) -> Ran {
-        let options: Vec<_> = ["--to", to.to_str().unwrap()].iter().chain(options).copied().collect();
-        self.world.act("layer", &options)
+        let place = ["--to", to.to_str().unwrap(), "--big-bytes", BIG];
+        let options: Vec<_> = place.iter().chain(options).copied().collect();
+        let ran = self.world.act("layer", &options);
+        if ran.json["data"]["big"].as_u64().is_some_and(|big| big > 0) {
+            self.lay_beside(to, ran.json["data"]["date"].as_str().unwrap());
+        }
+        ran
+    }
+
+    /// The contents that are not in the image, under their hashes.
+    fn lay_beside(&self, image: &Path, date: &str) {
+        let folder = self.images.join("big/.big");
+        std::fs::create_dir_all(&folder).unwrap();
+        let told = std::fs::read(format!("{}.json", image.display())).unwrap();
+        let told: serde_json::Value = serde_json::from_slice(&told).unwrap();
+        for big in told["big"].as_array().unwrap() {
+            // Of names that are no text the test's own hash must do.
+            let same = |path: &PathBuf| {
+                ok("sha256sum", &["--", path.to_str().unwrap()]).contains(big["sha256"].as_str().unwrap())
+            };
+            let top = self.world.store.join(date);
+            let path = match big["path_b64"].is_null() {
+                true => top.join(big["path"].as_str().unwrap()),
+                false => {
+                    let files =
+                        picture(&top).0.into_keys().map(|p| top.join(std::ffi::OsString::from_vec(p)));
+                    let link = self.images.join("found");
+                    let found =
+                        files.filter(|p| p.symlink_metadata().unwrap().len() == big["bytes"]).find(|p| {
+                            std::fs::hard_link(p, &link).unwrap();
+                            let same = same(&link);
+                            std::fs::remove_file(&link).unwrap();
+                            same
+                        });
+                    found.unwrap()
+                }
+            };
+            std::fs::copy(path, folder.join(big["sha256"].as_str().unwrap())).unwrap();
+        }
     }
 
     /// The image of snapshot `n` over the one before it.
@@ -117,12 +157,17 @@ fn shown(dir: &Path, images: &[PathBuf]) -> Picture {
         lower = format!("{lower}:{}", place.display());
         mounted.push(Mounted(place));
     }
+    if dir.join("big").exists() {
+        mknod(&top.join(".big"), SFlag::S_IFCHR, Mode::empty(), 0).ok();
+        lower = format!("{lower}:{}", dir.join("big").display());
+    }
     let view = dir.join("view");
     private(&view);
     let options =
         format!("ro,nosuid,nodev,noexec,redirect_dir=follow,metacopy=on,index=off,lowerdir={lower}");
     ok("mount", &["-t", "overlay", "overlay", "-o", &options, view.to_str().unwrap()]);
     let overlay = Mounted(view.clone());
+    assert!(!view.join(".big").exists());
     let mut seen = picture(&view.join("docs"));
     drop(overlay);
     seen.0.values_mut().for_each(give_back);
@@ -254,6 +299,33 @@ fn what_was_moved_is_not_stored_again() {
     assert_eq!(data["deleted"], 3);
     // What the snapshot says of itself, and its lock.
     assert_eq!(data["files"], 2);
+    let wrong =
+        history.stored(&date).differences(&shown(&history.images, &[history.image(1), history.image(0)]));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_large_content_lies_beside_once_wherever_its_file_goes() {
+    let mut history = History::new();
+    let large = "large".repeat(20_000);
+    history.world.file("a/one", &large);
+    history.world.file("a/same", &large);
+    history.shoot();
+    let first = history.next(0).expect(0);
+    assert_eq!((&first.json["data"]["big"], &first.json["data"]["big_bytes"]), (&1.into(), &100_000.into()));
+    let source = &history.world.source;
+    std::fs::rename(source.join("a/one"), source.join("moved")).unwrap();
+    std::os::unix::fs::chown(source.join("moved"), Some(33), Some(33)).unwrap();
+    std::fs::rename(source.join("a/same"), source.join("also-moved")).unwrap();
+    let date = history.shoot();
+    // The first has other attributes, so it is another inode: its content is told by its hash.
+    let second = history.next(1).expect(0);
+    assert_eq!(
+        (&second.json["data"]["files_by_content"], &second.json["data"]["big"]),
+        (&1.into(), &1.into())
+    );
+    let beside = std::fs::read_dir(history.images.join("big/.big")).unwrap().count();
+    assert_eq!(beside, 1);
     let wrong =
         history.stored(&date).differences(&shown(&history.images, &[history.image(1), history.image(0)]));
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
