@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use common::{durable, mutant};
 
-use super::list::{Layer, List, is_image};
-use super::{DATES, IMAGES};
+use super::list::{Layer, List, is_hash, is_image};
+use super::{BIG, DATES, HIDDEN, IMAGES};
 use crate::store;
 
 /// What ends the name of the list of a date that is on its way.
@@ -47,9 +47,15 @@ impl Lists {
         Ok(lists)
     }
 
+    /// The names of the images, and the hashes of the large contents.
     fn needed(&self) -> BTreeSet<&str> {
         let layers = self.dates.iter().chain(&self.unfinished).flat_map(|list| &list.layers);
-        layers.filter_map(|l| if let Layer::Image(name) = l { Some(&name[..]) } else { None }).collect()
+        layers
+            .filter_map(|layer| match layer {
+                Layer::Image(name) | Layer::Big(name) => Some(name.as_str()),
+                Layer::Tree(_) => None,
+            })
+            .collect()
     }
 }
 
@@ -71,7 +77,7 @@ pub(super) fn publish(top: &Path, list: &List) -> Result<bool> {
         let meta =
             std::fs::symlink_metadata(&path).with_context(|| format!("cannot look at {}", path.display()))?;
         let right = match layer {
-            Layer::Image(_) => meta.is_file() && meta.len() > 0,
+            Layer::Image(_) | Layer::Big(_) => meta.is_file() && meta.len() > 0,
             Layer::Tree(_) => meta.is_dir(),
         };
         anyhow::ensure!(
@@ -87,6 +93,7 @@ pub(super) fn publish(top: &Path, list: &List) -> Result<bool> {
         None => {
             // What the list names is on the disk before it is.
             durable::sync_dir(&top.join(IMAGES))?;
+            durable::sync_dir(&top.join(BIG).join(HIDDEN))?;
             list.write(&path)?;
             true
         }
@@ -102,31 +109,38 @@ pub(super) fn drop_date(top: &Path, date: &str) -> Result<bool> {
     Ok(was.contains(&true))
 }
 
-/// Removes the images that no list needs, and what was not finished; their names. The lists that are gone are so durably before.
+/// Removes the images and large contents that no list needs, and what was not finished; their names. The lists that are gone are so durably before.
 pub(super) fn sweep(top: &Path) -> Result<Vec<String>> {
     let lists = match Lists::read(top) {
         Err(_) if mutant::active("a-list-that-cannot-be-read-stops-all-removals") => Lists::default(),
         other => other.context("no image is removed")?,
     };
-    let (dates, images) = (top.join(DATES), top.join(IMAGES));
+    let dates = top.join(DATES);
     if !dates.exists() {
         return Ok(Vec::new());
     }
     durable::sync_dir(&dates)?;
     let needed = lists.needed();
+    let image = |name: &str| is_image(name.strip_suffix(".json").unwrap_or(name));
+    let mut removed = clear(&top.join(IMAGES), |name| {
+        image(name) && !needed.contains(name.strip_suffix(".json").unwrap_or(name))
+    })?;
+    removed.retain(|name| is_image(name));
+    removed.extend(clear(&top.join(BIG).join(HIDDEN), |name| is_hash(name) && !needed.contains(name))?);
+    Ok(removed)
+}
+
+/// Removes from the folder what `goes`, and what was not finished; the names of the former. What is nobody's stays.
+fn clear(dir: &Path, goes: impl Fn(&str) -> bool) -> Result<Vec<String>> {
     let mut removed = Vec::new();
-    let found = names(&images)?;
-    for name in &found {
-        let image = name.strip_suffix(".json").unwrap_or(name);
+    for name in names(dir)? {
         let passing = name.starts_with('.') && name.ends_with(".new");
-        if passing || (is_image(image) && !needed.contains(image)) {
-            std::fs::remove_file(images.join(name)).with_context(|| format!("cannot remove {name}"))?;
-            if name == image && !passing {
-                removed.push(name.clone());
-            }
+        if passing || goes(&name) {
+            std::fs::remove_file(dir.join(&name)).with_context(|| format!("cannot remove {name}"))?;
+            removed.extend((!passing).then_some(name));
         }
     }
-    durable::sync_dir(&images)?;
+    durable::sync_dir(dir)?;
     Ok(removed)
 }
 

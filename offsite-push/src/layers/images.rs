@@ -13,10 +13,10 @@ use sha2::{Digest as _, Sha256};
 use super::list::is_image;
 
 /// Bytes read at once.
-const PIECE: usize = 1 << 20;
+pub(super) const PIECE: usize = 1 << 20;
 
 /// Bytes after which the disk is waited for, so that what has been written is what has left.
-const FLUSH: u64 = 32 << 20;
+pub(super) const FLUSH: u64 = 32 << 20;
 
 /// Copies the image `from` to `name` in the folder `images`, and before it what was told of it; false if it is there already.
 pub(super) fn put(images: &Path, name: &str, from: &Path, bytes: u64, sha256: &str) -> Result<bool> {
@@ -87,5 +87,10 @@ fn copy(from: &Path, to: &Path) -> Result<(u64, String)> {
         }
     }
     target.sync_all()?;
-    Ok((bytes, hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+    Ok((bytes, hex(&hash.finalize())))
+}
+
+/// Hexadecimal.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

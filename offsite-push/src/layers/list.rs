@@ -12,25 +12,30 @@ const FIRST: &str = "nc-backup layers 1";
 /// The last line: without it, something is missing.
 const LAST: &str = "end";
 
-/// What an overlay takes, less the one that the view adds.
-const MOST: usize = 499;
+/// What an overlay takes, less the two that the view adds.
+const MOST: usize = 498;
 
 /// What begins the name of a date that lies in the container as a tree, of the layout before this one.
 const TREES: &str = "snapshots/";
 
+/// What begins the name of a large content.
+const LARGE: &str = "big/";
+
 /// What an image's name ends with.
 const SUFFIX: &str = ".sqfs";
 
-/// One layer of a date.
+/// One layer of a date, or a large content that its images need.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Layer {
     /// An image, by its name.
     Image(String),
     /// The tree of a date.
     Tree(String),
+    /// A large content, by its hash.
+    Big(String),
 }
 
-/// A date's layers, the newest first.
+/// A date's layers, the newest first, and then the large contents that they need.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct List {
     /// The date.
@@ -44,6 +49,9 @@ impl Layer {
         if is_image(name) {
             return Ok(Layer::Image(name.to_owned()));
         }
+        if let Some(hash) = name.strip_prefix(LARGE).filter(|hash| is_hash(hash)) {
+            return Ok(Layer::Big(hash.to_owned()));
+        }
         let tree = name.strip_prefix(TREES).and_then(|rest| rest.strip_suffix('/'));
         match tree.filter(|date| store::is_date(date)) {
             Some(date) => Ok(Layer::Tree(date.to_owned())),
@@ -56,6 +64,7 @@ impl Layer {
         match self {
             Layer::Image(name) => name.clone(),
             Layer::Tree(date) => format!("{TREES}{date}/"),
+            Layer::Big(hash) => format!("{LARGE}{hash}"),
         }
     }
 
@@ -64,8 +73,14 @@ impl Layer {
         match self {
             Layer::Image(name) => container.join(super::LAYERS).join(super::IMAGES).join(name),
             Layer::Tree(date) => offsite::store(container).join(date),
+            Layer::Big(hash) => container.join(super::LAYERS).join(super::BIG).join(super::HIDDEN).join(hash),
         }
     }
+}
+
+/// Whether this is a SHA-256 as hexadecimal digits.
+pub(super) fn is_hash(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 /// Whether this is the name of an image: a date, perhaps what tells it from others of that date, and the suffix.
@@ -90,15 +105,22 @@ impl List {
 
     fn check(&self) -> Result<()> {
         let date = &self.date;
-        anyhow::ensure!(!self.layers.is_empty(), "{date} has no layers");
-        anyhow::ensure!(self.layers.len() <= MOST, "{date} has more than {MOST} layers");
+        let laid = self.laid().count();
+        anyhow::ensure!(laid > 0, "{date} has no layers");
+        anyhow::ensure!(laid <= MOST, "{date} has more than {MOST} layers");
         let mut sorted = self.layers.clone();
         sorted.sort_unstable();
         anyhow::ensure!(sorted.windows(2).all(|w| w[0] != w[1]), "{date} has a layer twice");
-        let below = self.layers.iter().rev().skip(1);
-        let lowest = below.into_iter().all(|layer| matches!(layer, Layer::Image(_)));
-        anyhow::ensure!(lowest, "{date} has a tree above another layer");
+        let tree = self.layers.iter().position(|layer| matches!(layer, Layer::Tree(_)));
+        anyhow::ensure!(tree.is_none_or(|at| at + 1 == laid), "{date} has a tree above another layer");
+        let first = self.layers.iter().take(laid).all(|layer| !matches!(layer, Layer::Big(_)));
+        anyhow::ensure!(first, "{date} has a large content above a layer");
         Ok(())
+    }
+
+    /// What is laid over each other.
+    pub(super) fn laid(&self) -> impl Iterator<Item = &Layer> {
+        self.layers.iter().filter(|layer| !matches!(layer, Layer::Big(_)))
     }
 
     /// The names of its layers.

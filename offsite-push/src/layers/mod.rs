@@ -3,11 +3,13 @@
 //!
 //! ```text
 //! layers/images/DATE.sqfs, DATE.2.sqfs   made by `link-sync layer`; beside each, DATE.sqfs.json
-//! layers/dates/DATE                      its images, newest first
+//! layers/big/.big/SHA256                 contents that are too large for an image
+//! layers/dates/DATE                      its images, newest first, and the large contents that they need
 //! layers/dates/DATE.unfinished           those of a date that is on its way
 //! ```
 //! Nothing that has its name is ever written to. No push uses this yet.
 
+mod big;
 mod dates;
 mod images;
 mod list;
@@ -29,6 +31,10 @@ use list::List;
 const LAYERS: &str = "layers";
 /// The images, below it.
 const IMAGES: &str = "images";
+/// The lowest layer of a date with large contents, below it.
+const BIG: &str = "big";
+/// The folder of these in that layer. Nobody sees it in a view.
+const HIDDEN: &str = ".big";
 /// The lists, below it.
 const DATES: &str = "dates";
 
@@ -43,6 +49,8 @@ enum Request {
     Lists {},
     /// Copy an image, and what was told of it (`FROM.json`).
     Put { image: String, from: PathBuf, bytes: u64, sha256: String },
+    /// Copy a large content out of the store, or what of it is not as in one that lies here.
+    PutBig { store: PathBuf, content: big::Content, like: Option<big::Content> },
     /// Note which images a date that is on its way will have so far, before they are copied: so they are not swept out.
     Intend { date: String, layers: Vec<String> },
     /// The date is there.
@@ -75,6 +83,14 @@ pub(crate) fn answer(container: &Path) -> Result<Vec<u8>> {
             prepare(&top)?;
             json!({"copied": images::put(&top.join(IMAGES), &image, &from, bytes, &sha256)?})
         }
+        Request::PutBig { store, content, like } => {
+            prepare(&top)?;
+            match big::put(&top.join(BIG).join(HIDDEN), &store, &content, like.as_ref())? {
+                big::Put::Was => json!({"copied": false, "patched_bytes": null}),
+                big::Put::Copied => json!({"copied": true, "patched_bytes": null}),
+                big::Put::Patched(bytes) => json!({"copied": true, "patched_bytes": bytes}),
+            }
+        }
         Request::Intend { date, layers } => {
             prepare(&top)?;
             json!({"changed": dates::intend(&top, &List::new(date, &layers)?)?})
@@ -84,9 +100,9 @@ pub(crate) fn answer(container: &Path) -> Result<Vec<u8>> {
         }
         Request::Drop { date } => {
             let changed = dates::drop_date(&top, &date)?;
-            json!({"changed": changed, "removed_images": dates::sweep(&top)?})
+            json!({"changed": changed, "removed": dates::sweep(&top)?})
         }
-        Request::Sweep {} => json!({"removed_images": dates::sweep(&top)?}),
+        Request::Sweep {} => json!({"removed": dates::sweep(&top)?}),
         Request::Show { date, at } => json!({"path": view::show(container, &date, &at)?}),
         Request::Hide { at } => json!({"changed": view::hide(&at)?}),
     };
@@ -95,7 +111,8 @@ pub(crate) fn answer(container: &Path) -> Result<Vec<u8>> {
 
 /// Makes the folders, durably; refuses what only looks like them.
 fn prepare(top: &Path) -> Result<()> {
-    for dir in [top, &top.join(IMAGES), &top.join(DATES)] {
+    let big = top.join(BIG);
+    for dir in [top, &top.join(IMAGES), &big, &big.join(HIDDEN), &top.join(DATES)] {
         match DirBuilder::new().mode(0o700).create(dir) {
             Ok(()) => durable::sync_dir(dir.parent().context("a folder without a parent")?)?,
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {}

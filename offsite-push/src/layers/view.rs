@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result};
 use common::run::Cmd;
 use common::{mounts, mutant};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::{Mode, SFlag, mknod};
 
 use super::DATES;
 use super::list::{Layer, List};
@@ -52,13 +53,21 @@ fn stack(container: &Path, list: &List, at: &Path, target: &Path) -> Result<()> 
     }
     // Short names, as mount(2) takes one page of options; below `at`, as no path of others may have a colon in it.
     let mut lower = TOP.to_owned();
-    for (n, layer) in list.layers.iter().enumerate() {
+    let mut places: Vec<(bool, PathBuf)> =
+        list.laid().map(|layer| (matches!(layer, Layer::Image(_)), layer.path(container))).collect();
+    if list.layers.iter().any(|layer| matches!(layer, Layer::Big(_))) {
+        places.push((false, container.join(super::LAYERS).join(super::BIG)));
+        // Redirects lead there from below this one, and nobody else sees it.
+        mknod(&at.join(TOP).join(super::HIDDEN), SFlag::S_IFCHR, Mode::empty(), 0)
+            .context("cannot make a whiteout")?;
+    }
+    let laid = places.len();
+    for (n, (is_image, path)) in places.into_iter().enumerate() {
         let place = at.join(n.to_string());
         folder(&place)?;
-        let path = layer.path(container);
-        let cmd = match layer {
-            Layer::Image(_) => Cmd::new("mount").args(["-t", "squashfs", "-o"]).arg(format!("loop,{SAFE}")),
-            Layer::Tree(_) => Cmd::new("mount").args(["--bind", "-o", "ro"]),
+        let cmd = match is_image {
+            true => Cmd::new("mount").args(["-t", "squashfs", "-o"]).arg(format!("loop,{SAFE}")),
+            false => Cmd::new("mount").args(["--bind", "-o", "ro"]),
         };
         cmd.arg("--")
             .arg(&path)
@@ -74,7 +83,7 @@ fn stack(container: &Path, list: &List, at: &Path, target: &Path) -> Result<()> 
     let mounted = mount(Some("overlay"), target, Some("overlay"), flags, Some(&options[..]));
     // Else it could not be removed.
     std::env::set_current_dir("/").context("cannot leave the view")?;
-    mounted.with_context(|| format!("cannot mount an overlay of {} layers", list.layers.len()))
+    mounted.with_context(|| format!("cannot mount an overlay of {laid} layers"))
 }
 
 /// Unmounts all that is mounted below `at`, the last first, and removes the empty folders; whether there was something.
@@ -96,6 +105,10 @@ pub(super) fn hide(at: &Path) -> Result<bool> {
         was = true;
     }
     let mut folders = vec![at.join(TOP)];
+    match std::fs::remove_file(folders[0].join(super::HIDDEN)) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(e).context("cannot remove a whiteout"),
+        _ => {}
+    }
     for dir in [at.to_owned(), at.join(STORE)] {
         for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
             let name = entry.file_name().into_string().unwrap_or_default();

@@ -95,7 +95,8 @@ impl Shop {
     fn image(&self, date: &str, base: Option<&str>) -> Value {
         let image = self.path("images").join(format!("{date}.sqfs"));
         let (store, image) = (self.path("store"), text(&image).to_owned());
-        let mut args = vec!["layer", "--store", text(&store), "--date", date, "--to", &image];
+        let mut args =
+            vec!["layer", "--big-bytes", "1m", "--store", text(&store), "--date", date, "--to", &image];
         args.extend(base.into_iter().flat_map(|base| ["--base", base]));
         tool("link-sync", args).expect(0).json["data"].clone()
     }
@@ -178,10 +179,10 @@ impl Shop {
     #[track_caller]
     fn nothing_is_shown(&self) {
         let mounted = std::fs::read_to_string("/proc/self/mounts").unwrap();
-        assert!(!mounted.contains(text(self.dir.path())), "{mounted}");
+        assert!(!mounted.contains(text(&self.path("view"))), "{mounted}");
         assert_eq!(std::fs::read_dir(self.path("view")).unwrap().count(), 0);
         let loops = ok("losetup", &["--list", "--noheadings", "--output", "BACK-FILE"]);
-        assert!(!loops.contains(text(self.dir.path())), "{loops}");
+        assert!(!loops.contains(text(&self.path("container/layers"))), "{loops}");
     }
 
     fn names(&self, folder: &str) -> BTreeSet<String> {
@@ -380,7 +381,7 @@ fn while_a_list_is_not_understood_no_image_goes() {
     assert!(shop.try_ask(&json!({"drop": {"date": first}})).is_err());
     assert_eq!(shop.names("images").len(), 2);
     std::fs::remove_file(dates.join("kept by hand")).unwrap();
-    assert_eq!(shop.ask(&json!({"sweep": {}}))["removed_images"], json!([format!("{first}.sqfs")]));
+    assert_eq!(shop.ask(&json!({"sweep": {}}))["removed"], json!([format!("{first}.sqfs")]));
     assert_eq!(shop.names("images").len(), 0);
 }
 
@@ -417,6 +418,124 @@ fn a_view_that_was_killed_at_any_step_is_taken_down() {
     drop(inside);
     assert_eq!(shop.ask(&json!({"hide": {"at": shop.path("view")}}))["changed"], true);
     shop.nothing_is_shown();
+}
+
+/// A file system of its own for the container; gone when dropped.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn of(kind: &str, shop: &Shop) -> Disk {
+        let (image, place) = (shop.path("disk.img"), shop.path("container"));
+        std::fs::File::create(&image).unwrap().set_len(300 << 20).unwrap();
+        ok(&format!("mkfs.{kind}"), &["-q", text(&image)]);
+        ok("mount", &["-o", "loop", text(&image), text(&place)]);
+        Disk(place)
+    }
+
+    fn used(&self) -> u64 {
+        ok("sync", &["-f", text(&self.0)]);
+        let stat = nix::sys::statvfs::statvfs(&self.0).unwrap();
+        (stat.blocks() - stat.blocks_free()) * stat.fragment_size()
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        Command::new("umount").arg(&self.0).status().ok();
+    }
+}
+
+#[test]
+fn of_a_large_content_only_what_changed_is_written_where_blocks_can_be_shared() {
+    for (kind, shares) in [("btrfs", true), ("ext4", false)] {
+        let mut shop = Shop::new(2);
+        let disk = Disk::of(kind, &shop);
+        let mut large: Vec<u8> =
+            (0..20 << 20).map(|n: u32| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let first = shop.snapshot(0, None, |_, top| std::fs::write(top.join("large"), &large).unwrap());
+        let put = |shop: &Shop, date: &str, base: Option<&str>, like: &Value| {
+            let told = shop.image(date, base);
+            let told = std::fs::read(shop.path("images").join(format!("{date}.sqfs.json")))
+                .map(|facts| (told, facts));
+            let (told, facts) = told.unwrap();
+            shop.ask(&shop.put(date, &told));
+            let facts: Value = serde_json::from_slice(&facts).unwrap();
+            let mut content = facts["big"][0].clone();
+            content["date"] = date.into();
+            let request = json!({"put-big": {"store": shop.path("store"), "content": content, "like": like}});
+            (content, shop.ask(&request), request)
+        };
+        let (old, copied, _) = put(&shop, &first, None, &Value::Null);
+        assert_eq!(copied["patched_bytes"], Value::Null);
+        let lists = |date: &str, names: &[&Value], more: &[String]| -> Vec<String> {
+            let big = names.iter().map(|content| format!("big/{}", content["sha256"].as_str().unwrap()));
+            [format!("{date}.sqfs")].into_iter().chain(more.iter().cloned()).chain(big).collect()
+        };
+        let layers = lists(&first, &[&old], &[]);
+        shop.ask(&json!({"publish": {"date": first, "layers": layers}}));
+        let before = disk.used();
+
+        // In the middle, and a little more at the end.
+        large[10 << 20..11 << 20].fill(7);
+        large.extend([9; 5000]);
+        let second = shop.snapshot(1, Some(&first), |_, top| {
+            std::fs::remove_file(top.join("large")).unwrap();
+            std::fs::write(top.join("large"), &large).unwrap();
+        });
+        let (new, copied, request) = put(&shop, &second, Some(&first), &old);
+        let patched = copied["patched_bytes"].as_u64();
+        assert_eq!(patched.is_some(), shares, "{kind}: {copied}");
+        let grown = disk.used() - before;
+        assert_eq!(grown < 3 << 20, shares, "{kind}: {grown}");
+        assert!(patched.is_none_or(|bytes| (1 << 20..2 << 20).contains(&bytes)), "{patched:?}");
+        assert_eq!(shop.ask(&request)["copied"], false);
+        let layers = lists(&second, &[&new, &old], &[format!("{first}.sqfs")]);
+        shop.ask(&json!({"publish": {"date": second, "layers": layers}}));
+        shop.shows(&second);
+        shop.shows(&first);
+        let removed = shop.ask(&json!({"drop": {"date": second}}))["removed"].clone();
+        assert_eq!(removed, json!([format!("{second}.sqfs"), new["sha256"]]));
+        shop.shows(&first);
+
+        // What lies here is not what lies there: it is of no help.
+        let mut like = old.clone();
+        like["date"] = second.clone().into();
+        let request = json!({"put-big": {"store": shop.path("store"), "content": new, "like": like}});
+        assert_eq!(shop.ask(&request), json!({"copied": true, "patched_bytes": null}));
+        ok(
+            "cmp",
+            &[
+                text(&shop.path("container/layers/big/.big").join(new["sha256"].as_str().unwrap())),
+                text(&shop.path("store").join(&second).join("data/large")),
+            ],
+        );
+    }
+}
+
+#[test]
+fn a_large_content_is_what_was_told_and_comes_from_the_store_alone() {
+    let mut shop = Shop::new(2);
+    let date = shop.snapshot(0, None, |_, top| {
+        std::fs::write(top.join("large"), "large").unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", top.join("link")).unwrap();
+    });
+    let content = |path: &str, sum: &str| json!({"sha256": sum, "bytes": 5, "date": date, "path": path, "path_b64": null});
+    let put =
+        |content: Value| json!({"put-big": {"store": shop.path("store"), "content": content, "like": null}});
+    let sum = ok("sha256sum", &[text(&shop.path("store").join(&date).join("data/large"))])[..64].to_owned();
+    let wrong = "0".repeat(64);
+    for (path, sum) in [
+        ("data/large", &wrong[..]),
+        ("data/link", &sum),
+        ("../../../etc/passwd", &sum),
+        ("data/large", "../x"),
+    ] {
+        assert!(shop.try_ask(&put(content(path, sum))).is_err(), "{path} {sum}");
+    }
+    assert!(shop.names("big/.big").iter().all(|name| name.ends_with(".new")));
+    assert_eq!(shop.ask(&put(content("data/large", &sum)))["copied"], true);
+    assert_eq!(shop.ask(&json!({"sweep": {}}))["removed"], json!([sum]));
+    assert_eq!(shop.names("big/.big").len(), 0);
 }
 
 #[test]
