@@ -16,16 +16,11 @@ use nix::sys::stat::{FileStat, fstatat, major, minor};
 
 use super::tar::{Header, Kind};
 use crate::names::show;
+use crate::store::shown::{self, ACL, MTIME, OURS};
 use crate::store::{attributes, open_dir, split};
-
-/// What begins the names of our attributes.
-const OURS: &[u8] = b"trusted.nc-backup.";
 
 /// What begins the names of overlayfs's: an image has those that were meant, and no others.
 const OVERLAY: &[u8] = b"trusted.overlay.";
-
-/// What begins the names of ACLs.
-const ACL: &[u8] = b"system.posix_acl_";
 
 /// A name and a value.
 pub type Xattr = (Vec<u8>, Vec<u8>);
@@ -65,10 +60,17 @@ impl Entry {
             }
         }
         if stat.st_mtime_nsec != 0 || u32::try_from(stat.st_mtime).is_err() {
-            xattrs.push(([OURS, b"mtime"].concat(), time(&stat).into_bytes()));
+            xattrs.push(([OURS, MTIME].concat(), shown::time(&stat).into_bytes()));
         }
         xattrs.sort_unstable();
         Ok(Entry { stat, kind, target, xattrs, left_out })
+    }
+
+    /// Marks the folder of the snapshot's description: by this whoever shows an image sees that its kernel reads attributes
+    /// of squashfs at all. One that does not would show zeros, and what is gone.
+    pub fn mark(&mut self) {
+        self.xattrs.push(([OURS, b"layer"].concat(), b"1".to_vec()));
+        self.xattrs.sort_unstable();
     }
 
     /// Writes its header as `kind`, with overlayfs's own `marks`.
@@ -134,8 +136,8 @@ fn kind(stat: &FileStat) -> Option<Kind> {
 
 /// The name under which an image has the attribute; `None` if it cannot.
 fn stored_as(name: &[u8]) -> Option<Vec<u8>> {
-    if let Some(which) = name.strip_prefix(ACL) {
-        return Some([OURS, b"posix_acl_", which].concat());
+    if let Some(acl) = name.strip_prefix(b"system.").filter(|rest| rest.starts_with(ACL)) {
+        return Some([OURS, acl].concat());
     }
     // An overlay would follow what the source says of its own; and nobody but us says what is ours.
     let foreign = name.starts_with(OVERLAY) && !mutant::active("foreign-overlay-marks-are-taken-over");
@@ -161,15 +163,6 @@ fn read(dir: &File, name: &[u8]) -> Result<Vec<Xattr>> {
     Ok(found)
 }
 
-/// Seconds since 1970 with their fraction.
-fn time(stat: &FileStat) -> String {
-    let (seconds, nanoseconds) = (stat.st_mtime, stat.st_mtime_nsec);
-    match (seconds < 0, nanoseconds) {
-        (true, 1..) => format!("-{}.{:09}", -(seconds + 1), 1_000_000_000 - nanoseconds),
-        _ => format!("{seconds}.{nanoseconds:09}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,19 +177,5 @@ mod tests {
             assert_eq!(stored(name).as_deref(), Some(name));
         }
         assert_eq!(stored("system.posix_acl_default").unwrap(), "trusted.nc-backup.posix_acl_default");
-    }
-
-    #[test]
-    fn a_time_is_written_as_touch_reads_it() {
-        let mut stat: FileStat = nix::sys::stat::stat("/").unwrap();
-        for (seconds, nanoseconds, text) in [
-            (1_700_000_000, 5, "1700000000.000000005"),
-            (-2, 0, "-2.000000000"),
-            (-2, 250_000_000, "-1.750000000"),
-            (-1, 999_999_999, "-0.000000001"),
-        ] {
-            (stat.st_mtime, stat.st_mtime_nsec) = (seconds, nanoseconds);
-            assert_eq!(time(&stat), text);
-        }
     }
 }

@@ -4,7 +4,7 @@
 use std::fs::{File, Permissions};
 use std::io::{ErrorKind, Write as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Stdio};
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use common::{durable, signals};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, poll};
 
+use super::tar;
 use crate::store::sums::{self, Sum};
 
 /// What makes the uplink's bytes few; `-no-exports` leaves out what NFS would need.
@@ -66,7 +67,19 @@ impl Making {
     }
 
     /// Hands it a piece of the stream.
-    pub fn put(&mut self, mut bytes: &[u8]) -> Result<()> {
+    pub fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        match self.write(bytes) {
+            // It has ended, and says why.
+            Err(e) if has_ended(&e) => {
+                self.stdin = None;
+                let status = self.child.wait(None, true)?;
+                Err(self.child.failure_for(status)?.into())
+            }
+            other => other,
+        }
+    }
+
+    fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
         let Some(stdin) = self.stdin.as_mut() else { anyhow::bail!("the stream has ended") };
         let mut moved = Instant::now();
         while !bytes.is_empty() {
@@ -89,22 +102,21 @@ impl Making {
                     }
                 }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                // It has ended, and says why.
-                Err(e) if e.kind() == ErrorKind::BrokenPipe => return Err(self.ended()),
                 Err(e) => return Err(e).context("cannot write to mksquashfs"),
             }
         }
         Ok(())
     }
 
-    fn ended(&mut self) -> anyhow::Error {
-        self.stdin = None;
-        let failure = self.child.wait(None, true).and_then(|status| self.child.failure_for(status));
-        failure.map_or_else(|e| e, Into::into)
-    }
-
-    /// After the last piece: the image is at its place, durably. Its bytes and their hash.
-    pub fn finish(mut self, image: &Path) -> Result<(u64, Sum)> {
+    /// After the last piece: the image, which must have so many `paths`, is at its place, durably. Its bytes and their hash.
+    pub fn finish(mut self, image: &Path, paths: u64) -> Result<(u64, Sum)> {
+        let mut end = Vec::new();
+        tar::end(&mut end);
+        match self.write(&end) {
+            // It needs no more than the beginning of that; its exit code tells, and the count below.
+            Err(e) if has_ended(&e) => {}
+            other => other?,
+        }
         self.stdin = None;
         let status = self.child.wait(None, true)?;
         if !status.success() {
@@ -113,6 +125,12 @@ impl Making {
         let context = || format!("cannot keep {}", self.partial.display());
         let mut file = File::open(&self.partial).with_context(context)?;
         file.set_permissions(Permissions::from_mode(0o600)).with_context(context)?;
+        // The root is not in the stream.
+        let held = inodes(&file).with_context(context)?;
+        anyhow::ensure!(
+            held == paths + 1,
+            "mksquashfs was given {paths} paths, and the image has {held} with its root"
+        );
         let (sum, bytes) = sums::of_file(&mut file, |_| signals::check()).with_context(context)?;
         file.sync_all().with_context(context)?;
         std::fs::rename(&self.partial, image).with_context(context)?;
@@ -131,6 +149,20 @@ impl Drop for Making {
             std::fs::remove_file(&self.partial).ok();
         }
     }
+}
+
+/// Whether an error is that nobody reads the stream any more.
+fn has_ended(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe)
+}
+
+/// How many inodes the image has, by its superblock: the second of its numbers.
+fn inodes(image: &File) -> Result<u64> {
+    let mut head = [0; 8];
+    image.read_exact_at(&mut head, 0)?;
+    let [m, a, g, i, count @ ..] = head;
+    anyhow::ensure!([m, a, g, i] == *b"hsqs", "it is no squashfs image");
+    Ok(u32::from_le_bytes(count).into())
 }
 
 /// The folder that `image` is to be in: ours alone, as its files are opened by name.

@@ -51,14 +51,14 @@ pub fn layer(args: &Layer, report: &mut Report) -> Result<()> {
     let (plan, last) = slice(args, whole, &wanted.top)?;
     let mut making = Making::start(&to, packing::latest(&plan, &wanted.top)?)?;
     let packed = packing::pack(&plan, &wanted.top, args.big_bytes.0, |piece| making.put(piece))?;
-    let mut facts = json!(packed);
+    let mut facts = json!(&packed);
     facts["date"] = json!(wanted.meta.date);
     facts["id"] = json!(wanted.meta.id);
     facts["base_date"] = json!(base.as_ref().map(|b| &b.meta.date));
     facts["base_id"] = json!(base.as_ref().map(|b| &b.meta.id));
     facts["last"] = json!(last.as_ref().map(|last| String::from_utf8_lossy(last)));
     facts["last_b64"] = json!(last.as_ref().and_then(|last| b64(OsStr::from_bytes(last))));
-    let (bytes, sum) = making.finish(&to)?;
+    let (bytes, sum) = making.finish(&to, packed.paths)?;
     report.changed = true;
     facts["image_bytes"] = json!(bytes);
     facts["sha256"] = json!(sums::hex(&sum));

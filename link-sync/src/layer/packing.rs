@@ -15,7 +15,7 @@ use super::entry::{Entry, mtime, stat, whiteout};
 use super::plan::{Part, Plan};
 use super::tar::{self, Kind};
 use crate::names::show;
-use crate::store::{open_dir, open_file_at, split, sums};
+use crate::store::{META, open_dir, open_file_at, split, sums};
 
 /// Bytes handed on at once.
 const PIECE: usize = 256 << 10;
@@ -43,6 +43,9 @@ pub struct Packed {
     pub deleted: u64,
     /// What an image cannot hold.
     pub left_out: Vec<Value>,
+    /// Paths that the image has: all of these, less what was left out.
+    #[serde(skip)]
+    pub paths: u64,
 }
 
 /// The folder of contents that lie beside, in an overlay whose lowest layer has it.
@@ -70,7 +73,6 @@ pub fn pack(
         packing.path(path, part, &dir.1, name).with_context(context)?;
         folder = Some(dir);
     }
-    tar::end(&mut packing.out);
     packing.flush(0)?;
     Ok(packing.packed)
 }
@@ -96,16 +98,21 @@ impl Packing<'_> {
     fn path(&mut self, path: &[u8], part: &Part, dir: &File, name: &[u8]) -> Result<()> {
         if *part == Part::Gone {
             self.packed.deleted += 1;
+            self.packed.paths += 1;
             whiteout(path, &mut self.out);
             return self.flush(PIECE);
         }
-        let entry = Entry::look(dir, name)?;
+        let mut entry = Entry::look(dir, name)?;
+        if path == META.as_bytes() {
+            entry.mark();
+        }
         for what in &entry.left_out {
             let (path, base64) = told(path);
             self.packed.left_out.push(json!({"path": path, "path_b64": base64, "what": what}));
         }
         let Some(kind) = entry.kind else {
             if *part == (Part::Whole { over: true }) {
+                self.packed.paths += 1;
                 whiteout(path, &mut self.out);
             }
             return self.flush(PIECE);
@@ -144,6 +151,7 @@ impl Packing<'_> {
                 }
             }
         }
+        self.packed.paths += 1;
         self.packed.folders += u64::from(folder);
         self.flush(PIECE)
     }

@@ -38,6 +38,7 @@ pub mod prune;
 pub mod publish;
 pub mod repair;
 pub mod scan;
+pub mod shown;
 pub mod sizes;
 pub mod sparse;
 pub mod sums;

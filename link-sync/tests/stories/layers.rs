@@ -146,6 +146,17 @@ impl History {
 
 /// An overlay of images, the newest first, with what the images hold for squashfs given back.
 fn shown(dir: &Path, images: &[PathBuf]) -> Picture {
+    let view = dir.join("view");
+    let laid = lay(dir, images, &view);
+    assert!(!view.join(".big").exists());
+    let mut seen = picture(&view.join("docs"));
+    drop(laid);
+    seen.0.values_mut().for_each(give_back);
+    seen
+}
+
+/// Mounts them at `view`. (What is dropped first is what lies upon the others.)
+fn lay(dir: &Path, images: &[PathBuf], view: &Path) -> (Mounted, Vec<Mounted>) {
     let mut mounted = Vec::new();
     let top = dir.join("top");
     private(&top);
@@ -161,19 +172,11 @@ fn shown(dir: &Path, images: &[PathBuf]) -> Picture {
         mknod(&top.join(".big"), SFlag::S_IFCHR, Mode::empty(), 0).ok();
         lower = format!("{lower}:{}", dir.join("big").display());
     }
-    let view = dir.join("view");
-    private(&view);
+    private(view);
     let options =
         format!("ro,nosuid,nodev,noexec,redirect_dir=follow,metacopy=on,index=off,lowerdir={lower}");
     ok("mount", &["-t", "overlay", "overlay", "-o", &options, view.to_str().unwrap()]);
-    let overlay = Mounted(view.clone());
-    assert!(!view.join(".big").exists());
-    let mut seen = picture(&view.join("docs"));
-    drop(overlay);
-    seen.0.values_mut().for_each(give_back);
-    // The overlay holds what is below it.
-    drop(mounted);
-    seen
+    (Mounted(view.to_owned()), mounted)
 }
 
 fn give_back(seen: &mut Seen) {
@@ -391,6 +394,33 @@ fn what_would_make_an_overlay_lie_is_left_out_and_told() {
 }
 
 #[test]
+fn what_squashfs_cannot_hold_is_given_back_by_verify_and_restore() {
+    let history = History::new();
+    let world = &history.world;
+    changes::begin(&world.source);
+    for n in 0..250 {
+        changes::apply(&world.source, (u8::try_from(n).unwrap_or(u8::MAX) % KINDS, n * 7919, n * 104_729));
+    }
+    std::os::unix::fs::symlink("nowhere", world.source.join("link")).unwrap();
+    let snapshot = world.publish();
+    let date = snapshot.file_name().unwrap().to_str().unwrap();
+    history.layer(&history.image(0), &["--date", date]).expect(0);
+    let view = history.images.join("store").join(date);
+    private(&view);
+    let laid = lay(&history.images, &[history.image(0)], &view);
+    let store = view.parent().unwrap().to_str().unwrap();
+    let verified = world.act("verify", &["--store", store, "--against", world.store.to_str().unwrap()]);
+    let restored = history.images.join("restored");
+    private(&restored);
+    let options =
+        ["--store", store, "--source", "docs", "--set-id-and-devices", "--to", restored.to_str().unwrap()];
+    let ran = world.act("restore", &options);
+    drop(laid);
+    assert_eq!((verified.code, ran.code), (0, 0), "{verified:?} {ran:?}");
+    picture(&snapshot.join("docs")).same_as(&picture(&restored.join("docs")));
+}
+
+#[test]
 fn a_first_copy_is_made_of_several_images_one_after_the_other() {
     let mut history = History::new();
     changes::begin(&history.world.source);
@@ -419,6 +449,32 @@ fn a_first_copy_is_made_of_several_images_one_after_the_other() {
     assert!(stack.len() >= 4, "{bytes} bytes in {} images", stack.len());
     let wrong = history.stored(&date).differences(&shown(&history.images, &stack));
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn an_image_that_lacks_something_is_none_even_if_mksquashfs_is_content() {
+    let mut history = History::new();
+    history.world.file("a", &"a".repeat(1 << 20));
+    history.shoot();
+    let dir = &history.world.dir;
+    let real = ok("which", &["mksquashfs"]);
+    std::fs::copy(&real, dir.join("real")).unwrap();
+    let fake = format!(
+        "#!/bin/sh\nhead -c 1024 /dev/zero | {}/real \"$@\"\ncat >/dev/null\nexit 0\n",
+        dir.display()
+    );
+    testkit::script(&dir.join("fake"), &fake);
+    let to = history.images.join("x");
+    let tool = history.world.command("layer", &["--date", &history.dates[0], "--to", to.to_str().unwrap()]);
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "sh", "-c", "mount --bind \"$1\" \"$2\"; shift 2; exec \"$@\"", "sh"]);
+    command.arg(dir.join("fake")).arg(real).arg(tool.get_program()).args(tool.get_args());
+    let ran = testkit::run(&mut command).expect(1);
+    assert!(
+        ran.json["error"]["message"].as_str().unwrap().contains("the image has 1 with its root"),
+        "{ran:?}"
+    );
+    assert_eq!(std::fs::read_dir(&history.images).unwrap().count(), 0);
 }
 
 #[test]

@@ -25,6 +25,11 @@ const STORE: &str = "snapshots";
 /// attributes no image has.
 const TOP: &str = "top";
 
+/// The folder of a snapshot's description, which is in the image of each, and the attribute that it has there.
+const META: &str = ".meta";
+/// See [`META`].
+const MARK: &str = "trusted.nc-backup.layer";
+
 /// Whoever can write to an image must not become root by it.
 const SAFE: &str = "ro,nosuid,nodev,noexec";
 
@@ -83,7 +88,15 @@ fn stack(container: &Path, list: &List, at: &Path, target: &Path) -> Result<()> 
     let mounted = mount(Some("overlay"), target, Some("overlay"), flags, Some(&options[..]));
     // Else it could not be removed.
     std::env::set_current_dir("/").context("cannot leave the view")?;
-    mounted.with_context(|| format!("cannot mount an overlay of {laid} layers"))
+    mounted.with_context(|| format!("cannot mount an overlay of {laid} layers"))?;
+    let images = list.laid().any(|layer| matches!(layer, Layer::Image(_)));
+    // Without them, folders would show what is gone and files only zeros.
+    let read = xattr::get(target.join(META), MARK).is_ok_and(|value| value.is_some());
+    anyhow::ensure!(
+        read || !images || mutant::active("a-kernel-without-attributes-shows-nothing"),
+        "the attributes of the images cannot be read: has this kernel CONFIG_SQUASHFS_XATTR?"
+    );
+    Ok(())
 }
 
 /// Unmounts all that is mounted below `at`, the last first, and removes the empty folders; whether there was something.

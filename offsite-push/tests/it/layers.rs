@@ -539,6 +539,23 @@ fn a_large_content_is_what_was_told_and_comes_from_the_store_alone() {
 }
 
 #[test]
+fn what_a_kernel_without_attributes_would_show_is_not_shown() {
+    let mut shop = Shop::new(4);
+    let date = shop.snapshot(0, None, |shop, top| shop.change(top));
+    shop.push(&date, None, &[]);
+    // As such a kernel sees it.
+    let image = shop.path("container/layers/images").join(format!("{date}.sqfs"));
+    std::fs::remove_file(&image).unwrap();
+    ok(
+        "mksquashfs",
+        &[text(&shop.path("store").join(&date)), text(&image), "-no-xattrs", "-quiet", "-no-progress"],
+    );
+    let refused = shop.try_ask(&json!({"show": {"date": date, "at": shop.path("view")}})).unwrap_err();
+    assert!(refused.contains("CONFIG_SQUASHFS_XATTR"), "{refused}");
+    shop.nothing_is_shown();
+}
+
+#[test]
 fn more_layers_than_long_names_would_allow_are_shown_and_the_lowest_may_be_a_tree() {
     let mut shop = Shop::new(9);
     let first = shop.snapshot(0, None, |shop, top| shop.change(top));
