@@ -90,6 +90,41 @@ fn copy(from: &Path, to: &Path) -> Result<(u64, String)> {
     Ok((bytes, hex(&hash.finalize())))
 }
 
+/// Reads the image `name`, or a large content, in the folder `dir`; what is wrong with it, if anything. Without `sha256`, S2's word, what
+/// lies beside the image counts: that tells damage, and not an exchange.
+pub(super) fn check(dir: &Path, name: &str, sha256: Option<&str>) -> Result<Option<String>> {
+    let path = dir.join(name);
+    let expected = match sha256 {
+        Some(sum) => Some(sum.to_owned()),
+        None if is_image(name) => {
+            let told = durable::read(&dir.join(format!("{name}.json")))?;
+            let told = told.and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+            told.and_then(|told| told["sha256"].as_str().map(str::to_owned))
+        }
+        None => Some(name.to_owned()),
+    };
+    let Some(expected) = expected else { return Ok(Some("its hash is not known".into())) };
+    let file = File::options().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(&path);
+    let mut file = match file {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Some("it is not there".into())),
+        other => other.with_context(|| format!("cannot open {}", path.display()))?,
+    };
+    let (mut hash, mut piece) = (Sha256::new(), vec![0; PIECE]);
+    loop {
+        common::signals::check()?;
+        match file.read(&mut piece) {
+            Ok(0) => break,
+            Ok(n) => hash.update(&piece[..n]),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            // A checksum of btrfs's that is wrong, or a block that S3 does not give.
+            Err(e) => return Ok(Some(format!("it cannot be read: {e}"))),
+        }
+    }
+    let sum = hex(&hash.finalize());
+    let right = sum == expected || mutant::active("an-image-is-checked-by-its-hash");
+    Ok((!right).then(|| format!("its hash is {sum}, not {expected}")))
+}
+
 /// Hexadecimal.
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -45,7 +45,8 @@ pub(super) struct List {
 }
 
 impl Layer {
-    fn parse(name: &str) -> Result<Layer> {
+    /// The layer of this name.
+    pub(super) fn parse(name: &str) -> Result<Layer> {
         if is_image(name) {
             return Ok(Layer::Image(name.to_owned()));
         }

@@ -25,7 +25,7 @@ use common::durable;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use list::List;
+use list::{Layer, List};
 
 /// The folder of it all, in the container.
 const LAYERS: &str = "layers";
@@ -59,6 +59,8 @@ enum Request {
     Drop { date: String },
     /// Remove what no list needs.
     Sweep {},
+    /// Read images and large contents by their names in a list, and compare them with the hashes that S2 knows, or null.
+    Check { layers: Vec<(String, Option<String>)> },
     /// Show a date below the folder `at`.
     Show { date: String, at: PathBuf },
     /// Take down whatever is shown below `at`.
@@ -103,6 +105,18 @@ pub(crate) fn answer(container: &Path) -> Result<Vec<u8>> {
             json!({"changed": changed, "removed": dates::sweep(&top)?})
         }
         Request::Sweep {} => json!({"removed": dates::sweep(&top)?}),
+        Request::Check { layers } => {
+            let mut wrong = Vec::new();
+            for (name, sha256) in &layers {
+                let why = match Layer::parse(name)? {
+                    Layer::Image(image) => images::check(&top.join(IMAGES), &image, sha256.as_deref())?,
+                    Layer::Big(hash) => images::check(&top.join(BIG).join(HIDDEN), &hash, sha256.as_deref())?,
+                    Layer::Tree(date) => anyhow::bail!("{date} is a tree, which has no hash"),
+                };
+                wrong.extend(why.map(|why| json!({"layer": name, "why": why})));
+            }
+            json!({"wrong": wrong})
+        }
         Request::Show { date, at } => json!({"path": view::show(container, &date, &at)?}),
         Request::Hide { at } => json!({"changed": view::hide(&at)?}),
     };

@@ -368,6 +368,30 @@ fn an_image_that_is_not_what_was_made_does_not_get_its_name_and_none_is_replaced
 }
 
 #[test]
+fn an_image_that_has_rotted_is_told_without_being_mounted() {
+    let mut shop = Shop::new(10);
+    let first = shop.snapshot(0, None, |shop, top| shop.change(top));
+    let name = shop.push(&first, None, &[]).remove(0);
+    let images = shop.path("container/layers/images");
+    let check = |sum: Option<&str>| shop.ask(&json!({"check": {"layers": [[name, sum]]}}))["wrong"].clone();
+    let sum = ok("sha256sum", &[text(&images.join(&name))])[..64].to_owned();
+    assert_eq!((check(None), check(Some(&sum))), (json!([]), json!([])));
+    let mut rotten = std::fs::read(images.join(&name)).unwrap();
+    rotten[300] ^= 4;
+    std::fs::write(images.join(&name), rotten).unwrap();
+    for told in [check(None), check(Some(&sum))] {
+        assert_eq!(told[0]["layer"], *name);
+        assert!(told[0]["why"].as_str().unwrap().ends_with(&format!("not {sum}")), "{told}");
+    }
+    std::fs::remove_file(images.join(format!("{name}.json"))).unwrap();
+    assert_eq!(check(None)[0]["why"], "its hash is not known");
+    std::fs::remove_file(images.join(&name)).unwrap();
+    assert_eq!(check(Some(&sum))[0]["why"], "it is not there");
+    let tree = json!({"check": {"layers": [[format!("snapshots/{first}/"), null]]}});
+    assert!(shop.try_ask(&tree).is_err());
+}
+
+#[test]
 fn while_a_list_is_not_understood_no_image_goes() {
     let mut shop = Shop::new(7);
     let first = shop.snapshot(0, None, |shop, top| shop.change(top));
