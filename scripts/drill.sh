@@ -11,7 +11,7 @@ conclude() {
 look_outward() {
     try inspect nc-maint inspect 2>/dev/null
     led=$(ask '.[] | .output | .warnings[]? | select(.kind == "link-leads-out").message')
-    steps='' name=''
+    steps='' at_step=''
     [ -z "$led" ] || printf '%s\n' "$led" | while read -r link; do say "$link"; done
 }
 

@@ -1,8 +1,13 @@
-# shellcheck shell=sh disable=SC2034,SC2154
+# shellcheck shell=sh disable=SC2034,SC2154,SC3043
 # What the scripts that compose the tools share. Sourced; wants $here, the folder of the script.
 #
 # Nothing that only tells may change what happens: a message that nobody can read, a full disk, a status object that
 # nobody takes. And the other way round: however a script ends, `ended` undoes what must be undone, and tells it.
+#
+# What a function needs for itself is `local` (every sh of Debian has it), so that it cannot be taken for the script's
+# own variable of that name. What it leaves to the script is one of these; tests/lab/test compares:
+# shared: VERSION RESERVED sudo rules bin given_bin beside held profile taken started_at started signal child steps at_step
+# shared: answered code failed problem finished goal achieved changed program runtime work rc noted object variable
 
 VERSION=0.1.0
 umask 077
@@ -34,6 +39,7 @@ say() { printf '%s: %s\n' "${0##*/}" "$(printf %s "$*" | show)" >&2 2>/dev/null 
 fail() { code=$1; shift; say "$*"; exit "$code"; }
 # bare CODE CHANGED MESSAGE: a status object made without jq: the message keeps its plain characters.
 bare() {
+    local told warned error
     told=$(printf %s "$3" | LC_ALL=C tr -cd '\040\041\043-\133\135-\176')
     case $1 in
         0 | 3) warned="{\"kind\":\"not-told\",\"message\":\"$told\"}" error=null ;;
@@ -64,6 +70,7 @@ need() { [ "$1" -gt 1 ] || fail 2 "$2 needs a value (see --help)"; }
 # options that take a value, with + behind one that may come again (a line each); FLAGS those that take none, and -- where
 # something else may follow it: $taken is how many arguments were ours. $also: what to say where two profiles are given.
 options() {
+    local values flags option variable
     values=" $1 " flags=" $2 " profile=''
     shift 2
     taken=$#
@@ -159,7 +166,7 @@ begin_steps() {
     command -v jq >/dev/null || refuse 69 "jq is missing: apt-get install jq"
     started_at=$(date -u +%Y-%m-%dT%H:%M:%SZ)
     started=$(date +%s%3N)
-    signal='' child='' steps='' name='' answered='' code=0 failed='' problem='' finished='' goal='' achieved='' changed=''
+    signal='' child='' steps='' at_step='' answered='' code=0 failed='' problem='' finished='' goal='' achieved='' changed=''
     program=$(cat "$here/status.jq") || refuse 69 "the scripts are not whole: $here/status.jq is missing"
     # Where the tools have their locks and sockets.
     runtime=/run/nc-backup/$profile
@@ -178,13 +185,13 @@ stop() { signal=$1; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || true; 
 # The one way out.
 # shellcheck disable=SC2317
 ended() {
-    last=$?
+    local last=$?
     trap - EXIT
     trap '' HUP INT TERM
     set +eu
     if [ -z "$finished" ] && [ -z "$failed" ]; then
         # A command of the script's own failed that never should.
-        failed=${name:-begin} code=1
+        failed=${at_step:-begin} code=1
         [ -z "$signal" ] || code=$((128 + signal))
         problem="the script ended unexpectedly at the step $failed (exit code $last)"
         say "$problem"
@@ -199,6 +206,7 @@ ended() {
 # take it away. Not in /tmp if it can be helped: everybody fills that.
 RESERVED=262144
 begin_work() {
+    local old old_pid place
     for old in "$runtime"/.run.*; do
         old_pid=${old##*/.run.}
         [ ! -d "$old" ] || [ -d "/proc/${old_pid%%.*}" ] || rm -rf "$old"
@@ -217,6 +225,7 @@ clear_work() { [ -z "${work-}" ] || rm -rf "$work"; }
 # lock_profile: whether no backup or restore of this profile's file is at work. The lock lies where only this account
 # gets: whoever can open a file can hold it.
 lock_profile() {
+    local of lock
     [ "$(stat -c '%u %a %F' "$runtime" 2>/dev/null)" = "$(id -u) 700 directory" ] ||
         refuse 77 "$runtime must be a folder of $(id -un), with mode 0700, for the lock"
     of=$(readlink -m -- "${config:-/etc/nc-backup/$profile.toml}")
@@ -231,6 +240,7 @@ lock_profile() {
 # lock_instance: waits, an hour at most, until no backup of another profile of this Nextcloud (by the step before: its
 # root) is at work: each would wait in maintenance for what the other one holds of the database. Whether it is ours to go on.
 lock_instance() {
+    local instance lock waited
     instance=$(answer .root) || instance=''
     [ -n "$instance" ] || return 0
     lock=${runtime%/run}
@@ -277,11 +287,12 @@ await() {
 # note_step NAME COMMAND…: runs a tool and adds its status object to $steps, a line for each step. Sets $rc, and
 # $answered if there was an object.
 note_step() {
-    name=$1 before=$(date +%s%3N) answered='' told='' line=''
+    local before told line
+    at_step=$1 before=$(date +%s%3N) answered='' told='' line=''
     shift
     if [ -n "$work" ] && blank 2>/dev/null; then
         await "$@" 3</dev/null 1<>"$work/answer"
-        line=$(tr -d '\000' <"$work/answer" | jq -cRs --arg step "$name" --argjson code "$rc" \
+        line=$(tr -d '\000' <"$work/answer" | jq -cRs --arg step "$at_step" --argjson code "$rc" \
             --argjson ms $(($(date +%s%3N) - before)) '{step: $step, exit_code: $code, duration_ms: $ms,
                 output: (split("\n") | map(fromjson? | objects) | last)}') || line=''
     else
@@ -296,7 +307,7 @@ note_step() {
         esac
         [ -z "$told" ] || say "$told"
         told=$(printf %s "$told" | LC_ALL=C tr -d '\000-\037\042\134\177-\377')
-        line="{\"step\":\"$name\",\"exit_code\":$rc,\"duration_ms\":$(($(date +%s%3N) - before)),\"output\":null,\"told\":${told:+\"}${told:-null}${told:+\"}}"
+        line="{\"step\":\"$at_step\",\"exit_code\":$rc,\"duration_ms\":$(($(date +%s%3N) - before)),\"output\":null,\"told\":${told:+\"}${told:-null}${told:+\"}}"
     fi
     steps="$steps$line
 "
@@ -314,6 +325,7 @@ quiet_step() {
 # try STEP TOOL ACTION [ARGUMENTS]: runs it for this profile. Without root, a step that runs under sudo cannot be stopped
 # from here: it ends, and is the last one.
 try() {
+    local step tool action
     step=$1 tool=$2 action=$3
     shift 3
     # shellcheck disable=SC2086  # $sudo is words
@@ -339,7 +351,7 @@ quietly() { noted=quiet_step; "$@"; noted=''; }
 stop_at() { failed=$1 code=$2 problem=$3; say "$problem"; }
 
 # ask FILTER [jq's arguments]: of the steps, as a list.
-ask() { filter=$1; shift; printf %s "$steps" | jq -rs "$@" "$filter"; }
+ask() { local filter; filter=$1; shift; printf %s "$steps" | jq -rs "$@" "$filter"; }
 # answer FILTER: of the last step's data, unless something has failed.
 answer() { [ -n "$failed" ] || ask "last.output.data | $1 // empty"; }
 # believe: without an object, neither success nor what is left behind is an answer.

@@ -1,5 +1,5 @@
-//! Renames that replace nothing, and exchanges, also where the file system knows neither: FUSE (bindfs, mergerfs,
-//! sshfs), NFS, OpenZFS before 2.2 refuse every flag of renameat2(2).
+//! Renames that replace nothing, and exchanges, also where the file system knows neither.
+//! FUSE (bindfs, mergerfs, sshfs), NFS, OpenZFS before 2.2 refuse every flag of renameat2(2).
 //!
 //! Without the flag, a file gets its second name by link(2), which never replaces, and then loses the first; a folder
 //! is renamed plainly, which replaces at most an empty folder that was made in that very moment. Whatever happens in

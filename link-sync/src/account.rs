@@ -1,6 +1,6 @@
-//! An account's store, handled by root with the account's rights: what the account put there, manifests among it,
-//! then leads to nothing the account could not do itself. Here this process itself changes; a child's account is
-//! [`common::run::Cmd::run_as`]'s.
+//! An account's store, handled by root with the account's rights.
+//! So what the account put there, manifests among it, leads to nothing the account could not do itself. Here this
+//! process itself changes; a child's account is [`common::run::Cmd::run_as`]'s.
 //!
 //! The calls are libc's, which change every thread. None of them is taken at its word: what the kernel says afterwards
 //! counts. Whoever cannot take the rights does nothing at all; whoever cannot go back to them after a moment as root, or to

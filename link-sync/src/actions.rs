@@ -31,12 +31,12 @@ use crate::store::find::{Wanted, is_user};
 const RESERVE: u64 = 1 << 30;
 
 /// Asks the background process, which `stage` starts if there is none.
-pub fn step(action: agent::Action, run: &Run, allow: Allow, report: &mut Report) -> Result<()> {
+pub fn step(action: agent::Task, run: &Run, allow: Allow, report: &mut Report) -> Result<()> {
     let settings = run.options().settings()?;
     drop(settings.wanted()?);
     let stream = match agent::ask::running(&settings.runtime) {
         Some(stream) => stream,
-        None if action == agent::Action::Stage => agent::ask::start(&settings, &stage_argv())?,
+        None if action == agent::Task::Stage => agent::ask::start(&settings, &stage_argv())?,
         None => return Err(agent::nothing_staged().into()),
     };
     agent::ask::ask(stream, action, &settings.chosen, allow, report)
@@ -52,7 +52,7 @@ pub fn abort(abort: &Abort, report: &mut Report) -> Result<()> {
     let settings = abort.run.options().settings()?;
     if let Some(stream) = agent::ask::running(&settings.runtime) {
         let chosen = &settings.chosen;
-        if let Err(error) = agent::ask::ask(stream, agent::Action::Abort, chosen, abort.run.allow(), report) {
+        if let Err(error) = agent::ask::ask(stream, agent::Task::Abort, chosen, abort.run.allow(), report) {
             // One that was at work ends without another word; what counts is that it has ended.
             common::signals::check()?;
             drop(agent::wait_for_end(&settings.runtime).context(error)?);

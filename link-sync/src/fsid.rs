@@ -1,5 +1,5 @@
-//! Which file system a folder is on, told so that another kernel, or another version of this program, tells the same; and
-//! whether its inode numbers and change times can be relied on.
+//! Which file system a folder is on, and whether its inode numbers and change times can be relied on.
+//! Told so that another kernel, or another version of this program, tells the same.
 //!
 //! The UUID, where there is a way to ask for it: the general one of Linux 6.9 (ext4, XFS; btrfs does not answer it, seen on
 //! 6.18), those of btrfs and XFS, or the links that udev makes. On btrfs the subvolume belongs to it, as each has inode

@@ -56,13 +56,13 @@ fn main() -> ExitCode {
     };
     match &action {
         Action::Stage(run) => {
-            report("stage", run.name(), &|r| actions::step(agent::Action::Stage, run, run.allow(), r))
+            report("stage", run.name(), &|r| actions::step(agent::Task::Stage, run, run.allow(), r))
         }
         Action::Settle(settle) => report("settle", settle.run.name(), &|r| {
-            actions::step(agent::Action::Settle, &settle.run, settle.allow(), r)
+            actions::step(agent::Task::Settle, &settle.run, settle.allow(), r)
         }),
         Action::Publish(run) => {
-            report("publish", run.name(), &|r| actions::step(agent::Action::Publish, run, run.allow(), r))
+            report("publish", run.name(), &|r| actions::step(agent::Task::Publish, run, run.allow(), r))
         }
         Action::Abort(abort) => report("abort", abort.run.name(), &|r| actions::abort(abort, r)),
         Action::Snapshot(run) => report("snapshot", run.name(), &|r| actions::snapshot(run, r)),

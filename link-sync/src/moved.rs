@@ -1,5 +1,5 @@
-//! What moved under a pass's hands: rsync read a file after the walk had looked at it, so what arrived need not be
-//! what the walk saw. Such paths are distrusted, and the next pass takes them again.
+//! What moved under a pass's hands is distrusted, and the next pass takes it again.
+//! rsync read a file after the walk had looked at it, so what arrived need not be what the walk saw.
 
 use std::collections::HashMap;
 use std::fs::File;

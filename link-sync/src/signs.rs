@@ -1,5 +1,6 @@
-//! What the far end does beside its work: it gives signs of life while it works on a request, so that the source can tell
-//! slow from dead; and it watches over the other end, which may not keep it waiting for ever.
+//! Signs of life: the far end gives them while it works, and looks for the other end's.
+//! It gives them while it works on a request, so that the source can tell slow from dead; and it watches over the other
+//! end, which may not keep it waiting for ever.
 
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -14,7 +14,7 @@ use crate::record::Record;
 use crate::settings::Settings;
 use crate::stack::{self, Mapping, State};
 use crate::watch::Watch;
-use crate::{dirty, facts, holding, image, key};
+use crate::{facts, holding, image, key, writeback};
 
 /// What it is attached for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +95,7 @@ pub(crate) fn up(settings: &Settings, record: &mut Record, how: How, report: &mu
             return Err(Fault::failed(format!("it was mounted, and now it is {state}")).into());
         };
         if !read_only {
-            dirty::set(&mapping, mount);
+            writeback::set(&mapping, mount);
         }
         signals::check()?;
         let mut known = record.clone();

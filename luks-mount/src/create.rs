@@ -1,5 +1,5 @@
-//! Making a new container: header, image, file system. Little is written, so that it can be made through a slow
-//! link.
+//! Making a new container: header, image, file system.
+//! Little is written, so that it can be made through a slow link.
 
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};

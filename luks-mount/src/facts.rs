@@ -13,7 +13,7 @@ use crate::record::Record;
 use crate::settings::Settings;
 use crate::stack::{self, Stack, State};
 use crate::watch::PROBE;
-use crate::{dirty, image};
+use crate::{image, writeback};
 
 const KEYS: [&str; 23] = [
     "state",
@@ -123,7 +123,7 @@ fn layers(stack: &Stack, answers: bool, report: &mut Report) -> Result<()> {
         let places: Vec<_> = stack.mounts.iter().map(|m| m.target.to_string_lossy()).collect();
         report.set("mounted_on", json!(places));
     }
-    report.set("dirty_limit", if mapping.read_only { Value::Null } else { dirty::read(mapping, mount) });
+    report.set("dirty_limit", if mapping.read_only { Value::Null } else { writeback::read(mapping, mount) });
     if answers {
         let cmd = Cmd::new("stat").args(["-f", "-c", "%S %b %a %d", "--"]).arg(&mount.target);
         let out = fuse::ask(&cmd.uninterruptible(), PROBE)?;

@@ -1,5 +1,5 @@
-//! This machine's hold on the container: the lease is taken for an attach, moved on, given back; whose it is, is judged by
-//! what was noted here.
+//! This machine's hold on the container: the lease is taken for an attach, moved on, and given back.
+//! Whose it is, is judged by what was noted here.
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,6 @@
-//! The container's file, as seen from here: never touched by this process. Each touch is a child's ([`crate::touch`]), which
-//! is watched, given up when nothing moves any more, and freed by ending the link below it.
+//! The container's file, as seen from here: never touched by this process.
+//! Each touch is a child's ([`crate::touch`]), which is watched, given up when nothing moves any more, and freed by
+//! ending the link below it.
 
 use std::path::Path;
 

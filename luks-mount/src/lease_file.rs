@@ -1,5 +1,5 @@
-//! The lease as a file beside the image, by the words of a child of ours ([`crate::touch`]): S3 may stop answering at any
-//! moment. Nothing in the folder is followed.
+//! The lease as a file beside the image, by the words of a child of ours ([`crate::touch`]).
+//! S3 may stop answering at any moment. Nothing in the folder is followed.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;

@@ -1,5 +1,5 @@
-//! Loop devices: losetup to make and end them, `/sys` to see them. What is in `/sys` can be read even when the
-//! file below no longer answers.
+//! Loop devices: losetup to make and end them, `/sys` to see them.
+//! What is in `/sys` can be read even when the file below no longer answers.
 
 use std::ffi::OsString;
 use std::fs::File;

@@ -7,7 +7,6 @@ mod cli;
 mod create;
 mod cryptsetup;
 mod detach;
-mod dirty;
 mod facts;
 mod fs;
 mod grow;
@@ -25,6 +24,7 @@ mod settings;
 mod stack;
 mod touch;
 mod watch;
+mod writeback;
 
 use std::process::ExitCode;
 

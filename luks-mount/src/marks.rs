@@ -1,5 +1,6 @@
-//! What a file system's superblock says of its last use, read before anything is replayed, checked or mounted: so that
-//! a container in which another machine has been since is known while it is still as that machine left it.
+//! What a file system's superblock says of its last use, read before anything changes it.
+//! Before anything is replayed, checked or mounted: so that a container in which another machine has been since is
+//! known while it is still as that machine left it.
 //!
 //! Two machines that write to one container (an S2 restored from a backup, the old one still running) make noise of
 //! it. ext4 counts how often it was mounted for writing, and says when; btrfs counts its transactions; both say that a

@@ -1,5 +1,5 @@
-//! Which of the container's layers are up: loop device, mapping, mount. Everything here is read from `/sys` and the
-//! mount table, so it can be told even when the image's file system hangs.
+//! Which of the container's layers are up: loop device, mapping, mount.
+//! Everything here is read from `/sys` and the mount table, so it can be told even when the image's file system hangs.
 
 use std::path::{Path, PathBuf};
 

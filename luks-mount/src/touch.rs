@@ -1,5 +1,5 @@
-//! The container's file, touched: by a child of ours and by nothing else ([`crate::image`] starts it). It may lie on a file
-//! system whose server stops answering in any moment, and who waits for that cannot be ended.
+//! The container's file, touched: by a child of ours and by nothing else ([`crate::image`] starts it).
+//! It may lie on a file system whose server stops answering in any moment, and who waits for that cannot be ended.
 //!
 //! Somebody else may have put the file there: it is opened without following any link, and written at its header only.
 

@@ -2,7 +2,7 @@
 //!
 //! Nextcloud merges every `config/*.config.php` on each request, so the switch is one rename, and `unlink`
 //! throws it back. The file says whose it is, and carries its own deadline, by the wall clock: Nextcloud
-//! comes back even if everything of ours is killed at once. A run's lasts a minute and is renewed ([`crate::lease`]).
+//! comes back even if everything of ours is killed at once. A run's lasts a minute and is renewed ([`crate::renewal`]).
 //!
 //! Each file has a name that was never used before: PHP's opcache knows files by their names, and may show clients
 //! what an earlier file of the same name said, for as long as `opcache.revalidate_freq` says.

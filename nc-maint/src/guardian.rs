@@ -22,8 +22,8 @@ use nix::sys::signal::Signal;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use crate::claim::{Claim, Ledger};
-use crate::lease::Lease;
 use crate::mark::Mark;
+use crate::renewal::Renewal;
 use crate::run::survivor;
 use crate::settings::Settings;
 use crate::switch::{Ready, between, millis};
@@ -62,7 +62,7 @@ struct Guardian {
     /// Where the command's stdout and stderr go, until it has them.
     streams: Option<(OwnedFd, OwnedFd)>,
     deadline: Option<Instant>,
-    lease: Option<Lease>,
+    renewal: Option<Renewal>,
     /// Why it was lost.
     lost: Option<String>,
 }
@@ -84,7 +84,7 @@ impl Guardian {
         while !line.closed && signals::caught().is_none() {
             if let Some(job) = line.receive()? {
                 let streams = Some(streams);
-                let guardian = Guardian { line, streams, deadline: None, lease: None, lost: None };
+                let guardian = Guardian { line, streams, deadline: None, renewal: None, lost: None };
                 return Ok(Some((guardian, job)));
             }
             rest(&[line.stream().as_fd()], None);
@@ -241,7 +241,7 @@ impl Guardian {
             let thrown = switch::throw(settings, ready, &mut || self.go_on(job))?;
             *refused = Some(thrown.at);
             let end = jiff::Timestamp::now().as_second() + i64::try_from(settings.max.as_secs())?;
-            self.lease = thrown.placed.map(|placed| Lease::new(settings, placed, end));
+            self.renewal = thrown.placed.map(|placed| Renewal::new(settings, placed, end));
             proof_ms = Some(switch::prove(settings, ready, &mut || self.go_on(job))?);
             if !thrown.changed && !was_on {
                 // Somebody else was faster by a moment: then it is theirs.
@@ -295,7 +295,7 @@ impl Guardian {
                 return Ok(stop);
             }
             let pidfd = common::pidfd::open(child.id())?;
-            let next = self.lease.as_ref().map(Lease::due).into_iter().chain(self.deadline).min();
+            let next = self.renewal.as_ref().map(Renewal::due).into_iter().chain(self.deadline).min();
             rest(&[pidfd.as_fd(), self.line.stream().as_fd()], next);
         }
     }
@@ -313,8 +313,8 @@ impl Guardian {
         if self.line.closed {
             return Ok(Some(Stop::FrontGone));
         }
-        if let Some(Err(why)) = self.lease.as_mut().map(|lease| lease.keep(&job.settings)) {
-            self.lease = None;
+        if let Some(Err(why)) = self.renewal.as_mut().map(|renewal| renewal.keep(&job.settings)) {
+            self.renewal = None;
             self.lost = Some(why);
         }
         if self.lost.is_some() {

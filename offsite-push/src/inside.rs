@@ -1,5 +1,5 @@
-//! What is done inside the mounted container: by a child of ours with a time limit, because whoever touches a file
-//! system whose server has stopped answering cannot be ended.
+//! What is done inside the mounted container: by a child of ours with a time limit.
+//! Whoever touches a file system whose server has stopped answering cannot be ended.
 
 use std::fs::{DirBuilder, File};
 use std::io::{Read as _, Write as _};
@@ -18,7 +18,7 @@ use nix::sys::stat::Mode;
 
 use crate::disk::Disk;
 use crate::generation::{Content, Stamp};
-use crate::{layers, store};
+use crate::{layered, store};
 
 /// For ourselves: what is done in the container is done by a child, because S3 may stop answering.
 #[derive(Args, Debug)]
@@ -113,7 +113,7 @@ pub(crate) fn answer(inside: &Inside) -> ExitCode {
         }
         What::Prepare => make_folder(dir).map(|()| Vec::new()),
         What::Write => stamp(dir).map(|()| Vec::new()),
-        What::Layers => layers::answer(dir),
+        What::Layers => layered::answer(dir),
     });
     match result.and_then(|bytes| Ok(std::io::stdout().write_all(&bytes)?)) {
         Ok(()) => ExitCode::SUCCESS,

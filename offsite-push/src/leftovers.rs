@@ -7,9 +7,9 @@ use common::fault::Fault;
 use common::status::Report;
 use serde_json::Value;
 
+use crate::layers::Up;
 use crate::open_view::Record;
 use crate::siblings::{Answer, Call, Limit, Siblings};
-use crate::takedown::Up;
 
 /// The longest a look may take: it asks a file system that may hang.
 const LOOK: Duration = Duration::from_secs(60);

@@ -1,5 +1,5 @@
-//! Whether a step, and what is below the container, still get on with their work, looked at all the time while a long step
-//! needs it.
+//! Whether a step, and what is below the container, still get on with their work.
+//! Looked at all the time while a long step needs it.
 //!
 //! A link that is cut ends by itself (ssh notices). A server that keeps the connection but no longer serves files is
 //! noticed by nobody, and what waits for it waits for ever. So: when a question to S3 has no answer, or requests of

@@ -1,5 +1,5 @@
-//! What S3's server promised when it was last mounted, for `status`, which mounts nothing: `offsite.s3.json` in the
-//! state folder.
+//! What S3's server promised when it was last mounted, for `status`, which mounts nothing.
+//! Kept in `offsite.s3.json` in the state folder.
 
 use std::path::PathBuf;
 

@@ -18,12 +18,12 @@ use serde_json::{Value, json};
 
 use crate::generation::{Change, Known, Stamp, objection, refusal};
 use crate::inside;
+use crate::layers::Up;
 use crate::leftovers::{self, Look};
 use crate::open_view::Record;
 use crate::settings::{PATIENCE, Settings};
 use crate::siblings::{Answer, Call, Siblings, option};
 use crate::store::{self, Snapshot};
-use crate::takedown::Up;
 use crate::whole;
 
 /// So many go within 24 hours, unless `max_removals_per_day` says otherwise.

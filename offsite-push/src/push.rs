@@ -13,12 +13,12 @@ use serde_json::{Value, json};
 
 use crate::TOOL;
 use crate::generation::{Change, Known, Last, Stamp, objection, refusal};
+use crate::layers::{Down, Up};
 use crate::leftovers::{self, Look};
 use crate::open_view::Record;
 use crate::settings::{PATIENCE, Settings};
 use crate::siblings::{Answer, Call, Siblings, option};
 use crate::store::{self, Snapshot};
-use crate::takedown::{Down, Up};
 use crate::{inside, pins, prune, room, tell, whole};
 
 /// What the command line says.

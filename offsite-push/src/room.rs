@@ -1,5 +1,6 @@
-//! Room on the disk the image lies on. The image is sparse: it may be larger than that disk, and grows with what is
-//! copied, so the room in the container alone says little.
+//! Room on the disk the image lies on.
+//! The image is sparse: it may be larger than that disk, and grows with what is copied, so the room in the container
+//! alone says little.
 //!
 //! Through sftp nobody is told how much of the image is allocated. It cannot be more than what is in use on its disk;
 //! so how much it can still grow is known between two limits. A push is refused when even the lower one does not fit.

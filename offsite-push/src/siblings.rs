@@ -23,7 +23,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::lease::{self, Keeper};
+use crate::lease_keeper::{self, Keeper};
 use crate::link::{Silence, Watch};
 use crate::settings::Settings;
 
@@ -207,7 +207,7 @@ impl<'s> Siblings<'s> {
             _ if answer.done() => Ok(answer),
             None => Ok(answer),
             Some(Stop::Signal(signal)) => Err(Fault::interrupted(signal).into()),
-            Some(Stop::Lost) => Err(lease::lost()),
+            Some(Stop::Lost) => Err(lease_keeper::lost()),
             Some(Stop::Silent(place)) => Err(self.silence(&answer.name, place)),
             Some(Stop::Limit(Limit::Time(limit))) => {
                 Err(Fault::failed(format!("{} did not end within {limit:?}", answer.name)).into())

@@ -15,11 +15,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::generation::{Known, objection};
+use crate::layers::Up;
 use crate::leftovers::{self, Look};
 use crate::open_view::Record;
 use crate::settings::{PATIENCE, Settings};
 use crate::siblings::{Answer, Call, Siblings, option};
-use crate::takedown::Up;
 use crate::{TOOL, inside};
 
 /// What the command line says.

@@ -14,11 +14,11 @@ use serde_json::{Value, json};
 use crate::TOOL;
 use crate::generation::{Known, objection};
 use crate::inside;
+use crate::layers::Up;
 use crate::leftovers::{self, Look};
 use crate::open_view::{Record, State};
 use crate::settings::{PATIENCE, Settings};
 use crate::siblings::Siblings;
-use crate::takedown::Up;
 
 /// How long `unview` waits for a `view` that is being opened.
 const OPENING: Duration = Duration::from_secs(60);

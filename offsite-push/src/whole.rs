@@ -1,5 +1,5 @@
-//! Whether what the container holds is whole: what a push notices, what a repair of its file system may have cost, and that
-//! neither is forgotten.
+//! Whether what the container holds is whole.
+//! What a push notices, what a repair of its file system may have cost, and that neither is forgotten.
 //!
 //! A repair makes a file system consistent, not complete: what cannot be saved is taken out, without a list. So after one, whoever
 //! made it, the names, sizes and attributes of all dates are compared with S2's own before anything is confirmed
@@ -18,9 +18,9 @@ use serde_json::Value;
 
 use crate::TOOL;
 use crate::generation::Known;
+use crate::layers::Up;
 use crate::settings::Settings;
 use crate::siblings::{Answer, Call, option};
-use crate::takedown::Up;
 
 /// Findings that are looked at one by one.
 const LISTED: &str = "10000";

@@ -1,5 +1,4 @@
-//! The folder of the dumps: private, one writer at a time, and nothing in it that looks like a dump and
-//! is none.
+//! The folder of the dumps: private, one writer at a time, and what looks like a dump in it is one.
 //!
 //! `DATE` is a complete dump, `DATE.partial` one being written, `DATE.removed` one on its way out.
 //! What is not named like this is left alone.

@@ -1,5 +1,5 @@
-//! What psql, or a server behind it, means when it fails: by SQLSTATE where there is one, by words that nobody translates
-//! where there is none.
+//! What psql, or a server behind it, means when it fails.
+//! By SQLSTATE where there is one, by words that nobody translates where there is none.
 
 use common::fault::{Failure, Kind};
 

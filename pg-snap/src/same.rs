@@ -1,5 +1,5 @@
-//! Whether the database that is drained and held is the one that Nextcloud itself uses: a copy of it, or a standby, holds the
-//! same tables, and nothing of Nextcloud's requests.
+//! Whether the database that is drained and held is the one that Nextcloud itself uses.
+//! A copy of it, or a standby, holds the same tables, and nothing of Nextcloud's requests.
 //!
 //! It is shown from both sides: one session takes an advisory lock with a number drawn for it, and a session that was opened
 //! as Nextcloud opens its own looks for just that lock in its own database of its own server.

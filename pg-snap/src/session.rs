@@ -1,5 +1,6 @@
-//! A psql that stays: one statement in over a pipe, its answer out, until it is closed or dies. Its session on the
-//! server ends with it, however it ends: psql dies with us, and the server then meets a closed connection.
+//! A psql that stays: one statement in over a pipe, its answer out, until it is closed or dies.
+//! Its session on the server ends with it, however it ends: psql dies with us, and the server then meets a closed
+//! connection.
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, RawFd};

@@ -18,7 +18,7 @@ use serde_json::json;
 use crate::mounted::{self, State};
 use crate::record::Record;
 use crate::settings::Settings;
-use crate::{TOOL, scope, server, sshfs, wire};
+use crate::{TOOL, scope, sftp_extensions, sshfs, wire};
 
 /// What `main` runs.
 pub(crate) type Work = fn(&Settings, &mut Report) -> Result<()>;
@@ -199,7 +199,7 @@ fn remember(settings: &Settings, child: &Child) -> Result<()> {
 
 /// Says, and notes, if what is synced on S3 may not be on its disk.
 fn ask_for_syncs(settings: &Settings, report: &mut Report) {
-    let asked = server::syncs(settings, connect_limit(settings));
+    let asked = sftp_extensions::syncs(settings, connect_limit(settings));
     let noted = Record::load(settings).map(|mut record| {
         record.fsync = asked.as_ref().ok().copied();
         record.save(settings)

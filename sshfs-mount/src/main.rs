@@ -12,9 +12,9 @@ mod options;
 mod record;
 mod relay;
 mod scope;
-mod server;
 mod session;
 mod settings;
+mod sftp_extensions;
 mod sshfs;
 mod wire;
 

@@ -1,5 +1,4 @@
-//! What the tests share: the built binaries, the check of every status object, servers on loopback,
-//! hosts and guests.
+//! What the tests share: binaries, the check of every status object, servers on loopback, hosts and guests.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt as _;

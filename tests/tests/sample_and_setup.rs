@@ -1,5 +1,6 @@
-//! What everything else is tried on: the sample instance's rows match its files, before and after a
-//! day's changes; and `scripts/setup` writes a profile for it that the tools accept.
+//! What everything else is tried on: the sample instance, and a profile for it.
+//! The sample's rows match its files, before and after a day's changes; and `scripts/setup` writes a profile for it
+//! that the tools accept.
 #![expect(clippy::disallowed_methods, reason = "tests start the scripts as their users do")]
 
 use std::collections::BTreeSet;

@@ -12,7 +12,7 @@ use common::fault::Fault;
 use common::status::Report;
 use common::{background, signals};
 
-use super::{Action, Ask, Done, Say, lock, socket};
+use super::{Ask, Ended, Say, Task, lock, socket};
 use crate::progress;
 use crate::session::Allow;
 use crate::settings::Settings;
@@ -38,7 +38,7 @@ pub fn start(settings: &Settings, argv: &[OsString]) -> Result<UnixStream> {
 /// Asks the agent at the other end of `stream`, shows its steps, and fills the report with its answer.
 pub fn ask(
     stream: UnixStream,
-    action: Action,
+    action: Task,
     chosen: &[String],
     allow: Allow,
     report: &mut Report,
@@ -78,7 +78,7 @@ pub fn ask(
     drop((watch, late));
     bar.finish_and_clear();
     signals::check()?;
-    let Done { changed, partial, data, warnings, error } = done.ok_or_else(lost)?;
+    let Ended { changed, partial, data, warnings, error } = done.ok_or_else(lost)?;
     report.changed = changed;
     if partial {
         report.set_partial();

@@ -15,7 +15,7 @@ use common::status::{Report, describe};
 use common::{background, places, signals};
 use nix::sys::signal::Signal;
 
-use super::{Action, Ask, Done, Say, TICK, nothing_staged, socket};
+use super::{Ask, Ended, Say, TICK, Task, nothing_staged, socket};
 use crate::budget::is_over;
 use crate::progress::Progress;
 use crate::session::Session;
@@ -55,7 +55,7 @@ fn accept(listener: &UnixListener, to_main: &SyncSender<(UnixStream, Ask)>, busy
             continue;
         }
         let Ok(ask) = serde_json::from_str::<Ask>(&line) else { continue };
-        let give_up = ask.action == Action::Abort;
+        let give_up = ask.action == Task::Abort;
         if give_up && busy.load(Ordering::SeqCst) {
             signals::pretend(Signal::SIGTERM as i32);
         }
@@ -136,7 +136,7 @@ fn act(
     }
     let progress = progress_to(stream)?;
     match ask.action {
-        Action::Stage => {
+        Task::Stage => {
             let mut current = match session.take() {
                 Some(current) => current,
                 None => Session::begin(settings, ask.allow, report)?,
@@ -144,7 +144,7 @@ fn act(
             current.stage(&wanted, ask.allow, &progress, report)?;
             *session = Some(current);
         }
-        Action::Settle => {
+        Task::Settle => {
             let mut current = session.take().ok_or_else(nothing_staged)?;
             let settled = current.settle(&wanted, ask.allow, &progress, report);
             if settled.as_ref().err().is_none_or(is_over) {
@@ -152,12 +152,12 @@ fn act(
             }
             settled?;
         }
-        Action::Publish => {
+        Task::Publish => {
             let current = session.as_ref().ok_or_else(nothing_staged)?;
             current.may_publish(ask.allow)?;
             session.take().ok_or_else(nothing_staged)?.publish(ask.allow, &progress, report)?;
         }
-        Action::Abort => {
+        Task::Abort => {
             report.changed = true;
             drop(session.take());
         }
@@ -178,7 +178,7 @@ fn progress_to(stream: &UnixStream) -> Result<Progress> {
 
 fn answer(mut stream: &UnixStream, report: &Report, result: Result<()>) {
     let error = result.err().map(|e| (i32::from(kind_of(&e).exit_code()), describe(&e)));
-    let done = Done {
+    let done = Ended {
         changed: report.changed,
         partial: report.is_partial(),
         data: report.data.clone(),

@@ -1,6 +1,6 @@
-//! The process that owns a snapshot between `stage`, `settle` and `publish`: the connection, the store's
-//! lock, and what is known of the partial snapshot. Started by the first `stage`; ends with `publish`, `abort`, any
-//! failure, or when nobody asks for `--max`. It holds no file of the caller.
+//! The process that owns a snapshot between `stage`, `settle` and `publish`.
+//! It holds the connection, the store's lock, and what is known of the partial snapshot. Started by the first `stage`;
+//! ends with `publish`, `abort`, any failure, or when nobody asks for `--max`. It holds no file of the caller.
 //!
 //! It listens on `agent.sock` in the runtime folder (0700). One JSON line asks, JSON lines answer: steps, then
 //! `done`. When the one who asked goes away, the work is stopped as by a signal.
@@ -27,7 +27,7 @@ const TICK: u64 = 100;
 /// What is asked of the agent.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Action {
+pub enum Task {
     /// Bring the partial snapshot up to date.
     Stage,
     /// The last pass.
@@ -40,7 +40,7 @@ pub enum Action {
 
 #[derive(Debug, Deserialize, Serialize)]
 struct Ask {
-    action: Action,
+    action: Task,
     chosen: Vec<String>,
     allow: Allow,
 }
@@ -49,12 +49,12 @@ struct Ask {
 #[serde(rename_all = "kebab-case")]
 enum Say {
     Step(Step),
-    Done(Done),
+    Done(Ended),
 }
 
 /// How what was asked has ended.
 #[derive(Debug, Deserialize, Serialize)]
-struct Done {
+struct Ended {
     changed: bool,
     partial: bool,
     data: Map<String, Value>,

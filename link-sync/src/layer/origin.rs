@@ -10,8 +10,9 @@ use nix::errno::Errno;
 
 use crate::names::show;
 use crate::parallel;
+use crate::store::layout::META;
 use crate::store::visit::Name;
-use crate::store::{META, open_dir, split, visit};
+use crate::store::{open_dir, split, visit};
 use crate::tree::join;
 
 /// What was found.

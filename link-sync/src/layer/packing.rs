@@ -15,7 +15,8 @@ use super::entry::{Entry, mtime, stat, whiteout};
 use super::plan::{Part, Plan};
 use super::tar::{self, Kind};
 use crate::names::show;
-use crate::store::{META, open_dir, open_file_at, split, sums};
+use crate::store::layout::META;
+use crate::store::{open_dir, open_file_at, split, sums};
 
 /// Bytes handed on at once.
 const PIECE: usize = 256 << 10;

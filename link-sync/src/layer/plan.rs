@@ -13,7 +13,8 @@ use nix::sys::stat::{FileStat, fstatat};
 
 use super::origin::Origins;
 use crate::names::show;
-use crate::store::{META, diff, open_dir, split, visit};
+use crate::store::layout::META;
+use crate::store::{diff, open_dir, split, visit};
 use crate::tree::join;
 
 /// A file with less in it is stored again where its content could be taken from another place.

@@ -10,8 +10,10 @@ use common::fault::Fault;
 use common::mutant;
 use nix::sys::stat::fstat;
 
-use super::item::{Item, set_times};
-use super::partial::{NEW, OLD, Partial, SwapPlan};
+use super::folders::set_times;
+use super::item::Item;
+use super::journal::SwapPlan;
+use super::partial::{NEW, OLD, Partial};
 use super::shallow::Shallow;
 use super::tame::{self, Tamed};
 use crate::cli::Restore;
@@ -22,8 +24,9 @@ use crate::progress::Progress;
 use crate::rsync::{Fetch, TEMPORARY};
 use crate::settings::{Place, Settings};
 use crate::source::HTML;
+use crate::store::keeps::abilities;
 use crate::store::meta::SnapshotMeta;
-use crate::store::{ensure_dir, open::abilities, open_dir, remove, shown, split};
+use crate::store::{ensure_dir, open_dir, remove, shown, split};
 
 /// Copies one path into its private folder, completely and durably.
 pub fn arrive(

@@ -8,10 +8,11 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::mutant;
-use nix::sys::stat::{fstat, futimens};
-use nix::sys::time::TimeSpec;
+use nix::sys::stat::fstat;
 
-use super::partial::{Journal, Partial};
+use super::folders::set_times;
+use super::journal::Journal;
+use super::partial::Partial;
 use super::swap::Swap;
 use super::target::{Target, real};
 use super::wishes::Wish;
@@ -161,11 +162,4 @@ fn strangers(settings: &Settings, meta: &SnapshotMeta, source: &str) -> Result<V
         found.push(PathBuf::from(rest));
     }
     Ok(found)
-}
-
-/// Gives a folder back the times it had.
-pub fn set_times(dir: &File, stat: &nix::sys::stat::FileStat) -> Result<()> {
-    let (accessed, modified) =
-        (TimeSpec::new(stat.st_atime, stat.st_atime_nsec), TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec));
-    futimens(dir, &accessed, &modified).context("cannot set a folder's time")
 }

@@ -5,7 +5,9 @@
 //! an interrupted restore has either changed nothing that is in use, or is finished by the same command.
 
 mod arrive;
+mod folders;
 mod item;
+mod journal;
 mod left_out;
 mod partial;
 mod room;
@@ -37,7 +39,8 @@ use crate::settings::Settings;
 use crate::store::ensure_dir;
 use crate::store::meta::SnapshotMeta;
 use arrive::arrive;
-use item::{Item, set_times};
+use folders::set_times;
+use item::Item;
 use left_out::{NotBack, PutBack};
 use partial::{KEPT, NEW, OLD, Partial};
 use room::room;

@@ -15,10 +15,10 @@ use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, mkdirat};
-use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::tame::Tamed;
+use super::folders::steady;
+use super::journal::Journal;
 use crate::store::clear::clear;
 use crate::store::sums::hex;
 use crate::store::{ensure_dir, open_dir, open_file, open_file_at, remove, visit};
@@ -37,29 +37,6 @@ pub const KEPT: &str = "kept";
 pub const REMOVING: &str = "removing";
 const JOURNAL: &str = "state.json";
 
-/// What it is for, and how far it has come.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
-pub struct Journal {
-    /// The snapshot's id.
-    pub snapshot: String,
-    /// `SOURCE/PATH`: bytes, as two paths may look the same.
-    pub path: Vec<u8>,
-    /// Where it goes: bytes, too.
-    pub target: Vec<u8>,
-    /// The configuration in it is closed.
-    #[serde(default)]
-    pub closed: bool,
-    /// All of it has arrived and is on the disk; this is how it is put in place.
-    pub swap: Option<SwapPlan>,
-}
-
-impl Journal {
-    /// Both are for the same wish.
-    fn same(&self, other: &Journal) -> bool {
-        Journal { swap: None, ..self.clone() } == Journal { swap: None, ..other.clone() }
-    }
-}
-
 /// What is left when all is in place.
 #[derive(Debug)]
 pub struct Left {
@@ -69,25 +46,6 @@ pub struct Left {
     pub kept: Option<PathBuf>,
     /// What was replaced and could not be removed, and why not.
     pub stuck: Option<(PathBuf, String)>,
-}
-
-/// What is put in place.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
-pub struct SwapPlan {
-    /// Inode numbers, by path.
-    pub names: Vec<(Vec<u8>, u64)>,
-    /// Folders whose content is put in place, with their modification times, which renames move.
-    pub folders: Vec<(Vec<u8>, i64, i64)>,
-    /// The inode numbers stay what they are, and two names can be exchanged.
-    #[serde(default = "yes")]
-    pub steady: bool,
-    /// What did not come as the store has it.
-    #[serde(default)]
-    pub tamed: Tamed,
-}
-
-fn yes() -> bool {
-    true
 }
 
 /// The folder.
@@ -204,7 +162,7 @@ impl Partial {
     /// All that was written below it is on the disk on return.
     pub fn sync(&self) -> Result<()> {
         let context = || format!("cannot flush {}", self.shown.display());
-        if !super::swap::steady(&self.dir)? {
+        if !steady(&self.dir)? {
             // What lies behind such a file system hears of single files only.
             visit::each(&self.part(NEW)?, |found| {
                 let name = found.name.as_bytes();
@@ -282,13 +240,4 @@ fn load(dir: &File) -> Option<Journal> {
     let mut text = String::new();
     std::io::Read::read_to_string(&mut open_file(dir, JOURNAL).ok()?, &mut text).ok()?;
     serde_json::from_str(&text).ok()
-}
-
-/// The inode number of `name` in `dir`, and whether it is a folder; `None` if it is not there.
-pub fn entry(dir: &File, name: &[u8]) -> Result<Option<(u64, bool)>> {
-    match nix::sys::stat::fstatat(dir, OsStr::from_bytes(name), nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(Some((stat.st_ino, stat.st_mode & libc::S_IFMT == libc::S_IFDIR))),
-        Err(Errno::ENOENT) => Ok(None),
-        Err(e) => Err(e).with_context(|| format!("cannot look at {}", crate::names::show(name))),
-    }
 }

@@ -1,5 +1,5 @@
-//! What lies too deep for rsync arrives near the top of the private folder and is renamed into its place: rsync 3.5 takes
-//! no file whose whole path, from `/`, is longer than the kernel takes at once.
+//! What lies too deep for rsync arrives near the top of the private folder and is renamed into its place.
+//! rsync 3.5 takes no file whose whole path, from `/`, is longer than the kernel takes at once.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result};
 use nix::fcntl::renameat;
 use nix::sys::stat::fstat;
 
+use super::folders::set_times;
 use super::partial::{DEEP, Partial};
-use super::set_times;
 use crate::names::show;
 use crate::store::clear::clear;
 use crate::store::{ensure_dir, open_dir, split, visit};

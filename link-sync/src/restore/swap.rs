@@ -1,6 +1,6 @@
-//! Putting what has arrived in its place, and what was there aside: renames within one file system, each of which
-//! can be the last one before a power cut. The next run goes on where this one ended, told by the inode numbers that
-//! were written down before the first rename.
+//! Putting what has arrived in its place, and what was there aside.
+//! By renames within one file system, each of which can be the last one before a power cut. The next run goes on where
+//! this one ended, told by the inode numbers that were written down before the first rename.
 //!
 //! Where inode numbers may change (FUSE, network file systems), two names are never exchanged: what was there goes
 //! aside first, so whatever still lies among what has arrived waits to be put in its place.
@@ -14,16 +14,14 @@ use anyhow::{Context as _, Result};
 use common::rename;
 use nix::errno::Errno;
 use nix::sys::stat::fstat;
-use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, FsType, TMPFS_MAGIC, XFS_SUPER_MAGIC};
 use nix::sys::time::TimeSpec;
 
-use super::partial::{PREFIX, SwapPlan, entry};
+use super::folders::{entry, set_times, steady};
+use super::journal::SwapPlan;
+use super::partial::PREFIX;
 use crate::names::show;
 use crate::store::{attributes, ensure_dir, open_dir, visit};
 use crate::tree::join;
-
-/// OpenZFS's `ZFS_SUPER_MAGIC`.
-const ZFS: FsType = FsType(0x2fc1_2fc1);
 
 /// One restore's renames.
 #[derive(Debug)]
@@ -184,16 +182,10 @@ pub fn graft(new: &File, target: &File, names: &[Vec<u8>]) -> Result<()> {
         let times = fstat(&target).with_context(context)?;
         let name = OsStr::from_bytes(name);
         rename::noreplace(&new, name, &target, name).with_context(context)?;
-        super::set_times(&target, &times)?;
+        set_times(&target, &times)?;
         return target.sync_all().with_context(context);
     }
     Ok(())
-}
-
-/// Whether a path is known to keep its inode number on the file system of `dir`, and one call to flush all of it.
-pub fn steady(dir: &File) -> Result<bool> {
-    let kind = nix::sys::statfs::fstatfs(dir).context("cannot ask for the file system")?.filesystem_type();
-    Ok([EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, TMPFS_MAGIC, ZFS].contains(&kind))
 }
 
 /// Moves `name` from one folder to another; beside what an earlier attempt moved there under that name.

@@ -1,7 +1,8 @@
-//! What a store without root cannot vouch for. Owners, modes and attributes lie there in what its account can write
-//! (rsync's fake-super), and the far end itself runs as that account: it could make a shell of root's, a disk's device, or
-//! a program with capabilities appear on this machine. So those do not arrive unless somebody says that they should; the
-//! rest does, in a folder that nobody but root can enter until this has been looked at.
+//! What a store without root cannot vouch for is not restored unasked.
+//! Owners, modes and attributes lie there in what its account can write (rsync's fake-super), and the far end itself
+//! runs as that account: it could make a shell of root's, a disk's device, or a program with capabilities appear on
+//! this machine. So those do not arrive unless somebody says that they should; the rest does, in a folder that nobody
+//! but root can enter until this has been looked at.
 
 use std::fs::File;
 use std::os::fd::AsRawFd as _;

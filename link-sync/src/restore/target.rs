@@ -10,7 +10,8 @@ use common::fault::Fault;
 use common::{mounts, mutant};
 use rustix::fs::StatxAttributes;
 
-use super::partial::{PREFIX, entry};
+use super::folders::entry;
+use super::partial::PREFIX;
 use crate::names::show;
 use crate::store::{open_dir, visit};
 use crate::tree::join;

@@ -9,7 +9,8 @@ use common::status::{self, Report};
 use nix::sys::stat::fstat;
 use serde_json::{Map, Value, json};
 
-use super::item::{Item, set_times};
+use super::folders::set_times;
+use super::item::Item;
 use super::partial::{Left, OLD, PREFIX, Partial, REMOVING};
 use crate::names::show;
 use crate::store::clear::clear;

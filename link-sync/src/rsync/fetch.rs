@@ -1,5 +1,5 @@
-//! The receiving side of a restore, through the one conversation with the far end, which decides what is sent. It writes in a
-//! folder that nobody but root can enter.
+//! The receiving side of a restore, through the one conversation with the far end.
+//! The far end decides what is sent; rsync writes in a folder that nobody but root can enter.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _};

@@ -1,6 +1,6 @@
-//! The doors: what is asked at each, and in which state. A state is a value: a partial snapshot that is being written, or a
-//! held one that is being read. As long as there is none of them, nothing that needs it can be asked, and a partial
-//! snapshot that is published is gone.
+//! The doors: what is asked at each, and in which state.
+//! A state is a value: a partial snapshot that is being written, or a held one that is being read. As long as there is
+//! none of them, nothing that needs it can be asked, and a partial snapshot that is published is gone.
 
 use std::io::{Read, Write};
 

@@ -103,6 +103,9 @@ impl Session {
                 Ok(Plan { changes, clone: Some(old), counts, ..Plan::default() })
             }
             Err(why) => {
+                // Without an index only the number of paths is known, so what vanished is told less what was added: a loss that
+                // as much else hides passes here. Other names come at once only where the source is another one, which its
+                // marks, its file system and its place tell ([`Origin::same_as`]); and what is gone stays in the dates before.
                 not_shrunk(source, held.paths, held.paths.saturating_sub(tree.len()), allow)?;
                 report.warn("full-way", format!("source {}: everything is compared: {why}", source.name));
                 if !self.settings.checksum && !self.opened.damaged.all {

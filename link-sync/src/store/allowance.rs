@@ -13,7 +13,8 @@ use common::fault::Fault;
 use common::mutant;
 use serde::{Deserialize, Serialize};
 
-use super::Store;
+use super::beneath::{open_dir, open_file};
+use super::place::Store;
 
 /// The note.
 const FILE: &str = ".day.json";
@@ -82,7 +83,7 @@ impl Allowance {
     /// Today's, of the store opened as `dir`. `first`: it holds no snapshot yet.
     pub fn today(store: &Store, dir: &File, limits: Limits, first: bool) -> Result<Allowance> {
         let now = jiff::Timestamp::now().strftime("%F").to_string();
-        let names = super::visit::names(&super::open_dir(dir, b"")?)?;
+        let names = super::visit::names(&open_dir(dir, b"")?)?;
         let today = names.iter().filter(|(name, _, _)| name.starts_with(now.as_bytes())).count();
         if today >= SNAPSHOTS && !mutant::active("any-number-of-snapshots") {
             return Err(Fault::failed(format!(
@@ -95,7 +96,7 @@ impl Allowance {
         let Usage { free_bytes, free_inodes, inodes } = Usage::of(dir)?;
         let begun = Day { day: now.clone(), bytes: free_bytes, inodes: free_inodes, inodes_used: inodes };
         let file = store.path.join(FILE);
-        let noted = super::open_file(dir, FILE).ok().and_then(|file| {
+        let noted = open_file(dir, FILE).ok().and_then(|file| {
             use std::io::Read as _;
             let mut text = String::new();
             file.take(LONGEST).read_to_string(&mut text).ok()?;

@@ -1,4 +1,4 @@
-//! Giving one directory of the store the attributes of another.
+//! Attributes of files and folders of the store: which are kept, and giving one the attributes of another.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -8,7 +8,8 @@ use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
-use nix::sys::stat::{Mode, fchmod};
+use nix::sys::stat::{Mode, fchmod, fstat, futimens};
+use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchown};
 use xattr::FileExt as _;
 
@@ -81,4 +82,11 @@ pub fn copy(from: &File, to: &File) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Sets the modification time of an open file or folder. The other one is set to what it is: on FUSE, libfuse 2 passes
+/// over a call that sets one alone, and says nothing.
+pub fn set_modified(file: &File, modified: &TimeSpec) -> nix::Result<()> {
+    let stat = fstat(file)?;
+    futimens(file, &TimeSpec::new(stat.st_atime, stat.st_atime_nsec), modified)
 }

@@ -1,5 +1,5 @@
-//! Opening what lies below a folder that is open already, through no symbolic link: names in a store, or where a restore goes,
-//! may be another account's.
+//! Opening what lies below a folder that is open already, through no symbolic link.
+//! Names in a store, or where a restore goes, may be another account's.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -96,4 +96,14 @@ pub fn ensure_dir(root: &File, path: &[u8]) -> Result<File> {
         }
     }
     open_dir(root, path).with_context(|| format!("cannot open the folder {}", show(path)))
+}
+
+/// The folder named by `parts` below `dir`, if there is one.
+pub fn existing(dir: &File, parts: &[&str]) -> Result<Option<File>> {
+    let path = parts.join("/");
+    match open_dir(dir, path.as_bytes()) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("cannot open {path} in the store")),
+    }
 }

@@ -13,10 +13,11 @@ use anyhow::{Context as _, Result};
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, fstat, fstatat};
 
-use super::{diff, open_dir, split, visit};
+use super::beneath::open_dir;
+use super::{diff, visit};
 use crate::names::show;
 use crate::parallel;
-use crate::tree::join;
+use crate::tree::{join, split};
 
 /// A path that must be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]

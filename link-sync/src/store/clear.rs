@@ -4,15 +4,18 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use anyhow::Result;
+use common::fault::Fault;
 use common::mutant;
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::UnlinkatFlags;
 
-use super::{open_dir, open_dir_here, split, sweep, visit};
-use crate::tree::join;
+use super::beneath::{open_dir, open_dir_here};
+use super::{sweep, visit};
+use crate::tree::{join, split};
 
 /// So many paths are named.
 const NAMED: usize = 10;
@@ -125,9 +128,18 @@ fn unlink(dir: &File, name: &[u8], flag: UnlinkatFlags) -> nix::Result<()> {
     }
 }
 
+/// Removes `name` in `dir` and all below it, whatever it is; fine if it is not there.
+pub fn remove(dir: &File, name: &Path) -> Result<()> {
+    match clear(dir, name.as_os_str().as_bytes())?.shown() {
+        None => Ok(()),
+        Some(stuck) => Err(Fault::failed(format!("cannot remove {stuck}")).into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::deep::deep;
 
     #[test]
     fn a_tree_goes_and_nothing_it_points_to() {
@@ -149,7 +161,7 @@ mod tests {
     fn a_tree_deeper_than_a_path_may_be_long() {
         let dir = tempfile::tempdir().unwrap();
         let top = File::open(dir.path()).unwrap();
-        let name = crate::store::tests::deep(&top);
+        let name = deep(&top);
         assert!(clear(&top, name.as_bytes()).unwrap().shown().is_none());
         assert!(!dir.path().join(&name).exists());
     }

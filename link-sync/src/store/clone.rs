@@ -19,10 +19,12 @@ use nix::sys::stat::{FileStat, Mode, fstatat, mkdirat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
-use super::{attributes, open_dir, split, visit};
+use super::attributes::{self, set_modified};
+use super::beneath::open_dir;
+use super::visit;
 use crate::names::show;
 use crate::parallel;
-use crate::tree::{Census, Stamp, join};
+use crate::tree::{Census, Stamp, join, split};
 
 /// Names to be left out, by the directory they are in, each ended by NUL: there may be millions of them.
 #[derive(Debug, Default)]
@@ -131,7 +133,7 @@ pub fn clone(
         let (parent, name) = split(&path);
         census.add(parent, name, true, 0, counts(times, time.mtime(), time.mtime_nsec()));
         counted.lock().unwrap_or_else(PoisonError::into_inner).extend(&census);
-        super::set_modified(&into, &TimeSpec::new(time.mtime(), time.mtime_nsec())).with_context(context)?;
+        set_modified(&into, &TimeSpec::new(time.mtime(), time.mtime_nsec())).with_context(context)?;
         if more.len() > folders {
             above.keep(Pair { path, from, into });
         }

@@ -1,5 +1,5 @@
-//! What a clone of the base should hold, and does not: told by the far end in numbers, of paths in the order the source named
-//! them.
+//! What a clone of the base should hold, and does not.
+//! Told by the far end in numbers, of paths in the order the source named them.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -11,8 +11,10 @@ use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::fstatat;
 
+use super::beneath::open_dir;
+use super::clear::remove;
 use super::clone::counts;
-use super::{open_dir, visit};
+use super::visit;
 use crate::names::{NAMED, show};
 use crate::tree::{Stamp, join};
 
@@ -130,7 +132,7 @@ impl Compare {
             return Ok(());
         }
         self.lacking.no_folder |= is_dir;
-        super::remove(dir, std::path::Path::new(as_name))?;
+        remove(dir, std::path::Path::new(as_name))?;
         self.differs(number);
         Ok(())
     }
@@ -152,7 +154,7 @@ impl Compare {
             let mut names: Vec<&Vec<u8>> = folder.rest.keys().collect();
             names.sort_unstable();
             for name in names {
-                super::remove(dir, std::path::Path::new(OsStr::from_bytes(name)))?;
+                remove(dir, std::path::Path::new(OsStr::from_bytes(name)))?;
                 self.lacking.removed += 1;
                 if self.lacking.removed_names.len() < NAMED {
                     self.lacking.removed_names.push(show(&join(&folder.path, name)));

@@ -1,6 +1,6 @@
-//! `.damaged` in the store: what the last verification found wrong in the newest snapshot. The next backup takes these
-//! paths anew although the source has not changed, so that no more dates share what is rotten; `verify --repair` then
-//! finds the content in that date.
+//! `.damaged` in the store: what the last verification found wrong in the newest snapshot.
+//! The next backup takes these paths anew although the source has not changed, so that no more dates share what is
+//! rotten; `verify --repair` then finds the content in that date.
 
 use std::collections::BTreeSet;
 
@@ -8,11 +8,12 @@ use anyhow::{Context as _, Result};
 use common::mutant;
 use serde::{Deserialize, Serialize};
 
-use super::Store;
 use super::findings::Damage;
 use super::meta::SnapshotMeta;
+use super::notes::hint;
 use super::odd::Known;
 use super::outcome::{Outcome, Scope};
+use super::place::Store;
 
 /// The file.
 const FILE: &str = ".damaged";
@@ -42,7 +43,7 @@ impl Damaged {
     }
 
     fn load(store: &Store) -> Damaged {
-        super::hint(store, FILE, LONGEST)
+        hint(store, FILE, LONGEST)
     }
 }
 

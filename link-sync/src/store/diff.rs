@@ -1,5 +1,6 @@
-//! What differs between two published snapshots, path by path: of one inode in both nothing differs, other inodes are compared
-//! by type, content and attributes. Both snapshots are kept from being removed meanwhile.
+//! What differs between two published snapshots, path by path.
+//! Of one inode in both nothing differs, other inodes are compared by type, content and attributes. Both snapshots are
+//! kept from being removed meanwhile.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -16,8 +17,11 @@ use nix::sys::stat::{FileStat, fstatat};
 use serde::{Deserialize, Serialize};
 use xattr::FileExt as _;
 
+use super::beneath::{open_below, open_dir};
 use super::held::Held;
-use super::{Store, open_below, open_dir, visit};
+use super::layout::META;
+use super::place::Store;
+use super::visit;
 use crate::names::show;
 use crate::tree::join;
 
@@ -98,8 +102,7 @@ impl Comparison<'_> {
         let (old, new) = (open_dir(self.old, path)?, open_dir(self.new, path)?);
         let source = self.source;
         let wanted = |name: &[u8]| {
-            !path.is_empty()
-                || (name != super::META.as_bytes() && source.is_none_or(|s| s.as_bytes() == name))
+            !path.is_empty() || (name != META.as_bytes() && source.is_none_or(|s| s.as_bytes() == name))
         };
         let mut before: BTreeMap<Vec<u8>, (bool, u64)> = visit::names(&old)?
             .into_iter()

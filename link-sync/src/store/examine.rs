@@ -4,11 +4,12 @@ use std::fs::File;
 
 use anyhow::Result;
 
+use super::beneath::open_dir;
 use super::findings::Damage;
 use super::scan::{self, ManifestLine};
-use super::{mtree, open_dir, split, sums};
+use super::{mtree, sums};
 use crate::names::show;
-use crate::tree::join;
+use crate::tree::{join, split};
 
 /// An inode to be looked at.
 #[derive(Debug)]

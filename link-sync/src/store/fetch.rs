@@ -19,9 +19,12 @@ use nix::unistd::{Gid, Uid, fchown, fchownat, symlinkat};
 use sha2::{Digest as _, Sha256};
 use xattr::FileExt as _;
 
+use super::attributes::{self, set_modified};
+use super::beneath::{open_dir, open_file_at};
+use super::clear::remove;
+use super::mtree;
 use super::scan::ManifestLine;
 use super::sums::Sum;
-use super::{attributes, mtree, open_dir, open_file_at};
 use crate::account::AsOwner;
 use crate::tree::join;
 
@@ -259,7 +262,7 @@ fn content(
         if size.is_some_and(|s| s != meta.len()) || !tried.insert((meta.dev(), meta.ino())) {
             continue;
         }
-        super::remove(dir, std::path::Path::new(name))?;
+        remove(dir, std::path::Path::new(name))?;
         let mut to = File::from(openat(dir, name, flags, Mode::from_bits_truncate(0o600))?);
         match copy(&mut from, &mut to) {
             Ok(found) if found == sum => return Ok(Some(from)),
@@ -268,7 +271,7 @@ fn content(
             Err(Side::Write(error)) => return Err(error),
         }
     }
-    super::remove(dir, std::path::Path::new(name))?;
+    remove(dir, std::path::Path::new(name))?;
     Ok(None)
 }
 
@@ -339,7 +342,7 @@ pub fn set_open(file: &File, words: &BTreeMap<String, Vec<u8>>, xattrs: Option<&
             file.set_xattr(name, value).context("cannot set an extended attribute")?;
         }
     }
-    super::set_modified(file, &time(words)?).context("cannot set its time")
+    set_modified(file, &time(words)?).context("cannot set its time")
 }
 
 /// The same for what is not opened.

@@ -16,8 +16,11 @@ use nix::sys::stat::{FileStat, fstatat};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::beneath::open_dir;
+use super::layout::META;
 use super::meta::SnapshotMeta;
-use super::{META, Store, open_dir, visit};
+use super::place::Store;
+use super::visit;
 use crate::names::show;
 use crate::parallel;
 use crate::tree::join;

@@ -1,5 +1,4 @@
-//! What a verification found: everything is counted, and so much of it is kept and listed as memory and a message can
-//! hold.
+//! What a verification found: all of it is counted, and as much is listed as memory and a message can hold.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hasher as _};

@@ -8,8 +8,10 @@ use anyhow::{Context as _, Result};
 use common::account::Account;
 use common::lock::Lock;
 
+use super::beneath::{open_dir, open_file};
+use super::layout::META;
 use super::meta::SnapshotMeta;
-use super::{META, Store, open_dir, open_file};
+use super::place::Store;
 
 /// An opened snapshot that stays as long as this lives.
 #[derive(Debug)]

@@ -16,7 +16,9 @@ use nix::sys::stat::{FileStat, Mode, fstatat, mkdirat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{linkat, symlinkat};
 
-use super::{open_dir, remove};
+use super::attributes::set_modified;
+use super::beneath::open_dir;
+use super::clear::remove;
 
 /// Where it is tried.
 const PROBE: &str = ".nc-backup-probe";
@@ -79,12 +81,11 @@ fn try_all(dir: &File, shown: &Path) -> Result<Keeps> {
     let context = || format!("cannot try what the file system of {} keeps", shown.display());
     let file = make(dir, "file").with_context(context)?;
     // What does not fit is cut without a word, or refused.
-    let kept = |sec: i64, nsec: i64| {
-        super::set_modified(&file, &TimeSpec::new(sec, nsec)).and_then(|()| look(dir, "file"))
-    };
+    let kept =
+        |sec: i64, nsec: i64| set_modified(&file, &TimeSpec::new(sec, nsec)).and_then(|()| look(dir, "file"));
     let late = kept(LATE, 0).is_ok_and(|s| s.st_mtime == LATE);
     let fractions = kept(1_700_000_000, 123_456_789).is_ok_and(|s| s.st_mtime_nsec == 123_456_789);
-    let (xattrs, acls) = super::open::abilities(dir)?;
+    let (xattrs, acls) = abilities(dir)?;
 
     linkat(dir, "file", dir, "link", AtFlags::empty()).map_err(|e| cannot(shown, "hard links", e))?;
     if look(dir, "file").with_context(context)?.st_ino != look(dir, "link").with_context(context)?.st_ino {
@@ -98,6 +99,20 @@ fn try_all(dir: &File, shown: &Path) -> Result<Keeps> {
     let odd = OsStr::from_bytes(b"\xff:?*|");
     let bytes = make(dir, odd).is_ok() && look(dir, odd).is_ok();
     Ok(Keeps { xattrs, acls, fractions, late, case, bytes })
+}
+
+/// Whether extended attributes and ACLs can be kept in the folder `partial`, by trying.
+pub fn abilities(partial: &File) -> Result<(bool, bool)> {
+    use xattr::FileExt as _;
+    let xattrs = partial.set_xattr("user.nc-backup", b"1").is_ok();
+    if xattrs {
+        partial.remove_xattr("user.nc-backup").context("cannot remove an extended attribute")?;
+    }
+    let unsupported = Errno::EOPNOTSUPP as i32;
+    let acls = partial
+        .get_xattr("system.posix_acl_access")
+        .map_or_else(|e| e.raw_os_error() != Some(unsupported), |_| true);
+    Ok((xattrs, acls))
 }
 
 fn cannot(shown: &Path, what: &str, error: Errno) -> anyhow::Error {

@@ -1,5 +1,6 @@
-//! `.prune.json`: what must be remembered between prunes, in a file that is rewritten where it lies, so that noting
-//! something needs no room on a disk that is full to the last block.
+//! `.prune.json`: what must be remembered between prunes.
+//! In a file that is rewritten where it lies, so that noting something needs no room on a disk that is full to the last
+//! block.
 //!
 //! The file is one block with two halves of one line each; the half that was written longer ago is written, and made
 //! durable. A write that was torn is told by its checksum, and the other half counts, whose removals have all been noted
@@ -20,7 +21,9 @@ use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{open_file, sums};
+use super::beneath::open_file;
+use super::clear::remove;
+use super::sums;
 
 /// The file.
 pub const FILE: &str = ".prune.json";
@@ -173,13 +176,13 @@ fn open_for_writing(dir: &File) -> Result<Option<File>> {
 }
 
 fn make(dir: &File, bytes: &[u8]) -> Result<()> {
-    super::remove(dir, std::path::Path::new(NEW))?;
+    remove(dir, std::path::Path::new(NEW))?;
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let file = File::from(openat(dir, NEW, flags, Mode::from_bits_truncate(0o600))?);
     not_copied_on_write(&file);
     let written = file.write_all_at(bytes, 0).and_then(|()| file.sync_all()).map_err(anyhow::Error::from);
     if let Err(error) = written {
-        super::remove(dir, std::path::Path::new(NEW)).ok();
+        remove(dir, std::path::Path::new(NEW)).ok();
         return Err(error);
     }
     renameat(dir, NEW, dir, FILE)?;

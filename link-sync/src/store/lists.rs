@@ -17,10 +17,14 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::Mode;
 
+use super::beneath::{open_dir, open_file};
+use super::clear::remove;
+use super::layout::META;
 use super::manifest::PART;
 use super::sums::{self, Lines};
-use super::{META, open_dir, open_file, remove, split, visit};
+use super::visit;
 use crate::names::show;
+use crate::tree::split;
 
 /// The list that is being made.
 const NEW: &str = ".sha256sums.part.new";

@@ -16,19 +16,22 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, fstatat};
 use nix::unistd::linkat;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use super::beneath::{ensure_dir, existing, open_dir, open_file, open_file_at};
 use super::changes::{self, Delta};
+use super::clear::remove;
 use super::done::AllDone;
-use super::open::{Writable, existing};
+use super::layout::{META, PARTIAL};
+use super::meta::{FileDigest, Manifest};
+use super::open::Writable;
 use super::pace::Pace;
-use super::sums::{Lines, Sum, hex};
-use super::{META, PARTIAL, attributes, ensure_dir, mtree, open_dir, open_file, open_file_at, split, sums};
+use super::sums::{self, Lines, Sum, hex};
+use super::{attributes, mtree};
 use crate::names::show;
 use crate::parallel;
-use crate::tree::join;
+use crate::tree::{join, split};
 
 /// Contents.
 pub const SUMS: &str = "sha256sums";
@@ -39,24 +42,6 @@ pub const PART: &str = "sha256sums.part";
 
 /// How much is hashed by a thread before the others may have the rest.
 const PIECE: usize = 16;
-
-/// One file of a manifest.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
-pub struct FileDigest {
-    /// Hexadecimal.
-    pub sha256: String,
-    /// Its size.
-    pub bytes: u64,
-}
-
-/// What `snapshot.json` says of the manifests.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
-pub struct Manifest {
-    /// Of `.meta/sha256sums`.
-    pub sha256sums: FileDigest,
-    /// Of `.meta/mtree`.
-    pub mtree: FileDigest,
-}
 
 /// What was made.
 #[derive(Debug)]
@@ -328,7 +313,7 @@ impl Part {
     pub fn begin(writable: &Writable) -> Result<Part> {
         anyhow::ensure!(writable.copy, "only a copy is given its checksums");
         let folder = ensure_dir(&writable.dir, format!("{PARTIAL}/{META}").as_bytes())?;
-        super::remove(&folder, std::path::Path::new(PART))?;
+        remove(&folder, std::path::Path::new(PART))?;
         Ok(Part(BufWriter::new(create(&folder, PART)?)))
     }
 

@@ -17,10 +17,12 @@ use nix::sys::stat::{FileStat, Mode, fstatat};
 use nix::unistd::linkat;
 use serde::{Deserialize, Serialize};
 
+use super::beneath::{ensure_dir, open_dir};
 use super::done::DirTimes;
 use super::path::check_path;
-use super::{attributes, ensure_dir, open_dir, sparse, split};
+use super::{attributes, sparse};
 use crate::names::show;
+use crate::tree::split;
 
 /// How many missing paths are named.
 const NAMED: usize = 10;

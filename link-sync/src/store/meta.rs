@@ -7,6 +7,9 @@ use anyhow::{Context as _, Result};
 use common::mutant;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::beneath::open_file;
+use super::layout::META;
+
 /// More bytes than a description has.
 pub const LONGEST: usize = 1 << 20;
 
@@ -40,7 +43,7 @@ pub struct SnapshotMeta {
     pub sources: Vec<SourceMeta>,
     /// Its checksums; a snapshot made before there were any has none.
     #[serde(default)]
-    pub manifest: Option<super::manifest::Manifest>,
+    pub manifest: Option<Manifest>,
 }
 
 /// What a snapshot promises about time.
@@ -76,13 +79,31 @@ pub struct SourceMeta {
     pub bytes: u64,
 }
 
+/// One file of a manifest.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct FileDigest {
+    /// Hexadecimal.
+    pub sha256: String,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// What `snapshot.json` says of the manifests.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Manifest {
+    /// Of `.meta/sha256sums`.
+    pub sha256sums: FileDigest,
+    /// Of `.meta/mtree`.
+    pub mtree: FileDigest,
+}
+
 impl SnapshotMeta {
     /// Reads the one of `date` in the opened `store`, and its text. The store may be another account's, which may have
     /// put anything there: links are not followed, nothing but a file is read, and not much of that. The folder's name
     /// is its date, whatever date is written in it: a person may have put a wrong clock right.
     pub fn load(store: &File, date: &str) -> Result<(SnapshotMeta, String)> {
-        let path = format!("{date}/{}/snapshot.json", super::META);
-        let file = super::open_file(store, &path).with_context(|| format!("cannot open {path}"))?;
+        let path = format!("{date}/{}/snapshot.json", META);
+        let file = open_file(store, &path).with_context(|| format!("cannot open {path}"))?;
         let mut text = String::new();
         file.take(LONGEST as u64).read_to_string(&mut text).with_context(|| format!("cannot read {path}"))?;
         let mut meta: SnapshotMeta =

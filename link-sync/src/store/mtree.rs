@@ -19,7 +19,8 @@ use nix::sys::stat::{FileStat, fstat, fstatat, major, minor};
 use sha2::{Digest as _, Sha256};
 use xattr::FileExt as _;
 
-use super::{attributes, open_dir, open_file_at, shown, sums};
+use super::beneath::{open_dir, open_file_at};
+use super::{attributes, shown, sums};
 
 /// What the file begins with; what a check must pass over follows.
 pub const HEAD: &[u8] = b"#mtree\n. type=dir\n./.meta type=dir ignore optional\n";

@@ -6,12 +6,13 @@
 //! right date or removes it.
 
 use anyhow::Result;
+use common::fault::Fault;
 use common::mutant;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use super::Store;
-use super::meta::{SnapshotMeta, taken};
+use super::meta::{SnapshotMeta, is_date, taken};
+use super::place::Store;
 
 /// A clock that is set a little, back over a snapshot just made, makes nothing odd of it.
 const TOLERANCE: SignedDuration = SignedDuration::from_mins(10);
@@ -73,6 +74,23 @@ impl Known {
     /// What a person should know.
     pub fn warnings(&self) -> Vec<Value> {
         self.odd.iter().map(|(meta, why)| warning(&meta.date, *why)).collect()
+    }
+}
+
+impl Store {
+    /// The published snapshot of `date`, or the newest that counts for `latest`. Reads no more of the others than it must.
+    pub fn find(&self, date: &str) -> Result<SnapshotMeta> {
+        let dir = self.open()?;
+        let found = match date {
+            "latest" => Known::of(self, Timestamp::now())?.counted.pop(),
+            date if is_date(date) => SnapshotMeta::load(&dir, date).ok().map(|(meta, _)| meta),
+            _ => None,
+        };
+        found.ok_or_else(|| {
+            Fault::config(format!("there is no snapshot '{date}' in {}", self.path.display()))
+                .hint("`link-sync list` shows the dates")
+                .into()
+        })
     }
 }
 

@@ -17,15 +17,19 @@ use nix::fcntl::{AtFlags, renameat};
 use nix::sys::stat::{FileStat, fstatat};
 use serde_json::{Value, json};
 
+use super::beneath::{ensure_dir, existing, open_dir, open_file_at};
+use super::clear::remove;
 use super::keeps::Keeps;
+use super::latest::point_latest;
+use super::layout::{INCOMING, META, PARTIAL, PRUNED, RESUME, TRASH};
 use super::meta::{DATE_FORMAT, SnapshotMeta};
+use super::notes::note;
 use super::odd::Known;
 use super::pace::{Free, Pace, Reserve};
+use super::place::Store;
 use super::sweep::sweep;
-use super::{
-    INCOMING, META, PARTIAL, PRUNED, RESUME, Store, TRASH, ensure_dir, ledger, note, open_dir, remove, split,
-    sums, visit,
-};
+use super::{ledger, sums, visit};
+use crate::tree::split;
 
 /// A store that is ours alone until this value goes.
 #[derive(Debug)]
@@ -89,7 +93,7 @@ pub fn open(store: &Store, copy_from: Option<Option<&str>>) -> Result<Writable> 
     warnings.extend(known.warnings());
     let newest = known.counted.last().map(|s| s.date.clone());
     // It is for people; no snapshot depends on it.
-    match newest.as_ref().map(|newest| (newest, super::publish::point_latest(&dir, newest, true))) {
+    match newest.as_ref().map(|newest| (newest, point_latest(&dir, newest, true))) {
         Some((newest, Ok(true))) => warnings.push(json!({"kind": "latest-repaired", "message": format!(
             "'latest' did not point to the newest snapshot, {newest}: it does now")})),
         Some((_, Err(e))) => {
@@ -244,26 +248,12 @@ fn from_the_disk(dir: &File) -> Result<()> {
     };
     visit::each(&top, |found| {
         if !found.is_dir
-            && let Ok(file) = super::open_file_at(found.parent, found.name.as_bytes())
+            && let Ok(file) = open_file_at(found.parent, found.name.as_bytes())
         {
             sums::uncache(&file);
         }
         Ok(())
     })
-}
-
-/// Whether extended attributes and ACLs can be kept in the folder `partial`, by trying.
-pub fn abilities(partial: &File) -> Result<(bool, bool)> {
-    use xattr::FileExt as _;
-    let xattrs = partial.set_xattr("user.nc-backup", b"1").is_ok();
-    if xattrs {
-        partial.remove_xattr("user.nc-backup").context("cannot remove an extended attribute")?;
-    }
-    let unsupported = Errno::EOPNOTSUPP as i32;
-    let acls = partial
-        .get_xattr("system.posix_acl_access")
-        .map_or_else(|e| e.raw_os_error() != Some(unsupported), |_| true);
-    Ok((xattrs, acls))
 }
 
 impl Writable {
@@ -366,14 +356,4 @@ impl Writable {
 /// Removes a tree of ours, which may be large.
 fn clear(dir: &File, name: &str) -> Result<()> {
     sweep(dir, name, &|_| Ok(())).map(drop)
-}
-
-/// The folder named by `parts` below `dir`, if there is one.
-pub(super) fn existing(dir: &File, parts: &[&str]) -> Result<Option<File>> {
-    let path = parts.join("/");
-    match open_dir(dir, path.as_bytes()) {
-        Ok(dir) => Ok(Some(dir)),
-        Err(Errno::ENOENT) => Ok(None),
-        Err(e) => Err(e).with_context(|| format!("cannot open {path} in the store")),
-    }
 }

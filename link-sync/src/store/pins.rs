@@ -11,7 +11,9 @@ use common::fault::Fault;
 use nix::errno::Errno;
 use serde::Deserialize;
 
-use super::{PINS, open_dir, open_file, visit};
+use super::beneath::{open_dir, open_file};
+use super::layout::PINS;
+use super::visit;
 
 /// More bytes than a pin has.
 const LONGEST: u64 = 1 << 16;

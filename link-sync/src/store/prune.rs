@@ -24,11 +24,15 @@ use nix::unistd::UnlinkatFlags;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::beneath::{ensure_dir, existing, open_file};
+use super::latest::point_latest;
+use super::layout::{META, PRUNED};
 use super::ledger::Ledger;
 use super::meta::{Consistency, SnapshotMeta, taken};
 use super::odd::Known;
+use super::place::Store;
 use super::sweep::{self, sweep};
-use super::{META, PRUNED, Store, ensure_dir, lists, open, open_file, pace, pins, publish, visit};
+use super::{lists, pace, pins, visit};
 use crate::retention::{Rules, Snapshot, Verdict};
 
 /// How long somebody who writes may hold on to the store.
@@ -113,7 +117,7 @@ pub fn prune(store: &Store, ask: &Order, now: Timestamp) -> Result<Pruned> {
     pruned.unlisted = lists::hand_on(&dir, &dates, &pruned.removed, &|bytes| pace.wrote(bytes))?;
     paths += away.rename(&mut ledger, &mut pruned)?;
     if let Some(newest) = dates.last()
-        && let Err(error) = publish::point_latest(&dir, newest, true)
+        && let Err(error) = point_latest(&dir, newest, true)
         && !no_room(&error)
     {
         pruned.warnings.push(json!({"kind": "latest-not-moved", "message": format!("{error:#}")}));
@@ -159,7 +163,7 @@ impl Away<'_> {
     /// Unlinks what a killed run had renamed away: which dates, and how many names.
     fn complete(&self) -> Result<(Vec<String>, u64)> {
         let (mut completed, mut paths) = (Vec::new(), 0);
-        let Some(folder) = open::existing(self.dir, &[PRUNED])? else { return Ok((completed, paths)) };
+        let Some(folder) = existing(self.dir, &[PRUNED])? else { return Ok((completed, paths)) };
         for (name, _, _) in visit::names(&folder)? {
             let name =
                 String::from_utf8(name).context("an odd name in the folder of what is being removed")?;
@@ -196,7 +200,7 @@ impl Away<'_> {
             pruned.removed.push(date);
         }
         if !pruned.removed.is_empty() {
-            if let Some(folder) = open::existing(self.dir, &[PRUNED])? {
+            if let Some(folder) = existing(self.dir, &[PRUNED])? {
                 folder.sync_all().context("cannot make the removal durable")?;
             }
             self.dir.sync_all().context("cannot make the removal durable")?;
@@ -218,7 +222,7 @@ impl Away<'_> {
             Err(e) if !no_room(&e) => return Err(e),
             _ => {}
         }
-        if let Some(meta) = open::existing(self.dir, &[date, META])? {
+        if let Some(meta) = existing(self.dir, &[date, META])? {
             match sweep::unlink(&meta, OsStr::new("snapshot.json"), UnlinkatFlags::NoRemoveDir) {
                 Ok(()) | Err(Errno::ENOENT) => {}
                 Err(e) => return Err(e).with_context(|| format!("cannot remove {date}")),
@@ -234,7 +238,7 @@ impl Away<'_> {
 
     /// Unlinks a date that was renamed away.
     fn of_renamed(&self, date: &str) -> Result<u64> {
-        open::existing(self.dir, &[PRUNED])?.map_or(Ok(0), |folder| self.unlink(&folder, date))
+        existing(self.dir, &[PRUNED])?.map_or(Ok(0), |folder| self.unlink(&folder, date))
     }
 }
 

@@ -8,16 +8,19 @@ use common::fault::Fault;
 use common::mutant;
 use common::record::random_id;
 use nix::errno::Errno;
-use nix::fcntl::{readlinkat, renameat};
 use nix::sys::time::TimeSpec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::attributes::set_modified;
+use super::beneath::{ensure_dir, open_dir};
+use super::clear::remove;
 use super::done::{AllDone, DirTimes, Done};
-use super::manifest;
+use super::latest::point_latest;
+use super::layout::{INCOMING, META, PARTIAL, RESUME};
 use super::meta::{Consistency, DATE_FORMAT, SnapshotMeta, SourceMeta};
 use super::open::Writable;
-use super::{INCOMING, META, PARTIAL, RESUME, ensure_dir, open_dir, visit};
+use super::{manifest, visit};
 use crate::names::show;
 
 /// What is said of the snapshot that is to be published.
@@ -98,7 +101,7 @@ pub fn publish(
     }
     if !writable.copy {
         // What an attempt that failed has left.
-        super::remove(&partial, Path::new(META))?;
+        remove(&partial, Path::new(META))?;
     }
     ensure_dir(&partial, META.as_bytes())?;
     let (mut warnings, mut hashed) = (Vec::new(), (0, 0));
@@ -126,7 +129,7 @@ pub fn publish(
     // One call for the whole file system: it returns when all of it is on the disk, or says why not.
     writable.pace.sync().context("cannot make the snapshot durable")?;
     // Also when all of it came between two looks.
-    if !mutant::active("the-room-is-only-looked-at-meanwhile") {
+    if !mutant::active("the-room-is-not-looked-at-last") {
         writable.pace.room()?;
     }
     common::rename::noreplace(&writable.dir, PARTIAL, &writable.dir, date.as_str())
@@ -225,20 +228,7 @@ fn set_times(dir: &File, base: Option<&File>, times: &DirTimes) -> Result<()> {
             (None, None | Some(Err(Errno::ENOENT))) => continue,
             (None, Some(Err(e))) => return Err(e).with_context(context),
         };
-        super::set_modified(&open, &TimeSpec::new(sec, nsec)).with_context(context)?;
+        set_modified(&open, &TimeSpec::new(sec, nsec)).with_context(context)?;
     }
     Ok(())
-}
-
-/// Points `latest` to `date`, by rename, durably. With `only_if_wrong`, says whether it was.
-pub fn point_latest(dir: &File, date: &str, only_if_wrong: bool) -> Result<bool> {
-    if only_if_wrong && readlinkat(dir, "latest").is_ok_and(|target| target == date) {
-        return Ok(false);
-    }
-    super::remove(dir, Path::new(".latest"))?;
-    nix::unistd::symlinkat(date, dir, ".latest")
-        .and_then(|()| renameat(dir, ".latest", dir, "latest"))
-        .context("cannot point 'latest' to the newest snapshot")?;
-    dir.sync_all().context("cannot make 'latest' durable")?;
-    Ok(true)
 }

@@ -1,5 +1,5 @@
-//! Fetching back what is damaged: the one exception to "a published snapshot never changes", against the hash that was
-//! noted when it was published.
+//! Fetching back what is damaged: the one exception to "a published snapshot never changes".
+//! What is fetched must have the hash that was noted when the snapshot was published.
 //!
 //! What is rotten is built anew in `.repair` (a new inode, checked and durable), then renamed over each name that
 //! shared the old one, and the folders' times are put back. A snapshot holds the old file or the new one at every
@@ -20,16 +20,21 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::linkat;
 use serde_json::Value;
 
+use super::attributes::set_modified;
+use super::beneath::{ensure_dir, open_dir, open_file_at};
+use super::clear::remove;
 use super::fetch::{self, Elsewhere, Here};
 use super::findings::{self, Damage, Finding};
+use super::layout::META;
 use super::manifest::{self, MTREE, SUMS};
 use super::meta::SnapshotMeta;
 use super::outcome::{Outcome, Scope};
+use super::place::Store;
 use super::scan::{self, Expected, ManifestLine};
 use super::verify::verify;
-use super::{META, Store, ensure_dir, mtree, open, open_dir, split, sums};
+use super::{mtree, open, sums};
 use crate::names::show;
-use crate::tree::join;
+use crate::tree::{join, split};
 
 /// Where what is built lies until it is in its place.
 const REPAIR: &str = ".repair";
@@ -61,7 +66,7 @@ pub fn repair(
 ) -> Result<(Outcome, Repaired)> {
     let dir = store.check()?;
     let _lock = open::lock(store)?;
-    super::remove(&dir, Path::new(REPAIR))?;
+    remove(&dir, Path::new(REPAIR))?;
     elsewhere.store = Some(dir.try_clone().context("cannot copy a descriptor")?);
     let (snapshots, _) = store.snapshots()?;
     let mut repaired = Repaired::default();
@@ -87,7 +92,7 @@ pub fn repair(
         }
         tried.push((finding, result.is_ok()));
     }
-    super::remove(&dir, Path::new(REPAIR))?;
+    remove(&dir, Path::new(REPAIR))?;
     // Again, without reading: what was built is what it should be, and so is all around it.
     let again = verify(store, None, &Scope { sample: 0.0, ..scope.clone() }, watch)?;
     settle(&mut outcome, &mut repaired, tried, again);
@@ -164,7 +169,7 @@ impl Work<'_> {
                         found: format!("{why:#}"),
                     });
                 }
-                super::remove(&self.room, Path::new(NEW))?;
+                remove(&self.room, Path::new(NEW))?;
             }
         }
         Ok(done)
@@ -257,24 +262,24 @@ impl Work<'_> {
             let old = finding
                 .places
                 .first()
-                .and_then(|(date, path)| super::open_file_at(self.dir, &join(date.as_bytes(), path)).ok());
+                .and_then(|(date, path)| open_file_at(self.dir, &join(date.as_bytes(), path)).ok());
             let built = fetch::build(&self.room, NEW, line, old.as_ref(), elsewhere, &dates)?;
             anyhow::ensure!(built, "no other copy holds it any more: give one with --from");
         }
         for (date, path) in &finding.places {
-            super::remove(&self.room, Path::new(LINK))?;
+            remove(&self.room, Path::new(LINK))?;
             linkat(&self.room, NEW, &self.room, LINK, AtFlags::empty()).context("cannot link it")?;
             self.put_as(LINK, date, path)?;
         }
         if let (Some(sum), Some((date, path))) = (line.sum, finding.places.first()) {
             elsewhere.here.mended(sum, date, path);
         }
-        super::remove(&self.room, Path::new(NEW))
+        remove(&self.room, Path::new(NEW))
     }
 
     /// Another date that has it, good, and shares it from now on: also what an interrupted repair had built.
     fn twin(&self, finding: &Finding, twins: &Twins) -> Result<bool> {
-        super::remove(&self.room, Path::new(NEW))?;
+        remove(&self.room, Path::new(NEW))?;
         let line = &finding.expected;
         let same = twins
             .get(&line.path)
@@ -316,7 +321,7 @@ impl Work<'_> {
             let is_dir = line.kind() == b"dir";
             let file = match is_dir {
                 true => open_dir(self.dir, &full)?,
-                false => super::open_file_at(self.dir, &full)?,
+                false => open_file_at(self.dir, &full)?,
             };
             let twin = twins
                 .get(&line.path)
@@ -333,7 +338,7 @@ impl Work<'_> {
                     fetch::xattrs(&words, own.chain(twin).chain(elsewhere.folders(line, &dates)))
                 }
                 false => {
-                    let twin = twin.filter_map(|p| super::open_file_at(self.dir, &p).ok());
+                    let twin = twin.filter_map(|p| open_file_at(self.dir, &p).ok());
                     fetch::xattrs(&words, own.chain(twin).chain(elsewhere.alike(line, &dates)))
                 }
             }?;
@@ -369,7 +374,7 @@ impl Work<'_> {
             other => other,
         }
         .context("cannot put it in its place")?;
-        super::set_modified(&folder, &TimeSpec::new(before.st_mtime, before.st_mtime_nsec))?;
+        set_modified(&folder, &TimeSpec::new(before.st_mtime, before.st_mtime_nsec))?;
         folder.sync_all().context("cannot make it durable")
     }
 

@@ -6,9 +6,11 @@ use std::fs::File;
 use anyhow::{Result, bail};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
+use super::beneath::{open_dir, open_file};
+use super::layout::META;
 use super::manifest::{MTREE, SUMS};
 use super::sums::{self, Lines, Sum};
-use super::{META, mtree, open_dir, open_file, visit};
+use super::{mtree, visit};
 use crate::tree::join;
 
 /// One path on the disk.

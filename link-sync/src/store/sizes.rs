@@ -13,7 +13,8 @@ use anyhow::{Context as _, Result};
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, fstat, fstatat};
 
-use super::{open_dir, visit};
+use super::beneath::open_dir;
+use super::visit;
 use crate::names::show;
 use crate::parallel;
 use crate::tree::join;

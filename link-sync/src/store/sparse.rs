@@ -1,5 +1,6 @@
-//! Holes that a copy has lost. rsync copies a file of which only attributes changed from the base by itself, and fills its
-//! holes with zeros that take room: an image of a disk, touched, would be stored in full.
+//! Holes that a copy has lost are made again.
+//! rsync copies a file of which only attributes changed from the base by itself, and fills its holes with zeros that
+//! take room: an image of a disk, touched, would be stored in full.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -9,6 +10,8 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::stat::fstat;
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Whence, lseek};
+
+use super::attributes::set_modified;
 
 /// Read at once.
 const PIECE: usize = 256 << 10;
@@ -31,7 +34,7 @@ pub fn dig(file: &File, like: &File) -> nix::Result<()> {
         hole(file, begin, end, &mut buffer)?;
         at = end.max(begin.saturating_add(1));
     }
-    super::set_modified(file, &TimeSpec::new(before.st_mtime, before.st_mtime_nsec))
+    set_modified(file, &TimeSpec::new(before.st_mtime, before.st_mtime_nsec))
 }
 
 /// The hole from `begin` to `end`, of what is looked for from `at` on. `None` where the answers lead back: seen of a small file
@@ -43,13 +46,14 @@ fn range(at: i64, begin: i64, end: i64, size: i64) -> Option<(i64, i64)> {
 
 /// The range becomes a hole, as far as it holds zeros, from its beginning.
 fn hole(file: &File, begin: i64, end: i64, buffer: &mut [u8]) -> nix::Result<()> {
-    static ZEROS: [u8; PIECE] = [0; PIECE];
+    static ZEROS: [u8; 4096] = [0; 4096];
+    let is_zero = |read: &[u8]| read.chunks(ZEROS.len()).all(|part| *part == ZEROS[..part.len()]);
     let mut at = begin;
     while at < end {
         let want = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
         let offset = u64::try_from(at).unwrap_or(0);
         let n = file.read_at(&mut buffer[..want], offset).map_err(|_| Errno::EIO)?;
-        if n == 0 || buffer[..n] != ZEROS[..n] {
+        if n == 0 || !is_zero(&buffer[..n]) {
             break;
         }
         at += i64::try_from(n).unwrap_or(0);

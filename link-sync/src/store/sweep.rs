@@ -12,9 +12,10 @@ use nix::errno::Errno;
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::{open_dir, split, visit};
+use super::beneath::open_dir;
+use super::visit;
 use crate::parallel;
-use crate::tree::join;
+use crate::tree::{join, split};
 
 /// How often a removal is tried for which a full disk has no room.
 const TRIES: usize = 8;
@@ -166,7 +167,7 @@ mod tests {
     fn a_tree_deeper_than_a_path_may_be_long() {
         let dir = tempfile::tempdir().unwrap();
         let top = File::open(dir.path()).unwrap();
-        let name = crate::store::tests::deep(&top);
+        let name = crate::store::deep::deep(&top);
         assert_eq!(sweep(&top, &name, &|_| Ok(())).unwrap(), 59);
         assert!(!dir.path().join(&name).exists());
     }

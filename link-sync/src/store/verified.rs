@@ -3,8 +3,9 @@
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use super::Store;
+use super::notes::hint;
 use super::outcome::{Outcome, Scope};
+use super::place::Store;
 
 /// The file.
 const FILE: &str = ".verified";
@@ -54,7 +55,7 @@ impl Verified {
 impl Verifications {
     /// The store's record; an empty one if it was never verified, or the record is damaged.
     pub fn load(store: &Store) -> Verifications {
-        super::hint(store, FILE, LONGEST)
+        hint(store, FILE, LONGEST)
     }
 }
 

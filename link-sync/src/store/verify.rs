@@ -1,5 +1,5 @@
-//! Checking snapshots against their manifests: every name and attribute of each, and each distinct inode's bytes
-//! once, however many dates share it.
+//! Checking snapshots against their manifests.
+//! Every name and attribute of each is compared, and each distinct inode's bytes once, however many dates share it.
 //!
 //! Reads only. A snapshot's lock is shared while its names are compared, so that it is not removed under our hands; its files
 //! are read hours later, maybe, and it may be removed by then: nobody's prune waits for us, and no descriptor is kept for each
@@ -20,16 +20,20 @@ use common::mutant;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{fstat, fstatat};
 
+use super::beneath::{open_dir, open_file};
 use super::examine::{Job, compare};
 use super::findings::{Damage, KEPT, Tally, digest};
 use super::held::Held;
+use super::layout::META;
 use super::manifest::{self, MTREE, PART, SUMS};
 use super::meta::SnapshotMeta;
 use super::outcome::{Outcome, Scope};
+use super::place::Store;
 use super::scan::{self, Expected, ManifestLine, Visited};
-use super::sums::{self, Lines};
-use super::{META, Store, mtree, open_dir, open_file, split};
+use super::sums::Lines;
+use super::{mtree, sums};
 use crate::parallel;
+use crate::tree::split;
 
 /// How many files a thread checks before the others may have the rest.
 const PIECE: usize = 16;
@@ -130,13 +134,8 @@ impl Verification<'_> {
                 return Ok(());
             }
             Err(e) => {
-                self.found.add(
-                    Damage::Snapshot,
-                    None,
-                    &ManifestLine::default(),
-                    format!("{e:#}"),
-                    (date, &[]),
-                );
+                let (line, why) = (ManifestLine::default(), format!("{e:#}"));
+                self.found.add(Damage::Snapshot, None, &line, why, (date, &[]));
                 return Ok(());
             }
         };
@@ -262,14 +261,8 @@ impl Verification<'_> {
             common::signals::check()?;
             let Some((sum, path)) = sums::parse(line) else {
                 let path = format!("{META}/{PART}");
-                let place = (date, path.as_bytes());
-                self.found.add(
-                    Damage::Manifest,
-                    None,
-                    &ManifestLine::default(),
-                    "a line is damaged".into(),
-                    place,
-                );
+                let (line, what) = (ManifestLine::default(), "a line is damaged".into());
+                self.found.add(Damage::Manifest, None, &line, what, (date, path.as_bytes()));
                 return Ok(());
             };
             let line = ManifestLine { path: path.into_owned(), body: Vec::new(), sum: Some(sum) };

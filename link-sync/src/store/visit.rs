@@ -10,6 +10,8 @@ use nix::fcntl::AtFlags;
 use nix::sys::stat::fstatat;
 use rustix::fs::{FileType, RawDir};
 
+use super::beneath::open_dir;
+
 use crate::tree::join;
 
 /// Bytes of directory entries read at once.
@@ -75,7 +77,7 @@ pub fn each(top: &File, mut visit: impl FnMut(&Found<'_>) -> Result<()>) -> Resu
     while let Some(path) = waiting.pop() {
         common::signals::check()?;
         let context = || format!("cannot read the folder {}", crate::names::show(&path));
-        let dir = super::open_dir(top, &path).with_context(context)?;
+        let dir = open_dir(top, &path).with_context(context)?;
         for (name, is_dir, _) in names(&dir).with_context(context)? {
             let found = Found { dir: &path, parent: &dir, name: OsStr::from_bytes(&name), is_dir };
             visit(&found)?;

@@ -1,6 +1,6 @@
 //! How many paths, and which: a number that both ends make, and that tells whether they hold the same.
 
-use super::Stamp;
+use super::meta::Stamp;
 
 /// How many paths, and which, whatever their order: two that are equal hold the same. A hole in a snapshot, or what
 /// somebody put there, makes them differ.

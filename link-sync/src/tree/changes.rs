@@ -1,6 +1,9 @@
 //! What differs between two walks of a source: that is marked in the later one.
 
-use super::{Dir, Meta, Tree, join, split};
+use super::dir::Dir;
+use super::meta::Meta;
+use super::path::{join, split};
+use super::walked::Tree;
 
 /// What [`Tree::mark_changes`] found.
 #[derive(Debug, Default)]

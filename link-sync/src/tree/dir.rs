@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{Meta, NEVER};
+use super::meta::{Meta, NEVER};
 
 /// One name in a directory.
 #[derive(Clone, Copy, Debug)]

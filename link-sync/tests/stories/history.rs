@@ -1,5 +1,5 @@
-//! The promise itself: whatever happens to a source between snapshots, the newest one is what the source
-//! is, and every older one is what it was.
+//! The promise itself: the newest snapshot is what the source is, and every older one is what it was.
+//! Whatever happens to a source between snapshots.
 //!
 //! `LINK_SYNC_CASES=500` tries more, `LINK_SYNC_SEED=7` the same as the run that said so, and `LINK_SYNC_THREADS=16` so
 //! many at once; a failure prints the smallest list of changes that was found.

@@ -1,5 +1,6 @@
-//! A local user who means harm: what lies, or is exchanged all the time, in folders that root works in leads nowhere else;
-//! and whatever root's right to be somebody comes to, it is never used by mistake.
+//! A local user who means harm leads root nowhere else, whatever lies in folders that root works in.
+//! Also what is exchanged there all the time; and whatever root's right to be somebody comes to, it is never used by
+//! mistake.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt, symlink};
 use std::os::unix::process::ExitStatusExt as _;

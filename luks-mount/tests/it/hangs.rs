@@ -1,5 +1,6 @@
-//! S3 keeps the connection and stops serving, at each step that touches the image: who waits for it cannot be ended by
-//! anything, so our tool must not be the one that waits. In the guest, where a program of the machine may be another.
+//! S3 keeps the connection and stops serving, at each step that touches the image.
+//! Who waits for it cannot be ended by anything, so our tool must not be the one that waits. In the guest, where a
+//! program of the machine may be another.
 
 use std::io::Read as _;
 use std::process::{Child, Command, Stdio};

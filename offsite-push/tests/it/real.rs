@@ -1,5 +1,5 @@
-//! With the real siblings, a real sshd, sshfs and LUKS: nights, and what breaks in them. In a guest where this kernel
-//! has no device mapper.
+//! With the real siblings, a real sshd, sshfs and LUKS: nights, and what breaks in them.
+//! In a guest where this kernel has no device mapper.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

@@ -1,5 +1,5 @@
-//! `scripts/push-offsite` and `scripts/view-offsite`: the same object around the tools, and nothing left open; the
-//! units that systemd runs.
+//! `scripts/push-offsite` and `scripts/view-offsite`, and the units that systemd runs.
+//! The same object around the tools, and nothing left open.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;

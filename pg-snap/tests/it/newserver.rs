@@ -1,5 +1,6 @@
-//! A restore where nothing of the old server is there: Nextcloud can log in afterwards, or it is said that it cannot; and
-//! what its database had that not every server or role has does not stop it.
+//! A restore where nothing of the old server is there.
+//! Nextcloud can log in afterwards, or it is said that it cannot; and what its database had that not every server or
+//! role has does not stop it.
 
 use std::process::Command;
 

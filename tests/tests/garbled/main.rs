@@ -1,5 +1,6 @@
-//! Nothing is missing without a message: a random block of the container is garbled, pushed to, repaired as the hint says,
-//! pushed to and verified; then every date in it is compared with S2's by other means.
+//! Nothing is missing without a message when a random block of the container is garbled.
+//! It is pushed to, repaired as the hint says, pushed to and verified; then every date in it is compared with S2's by
+//! other means.
 //!
 //! The rounds are seeded and so can be had again: `NC_BACKUP_ROUNDS` and `NC_BACKUP_SEED`, which by hand are like
 //! `NC_BACKUP_ROUNDS=200 cargo test -p testkit --test garbled -- --nocapture plain`. Each round prints a line, and the end a

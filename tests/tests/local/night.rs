@@ -286,7 +286,7 @@ fn an_upgrade_in_the_middle_of_a_backup_changes_nothing() {
     // Before maintenance, a worker is paused: then new versions come, which do nothing but say that they were run.
     let upgrade = format!(
         "#!/bin/sh\ncd '{0}' || exit\nfor name in nc-maint pg-snap link-sync settle-and-hold lib.sh; do\n\
-         printf '#!/bin/sh\\necho \"$0 $*\" >>called\\nexit 1\\n' >new; chmod 755 new; mv new \"$name\"\ndone\n\
+         printf '#!/bin/sh\\necho \"$0 $*\" >>{0}/called\\nexit 1\\n' >new; chmod 755 new; mv new \"$name\"\ndone\n\
          rm nc-maint lib.sh\necho 'exit 1' >backup-local\n",
         installed.display()
     );

@@ -1,5 +1,6 @@
-//! Files and database are of one moment: while workers write pairs of both all the time, every backup holds whole pairs
-//! only, however long a request waits between reading the configuration and connecting.
+//! Files and database are of one moment.
+//! While workers write pairs of both all the time, every backup holds whole pairs only, however long a request waits
+//! between reading the configuration and connecting.
 
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;

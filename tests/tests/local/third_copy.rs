@@ -1,5 +1,5 @@
-//! `scripts/push-offsite` and `scripts/view-offsite` with an `offsite-push` that does what it is told: what they make of
-//! its answers, of none, and of signals. (With the real one: tests/offsite.)
+//! `scripts/push-offsite` and `scripts/view-offsite` with an `offsite-push` that does what it is told.
+//! What they make of its answers, of none, and of signals. (With the real one: tests/offsite.)
 
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -1,5 +1,6 @@
-//! What can go wrong with a push. Each time: it ends, says so with the right code, leaves nothing mounted (or the next
-//! run clears it), the dates that are there stay whole, and the next push succeeds.
+//! What can go wrong with a push, and that the next one succeeds.
+//! Each time: it ends, says so with the right code, leaves nothing mounted (or the next run clears it), the dates that
+//! are there stay whole, and the next push succeeds.
 
 use std::io::Write as _;
 use std::process::Command;

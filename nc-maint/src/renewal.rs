@@ -1,4 +1,4 @@
-//! The lease: a run's drop-in lasts a minute, and is renewed for as long as the guardian lives.
+//! The renewal of a lease: a run's drop-in lasts a minute, and is renewed for as long as the guardian lives.
 //!
 //! So Nextcloud is back within a minute when everything of ours is killed at once. Each renewal is a new file under a new
 //! name (opcache may show an old name's old deadline); the one before goes a second later, so that whoever
@@ -19,7 +19,7 @@ const OVERLAP: Duration = Duration::from_secs(1);
 
 /// The drop-in of a run that is at work.
 #[derive(Debug)]
-pub(crate) struct Lease {
+pub(crate) struct Renewal {
     placed: Placed,
     number: u32,
     /// The one before, and when it goes.
@@ -29,15 +29,15 @@ pub(crate) struct Lease {
     end: i64,
 }
 
-impl Lease {
+impl Renewal {
     /// Of the run's first file.
-    pub(crate) fn new(settings: &Settings, placed: Placed, end: i64) -> Lease {
+    pub(crate) fn new(settings: &Settings, placed: Placed, end: i64) -> Renewal {
         let left = placed.mark.until - jiff::Timestamp::now().as_second();
         let first = first_pause(left, pause(settings));
-        Lease { placed, number: 0, before: None, renew_at: Instant::now() + first, end }
+        Renewal { placed, number: 0, before: None, renew_at: Instant::now() + first, end }
     }
 
-    /// When [`Lease::keep`] has something to do.
+    /// When [`Renewal::keep`] has something to do.
     pub(crate) fn due(&self) -> Instant {
         self.before.as_ref().map_or(self.renew_at, |(_, at)| (*at).min(self.renew_at))
     }
