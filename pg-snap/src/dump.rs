@@ -149,6 +149,7 @@ impl<'w> Work<'w> {
         let job = pg_dump::Job {
             program: &self.pg_dump,
             server: &self.server,
+            psql: &self.psql,
             database: &self.database,
             to: &dir,
             jobs: self.options.jobs,

@@ -15,6 +15,7 @@ use common::status::Report;
 use crate::connect::Server;
 use crate::names::dump_id;
 use crate::programs::Program;
+use crate::psql::Psql;
 use crate::stall;
 
 /// How long pg_dump waits for a table that somebody else has locked.
@@ -27,6 +28,7 @@ const LOCK_WAIT_HELD: &str = "10s";
 pub(crate) struct Job<'j> {
     pub(crate) program: &'j Program,
     pub(crate) server: &'j Server,
+    pub(crate) psql: &'j Psql,
     pub(crate) database: &'j str,
     /// A folder that is not there yet.
     pub(crate) to: &'j Path,
@@ -41,7 +43,7 @@ pub(crate) struct Job<'j> {
 
 /// Dumps. pg_dump and its workers hold `lock` as long as they live.
 pub(crate) fn run(job: &Job<'_>, lock: &Lock, report: &mut Report) -> Result<()> {
-    let Job { program, server, database, to, jobs, snapshot, tables, stall } = *job;
+    let Job { program, server, psql, database, to, jobs, snapshot, tables, stall } = *job;
     let passfile = server.passfile()?;
     let cmd = program
         .cmd()?
@@ -51,7 +53,7 @@ pub(crate) fn run(job: &Job<'_>, lock: &Lock, report: &mut Report) -> Result<()>
         .arg("--file")
         .arg(to)
         .arg("--dbname")
-        .arg(server.conninfo(database))
+        .arg(psql.plain_conninfo(database))
         .args(snapshot.map(|id| format!("--snapshot={id}")))
         .inherit(lock.fd());
     let cmd = passfile.lend(cmd);

@@ -228,7 +228,7 @@ pub(crate) fn restore(job: &Job<'_>, ids: &[u32], tolerant: bool) -> Result<Vec<
         .arg("--use-list")
         .arg(&list)
         .arg("--dbname")
-        .arg(job.server.conninfo(job.database))
+        .arg(job.psql.plain_conninfo(job.database))
         .arg(job.dir);
     let cmd = passfile.lend(cmd);
     let moved = || stall::digest(job.psql.glance(job.database, MOVEMENT));

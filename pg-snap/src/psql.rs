@@ -102,8 +102,14 @@ impl Psql {
     }
 
     fn conninfo(&self, database: &str) -> String {
+        format!("{} client_encoding='UTF8'", self.plain_conninfo(database))
+    }
+
+    /// For pg_dump and pg_restore, which choose the encoding: they lift limits themselves, but not before their first query,
+    /// and one of a millisecond can end that.
+    pub(crate) fn plain_conninfo(&self, database: &str) -> String {
         let options = if self.no_options.get() || mutant::active("empty-search-path") { "" } else { OPTIONS };
-        format!("{} client_encoding='UTF8' options='{options}'", self.server.conninfo(database))
+        format!("{} options='{options}'", self.server.conninfo(database))
     }
 
     /// What comes before `statements`, and those.

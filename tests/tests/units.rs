@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use testkit::guest::{Options, boot, in_guest};
 use testkit::{Ran, run, scratch, scripts};
 
-const GUEST: Options = Options { memory: 3072, seconds: 600 };
+const GUEST: Options = Options { memory: 3072, seconds: 1200 };
 
 /// The disk of the guest, which outlives it.
 const DISK: &str = "/run/vm/disk";

@@ -61,8 +61,9 @@ pub struct Writable {
 /// Names the snapshot that is being copied, so which one `.resume` belongs to.
 const COPYING: &str = ".copying";
 
-/// How long the children of a run that was killed may hold on to the store until they have ended, too.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long the far end and the children of a run that was ended may hold on to the store until they have ended, too: what
+/// flushes to a slow disk (syncfs) cannot be interrupted.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Takes the store for writing, alone.
 pub(super) fn lock(store: &Store) -> Result<Lock> {

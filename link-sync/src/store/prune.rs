@@ -12,7 +12,6 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use common::fault::{Fault, Kind, kind_of, no_room};
@@ -30,13 +29,11 @@ use super::layout::{META, PRUNED};
 use super::ledger::Ledger;
 use super::meta::{Consistency, SnapshotMeta, taken};
 use super::odd::Known;
+use super::open::PATIENCE;
 use super::place::Store;
 use super::sweep::{self, sweep};
 use super::{lists, pace, pins, visit};
 use crate::retention::{Rules, Snapshot, Verdict};
-
-/// How long somebody who writes may hold on to the store.
-const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What is asked for.
 #[derive(Clone, Debug)]

@@ -21,7 +21,8 @@ fn fill(world: &World, round: u32, megabytes: usize) {
 #[test]
 fn two_runs_at_once() {
     let world = World::new();
-    fill(&world, 0, 32);
+    // (16 s: whoever comes meanwhile waits for 10)
+    fill(&world, 0, 64);
     world.profile("rsync = [\"rsync\", \"--bwlimit=4m\"]", "");
     let slow = world
         .command("snapshot", &["--crash-consistent"])
@@ -50,7 +51,7 @@ fn an_orphan_that_still_writes_keeps_the_next_run_out() {
     world.file("a", "one");
     // The receiving rsync leaves a child behind that has the lock, as one stuck in the kernel would.
     let orphan = world.dir.join("orphan");
-    script(&orphan, "#!/bin/sh\n(exec >/dev/null 2>&1 </dev/null; setsid sleep 9) &\nexec rsync \"$@\"\n");
+    script(&orphan, "#!/bin/sh\n(exec >/dev/null 2>&1 </dev/null; setsid sleep 19) &\nexec rsync \"$@\"\n");
     world.profile("", &format!("rsync = [\"{}\"]", orphan.display()));
     world.publish();
 

@@ -3,6 +3,7 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use common::lock::Lock;
 use testkit::{Ran, bin, judge, run};
 
 use crate::world::{World, descendants, first, folder, kill, ok, told, until, warnings};
@@ -339,6 +340,8 @@ fn a_signal_to_the_one_who_asked_stops_the_work() {
             assert!(begin.elapsed() < Duration::from_secs(5));
             assert!(world.dates().is_empty());
             until("the agent ends", || !world.state.join("run/agent.sock").exists());
+            // And the far end, which may be flushing to a disk that others write to as well.
+            until("the store is free", || Lock::exclusive(&world.store.join(".lock"), "the store").is_ok());
             world.profile("", "");
             world.publish();
             world.newest_is_source();

@@ -391,7 +391,7 @@ pub fn kill(pid: u32, signal: &str) {
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !holds() {
-        assert!(begin.elapsed() < Duration::from_secs(20), "it never came: {what}");
+        assert!(begin.elapsed() < Duration::from_secs(60), "it never came: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

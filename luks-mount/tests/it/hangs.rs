@@ -15,7 +15,7 @@ use crate::world::{CHEAP, World};
 const BOUND: Duration = Duration::from_secs(120);
 
 fn elsewhere(test: &str) -> bool {
-    run_me_there(test, Options { memory: 2048, seconds: 600 })
+    run_me_there(test, Options { memory: 2048, seconds: 1200 })
 }
 
 /// A world whose image is behind a real sshfs, served by a process that can be stopped.

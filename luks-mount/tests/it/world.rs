@@ -11,7 +11,7 @@ use testkit::{Ran, bin, scratch};
 /// True if the test has been done in the guest.
 #[track_caller]
 pub(crate) fn elsewhere(test: &str) -> bool {
-    testkit::guest::run_me(test, Options { memory: 2048, seconds: 280 })
+    testkit::guest::run_me(test, Options { memory: 2048, seconds: 1200 })
 }
 
 /// Cheap keys: what makes guessing hard is not what is tested.

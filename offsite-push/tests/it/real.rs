@@ -261,7 +261,8 @@ fn nights_with_the_real_tools() {
 
 #[test]
 fn whatever_breaks_the_next_push_goes_on() {
-    if run_me("real::whatever_breaks_the_next_push_goes_on", Options { seconds: 500, ..Options::default() }) {
+    if run_me("real::whatever_breaks_the_next_push_goes_on", Options { seconds: 1200, ..Options::default() })
+    {
         return;
     }
     let real = Real::new();
@@ -431,7 +432,7 @@ impl Real {
 fn of_two_s2_with_one_state_only_one_ever_writes() {
     if run_me(
         "real::of_two_s2_with_one_state_only_one_ever_writes",
-        Options { seconds: 500, ..Options::default() },
+        Options { seconds: 1200, ..Options::default() },
     ) {
         return;
     }

@@ -180,7 +180,8 @@ fn dir_text(path: &Path) -> &str {
 pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < Duration::from_secs(30), "{what}: not within 30 seconds");
+        // (many guests share a machine)
+        assert!(begun.elapsed() < Duration::from_secs(120), "{what}: not within 120 seconds");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -58,6 +58,11 @@ impl Lab {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let cluster = Cluster::shared();
+        static QUIET: Once = Once::new();
+        // On a slow machine it would write just when a test says that nobody does.
+        QUIET.call_once(|| {
+            cluster.psql("postgres", "ALTER SYSTEM SET autovacuum = off;\nSELECT pg_reload_conf();");
+        });
         let dir = testkit::scratch();
         // Unique in a cluster that outlives this test.
         let unique = format!("{}-{n}", std::process::id());

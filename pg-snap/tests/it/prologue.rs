@@ -2,6 +2,8 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use testkit::postgres::{Cluster, identifier};
 
@@ -40,30 +42,39 @@ fn nothing_that_a_database_brings_with_it_runs_when_it_is_asked() {
     lab.run("drain", ["--look"]).expect(0);
     lab.run("status", []).expect(0);
     lab.run("release", []).expect(0);
+    // Each session, pg_dump's too, is free of limits before its first statement.
+    let (port, without) = between(lab.cluster.port, false);
+    lab.profile(&format!("{}:{port}", Cluster::HOST), "wait = \"2s\"");
     lab.run("dump", []).expect(0);
+    assert_eq!(without.load(Ordering::SeqCst), 0);
 }
 
-/// A pooler as far as we meet it: passes everything on, but refuses a client that sends `options`.
-fn pooler(port: u16) -> u16 {
+/// Passes everything on, and counts who comes without `options`. As a pooler it refuses who comes with them.
+fn between(port: u16, pooler: bool) -> (u16, Arc<AtomicUsize>) {
+    let without = Arc::new(AtomicUsize::new(0));
+    let count = without.clone();
     let listener = TcpListener::bind((Cluster::HOST, 0)).unwrap();
     let own = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
         for client in listener.incoming() {
-            let client = client.unwrap();
-            std::thread::spawn(move || serve(client, port));
+            let (client, count) = (client.unwrap(), count.clone());
+            std::thread::spawn(move || serve(client, port, pooler, &count));
         }
     });
-    own
+    (own, without)
 }
 
-fn serve(mut client: TcpStream, port: u16) -> Option<()> {
+fn serve(mut client: TcpStream, port: u16, pooler: bool, without: &AtomicUsize) -> Option<()> {
     let mut first = packet(&mut client)?;
     // A wish for encryption, of one kind or the other.
     while first.len() == 8 {
         client.write_all(b"N").ok()?;
         first = packet(&mut client)?;
     }
-    if first.windows(8).any(|w| w == b"options\0") {
+    let options = first.windows(8).any(|w| w == b"options\0");
+    if !options {
+        without.fetch_add(1, Ordering::SeqCst);
+    } else if pooler {
         let text = b"SFATAL\0C08P01\0Munsupported startup parameter: options\0\0";
         client.write_all(&[b"E", &(text.len() as u32 + 4).to_be_bytes()[..], text].concat()).ok()?;
         return None;
@@ -96,7 +107,7 @@ fn a_pooler_that_refuses_options_is_known_as_one_and_gets_the_prologue_as_statem
     // One that takes no options cannot beat this one.
     lab.cluster
         .psql("postgres", &format!("ALTER DATABASE {} RESET statement_timeout;", identifier(&lab.database)));
-    lab.profile(&format!("{}:{}", Cluster::HOST, pooler(lab.cluster.port)), "wait = \"2s\"");
+    lab.profile(&format!("{}:{}", Cluster::HOST, between(lab.cluster.port, true).0), "wait = \"2s\"");
     wait_for("the database is quiet", || lab.sessions("true") == 0);
     let looked = lab.run("drain", ["--look"]).expect(0);
     assert_eq!(looked.json["data"]["settle_fallback"], true, "{}", looked.json);

@@ -48,7 +48,7 @@ fn output(script: &str) -> Output {
 fn the_account_saves_by_its_rules_and_can_do_nothing_else_with_them() {
     // It puts files into /usr/sbin and /etc.
     let test = "sudo::the_account_saves_by_its_rules_and_can_do_nothing_else_with_them";
-    if run_me_there(test, Options { memory: 3072, seconds: 400 }) {
+    if run_me_there(test, Options { memory: 3072, seconds: 1200 }) {
         return;
     }
     ok("useradd", &["--create-home", "--shell", "/bin/sh", "--password", "*", "nc-backup"]);

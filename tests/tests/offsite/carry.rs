@@ -7,7 +7,7 @@ use crate::world::{World, ok};
 
 #[test]
 fn a_disk_is_filled_here_and_carried_to_s3() {
-    if run_me("carry::a_disk_is_filled_here_and_carried_to_s3", Options { memory: 3072, seconds: 400 }) {
+    if run_me("carry::a_disk_is_filled_here_and_carried_to_s3", Options { memory: 3072, seconds: 1200 }) {
         return;
     }
     let world = World::new(Setting { up_kbit: 0, down_kbit: 0, delay_ms: 0, ..Setting::default() });

@@ -11,7 +11,7 @@ use testkit::hosts::Setting;
 
 use crate::world::{World, ended, until};
 
-const GUEST: Options = Options { memory: 3072, seconds: 500 };
+const GUEST: Options = Options { memory: 3072, seconds: 1200 };
 
 /// A container that holds one date, and a second snapshot that takes a while to push; both dates.
 fn ready() -> (World, [String; 2]) {

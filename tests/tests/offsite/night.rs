@@ -83,7 +83,7 @@ impl Night {
 fn everything_on_s1_is_in_the_container_and_s3_cannot_read_it() {
     if run_me(
         "night::everything_on_s1_is_in_the_container_and_s3_cannot_read_it",
-        Options { memory: 4096, seconds: 900 },
+        Options { memory: 4096, seconds: 1200 },
     ) {
         return;
     }

@@ -29,7 +29,7 @@ fn commands(values: &[(&str, String)], first: usize) -> String {
 
 #[test]
 fn with_nothing_but_the_disk_and_the_key() {
-    if run_me("recovery::with_nothing_but_the_disk_and_the_key", Options { memory: 3072, seconds: 600 }) {
+    if run_me("recovery::with_nothing_but_the_disk_and_the_key", Options { memory: 3072, seconds: 1200 }) {
         return;
     }
     let world = World::new(Setting { up_kbit: 0, down_kbit: 0, delay_ms: 0, ..Setting::default() });
@@ -234,7 +234,7 @@ impl Evil<'_> {
 fn a_container_that_somebody_else_made_is_not_mounted() {
     if run_me(
         "recovery::a_container_that_somebody_else_made_is_not_mounted",
-        Options { memory: 3072, seconds: 600 },
+        Options { memory: 3072, seconds: 1200 },
     ) {
         return;
     }

@@ -19,7 +19,7 @@ fn readme(what: &str) -> Vec<String> {
 #[test]
 fn s1_may_start_the_push_and_nothing_else() {
     // It puts files into /usr/sbin and /etc.
-    if run_me_there("sudo::s1_may_start_the_push_and_nothing_else", Options { memory: 3072, seconds: 400 }) {
+    if run_me_there("sudo::s1_may_start_the_push_and_nothing_else", Options { memory: 3072, seconds: 1200 }) {
         return;
     }
     ok("useradd", &["--create-home", "--shell", "/bin/sh", "--password", "*", "nc-backup"]);
