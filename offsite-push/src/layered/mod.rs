@@ -61,8 +61,8 @@ enum Request {
     Sweep {},
     /// Read images and large contents by their names in a list, and compare them with the hashes that S2 knows, or null.
     Check { layers: Vec<(String, Option<String>)> },
-    /// Show a date below the folder `at`.
-    Show { date: String, at: PathBuf },
+    /// Show these dates, or all, below the folder `at`.
+    Show { dates: Vec<String>, at: PathBuf },
     /// Take down whatever is shown below `at`.
     Hide { at: PathBuf },
 }
@@ -117,8 +117,14 @@ pub(crate) fn answer(container: &Path) -> Result<Vec<u8>> {
             }
             json!({"wrong": wrong})
         }
-        Request::Show { date, at } => json!({"path": view::show(container, &date, &at)?}),
-        Request::Hide { at } => json!({"changed": view::hide(&at)?}),
+        Request::Show { dates, at } => {
+            let shown = view::show(container, &dates, &at)?;
+            json!({"dates": shown.dates, "failed": shown.failed, "images": shown.images})
+        }
+        Request::Hide { at } => {
+            let hidden = view::hide(&at)?;
+            json!({"changed": hidden.changed, "held": hidden.held})
+        }
     };
     Ok(serde_json::to_vec(&done)?)
 }
