@@ -95,8 +95,22 @@ pub(crate) struct Content {
     pub(crate) stamp: Option<Stamp>,
     /// Why its generation cannot be read, if there is one.
     pub(crate) damaged: Option<String>,
-    /// The dates of its snapshots, oldest first.
+    /// The dates of its snapshots, of both layouts, oldest first.
     pub(crate) dates: Vec<String>,
+    /// Of those that are lists of layers: the names in them, the newest layer first.
+    #[serde(default)]
+    pub(crate) layered: BTreeMap<String, Vec<String>>,
+    /// The lists among the dates that cannot be read, and what else lies among them: why.
+    #[serde(default)]
+    pub(crate) unread: BTreeMap<String, String>,
+}
+
+impl Content {
+    /// The dates that are trees.
+    #[allow(dead_code, reason = "what prunes and shows them follows")]
+    pub(crate) fn trees(&self) -> impl Iterator<Item = &String> {
+        self.dates.iter().filter(|date| !self.layered.contains_key(*date) && !self.unread.contains_key(*date))
+    }
 }
 
 impl Known {
@@ -282,7 +296,7 @@ mod tests {
             id: "i".into(),
             pushed_at: "t".into(),
         };
-        Content { stamp: Some(stamp), damaged: None, dates: vec!["d".into()] }
+        Content { stamp: Some(stamp), dates: vec!["d".into()], ..Content::default() }
     }
 
     fn known(generation: Option<&str>, next: Option<&str>) -> Known {

@@ -126,18 +126,24 @@ pub(crate) fn answer(inside: &Inside) -> ExitCode {
 
 fn content(dir: &Path) -> Result<Content> {
     let snapshots = offsite::store(dir);
-    let dates = match store::dates(&snapshots) {
+    let mut dates = match store::dates(&snapshots) {
         Ok(dates) => dates,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(e) => return Err(e).with_context(|| format!("cannot list {}", snapshots.display())),
     };
+    let (layered, unread) = layered::dates(dir)?;
+    // A list that cannot be read is still a date that was pushed.
+    dates.extend(layered.keys().chain(unread.keys().filter(|name| store::is_date(name))).cloned());
+    dates.sort_unstable();
+    dates.dedup();
+    let found = Content { stamp: None, damaged: None, dates, layered, unread };
     let file = dir.join(FILE);
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
     let fd = match open(&file, flags, Mode::empty()) {
         Ok(fd) => fd,
-        Err(nix::errno::Errno::ENOENT) => return Ok(Content { dates, ..Content::default() }),
+        Err(nix::errno::Errno::ENOENT) => return Ok(found),
         Err(nix::errno::Errno::ELOOP) => {
-            return Ok(Content { dates, stamp: None, damaged: Some(format!("{FILE} is a symlink")) });
+            return Ok(Content { damaged: Some(format!("{FILE} is a symlink")), ..found });
         }
         Err(e) => return Err(e).with_context(|| format!("cannot open {}", file.display())),
     };
@@ -149,8 +155,8 @@ fn content(dir: &Path) -> Result<Content> {
         Err(e) => return Err(e).with_context(|| format!("cannot read {}", file.display())),
     };
     Ok(match stamp {
-        Ok(stamp) => Content { stamp: Some(stamp), damaged: None, dates },
-        Err(why) => Content { stamp: None, damaged: Some(format!("{FILE}: {why}")), dates },
+        Ok(stamp) => Content { stamp: Some(stamp), ..found },
+        Err(why) => Content { damaged: Some(format!("{FILE}: {why}")), ..found },
     })
 }
 
@@ -197,6 +203,26 @@ mod tests {
         std::fs::remove_file(dir.path().join(FILE)).unwrap();
         std::fs::create_dir(dir.path().join(FILE)).unwrap();
         assert!(content(dir.path()).unwrap().damaged.is_some());
+    }
+
+    #[test]
+    fn dates_of_both_layouts_are_told_and_a_list_that_cannot_be_read_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("snapshots/2026-11-21T03-30-00Z")).unwrap();
+        let lists = dir.path().join("layers/dates");
+        std::fs::create_dir_all(&lists).unwrap();
+        let (good, bad) = ("2026-11-22T03-30-00Z", "2026-11-23T03-30-00Z");
+        let text = format!("nc-backup layers 1\n{good}.sqfs\nsnapshots/2026-11-21T03-30-00Z/\nend\n");
+        std::fs::write(lists.join(good), &text).unwrap();
+        std::fs::write(lists.join(bad), &text[..30]).unwrap();
+        std::fs::write(lists.join("2026-11-24T03-30-00Z.unfinished"), &text).unwrap();
+        std::fs::write(lists.join("else"), "").unwrap();
+        let found = content(dir.path()).unwrap();
+        assert_eq!(found.dates, ["2026-11-21T03-30-00Z", good, bad]);
+        assert_eq!(found.trees().collect::<Vec<_>>(), ["2026-11-21T03-30-00Z"]);
+        assert_eq!(found.layered.keys().collect::<Vec<_>>(), [good]);
+        assert_eq!(found.layered[good], [format!("{good}.sqfs"), "snapshots/2026-11-21T03-30-00Z/".into()]);
+        assert_eq!(found.unread.keys().collect::<Vec<_>>(), [bad, "else"]);
     }
 
     #[test]

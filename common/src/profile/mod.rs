@@ -19,7 +19,7 @@ mod tables;
 mod units;
 
 pub use tables::{
-    Database, Drill, Luks, Method, Nextcloud, Offsite, Profile, Snapshot, Source, Ssh, Sshfs, Store,
+    Database, Drill, Layout, Luks, Method, Nextcloud, Offsite, Profile, Snapshot, Source, Ssh, Sshfs, Store,
 };
 pub use units::{Bytes, Span};
 
@@ -281,6 +281,15 @@ mod tests {
         let (message, _) = fails("[offsite]\nreserve_bytes = \"much\"");
         assert!(message.contains("'much' is not a number of bytes"), "{message}");
         fails("[offsite]\nreserve_bytes = -1");
+    }
+
+    #[test]
+    fn the_containers_layout_is_one_of_two() {
+        let layout = |text: &str| parse(text, Path::new("p")).unwrap().offsite.layout;
+        assert_eq!(layout(""), Layout::Hardlink);
+        assert_eq!(layout("[offsite]\nlayout = \"layers\""), Layout::Layers);
+        let (message, _) = fails("[offsite]\nlayout = \"layer\"");
+        assert!(message.contains("`layer`") && message.contains("`hardlink` or `layers`"), "{message}");
     }
 
     #[test]

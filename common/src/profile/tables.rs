@@ -231,6 +231,9 @@ pub struct Offsite {
     /// Room that must stay free in the container, in bytes. Default 64 MiB.
     #[serde(default, deserialize_with = "amount")]
     pub reserve_bytes: Option<u64>,
+    /// How a date lies in the container. Default `hardlink`.
+    #[serde(default)]
+    pub layout: Layout,
     /// How S3 is reached. Absent: the container lies on this machine.
     pub sshfs: Option<Sshfs>,
     /// The container.
@@ -238,6 +241,17 @@ pub struct Offsite {
     /// Which snapshots are kept in the container.
     #[serde(default)]
     pub retention: Retention,
+}
+
+/// How a date lies in the container.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layout {
+    /// As a tree, which shares its files with the dates before it.
+    #[default]
+    Hardlink,
+    /// As a list of read-only images, each of what changed since an older date.
+    Layers,
 }
 
 /// `[offsite.sshfs]`

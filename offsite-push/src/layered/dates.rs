@@ -3,7 +3,7 @@
 //! Killed or cut between any two steps, what is there is a set of dates that each have all their images, and perhaps images or
 //! unfinished names that the next sweep removes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -45,6 +45,26 @@ impl Lists {
             into.extend(List::read(&path, date)?);
         }
         Ok(lists)
+    }
+
+    /// Of each date the names in its list; and why those that cannot be read cannot.
+    pub(super) fn told(top: &Path) -> Result<(BTreeMap<String, Vec<String>>, BTreeMap<String, String>)> {
+        let dir = top.join(DATES);
+        let (mut told, mut unread) = (BTreeMap::new(), BTreeMap::new());
+        for name in names(&dir)? {
+            if name.ends_with(UNFINISHED) || name.starts_with('.') {
+                continue;
+            }
+            let read = match store::is_date(&name) {
+                true => List::read(&dir.join(&name), &name),
+                false => Err(anyhow::anyhow!("it is no list of a date")),
+            };
+            match read {
+                Ok(list) => told.extend(list.map(|list| (name, list.names()))),
+                Err(error) => drop(unread.insert(name, format!("{error:#}"))),
+            }
+        }
+        Ok((told, unread))
     }
 
     /// The names of the images, and the hashes of the large contents.

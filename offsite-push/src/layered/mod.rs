@@ -7,14 +7,17 @@
 //! layers/dates/DATE                      its images, newest first, and the large contents that they need
 //! layers/dates/DATE.unfinished           those of a date that is on its way
 //! ```
-//! Nothing that has its name is ever written to. No push uses this yet.
+//! Nothing that has its name is ever written to.
 
 mod big;
 mod dates;
 mod images;
 mod list;
+#[allow(dead_code, reason = "the push that writes it, and what reads it, follow")]
+pub(crate) mod record;
 mod view;
 
+use std::collections::BTreeMap;
 use std::fs::DirBuilder;
 use std::io::{ErrorKind, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
@@ -127,6 +130,11 @@ pub(crate) fn answer(container: &Path) -> Result<Vec<u8>> {
         }
     };
     Ok(serde_json::to_vec(&done)?)
+}
+
+/// The dates of the container mounted at `container` that are lists, with the names in them; and why those that cannot be read cannot.
+pub(crate) fn dates(container: &Path) -> Result<(BTreeMap<String, Vec<String>>, BTreeMap<String, String>)> {
+    dates::Lists::told(&container.join(LAYERS))
 }
 
 /// Makes the folders, durably; refuses what only looks like them.
