@@ -138,14 +138,21 @@ pub(crate) enum Action {
     /// Until `unview` no push is possible. What comes back keeps its owners with
     /// link-sync restore home --store STORE --path alice/files --to DIR
     ///
-    /// data: path (the snapshot's folder), store (the folder of all dates, for
-    /// --store), date, dates (all there are), mount_point, steps.
+    /// A date of layout "layers" is a loop device for each of its images, and an
+    /// overlay of them. One date is open sooner than all; once one is open, `view`
+    /// of another shows that, too. Exit code 3: some dates cannot be shown.
+    ///
+    /// data: path (the snapshot's folder), store (the folder of the dates, for
+    /// --store), date, dates (all there are), view (of layers: dates that are
+    /// shown, failed, images that were mounted, duration_ms, link_bytes: both ways),
+    /// mount_point, steps.
     View {
         #[command(flatten)]
         place: Place,
-        /// Date of the snapshot, or 'latest' for the newest one.
-        #[arg(long, default_value = "latest", value_parser = date)]
-        date: String,
+        /// Date of the snapshot, or 'latest' for the newest one. Default: all are
+        /// shown, and the newest is told.
+        #[arg(long, value_parser = date)]
+        date: Option<String>,
     },
     /// Close what `view` opened, and whatever a killed push left.
     Unview {
@@ -209,7 +216,7 @@ impl Cli {
             Action::Verify { place, date, sample, seed } => {
                 verify::run(&Settings::load(&place)?, &verify::Options { date, sample, seed }, report)
             }
-            Action::View { place, date } => view::open(&Settings::load(&place)?, &date, report),
+            Action::View { place, date } => view::open(&Settings::load(&place)?, date.as_deref(), report),
             Action::Unview { place, if_killed } => view::close(&Settings::load(&place)?, if_killed, report),
             Action::Inside(_) => Ok(()),
         }

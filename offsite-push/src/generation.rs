@@ -106,6 +106,11 @@ pub(crate) struct Content {
 }
 
 impl Content {
+    /// Whether there are dates that are seen only when their layers are laid over each other.
+    pub(crate) fn has_layers(&self) -> bool {
+        !self.layered.is_empty() || !self.unread.is_empty()
+    }
+
     /// The dates that are trees.
     #[allow(dead_code, reason = "what prunes and shows them follows")]
     pub(crate) fn trees(&self) -> impl Iterator<Item = &String> {

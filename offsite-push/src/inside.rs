@@ -12,9 +12,11 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use common::fault::{Failure, Fault};
 use common::program::Program;
+use common::run::Cmd;
 use common::{durable, offsite};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+use serde_json::Value;
 
 use crate::disk::Disk;
 use crate::generation::{Content, Stamp};
@@ -75,6 +77,20 @@ pub(crate) fn write(dir: &Path, patience: Duration, stamp: &Stamp) -> Result<()>
     child("write", dir, None, patience, serde_json::to_vec(stamp)?).map(drop)
 }
 
+/// Does with the layers in the container mounted at `dir` what `request` says (`layered/mod.rs`); the answer.
+pub(crate) fn layers(dir: &Path, patience: Duration, request: &Value) -> Result<Value> {
+    let cmd = command("layers", dir, serde_json::to_vec(request)?)?;
+    let output = outcome(cmd, dir, patience)?;
+    serde_json::from_slice(&output).context("the answer about the layers in the container is damaged")
+}
+
+/// The same when all is taken down: no signal stops it.
+pub(crate) fn layers_at_the_end(dir: &Path, patience: Duration, request: &Value) -> Result<Value> {
+    let cmd = command("layers", dir, serde_json::to_vec(request)?)?.uninterruptible();
+    let output = outcome(cmd, dir, patience)?;
+    serde_json::from_slice(&output).context("the answer about the layers in the container is damaged")
+}
+
 fn child(
     what: &str,
     dir: &Path,
@@ -82,11 +98,19 @@ fn child(
     patience: Duration,
     stdin: Vec<u8>,
 ) -> Result<Vec<u8>> {
-    let mut cmd =
-        Program::own()?.cmd().args(["inside", what, "--container"]).arg(dir).stdin(stdin).timeout(patience);
+    let mut cmd = command(what, dir, stdin)?;
     if let Some(image) = image {
         cmd = cmd.arg("--image").arg(image);
     }
+    outcome(cmd, dir, patience)
+}
+
+fn command(what: &str, dir: &Path, stdin: Vec<u8>) -> Result<Cmd> {
+    Ok(Program::own()?.cmd().args(["inside", what, "--container"]).arg(dir).stdin(stdin))
+}
+
+fn outcome(cmd: Cmd, dir: &Path, patience: Duration) -> Result<Vec<u8>> {
+    let cmd = cmd.timeout(patience);
     match cmd.output() {
         Ok(output) if output.status.success() => Ok(output.stdout),
         Ok(output) => {

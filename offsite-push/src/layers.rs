@@ -12,6 +12,7 @@ use common::{mounts, say, signals};
 use crate::TOOL;
 use crate::link::{Below, Watch};
 use crate::promise::Promise;
+use crate::shown::{self, Ended};
 use crate::siblings::{Answer, Call, Limit, Siblings, option};
 
 /// The longest a mount may take; it gives up by itself much earlier.
@@ -189,7 +190,15 @@ impl<'a, 's> Up<'a, 's> {
         Some(Limit::Rest(self.siblings.settings.patience.max(REST)))
     }
 
+    /// Takes down what is shown of it, then the container. What is shown holds it, and so does who uses that.
     fn detach(&mut self) -> Result<Answer> {
+        match shown::hide(self.siblings.settings)? {
+            Ended::Held(who) => Ok(self.siblings.held(&who)),
+            Ended::Nothing | Ended::Hidden => self.detach_container(),
+        }
+    }
+
+    fn detach_container(&mut self) -> Result<Answer> {
         self.siblings.run(&Call {
             step: self.names[0],
             tool: "luks-mount",

@@ -16,6 +16,7 @@ mod prune;
 mod push;
 mod room;
 mod settings;
+mod shown;
 mod siblings;
 mod status;
 mod store;

@@ -67,9 +67,9 @@ fn folder(settings: &Settings) -> PathBuf {
 
 /// The folder of the dates, as link-sync takes it for a store: the container's own one unless there are dates that have to be shown.
 pub(crate) fn store(settings: &Settings, content: &Content) -> PathBuf {
-    match content.layered.is_empty() && content.unread.is_empty() {
-        true => common::offsite::store(&settings.container),
-        false => folder(settings).join("snapshots"),
+    match content.has_layers() {
+        false => common::offsite::store(&settings.container),
+        true => folder(settings).join("snapshots"),
     }
 }
 

@@ -17,7 +17,7 @@ use common::program::Program;
 use common::progress::{Quiet, Sources};
 use common::run::Child;
 use common::status::Report;
-use common::{mutant, pidfd, signals};
+use common::{mutant, pidfd, say, signals};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
@@ -288,6 +288,19 @@ impl<'s> Siblings<'s> {
         self.watch.as_ref().and_then(Watch::silence).map(Stop::Silent)
     }
 
+    /// Somebody uses what is shown of the container, so nothing of it can be taken down: noted as a step, like a sibling's that says so.
+    pub(crate) fn held(&mut self, who: &str) -> Answer {
+        self.doing = HIDE;
+        say!(crate::TOOL, "what is shown of the container cannot be taken down: {who}");
+        let clear = format!("end it, then {}", self.settings.command(crate::TOOL, "unview"));
+        let message = format!("what is shown of the container cannot be taken down: {who}");
+        let object = json!({"tool": crate::TOOL, "action": HIDE, "exit_code": 4, "changed": false, "data": {}, "warnings": [],
+            "error": {"kind": "failed", "message": message, "causes": [], "hint": clear, "command": null},
+            "left_behind": [{"what": who, "clear": clear}]});
+        self.steps.push(json!({"step": HIDE, "exit_code": 4, "duration_ms": 0, "output": object}));
+        Answer { name: HIDE.into(), code: 4, object: Some(object) }
+    }
+
     /// Puts the steps into the report, with their warnings, and what they left behind unless a later step of the same
     /// part cleared it. `stays`: what is up now is meant to be.
     pub(crate) fn finish(self, stays: bool, report: &mut Report) {
@@ -327,6 +340,9 @@ impl<'s> Siblings<'s> {
     }
 }
 
+/// The step that takes down what is shown of the container.
+const HIDE: &str = "hide";
+
 /// What can be left behind, by whom.
 struct Part {
     tool: &'static str,
@@ -343,7 +359,7 @@ const PARTS: [Part; 3] = [
         tool: "luks-mount",
         what: "the container may still be attached",
         up: Some("attach"),
-        steps: &["attach", "detach", "clear-container"],
+        steps: &["attach", HIDE, "detach", "clear-container"],
         down: "detach",
     },
     Part {

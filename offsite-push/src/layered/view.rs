@@ -130,7 +130,8 @@ impl<'a> Stack<'a> {
             bind(&self.container.join(super::LAYERS).join(super::BIG), &at.join(LARGE))?;
         }
         let needed: BTreeSet<&Layer> = self.lists.iter().flat_map(List::laid).collect();
-        let jobs: Vec<(&Layer, usize)> = needed.into_iter().map(|layer| (layer, self.places[layer])).collect();
+        let jobs: Vec<(&Layer, usize)> =
+            needed.into_iter().map(|layer| (layer, self.places[layer])).collect();
         let jobs: Vec<_> = jobs.into_iter().filter(|(_, n)| !is_there(&n.to_string())).collect();
         self.shown.images = jobs.iter().filter(|(layer, _)| matches!(layer, Layer::Image(_))).count();
         let lay = |(layer, n): &(&Layer, usize)| {
@@ -141,8 +142,12 @@ impl<'a> Stack<'a> {
             }
         };
         let laid = many(&jobs, lay);
-        let bad: BTreeMap<&Layer, String> =
-            jobs.iter().map(|job| job.0).zip(laid).filter_map(|(l, r)| Some((l, format!("{:#}", r.err()?)))).collect();
+        let bad: BTreeMap<&Layer, String> = jobs
+            .iter()
+            .map(|job| job.0)
+            .zip(laid)
+            .filter_map(|(l, r)| Some((l, format!("{:#}", r.err()?))))
+            .collect();
         // Short names, as mount(2) takes one page of options; below `at`, as no path of others may have a colon in it.
         std::env::set_current_dir(&at).with_context(|| format!("cannot enter {}", at.display()))?;
         let overlay = |list: &List| {
@@ -271,7 +276,11 @@ pub(super) fn hide(at: &Path) -> Result<Hidden> {
                 Ok(()) => hidden.changed = true,
                 Err(Errno::EBUSY) => {
                     let who = holders::of_mount(&mount.target);
-                    let by = if who.is_empty() { "something that cannot be seen".into() } else { holders::line(&who) };
+                    let by = if who.is_empty() {
+                        "something that cannot be seen".into()
+                    } else {
+                        holders::line(&who)
+                    };
                     hidden.held = Some(format!("{} is in use: {by}", mount.target.display()));
                     return Ok(hidden);
                 }
