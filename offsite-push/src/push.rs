@@ -241,7 +241,7 @@ fn fill(
     dates.push(wanted.date.clone());
     dates.sort_unstable();
     dates.dedup();
-    let prune = prune::due(up, settings, &dates, list, report)?;
+    let prune = prune::due(up, settings, uuid, &dates, list, report)?;
     Ok(Filled {
         change,
         copy,

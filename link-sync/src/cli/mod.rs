@@ -431,6 +431,10 @@ pub struct Prune {
     /// Keep this date whatever the rules say; repeatable.
     #[arg(long, value_name = "DATE")]
     pub keep: Vec<String>,
+    /// Count this date, too, which lies elsewhere and is told, but not removed:
+    /// DATE or DATE=sealed.
+    #[arg(long, value_name = "DATE", hide = true)]
+    pub listed: Vec<crate::store::odd::Listed>,
     /// Write no more than this ahead of the disk.
     #[arg(long, value_name = "BYTES", hide = true)]
     pub flush_bytes: Option<common::profile::Bytes>,

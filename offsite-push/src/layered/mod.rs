@@ -13,6 +13,7 @@ mod big;
 mod dates;
 mod images;
 mod list;
+pub(crate) mod pruning;
 #[allow(dead_code, reason = "the push that writes it, and what reads it, follow")]
 pub(crate) mod record;
 mod view;

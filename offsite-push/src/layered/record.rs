@@ -59,6 +59,9 @@ pub(crate) struct Dated {
     /// The files of it whose contents lie beside the images. `None`: not noted any more, as only the newest are.
     #[serde(default)]
     pub(crate) big: Option<Vec<Big>>,
+    /// Whether its files and its database belong together. `None`: nobody has looked yet, and the store may not have it any more.
+    #[serde(default)]
+    pub(crate) sealed: Option<bool>,
 }
 
 /// A content that lies beside the images, and a path that has it.
