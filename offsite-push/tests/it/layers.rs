@@ -640,6 +640,118 @@ fn a_large_content_is_what_was_told_and_comes_from_the_store_alone() {
     assert_eq!(shop.names("big/.big").len(), 0);
 }
 
+/// Of a tree: all that a restore has to bring back.
+fn picture(top: &Path) -> String {
+    let names = ok("find", &[text(top), "-printf", "%P %y %m %U %G %T@ %l\\n"]);
+    let mut lines: Vec<&str> = names.lines().filter(|line| !line.starts_with(' ')).collect();
+    lines.sort_unstable();
+    let script = "cd \"$1\" && find . -type f -exec sha256sum {} + | sort -k 2 && getfattr -R -P -h -e hex -d -m - . | grep -v '^$'";
+    lines.join("\n") + &ok("sh", &["-c", script, "sh", text(top)])
+}
+
+/// `docs/disaster-recovery.md`: the commands of these sections, with folders of the test's.
+fn page(sections: std::ops::RangeInclusive<u32>, shop: &Shop) -> Vec<String> {
+    let page = std::fs::read_to_string(testkit::repo().join("docs/disaster-recovery.md")).unwrap();
+    let at = |n: u32| page.find(&format!("\n## {n}. ")).unwrap();
+    let part = &page[at(*sections.start())..at(sections.end() + 1)];
+    let block = |text: &str| text.split("```").next().unwrap().to_owned();
+    let names = ["WHERE", "OUT", "BUILD"].map(|name| {
+        let folder = if name == "WHERE" { "container".to_owned() } else { name.to_lowercase() };
+        assert!(page.contains(&format!("\n{name}=/")), "{name}");
+        format!("{name}='{}'\n", shop.path(&folder).display())
+    });
+    let head = format!("set -eu\nexport TMPDIR='{}'\n{}", shop.dir.path().display(), names.concat());
+    [head].into_iter().chain(part.split("```sh\n").skip(1).map(block)).collect()
+}
+
+#[test]
+fn by_hand_a_date_is_a_few_mounts_or_a_loop_of_unpacking_and_comes_back_whole() {
+    let mut shop = Shop::new(12);
+    let large: Vec<u8> = (0..2 << 20).map(|n: u32| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    // A tree, and images above it, of which the second has a large content.
+    let tree = shop.snapshot(0, None, |shop, top| {
+        (0..8).for_each(|_| shop.change(top));
+        std::fs::create_dir_all(top.join("a folder/in it")).unwrap();
+        for n in 0..30 {
+            std::fs::write(top.join(format!("a folder/in it/{n} $x")), vec![b'x'; 100 + n]).unwrap();
+        }
+    });
+    ok("cp", &["-a", text(&shop.path("store").join(&tree)), text(&shop.path("container/snapshots"))]);
+    let (mut base, mut layers) = (tree.clone(), vec![format!("snapshots/{tree}/")]);
+    for n in 1..6 {
+        let date = shop.snapshot(n, Some(&base), |shop, top| {
+            (0..4).for_each(|_| shop.change(top));
+            match n {
+                1 => std::fs::write(top.join("large"), &large).unwrap(),
+                2 => {
+                    std::fs::rename(top.join("a folder"), top.join("moved")).unwrap();
+                    std::fs::rename(top.join("large"), top.join("moved/large")).unwrap();
+                }
+                3 => {
+                    // In a folder that was moved: another owner, an ACL, and a link's time.
+                    let file = top.join("moved/in it/7 $x");
+                    ok(
+                        "sh",
+                        &[
+                            "-c",
+                            "cp -a \"$1\" \"$1.new\"; chown 7:8 \"$1.new\"; mv \"$1.new\" \"$1\"",
+                            "sh",
+                            text(&file),
+                        ],
+                    );
+                    ok("setfacl", &["-m", "u:1234:r", text(&file)]);
+                    ok("ln", &["-s", "nowhere", text(&top.join("moved/link"))]);
+                }
+                4 => {
+                    std::fs::rename(top.join("moved/in it"), top.join("out of it")).unwrap();
+                    std::fs::remove_dir_all(top.join("moved")).unwrap();
+                }
+                _ => {}
+            }
+        });
+        let told = shop.image(&date, Some(&base));
+        let facts = std::fs::read(shop.path("images").join(format!("{date}.sqfs.json"))).unwrap();
+        let facts: Value = serde_json::from_slice(&facts).unwrap();
+        for content in facts["big"].as_array().unwrap() {
+            let mut content = content.clone();
+            layers.push(format!("big/{}", content["sha256"].as_str().unwrap()));
+            content["date"] = date.clone().into();
+            shop.ask(&json!({"put-big": {"store": shop.path("store"), "content": content, "like": null}}));
+        }
+        layers.insert(0, format!("{date}.sqfs"));
+        shop.ask(&shop.put(&date, &told));
+        shop.ask(&json!({"publish": {"date": date, "layers": layers}}));
+        base = date;
+        // As mounts, and as if there were no overlayfs.
+        for mounts in [true, false] {
+            let mut script = page(4..=6, &shop);
+            assert_eq!(script.len(), 6, "head, hashes, mounts, unpacking, copying, times");
+            if !mounts {
+                script.remove(2);
+            }
+            script.push("[ -z \"${VIEW:-}\" ] || { umount \"$VIEW/date\" \"$VIEW\"/[0-9b]*; echo \"mounted $FROM\"; }".into());
+            let ran = Command::new("sh").args(["-c", &script.concat()]).output().unwrap();
+            let said = String::from_utf8_lossy(&ran.stderr);
+            assert!(ran.status.success() && !said.contains("damaged"), "{n} {mounts}: {said}");
+            assert_eq!(String::from_utf8_lossy(&ran.stdout).contains("mounted"), mounts);
+            let wanted = picture(&shop.path("store").join(&base).join("data"));
+            assert_eq!(picture(&shop.path("out/data")), wanted, "{n} {mounts}");
+            std::fs::remove_dir_all(shop.path("out")).unwrap();
+            std::fs::remove_dir_all(shop.path("build")).ok();
+        }
+    }
+    let script = page(4..=4, &shop)[..2].concat();
+    let image = shop.path("container/layers/images").join(format!("{base}.sqfs"));
+    let mut rotten = std::fs::read(&image).unwrap();
+    rotten[300] ^= 4;
+    std::fs::write(&image, rotten).unwrap();
+    let told = ok("sh", &["-c", &script]);
+    assert!(
+        told.contains(&format!("damaged: {}", image.display())) && told.matches("damaged").count() == 1,
+        "{told}"
+    );
+}
+
 #[test]
 fn what_a_kernel_without_attributes_would_show_is_not_shown() {
     let mut shop = Shop::new(4);
