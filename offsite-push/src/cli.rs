@@ -118,8 +118,14 @@ pub(crate) enum Action {
     /// container's own checksums: that is weaker. All that is read comes through
     /// the link: --sample keeps it short. Exit code 1: something is wrong.
     ///
+    /// Of dates of layout "layers", images and large files are hashed as they lie,
+    /// and compared with what was noted here when they were sent; then the dates
+    /// are shown, and all names, sizes and attributes compared. --sample is the
+    /// share of images. Exit code 3: this kernel cannot show them.
+    ///
     /// data: store, fresh (it is the container left behind), not_fresh_because,
-    /// verify (as link-sync verify tells), received_bytes, steps.
+    /// verify (as link-sync verify tells), layers (needed, checked, weaker, wrong:
+    /// of each its layer, why, dates), seed, view, received_bytes, steps.
     Verify {
         #[command(flatten)]
         place: Place,
@@ -132,6 +138,9 @@ pub(crate) enum Action {
         /// Choose the sample as the run did that told this number.
         #[arg(long, value_name = "NUMBER")]
         seed: Option<u64>,
+        /// Read that share of the files of layers, too, as they are shown.
+        #[arg(long)]
+        contents: bool,
     },
     /// Open the container read-only, to look or to restore; it stays open.
     ///
@@ -213,8 +222,9 @@ impl Cli {
                 prune::run(&Settings::load(&place)?, prune::Options { bwlimit, dry_run }, report)
             }
             Action::Status { place } => status::run(&Settings::load(&place)?, report),
-            Action::Verify { place, date, sample, seed } => {
-                verify::run(&Settings::load(&place)?, &verify::Options { date, sample, seed }, report)
+            Action::Verify { place, date, sample, seed, contents } => {
+                let options = verify::Options { date, sample, seed, contents };
+                verify::run(&Settings::load(&place)?, &options, report)
             }
             Action::View { place, date } => view::open(&Settings::load(&place)?, date.as_deref(), report),
             Action::Unview { place, if_killed } => view::close(&Settings::load(&place)?, if_killed, report),

@@ -143,6 +143,10 @@ pub(crate) fn answer(inside: &Inside) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             common::status::tell(format_args!("{error:#}"));
+            if matches!(inside.what, What::Layers) {
+                // Who asked tells it in its own object. One that has gone needs nothing more.
+                std::io::stdout().write_all(&layered::failed(&error)).ok();
+            }
             ExitCode::FAILURE
         }
     }

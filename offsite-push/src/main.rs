@@ -19,6 +19,7 @@ mod settings;
 mod shown;
 mod siblings;
 mod status;
+mod stop;
 mod store;
 mod tell;
 mod verify;

@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn what_has_arrived_of_a_first_snapshot_does_not_come_again() {
-        let wanted = Snapshot { date: "d".into(), id: "i".into(), bytes: 500 * G };
+        let wanted = Snapshot { date: "d".into(), id: "i".into(), bytes: 500 * G, sealed: false };
         let filled = Disk { filled: 400 * G, ..Disk::default() };
         assert_eq!(to_come(&filled, &wanted, &Content::default()), 100 * G);
         let later = Content { dates: vec!["c".into()], ..Content::default() };

@@ -26,7 +26,7 @@ use crate::siblings::{Answer, Call, option};
 const LISTED: &str = "10000";
 
 /// The smallest share: one file in a hundred million is read.
-const NO_CONTENTS: &str = "0.000001%";
+pub(crate) const NO_CONTENTS: &str = "0.000001%";
 
 /// Paths named of one date.
 const NAMED: usize = 3;

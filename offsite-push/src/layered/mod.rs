@@ -9,7 +9,9 @@
 //! ```
 //! Nothing that has its name is ever written to.
 
+mod ask;
 mod big;
+pub(crate) mod checking;
 mod dates;
 mod images;
 mod list;
@@ -29,6 +31,7 @@ use common::durable;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+pub(crate) use ask::{ask, failed};
 use list::{Layer, List};
 
 /// The folder of it all, in the container.

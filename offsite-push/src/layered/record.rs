@@ -30,6 +30,9 @@ pub(crate) struct Record {
     /// The one that is on its way.
     #[serde(default)]
     pub(crate) unfinished: Option<Unfinished>,
+    /// Layers in the container that a verification found damaged, and why: nothing is to be laid upon them.
+    #[serde(default)]
+    pub(crate) damaged: BTreeMap<String, String>,
 }
 
 /// An image.
@@ -136,6 +139,7 @@ impl Record {
         let layers = self.dates.values().flat_map(|dated| &dated.layers);
         let needed: Vec<&String> = layers.chain(self.unfinished.iter().flat_map(|u| &u.images)).collect();
         self.images.retain(|name, _| needed.contains(&name));
+        self.damaged.retain(|name, _| needed.contains(&name));
     }
 }
 

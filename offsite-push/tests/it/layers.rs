@@ -645,7 +645,7 @@ fn picture(top: &Path) -> String {
     let names = ok("find", &[text(top), "-printf", "%P %y %m %U %G %T@ %l\\n"]);
     let mut lines: Vec<&str> = names.lines().filter(|line| !line.starts_with(' ')).collect();
     lines.sort_unstable();
-    let script = "cd \"$1\" && find . -type f -exec sha256sum {} + | sort -k 2 && getfattr -R -P -h -e hex -d -m - . | grep -v '^$'";
+    let script = "cd \"$1\" && find . -type f -exec sha256sum {} + | sort -k 2 && getfattr -R -P -h -e hex -d -m - . | sed '/^$/d'";
     lines.join("\n") + &ok("sh", &["-c", script, "sh", text(top)])
 }
 
@@ -670,7 +670,8 @@ fn by_hand_a_date_is_a_few_mounts_or_a_loop_of_unpacking_and_comes_back_whole() 
     let large: Vec<u8> = (0..2 << 20).map(|n: u32| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     // A tree, and images above it, of which the second has a large content.
     let tree = shop.snapshot(0, None, |shop, top| {
-        (0..8).for_each(|_| shop.change(top));
+        std::fs::create_dir(top.join("any")).unwrap();
+        (0..8).for_each(|_| shop.change(&top.join("any")));
         std::fs::create_dir_all(top.join("a folder/in it")).unwrap();
         for n in 0..30 {
             std::fs::write(top.join(format!("a folder/in it/{n} $x")), vec![b'x'; 100 + n]).unwrap();
@@ -680,7 +681,7 @@ fn by_hand_a_date_is_a_few_mounts_or_a_loop_of_unpacking_and_comes_back_whole() 
     let (mut base, mut layers) = (tree.clone(), vec![format!("snapshots/{tree}/")]);
     for n in 1..6 {
         let date = shop.snapshot(n, Some(&base), |shop, top| {
-            (0..4).for_each(|_| shop.change(top));
+            (0..4).for_each(|_| shop.change(&top.join("any")));
             match n {
                 1 => std::fs::write(top.join("large"), &large).unwrap(),
                 2 => {
