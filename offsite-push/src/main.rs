@@ -1,6 +1,7 @@
 //! `offsite-push`: the encrypted copy elsewhere. Composes sshfs-mount, luks-mount and link-sync.
 
 mod cli;
+mod copying;
 mod disk;
 mod generation;
 mod inside;
@@ -18,8 +19,10 @@ mod room;
 mod settings;
 mod siblings;
 mod status;
+mod stop;
 mod store;
 mod tell;
+mod until;
 mod verify;
 mod view;
 mod whole;

@@ -23,9 +23,10 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::lease_keeper::{self, Keeper};
-use crate::link::{Silence, Watch};
+use crate::lease_keeper::Keeper;
+use crate::link::Watch;
 use crate::settings::Settings;
+use crate::stop::Stop;
 
 /// How long a sibling that was asked to stop may take to undo.
 const UNDO: Duration = Duration::from_secs(60);
@@ -141,13 +142,6 @@ impl Answer {
     }
 }
 
-enum Stop {
-    Signal(i32),
-    Silent(Silence),
-    Lost,
-    Limit(Limit),
-}
-
 impl<'s> Siblings<'s> {
     /// The tools beside this program, opened: from now on these, whatever an upgrade puts in their place. All that are
     /// needed must be there, and of this version.
@@ -204,33 +198,13 @@ impl<'s> Siblings<'s> {
         let answer = Answer { name: format!("{} {}", call.tool, call.action), code, object };
         match stop {
             // It was ready in the same moment: the next step will not begin.
-            _ if answer.done() => Ok(answer),
-            None => Ok(answer),
-            Some(Stop::Signal(signal)) => Err(Fault::interrupted(signal).into()),
-            Some(Stop::Lost) => Err(lease_keeper::lost()),
-            Some(Stop::Silent(place)) => Err(self.silence(&answer.name, place)),
-            Some(Stop::Limit(Limit::Time(limit))) => {
-                Err(Fault::failed(format!("{} did not end within {limit:?}", answer.name)).into())
-            }
-            Some(Stop::Limit(Limit::Rest(limit))) => {
-                Err(Fault::failed(format!("{} got nowhere for {limit:?} and was ended", answer.name)).into())
-            }
+            Some(stop) if !answer.done() => Err(self.stopped(stop, &answer.name)),
+            _ => Ok(answer),
         }
     }
 
-    fn silence(&self, name: &str, place: Silence) -> anyhow::Error {
-        let (far, patience) = (self.settings.far_name(), self.settings.patience);
-        if place == Silence::Here {
-            return Fault::unavailable(format!("{name} got nowhere for {patience:?} and was ended; {far} answers"))
-                .hint("does the disk of the store still answer? was a process stopped? The next push goes on from here")
-                .into();
-        }
-        Fault::unavailable(format!("{far} has not answered for {patience:?}: {name} was ended"))
-            .hint("does S3 still serve its disk? The next push goes on from here")
-            .into()
-    }
-
-    fn wait(&self, child: &mut Child, call: &Call) -> Result<(ExitStatus, Option<Stop>)> {
+    /// Waits for the child, and ends it when there is a reason: that one.
+    pub(crate) fn wait(&self, child: &mut Child, call: &Call) -> Result<(ExitStatus, Option<Stop>)> {
         let pidfd = pidfd::open(child.id())?;
         let begun = Instant::now();
         let wire = Some(self.settings.runtime.join("s3.wire"));
