@@ -2,12 +2,13 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use common::profile::Bytes;
+use common::profile::{Bytes, TimeOfDay};
 use common::status::Report;
 
 use crate::inside::Inside;
+use crate::layered::Sizes;
 use crate::settings::{Place, Settings};
-use crate::{prune, push, status, store, verify, view};
+use crate::{prune, push, status, store, until, verify, view};
 
 /// The encrypted copy elsewhere: pushes the newest snapshot, and opens it to look.
 ///
@@ -57,9 +58,11 @@ pub(crate) enum Action {
     /// those dates are pruned.
     ///
     /// data: store, date, id, failed_step, push (date, id, base_date, sent_bytes,
-    /// received_bytes, copied_bytes, written_bytes, duration_ms, behind), prune (if
-    /// anything was removed; see `prune`), steps (of each: step, exit_code,
-    /// duration_ms, output: the tool's own object).
+    /// received_bytes, copied_bytes, written_bytes, duration_ms, behind; with layers:
+    /// layers (images, image_bytes, big_bytes), unfinished (date, images: if the
+    /// time was over before all of it was sent, exit code 3)), prune (if anything
+    /// was removed; see `prune`), steps (of each: step, exit_code, duration_ms,
+    /// output: the tool's own object).
     Push {
         #[command(flatten)]
         place: Place,
@@ -73,6 +76,16 @@ pub(crate) enum Action {
         /// offsite.reserve_bytes of the profile, or 64m.
         #[arg(long, value_name = "BYTES")]
         reserve_bytes: Option<Bytes>,
+        /// Layout 'layers': begin no image after this time of the day, like 07:00;
+        /// the next push goes on. Default: offsite.until of the profile, or no end.
+        #[arg(long, value_name = "HH:MM")]
+        until: Option<TimeOfDay>,
+        /// For tests: no more contents in one image.
+        #[arg(long, value_name = "BYTES", hide = true)]
+        image_bytes: Option<Bytes>,
+        /// For tests: what lies beside the images.
+        #[arg(long, value_name = "BYTES", hide = true)]
+        big_bytes: Option<Bytes>,
         /// Take the container as it is, once, though it is not the one left
         /// behind, or lacks dates that were, or another machine holds its lease:
         /// after it was restored, replaced or adopted, or a date was removed by
@@ -102,7 +115,8 @@ pub(crate) enum Action {
     },
     /// Tell what was pushed, what is waiting, and what is mounted now.
     ///
-    /// data: last_push, last_verify, unconfirmed, damaged (dates that are not
+    /// data: last_push, last_verify, unconfirmed, unfinished (with layers: the date
+    /// that is on its way, and its images so far), damaged (dates that are not
     /// whole), newest, behind (snapshots newer than the last one pushed), pushing,
     /// view, container, s3, s3_fsync (whether what is synced reaches S3's disk, as
     /// of the last mount), steps. Exit code 0.
@@ -210,11 +224,27 @@ impl Cli {
     /// Does it.
     pub(crate) fn run(self, report: &mut Report) -> Result<()> {
         match self.action {
-            Action::Push { place, bwlimit, date, reserve_bytes, accept_container } => {
+            Action::Push {
+                place,
+                bwlimit,
+                date,
+                reserve_bytes,
+                until,
+                image_bytes,
+                big_bytes,
+                accept_container,
+            } => {
                 let settings = Settings::load(&place)?;
                 push::run(
                     &settings,
-                    &push::Options { bwlimit, date, reserve_bytes, accept_container },
+                    &push::Options {
+                        bwlimit,
+                        date,
+                        reserve_bytes,
+                        accept_container,
+                        until: until::after_now(until.or(settings.profile.offsite.until))?,
+                        sizes: Sizes { image: image_bytes, big: big_bytes },
+                    },
                     report,
                 )
             }

@@ -103,6 +103,9 @@ pub(crate) struct Content {
     /// The lists among the dates that cannot be read, and what else lies among them: why.
     #[serde(default)]
     pub(crate) unread: BTreeMap<String, String>,
+    /// The dates of lists that are on their way.
+    #[serde(default)]
+    pub(crate) unfinished: Vec<String>,
 }
 
 impl Content {
@@ -112,7 +115,6 @@ impl Content {
     }
 
     /// The dates that are trees.
-    #[allow(dead_code, reason = "what prunes and shows them follows")]
     pub(crate) fn trees(&self) -> impl Iterator<Item = &String> {
         self.dates.iter().filter(|date| !self.layered.contains_key(*date) && !self.unread.contains_key(*date))
     }

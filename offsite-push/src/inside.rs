@@ -159,12 +159,12 @@ fn content(dir: &Path) -> Result<Content> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(e) => return Err(e).with_context(|| format!("cannot list {}", snapshots.display())),
     };
-    let (layered, unread) = layered::dates(dir)?;
+    let layered::Told { layered, unread, unfinished } = layered::told(dir)?;
     // A list that cannot be read is still a date that was pushed.
     dates.extend(layered.keys().chain(unread.keys().filter(|name| store::is_date(name))).cloned());
     dates.sort_unstable();
     dates.dedup();
-    let found = Content { stamp: None, damaged: None, dates, layered, unread };
+    let found = Content { dates, layered, unread, unfinished, ..Content::default() };
     let file = dir.join(FILE);
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
     let fd = match open(&file, flags, Mode::empty()) {
@@ -251,6 +251,7 @@ mod tests {
         assert_eq!(found.layered.keys().collect::<Vec<_>>(), [good]);
         assert_eq!(found.layered[good], [format!("{good}.sqfs"), "snapshots/2026-11-21T03-30-00Z/".into()]);
         assert_eq!(found.unread.keys().collect::<Vec<_>>(), [bad, "else"]);
+        assert_eq!(found.unfinished, ["2026-11-24T03-30-00Z"]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `offsite-push`: the encrypted copy elsewhere. Composes sshfs-mount, luks-mount and link-sync.
 
 mod cli;
+mod copying;
 mod disk;
 mod generation;
 mod inside;
@@ -22,6 +23,7 @@ mod status;
 mod stop;
 mod store;
 mod tell;
+mod until;
 mod verify;
 mod view;
 mod whole;

@@ -143,14 +143,13 @@ fn work(
         .hint("`offsite-push push` compares them")
         .into());
     }
-    let listed = Listed::read(settings, uuid, list)?;
+    let listed = Listed::read(up.siblings, uuid, list)?;
     let keep: Vec<&str> = common_date(&content.dates, list).into_iter().chain(listed.trees()).collect();
     let look = call(up, settings, &keep, &listed, true)?.checked()?;
     if options.dry_run {
         report.set("prune", facts(&look, &look, &[]));
         return Ok(None);
     }
-    pruning::note(settings, uuid, list)?;
     let going: Vec<&String> = content.dates.iter().filter(|d| removes(&look, d)).collect();
     let keep: Vec<&str> = content.dates.iter().filter(|d| !going.contains(d)).map(String::as_str).collect();
     let mut change = Change::begin(&path, known.as_ref(), uuid, &content, false)?;
@@ -164,8 +163,7 @@ fn work(
     let answer = call(up, settings, &keep, &listed, false)?.checked()?;
     report.changed |= answer.changed();
     let removed: Vec<String> = content.dates.iter().filter(|d| removes(&answer, d)).cloned().collect();
-    up.siblings.doing = "drop";
-    let layers = listed.drop(settings, &removed)?;
+    let layers = listed.drop(up.siblings, &removed)?;
     report.set("prune", facts(&look, &answer, &layers));
     if answer.code == 3 {
         report.set_partial();
@@ -192,7 +190,7 @@ pub(crate) fn due(
     if !settings.profile.offsite.retention.has_rule() {
         return Ok(false);
     }
-    let listed = match Listed::read(settings, uuid, list) {
+    let listed = match Listed::read(up.siblings, uuid, list) {
         Ok(listed) => listed,
         Err(error) => {
             not_pruned(&error, report);

@@ -21,7 +21,7 @@ mod units;
 pub use tables::{
     Database, Drill, Layout, Luks, Method, Nextcloud, Offsite, Profile, Snapshot, Source, Ssh, Sshfs, Store,
 };
-pub use units::{Bytes, Span};
+pub use units::{Bytes, Span, TimeOfDay};
 
 /// Where profiles are.
 pub const DIR: &str = "/etc/nc-backup";
@@ -158,6 +158,7 @@ pub fn parse(text: &str, file: &Path) -> Result<Profile> {
         ("store.path", store.map(|s| &s.path)),
         ("store.mount", store.and_then(|s| s.mount.as_ref())),
         ("offsite.store", profile.offsite.store.as_ref()),
+        ("offsite.image_dir", profile.offsite.image_dir.as_ref()),
         ("offsite.sshfs.identity", sshfs.and_then(|s| s.identity.as_ref())),
         ("offsite.sshfs.known_hosts", sshfs.and_then(|s| s.known_hosts.as_ref())),
         ("offsite.sshfs.mount_point", sshfs.and_then(|s| s.mount_point.as_ref())),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::units::{Bytes, Span, amount};
+use super::units::{Bytes, Span, TimeOfDay, amount};
 use crate::retention::Retention;
 
 /// A whole profile; tables that are absent have their defaults.
@@ -234,6 +234,10 @@ pub struct Offsite {
     /// How a date lies in the container. Default `hardlink`.
     #[serde(default)]
     pub layout: Layout,
+    /// Layout `layers`: where an image lies until it is sent. Default: `layers` in the state folder.
+    pub image_dir: Option<PathBuf>,
+    /// Layout `layers`: no image is begun after this time of the day.
+    pub until: Option<TimeOfDay>,
     /// How S3 is reached. Absent: the container lies on this machine.
     pub sshfs: Option<Sshfs>,
     /// The container.

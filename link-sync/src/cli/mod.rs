@@ -308,14 +308,19 @@ pub struct Layer {
     /// The snapshot whose images it is to be laid over [default: none: all of it].
     #[arg(long, value_name = "DATE")]
     pub base: Option<String>,
-    /// Without a base: no more than so many bytes of contents, and at least one path.
-    #[arg(long, value_name = "BYTES", conflicts_with = "base")]
+    /// No more than so many bytes of contents, and at least one file: the first of
+    /// several images, which has all but contents, too.
+    #[arg(long, value_name = "BYTES")]
     pub most_bytes: Option<common::profile::Bytes>,
     /// The content of larger files is to lie beside the images, as .big/SHA256 in an
     /// overlay's lowest layer; FILE.json names them (big: sha256, bytes, path).
     #[arg(long, value_name = "BYTES", default_value = "64m")]
     pub big_bytes: common::profile::Bytes,
-    /// Only what comes after this path, which the image before it ended with.
+    /// The contents that lie beside the base's images, as JSON (sha256, bytes, path,
+    /// path_b64); FILE.json tells which of them the snapshot still has (base_big).
+    #[arg(long, value_name = "FILE", requires = "base")]
+    pub base_big: Option<PathBuf>,
+    /// Only contents after this path, which the image before it ended with.
     #[arg(long, value_name = "PATH", requires = "most_bytes")]
     pub after: Option<OsString>,
 }

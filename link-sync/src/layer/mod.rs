@@ -1,6 +1,7 @@
 //! A layer: one read-only squashfs image of what makes a snapshot of another one, in overlayfs's own format, so that an overlay
 //! of it above the images of the other snapshot shows this one. Made of a local store; nothing is copied on the way.
 
+mod beside;
 mod entry;
 mod mksquashfs;
 mod origin;
@@ -48,6 +49,11 @@ pub fn layer(args: &Layer, report: &mut Report) -> Result<()> {
         return Err(Fault::usage(format!("{} is its own --base", wanted.meta.date)).into());
     }
     let whole = plan::plan(base.as_ref().map(|b| &b.top), &wanted.top)?;
+    let kept = match (&args.base_big, &base) {
+        (Some(list), Some(base)) => Some(beside::kept(list, &base.top, &wanted.top, &whole)?),
+        _ => None,
+    };
+    let digest = sums::hex(&plan::digest(&whole, args.big_bytes.0));
     let (plan, last) = slice(args, whole, &wanted.top)?;
     let mut making = Making::start(&to, packing::latest(&plan, &wanted.top)?)?;
     let packed = packing::pack(&plan, &wanted.top, args.big_bytes.0, |piece| making.put(piece))?;
@@ -56,6 +62,8 @@ pub fn layer(args: &Layer, report: &mut Report) -> Result<()> {
     facts["id"] = json!(wanted.meta.id);
     facts["base_date"] = json!(base.as_ref().map(|b| &b.meta.date));
     facts["base_id"] = json!(base.as_ref().map(|b| &b.meta.id));
+    facts["base_big"] = json!(kept);
+    facts["plan_sha256"] = json!(digest);
     facts["last"] = json!(last.as_ref().map(|last| String::from_utf8_lossy(last)));
     facts["last_b64"] = json!(last.as_ref().and_then(|last| b64(OsStr::from_bytes(last))));
     let (bytes, sum) = making.finish(&to, packed.paths)?;
@@ -73,7 +81,9 @@ fn tell(image: &std::path::Path, mut facts: Value, report: &mut Report) -> Resul
     report.set_text("image", image.as_os_str());
     let left_out = facts["left_out"].as_array_mut().map(std::mem::take).unwrap_or_default();
     facts["left_out_total"] = json!(left_out.len());
-    facts["big"] = json!(facts["big"].as_array().map_or(0, Vec::len));
+    for list in ["big", "base_big"] {
+        facts[list] = json!(facts[list].as_array().map(Vec::len));
+    }
     if !left_out.is_empty() {
         let first = left_out.iter().take(NAMED);
         let text = |value: &Value| show(value.as_str().unwrap_or_default().as_bytes());

@@ -10,6 +10,7 @@ use common::fault::Fault;
 use common::status::b64;
 use serde::Serialize;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::entry::{Entry, mtime, stat, whiteout};
 use super::plan::{Part, Plan};
@@ -28,9 +29,9 @@ pub struct Packed {
     pub files: u64,
     /// Their bytes.
     pub content_bytes: u64,
-    /// Larger files whose content is to lie beside the images, under its hash: each with a path that it has.
+    /// Larger files whose content is to lie beside the images, under its hash: all of them, also those of one content.
     pub big: Vec<Value>,
-    /// Their bytes.
+    /// The bytes of these contents.
     pub big_bytes: u64,
     /// Files of which the base has the content.
     pub files_by_content: u64,
@@ -45,8 +46,9 @@ pub struct Packed {
     /// What an image cannot hold.
     pub left_out: Vec<Value>,
     /// Paths that the image has: all of these, less what was left out.
-    #[serde(skip)]
     pub paths: u64,
+    /// The hash of these, each followed by a NUL.
+    pub names_sha256: String,
 }
 
 /// The folder of contents that lie beside, in an overlay whose lowest layer has it.
@@ -61,7 +63,7 @@ pub fn pack(
     mut put: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<Packed> {
     let out = Vec::with_capacity(2 * PIECE);
-    let mut packing = Packing { packed: Packed::default(), big, out, put: &mut put };
+    let mut packing = Packing { packed: Packed::default(), names: Sha256::new(), big, out, put: &mut put };
     let mut folder: Option<(Vec<u8>, File)> = None;
     for (path, part) in plan {
         common::signals::check()?;
@@ -75,7 +77,9 @@ pub fn pack(
         folder = Some(dir);
     }
     packing.flush(0)?;
-    Ok(packing.packed)
+    let names: sums::Sum = packing.names.finalize().into();
+    let names_sha256 = sums::hex(&names);
+    Ok(Packed { names_sha256, ..packing.packed })
 }
 
 /// The latest of the times, in the seconds that an image has.
@@ -90,6 +94,7 @@ pub fn latest(plan: &Plan, wanted: &File) -> Result<u32> {
 
 struct Packing<'a> {
     packed: Packed,
+    names: Sha256,
     big: u64,
     out: Vec<u8>,
     put: &'a mut dyn FnMut(&[u8]) -> Result<()>,
@@ -99,7 +104,7 @@ impl Packing<'_> {
     fn path(&mut self, path: &[u8], part: &Part, dir: &File, name: &[u8]) -> Result<()> {
         if *part == Part::Gone {
             self.packed.deleted += 1;
-            self.packed.paths += 1;
+            self.count(path);
             whiteout(path, &mut self.out);
             return self.flush(PIECE);
         }
@@ -113,7 +118,7 @@ impl Packing<'_> {
         }
         let Some(kind) = entry.kind else {
             if *part == (Part::Whole { over: true }) {
-                self.packed.paths += 1;
+                self.count(path);
                 whiteout(path, &mut self.out);
             }
             return self.flush(PIECE);
@@ -152,9 +157,15 @@ impl Packing<'_> {
                 }
             }
         }
-        self.packed.paths += 1;
+        self.count(path);
         self.packed.folders += u64::from(folder);
         self.flush(PIECE)
+    }
+
+    fn count(&mut self, path: &[u8]) {
+        self.packed.paths += 1;
+        self.names.update(path);
+        self.names.update([0]);
     }
 
     /// A file that says its size and holds nothing: mksquashfs makes holes of zeros. (What tar has for holes it reads wrongly.)
@@ -178,10 +189,10 @@ impl Packing<'_> {
         }
         let hash = sums::hex(&sum);
         if self.packed.big.iter().all(|b| b["sha256"] != hash) {
-            let (path, base64) = told(path);
-            self.packed.big.push(json!({"sha256": hash, "bytes": size, "path": path, "path_b64": base64}));
             self.packed.big_bytes += size;
         }
+        let (path, base64) = told(path);
+        self.packed.big.push(json!({"sha256": hash, "bytes": size, "path": path, "path_b64": base64}));
         Ok(hash)
     }
 
@@ -220,7 +231,7 @@ impl Packing<'_> {
 }
 
 /// A path as JSON can have it, and as it is if that is not the same.
-fn told(path: &[u8]) -> (String, Option<String>) {
+pub fn told(path: &[u8]) -> (String, Option<String>) {
     (String::from_utf8_lossy(path).into_owned(), b64(OsStr::from_bytes(path)))
 }
 

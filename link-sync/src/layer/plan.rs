@@ -8,12 +8,15 @@ use std::ops::Bound;
 use std::os::unix::ffi::OsStrExt as _;
 
 use anyhow::{Context as _, Result};
+use common::mutant;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, fstatat};
+use sha2::{Digest as _, Sha256};
 
 use super::origin::Origins;
 use crate::names::show;
 use crate::store::layout::META;
+use crate::store::sums::Sum;
 use crate::store::{diff, open_dir, split, visit};
 use crate::tree::join;
 
@@ -70,31 +73,47 @@ pub fn plan(base: Option<&File>, wanted: &File) -> Result<Plan> {
     Ok(plan)
 }
 
-/// The part of `plan` (which has no base) after the path `after`, with no more than `most` bytes of content, but at least one
-/// path, and the folders that it lies in. Also the last path, if more follow.
+/// The first part of `plan`, if there is no `after`: all but the contents that are stored, and of these no more than `most` bytes, but
+/// at least one; or the next part, of contents after the path `after` alone, with the folders that they lie in. Also the last path,
+/// if more follow. What leads to contents elsewhere in the base is in the first part, as only the base is below that.
 pub fn slice(
     plan: &Plan,
     after: Option<&[u8]>,
     most: u64,
     size: impl Fn(&[u8]) -> Result<u64>,
 ) -> Result<(Plan, Option<Vec<u8>>)> {
+    let stored = |part: &Part| matches!(part, Part::Whole { .. });
+    let mut part = Plan::new();
+    // (The mutant has them all in the last part, which whiteouts of the others lie below.)
+    if after.is_none() != mutant::active("moves-are-in-the-first-part") {
+        part.extend(plan.iter().filter(|p| !stored(p.1)).map(|(path, what)| (path.clone(), what.clone())));
+    }
     let begin = after.map_or(Bound::Unbounded, Bound::Excluded);
-    let (mut part, mut bytes) = (Plan::new(), 0_u64);
-    for (path, what) in plan.range::<[u8], _>((begin, Bound::Unbounded)) {
-        if matches!(what, Part::Whole { .. }) {
-            bytes = bytes.saturating_add(size(path)?);
-        }
-        if bytes > most
-            && let Some((last, _)) = part.last_key_value()
-            && after.is_none_or(|after| &last[..] > after)
-        {
-            let last = last.clone();
-            return Ok((part, Some(last)));
+    let (mut last, mut bytes) = (None, 0_u64);
+    for (path, what) in plan.range::<[u8], _>((begin, Bound::Unbounded)).filter(|p| stored(p.1)) {
+        bytes = bytes.saturating_add(size(path)?);
+        if bytes > most && last.is_some() {
+            return Ok((part, last));
         }
         with_parents(&mut part, path);
         part.insert(path.clone(), what.clone());
+        last = Some(path.clone());
     }
     Ok((part, None))
+}
+
+/// The hash of all that is to be done, where contents of `big` bytes or more lie beside: parts of one plan fit together, and those of
+/// two do not.
+pub fn digest(plan: &Plan, big: u64) -> Sum {
+    let mut hash = Sha256::new();
+    hash.update(big.to_le_bytes());
+    for (path, part) in plan {
+        hash.update(path);
+        hash.update([0]);
+        hash.update(format!("{part:?}"));
+        hash.update([0]);
+    }
+    hash.finalize().into()
 }
 
 /// Adds the folders that `path` lies in.

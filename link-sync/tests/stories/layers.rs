@@ -138,6 +138,29 @@ impl History {
         }
     }
 
+    /// The images of no more than 200 KiB each that make a snapshot, the newest first, and the bytes stored in all of them.
+    fn parts(&self, of: &[&str]) -> (Vec<PathBuf>, u64) {
+        let (mut stack, mut bytes): (Vec<PathBuf>, u64) = (Vec::new(), 0);
+        let (mut after, mut plan): (Option<String>, Option<String>) = (None, None);
+        loop {
+            let to = self.images.join(format!("part-{}", std::fs::read_dir(&self.images).unwrap().count()));
+            let options = [of, &["--most-bytes", "200k"]].concat();
+            let more: Vec<&str> = after.iter().flat_map(|after| ["--after", after]).collect();
+            let ran = self.layer(&to, &[options, more].concat()).expect(0);
+            let data = &ran.json["data"];
+            let stored = data["content_bytes"].as_u64().unwrap();
+            assert!(stored <= 200 << 10, "{data}");
+            let digest = data["plan_sha256"].as_str().unwrap().to_owned();
+            assert_eq!(*plan.get_or_insert_with(|| digest.clone()), digest);
+            bytes += stored;
+            stack.insert(0, to);
+            after = data["last"].as_str().map(str::to_owned);
+            if after.is_none() {
+                return (stack, bytes);
+            }
+        }
+    }
+
     /// Everything at `date`, as the store has it.
     fn stored(&self, date: &str) -> Picture {
         picture(&self.world.store.join(date).join("docs"))
@@ -315,7 +338,7 @@ fn a_large_content_lies_beside_once_wherever_its_file_goes() {
     history.world.file("a/same", &large);
     history.shoot();
     let first = history.next(0).expect(0);
-    assert_eq!((&first.json["data"]["big"], &first.json["data"]["big_bytes"]), (&1.into(), &100_000.into()));
+    assert_eq!((&first.json["data"]["big"], &first.json["data"]["big_bytes"]), (&2.into(), &100_000.into()));
     let source = &history.world.source;
     std::fs::rename(source.join("a/one"), source.join("moved")).unwrap();
     std::os::unix::fs::chown(source.join("moved"), Some(33), Some(33)).unwrap();
@@ -428,27 +451,88 @@ fn a_first_copy_is_made_of_several_images_one_after_the_other() {
         history.world.file(&format!("many/{}/\"{n}\"", n % 4), &"x".repeat(1000 * (n + 1)));
     }
     let date = history.shoot();
-    let mut stack: Vec<PathBuf> = Vec::new();
-    let mut after: Option<String> = None;
-    let mut bytes = 0;
-    loop {
-        let to = history.image(stack.len());
-        let mut options = vec!["--date", &date, "--most-bytes", "200k"];
-        options.extend(after.iter().flat_map(|after| ["--after", after]));
-        let ran = history.layer(&to, &options).expect(0);
-        let data = &ran.json["data"];
-        let stored = data["content_bytes"].as_u64().unwrap();
-        assert!(stored <= 200 << 10, "{data}");
-        bytes += stored;
-        stack.insert(0, to);
-        after = data["last"].as_str().map(str::to_owned);
-        if after.is_none() {
-            break;
-        }
-    }
+    let (stack, bytes) = history.parts(&["--date", &date]);
     assert!(stack.len() >= 4, "{bytes} bytes in {} images", stack.len());
     let wrong = history.stored(&date).differences(&shown(&history.images, &stack));
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_later_copy_too_is_made_of_several_images_and_what_was_moved_is_found_below_all_of_them() {
+    let mut history = History::new();
+    changes::begin(&history.world.source);
+    for n in 0..30 {
+        history.world.file(&format!("a-folder/sub/{n}"), &format!("{n}").repeat(2000));
+        history.world.file(&format!("many/{n}"), &"y".repeat(1000 * (n + 1)));
+    }
+    let base = history.shoot();
+    history.next(0).expect(0);
+    let source = history.world.source.clone();
+    let rename = |from: &str, to: &str| std::fs::rename(source.join(from), source.join(to)).unwrap();
+    // Where they were, nothing is, something else is, and a file is.
+    rename("a-folder/sub", "z-moved");
+    rename("many/7", "zz-moved");
+    rename("many/8", "a-folder/8");
+    std::fs::create_dir(source.join("many/8")).unwrap();
+    std::fs::remove_dir_all(source.join("many")).unwrap();
+    history.world.file("many", "now a file");
+    for n in 0..40 {
+        history.world.file(&format!("new/{}/{n}", n % 4), &format!("{n} ").repeat(400 * (n + 1)));
+        history.world.file(&format!("z-moved/new-{n}"), &format!("{n}-").repeat(400 * (n + 1)));
+    }
+    let date = history.shoot();
+    let (mut stack, bytes) = history.parts(&["--date", &date, "--base", &base]);
+    assert!(stack.len() >= 4, "{bytes} bytes in {} images", stack.len());
+    stack.push(history.image(0));
+    let wrong = history.stored(&date).differences(&shown(&history.images, &stack));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn of_the_large_contents_of_the_base_those_are_named_that_are_still_there() {
+    let mut history = History::new();
+    let large = |n: usize| format!("{n} large").repeat(20_000);
+    for (n, name) in ["stays", "same", "moves", "goes", "owned", "copied"].iter().enumerate() {
+        history.world.file(name, &large(n.saturating_sub(1)));
+    }
+    history.shoot();
+    history.next(0).expect(0);
+    let beside = |n: usize| {
+        let text = std::fs::read(format!("{}.json", history.image(n).display())).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&text).unwrap()
+    };
+    let list = history.images.join("list");
+    std::fs::write(&list, beside(0)["big"].to_string()).unwrap();
+    let source = &history.world.source;
+    std::fs::remove_file(source.join("same")).unwrap();
+    std::fs::remove_file(source.join("goes")).unwrap();
+    std::fs::create_dir(source.join("folder")).unwrap();
+    std::fs::rename(source.join("moves"), source.join("folder/moved")).unwrap();
+    std::os::unix::fs::chown(source.join("owned"), Some(33), Some(33)).unwrap();
+    let date = history.shoot();
+    let options = ["--date", &date, "--base", &history.dates[0], "--base-big", list.to_str().unwrap()];
+    history.layer(&history.image(1), &options).expect(0);
+    let told = beside(1);
+    let named = |list: &str| -> Vec<(String, String)> {
+        let text = |big: &serde_json::Value, key: &str| big[key].as_str().unwrap().to_owned();
+        let mut all: Vec<_> =
+            told[list].as_array().unwrap().iter().map(|b| (text(b, "path"), text(b, "sha256"))).collect();
+        all.sort();
+        all
+    };
+    let mut there = named("base_big");
+    there.extend(named("big"));
+    there.sort();
+    // With what is new: each large file of the snapshot, with the content that it has.
+    let files = ["docs/copied", "docs/folder/moved", "docs/owned", "docs/stays"];
+    assert_eq!(there.iter().map(|t| &t.0[..]).collect::<Vec<_>>(), files);
+    for (path, hash) in &there {
+        let sum = ok("sha256sum", &[history.world.store.join(&date).join(path).to_str().unwrap()]);
+        assert_eq!(sum.split(' ').next(), Some(&hash[..]), "{path}");
+    }
+    // One of the two that were alike is gone, its content is not; of the one that is gone it is.
+    let kept: Vec<String> = named("base_big").into_iter().map(|k| k.0).collect();
+    assert!(kept.contains(&"docs/stays".into()) && kept.contains(&"docs/folder/moved".into()), "{kept:?}");
 }
 
 #[test]

@@ -15,8 +15,9 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use super::images::{FLUSH, PIECE};
+use super::images::PIECE;
 use super::list::is_hash;
+use super::target::{FLUSH, Target, room};
 
 /// What is compared, and written if it differs: btrfs's smallest extent.
 const BLOCK: usize = 4096;
@@ -60,6 +61,19 @@ impl Content {
     }
 }
 
+impl Content {
+    /// An error unless what was read is what was told.
+    fn must_be(&self, bytes: u64, read: &Hashed) -> Result<()> {
+        let right = (bytes, read.sum()) == (self.bytes, self.sha256.clone());
+        anyhow::ensure!(
+            right || mutant::active("a-content-has-its-hash"),
+            "{} is not what it was",
+            self.path
+        );
+        Ok(())
+    }
+}
+
 /// What was done.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Put {
@@ -72,7 +86,13 @@ pub(super) enum Put {
 }
 
 /// Puts `content` of the store into `folder`, with the blocks that it has in common with `like` if that lies there.
-pub(super) fn put(folder: &Path, store: &Path, content: &Content, like: Option<&Content>) -> Result<Put> {
+pub(super) fn put(
+    folder: &Path,
+    store: &Path,
+    content: &Content,
+    like: Option<&Content>,
+    reserve: u64,
+) -> Result<Put> {
     anyhow::ensure!(is_hash(&content.sha256), "{:?} is no hash", content.sha256);
     let target = folder.join(&content.sha256);
     match std::fs::symlink_metadata(&target) {
@@ -92,9 +112,7 @@ pub(super) fn put(folder: &Path, store: &Path, content: &Content, like: Option<&
     let done = match patched {
         Some(written) => Put::Patched(written),
         None => {
-            let mut new = Hashed::new(content.open(store)?);
-            let file = fresh(&passing)?;
-            write(&file, &mut new, content, None).context("cannot copy a large content")?;
+            copy(&passing, store, content, reserve).context("cannot copy a large content")?;
             Put::Copied
         }
     };
@@ -122,26 +140,44 @@ fn patch(
     }
     file.set_len(content.bytes).context("cannot set a length")?;
     let (mut new, mut old) = (Hashed::new(content.open(store)?), Hashed::new(old));
-    let written = write(&file, &mut new, content, Some(&mut old)).context("cannot patch a large content")?;
+    let written = write(&file, &mut new, content, &mut old).context("cannot patch a large content")?;
     // Only if what lies here is what lies there did the comparison mean anything.
     while !old.piece()?.is_empty() {}
     let same = old.sum() == like.sha256 || mutant::active("a-patch-is-of-what-lies-there");
     Ok(same.then_some(written))
 }
 
-/// Writes all of `new`, or what differs from `old`, durably; the bytes written. The whole must be what `content` says.
-fn write(file: &File, new: &mut Hashed, content: &Content, mut old: Option<&mut Hashed>) -> Result<u64> {
+/// Copies all of it, durably, or what of it is not there yet.
+fn copy(passing: &Path, store: &Path, content: &Content, reserve: u64) -> Result<()> {
+    let (mut new, mut at) = (Hashed::new(content.open(store)?), 0);
+    let mut target = Target::open(passing)?;
+    let folder = passing.parent().context("a content without a folder")?;
+    room(folder, content.bytes.saturating_sub(target.there()), reserve)?;
+    loop {
+        common::signals::check()?;
+        let piece = new.piece()?;
+        if piece.is_empty() {
+            break;
+        }
+        target.put(piece)?;
+        at += piece.len() as u64;
+    }
+    target.finish()?;
+    content.must_be(at, &new)
+}
+
+/// Writes what of `new` differs from `old`, durably; the bytes written.
+fn write(file: &File, new: &mut Hashed, content: &Content, old: &mut Hashed) -> Result<u64> {
     let (mut at, mut written, mut waiting) = (0, 0, 0);
     loop {
         common::signals::check()?;
-        let before = old.as_mut().map(|old| old.piece().map(<[u8]>::to_vec)).transpose()?.unwrap_or_default();
-        let piece = new.piece()?;
+        let (before, piece) = (old.piece()?, new.piece()?);
         if piece.is_empty() {
             break;
         }
         for (n, block) in piece.chunks(BLOCK).enumerate() {
             let begin = n * BLOCK;
-            if old.is_none() || before.get(begin..begin + block.len()) != Some(block) {
+            if before.get(begin..begin + block.len()) != Some(block) {
                 file.write_all_at(block, at + begin as u64)?;
                 written += block.len() as u64;
                 waiting += block.len() as u64;
@@ -154,8 +190,7 @@ fn write(file: &File, new: &mut Hashed, content: &Content, mut old: Option<&mut 
         }
     }
     file.sync_all()?;
-    let right = (at, new.sum()) == (content.bytes, content.sha256.clone());
-    anyhow::ensure!(right || mutant::active("a-content-has-its-hash"), "{} is not what it was", content.path);
+    content.must_be(at, new)?;
     Ok(written)
 }
 

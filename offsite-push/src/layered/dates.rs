@@ -26,6 +26,17 @@ pub(super) struct Lists {
     pub(super) unfinished: Vec<List>,
 }
 
+/// The lists of a container, of which some may be damaged.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    /// Of each date the names in its list.
+    pub(crate) layered: BTreeMap<String, Vec<String>>,
+    /// Why those that cannot be read cannot.
+    pub(crate) unread: BTreeMap<String, String>,
+    /// The dates that are on their way.
+    pub(crate) unfinished: Vec<String>,
+}
+
 impl Lists {
     /// Reads all; one that cannot be read, or a name that means nothing, is an error: who knows what it needs.
     pub(super) fn read(top: &Path) -> Result<Lists> {
@@ -47,12 +58,16 @@ impl Lists {
         Ok(lists)
     }
 
-    /// Of each date the names in its list; and why those that cannot be read cannot.
-    pub(super) fn told(top: &Path) -> Result<(BTreeMap<String, Vec<String>>, BTreeMap<String, String>)> {
+    /// What the lists are for somebody who reads them one by one.
+    pub(super) fn told(top: &Path) -> Result<Told> {
         let dir = top.join(DATES);
-        let (mut told, mut unread) = (BTreeMap::new(), BTreeMap::new());
+        let mut told = Told::default();
         for name in names(&dir)? {
-            if name.ends_with(UNFINISHED) || name.starts_with('.') {
+            if name.starts_with('.') {
+                continue;
+            }
+            if let Some(date) = name.strip_suffix(UNFINISHED) {
+                told.unfinished.push(date.to_owned());
                 continue;
             }
             let read = match store::is_date(&name) {
@@ -60,11 +75,11 @@ impl Lists {
                 false => Err(anyhow::anyhow!("it is no list of a date")),
             };
             match read {
-                Ok(list) => told.extend(list.map(|list| (name, list.names()))),
-                Err(error) => drop(unread.insert(name, format!("{error:#}"))),
+                Ok(list) => told.layered.extend(list.map(|list| (name, list.names()))),
+                Err(error) => drop(told.unread.insert(name, format!("{error:#}"))),
             }
         }
-        Ok((told, unread))
+        Ok(told)
     }
 
     /// The names of the images, and the hashes of the large contents.
@@ -142,22 +157,26 @@ pub(super) fn sweep(top: &Path) -> Result<Vec<String>> {
     durable::sync_dir(&dates)?;
     let needed = lists.needed();
     let image = |name: &str| is_image(name.strip_suffix(".json").unwrap_or(name));
-    let mut removed = clear(&top.join(IMAGES), |name| {
-        image(name) && !needed.contains(name.strip_suffix(".json").unwrap_or(name))
-    })?;
+    let is_needed = |name: &str| needed.contains(name.strip_suffix(".json").unwrap_or(name));
+    let mut removed = clear(&top.join(IMAGES), image, is_needed)?;
     removed.retain(|name| is_image(name));
-    removed.extend(clear(&top.join(BIG).join(HIDDEN), |name| is_hash(name) && !needed.contains(name))?);
+    removed.extend(clear(&top.join(BIG).join(HIDDEN), is_hash, is_needed)?);
     Ok(removed)
 }
 
-/// Removes from the folder what `goes`, and what was not finished; the names of the former. What is nobody's stays.
-fn clear(dir: &Path, goes: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+/// Removes from the folder what is `ours` and not needed, and what of it was not finished; the names of the former. What is nobody's stays.
+fn clear(dir: &Path, ours: impl Fn(&str) -> bool, needed: impl Fn(&str) -> bool) -> Result<Vec<String>> {
     let mut removed = Vec::new();
     for name in names(dir)? {
-        let passing = name.starts_with('.') && name.ends_with(".new");
-        if passing || goes(&name) {
+        let passing = name.strip_prefix('.').and_then(|rest| rest.strip_suffix(".new"));
+        // What was cut off is gone on with.
+        let goes = match passing {
+            Some(of) => !needed(of),
+            None => ours(&name) && !needed(&name),
+        };
+        if goes {
             std::fs::remove_file(dir.join(&name)).with_context(|| format!("cannot remove {name}"))?;
-            removed.extend((!passing).then_some(name));
+            removed.extend(passing.is_none().then_some(name));
         }
     }
     durable::sync_dir(dir)?;

@@ -1,7 +1,7 @@
 //! An image on its way into the container: in one stream, compared with its hash, durable before it has its name.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{ErrorKind, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
@@ -11,15 +11,20 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::list::is_image;
+use super::target::{Target, room};
 
 /// Bytes read at once.
 pub(super) const PIECE: usize = 1 << 20;
 
-/// Bytes after which the disk is waited for, so that what has been written is what has left.
-pub(super) const FLUSH: u64 = 32 << 20;
-
 /// Copies the image `from` to `name` in the folder `images`, and before it what was told of it; false if it is there already.
-pub(super) fn put(images: &Path, name: &str, from: &Path, bytes: u64, sha256: &str) -> Result<bool> {
+pub(super) fn put(
+    images: &Path,
+    name: &str,
+    from: &Path,
+    bytes: u64,
+    sha256: &str,
+    reserve: u64,
+) -> Result<bool> {
     anyhow::ensure!(is_image(name), "{name:?} is no name of an image");
     let target = images.join(name);
     let beside = images.join(format!("{name}.json"));
@@ -39,7 +44,7 @@ pub(super) fn put(images: &Path, name: &str, from: &Path, bytes: u64, sha256: &s
     let told = durable::read(Path::new(&json))?
         .with_context(|| format!("there is no {}", Path::new(&json).display()))?;
     let passing = images.join(format!(".{name}.new"));
-    let copied = copy(from, &passing);
+    let copied = copy(from, &passing, bytes, reserve);
     let (count, sum) =
         copied.with_context(|| format!("cannot copy {} to {}", from.display(), passing.display()))?;
     if (count, &sum[..]) != (bytes, sha256) && !mutant::active("an-image-is-what-was-made") {
@@ -52,21 +57,13 @@ pub(super) fn put(images: &Path, name: &str, from: &Path, bytes: u64, sha256: &s
     Ok(true)
 }
 
-/// Copies all of it, durably; its bytes and its hash.
-fn copy(from: &Path, to: &Path) -> Result<(u64, String)> {
-    let open = |path: &Path, options: &mut std::fs::OpenOptions| {
-        options.custom_flags(nix::libc::O_NOFOLLOW).open(path)
-    };
-    let mut source = open(from, File::options().read(true))?;
+/// Copies all of it, durably, or what of it is not there yet; its bytes and its hash.
+fn copy(from: &Path, to: &Path, bytes: u64, reserve: u64) -> Result<(u64, String)> {
+    let mut source = File::options().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(from)?;
     anyhow::ensure!(source.metadata()?.is_file(), "it is not a file");
-    match std::fs::remove_file(to) {
-        Err(e) if e.kind() != ErrorKind::NotFound => {
-            return Err(e).context("cannot remove what was not finished");
-        }
-        _ => {}
-    }
-    let mut target = open(to, File::options().write(true).create_new(true).mode(0o600))?;
-    let (mut hash, mut bytes, mut waiting) = (Sha256::new(), 0, 0);
+    let mut target = Target::open(to)?;
+    room(to.parent().context("an image without a folder")?, bytes.saturating_sub(target.there()), reserve)?;
+    let (mut hash, mut bytes) = (Sha256::new(), 0);
     let mut piece = vec![0; PIECE];
     loop {
         common::signals::check()?;
@@ -78,15 +75,10 @@ fn copy(from: &Path, to: &Path) -> Result<(u64, String)> {
             break;
         }
         hash.update(&piece[..n]);
-        target.write_all(&piece[..n])?;
+        target.put(&piece[..n])?;
         bytes += n as u64;
-        waiting += n as u64;
-        if waiting >= FLUSH {
-            target.sync_data()?;
-            waiting = 0;
-        }
     }
-    target.sync_all()?;
+    target.finish()?;
     Ok((bytes, hex(&hash.finalize())))
 }
 

@@ -16,10 +16,10 @@ const LAST: &str = "end";
 const MOST: usize = 498;
 
 /// What begins the name of a date that lies in the container as a tree, of the layout before this one.
-const TREES: &str = "snapshots/";
+pub(super) const TREES: &str = "snapshots/";
 
 /// What begins the name of a large content.
-const LARGE: &str = "big/";
+pub(super) const LARGE: &str = "big/";
 
 /// What an image's name ends with.
 const SUFFIX: &str = ".sqfs";

@@ -10,14 +10,17 @@
 //! Nothing that has its name is ever written to.
 
 mod ask;
+pub(crate) mod below;
 mod big;
 pub(crate) mod checking;
 mod dates;
 mod images;
 mod list;
+mod making;
 pub(crate) mod pruning;
-#[allow(dead_code, reason = "the push that writes it, and what reads it, follow")]
 pub(crate) mod record;
+pub(crate) mod sending;
+mod target;
 mod view;
 
 use std::collections::BTreeMap;
@@ -31,8 +34,10 @@ use common::durable;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-pub(crate) use ask::{ask, failed};
-use list::{Layer, List};
+pub(crate) use ask::{ask, failed, full};
+pub(crate) use dates::Told;
+use list::{LARGE, Layer, List, TREES};
+pub(crate) use making::Sizes;
 
 /// The folder of it all, in the container.
 const LAYERS: &str = "layers";
@@ -45,8 +50,8 @@ const HIDDEN: &str = ".big";
 /// The lists, below it.
 const DATES: &str = "dates";
 
-/// The longest request, in bytes: a list of all the images that an overlay takes.
-const LONGEST: u64 = 1 << 20;
+/// The longest request, in bytes: a list of all the images that an overlay takes, and of some 100,000 large contents.
+const LONGEST: u64 = 16 << 20;
 
 /// What is asked.
 #[derive(Debug, Deserialize)]
@@ -54,10 +59,25 @@ const LONGEST: u64 = 1 << 20;
 enum Request {
     /// The dates and their images.
     Lists {},
-    /// Copy an image, and what was told of it (`FROM.json`).
-    Put { image: String, from: PathBuf, bytes: u64, sha256: String },
-    /// Copy a large content out of the store, or what of it is not as in one that lies here.
-    PutBig { store: PathBuf, content: big::Content, like: Option<big::Content> },
+    /// Copy an image, and what was told of it (`FROM.json`); `reserve` bytes stay free.
+    Put {
+        image: String,
+        from: PathBuf,
+        bytes: u64,
+        sha256: String,
+        #[serde(default)]
+        reserve: u64,
+    },
+    /// Copy a large content out of the store, or what of it is not as in one that lies here; `reserve` bytes stay free.
+    PutBig {
+        store: PathBuf,
+        content: big::Content,
+        like: Option<big::Content>,
+        #[serde(default)]
+        reserve: u64,
+    },
+    /// Tell the sizes of layers and large contents, by their names in a list: null for what is not there.
+    Look { layers: Vec<String> },
     /// Note which images a date that is on its way will have so far, before they are copied: so they are not swept out.
     Intend { date: String, layers: Vec<String> },
     /// The date is there.
@@ -88,13 +108,17 @@ pub(crate) fn answer(container: &Path) -> Result<Vec<u8>> {
             };
             json!({"dates": told(&lists.dates), "unfinished": told(&lists.unfinished)})
         }
-        Request::Put { image, from, bytes, sha256 } => {
+        Request::Put { image, from, bytes, sha256, reserve } => {
             prepare(&top)?;
-            json!({"copied": images::put(&top.join(IMAGES), &image, &from, bytes, &sha256)?})
+            json!({"copied": images::put(&top.join(IMAGES), &image, &from, bytes, &sha256, reserve)?})
         }
-        Request::PutBig { store, content, like } => {
+        Request::Look { layers } => {
+            let sizes = layers.iter().map(|name| Ok((name, size(&Layer::parse(name)?.path(container))?)));
+            json!({"bytes": sizes.collect::<Result<BTreeMap<_, _>>>()?})
+        }
+        Request::PutBig { store, content, like, reserve } => {
             prepare(&top)?;
-            match big::put(&top.join(BIG).join(HIDDEN), &store, &content, like.as_ref())? {
+            match big::put(&top.join(BIG).join(HIDDEN), &store, &content, like.as_ref(), reserve)? {
                 big::Put::Was => json!({"copied": false, "patched_bytes": null}),
                 big::Put::Copied => json!({"copied": true, "patched_bytes": null}),
                 big::Put::Patched(bytes) => json!({"copied": true, "patched_bytes": bytes}),
@@ -136,9 +160,18 @@ pub(crate) fn answer(container: &Path) -> Result<Vec<u8>> {
     Ok(serde_json::to_vec(&done)?)
 }
 
-/// The dates of the container mounted at `container` that are lists, with the names in them; and why those that cannot be read cannot.
-pub(crate) fn dates(container: &Path) -> Result<(BTreeMap<String, Vec<String>>, BTreeMap<String, String>)> {
+/// The lists in the container mounted at `container`.
+pub(crate) fn told(container: &Path) -> Result<Told> {
     dates::Lists::told(&container.join(LAYERS))
+}
+
+/// How large it is; `None` if it is not there.
+fn size(path: &Path) -> Result<Option<u64>> {
+    match std::fs::symlink_metadata(path) {
+        Ok(meta) => Ok(Some(if meta.is_dir() { 0 } else { meta.len() })),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("cannot look at {}", path.display())),
+    }
 }
 
 /// Makes the folders, durably; refuses what only looks like them.

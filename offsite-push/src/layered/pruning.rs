@@ -11,11 +11,11 @@ use common::mutant;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::ask;
 use super::list::Layer;
 use super::record::Record;
-use crate::inside;
 use crate::settings::Settings;
-use crate::siblings::option;
+use crate::siblings::{Siblings, option};
 use crate::store::Snapshot;
 
 /// The lists of the open container.
@@ -41,11 +41,11 @@ struct List {
 
 impl Listed {
     /// Reads them; a list that cannot be read is an error, as nobody knows what it needs. `list` is what the store here has.
-    pub(crate) fn read(settings: &Settings, uuid: &str, list: &[Snapshot]) -> Result<Listed> {
-        let answer = inside::layers(&settings.container, settings.patience, &json!({"lists": {}}));
+    pub(crate) fn read(siblings: &mut Siblings, uuid: &str, list: &[Snapshot]) -> Result<Listed> {
+        let answer = ask(siblings, "lists", &json!({"lists": {}}));
         let answer = answer.context("nothing is removed while a list in the container cannot be read")?;
         let lists: Lists = serde_json::from_value(answer).context("the answer about the lists is damaged")?;
-        let record = Record::load(&settings.state, uuid)?;
+        let record = Record::load(&siblings.settings.state, uuid)?;
         let sealed = |date: &str| {
             let here = list.iter().find(|s| s.date == date).map(|s| s.sealed);
             let noted = record.as_ref().and_then(|r| r.dates.get(date)).and_then(|dated| dated.sealed);
@@ -79,34 +79,20 @@ impl Listed {
     }
 
     /// Takes those of `dates` that are lists out of the container; the layers that went with them.
-    pub(crate) fn drop(&self, settings: &Settings, dates: &[String]) -> Result<Vec<String>> {
+    pub(crate) fn drop(&self, siblings: &mut Siblings, dates: &[String]) -> Result<Vec<String>> {
         #[derive(Deserialize)]
         struct Dropped {
             removed: Vec<String>,
         }
         let mut gone = Vec::new();
         for date in dates.iter().filter(|date| self.dates.contains_key(*date)) {
-            common::signals::check()?;
-            let answer =
-                inside::layers(&settings.container, settings.patience, &json!({"drop": {"date": date}}))?;
+            let answer = ask(siblings, "drop", &json!({"drop": {"date": date}}))?;
             let dropped: Dropped =
                 serde_json::from_value(answer).context("the answer about what was dropped is damaged")?;
             gone.extend(dropped.removed);
         }
         Ok(gone)
     }
-}
-
-/// Notes what the store still tells of the dates that it will forget some day.
-pub(crate) fn note(settings: &Settings, uuid: &str, list: &[Snapshot]) -> Result<()> {
-    let Some(mut record) = Record::load(&settings.state, uuid)? else { return Ok(()) };
-    let before = record.clone();
-    for snapshot in list {
-        if let Some(dated) = record.dates.get_mut(&snapshot.date).filter(|dated| dated.id == snapshot.id) {
-            dated.sealed = Some(snapshot.sealed);
-        }
-    }
-    if record != before { record.save(&settings.state) } else { Ok(()) }
 }
 
 /// Forgets what is gone from the container, now that it is so for sure.

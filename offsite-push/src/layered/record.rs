@@ -62,7 +62,7 @@ pub(crate) struct Dated {
     /// The files of it whose contents lie beside the images. `None`: not noted any more, as only the newest are.
     #[serde(default)]
     pub(crate) big: Option<Vec<Big>>,
-    /// Whether its files and its database belong together. `None`: nobody has looked yet, and the store may not have it any more.
+    /// Whether its files and its database belong together.
     #[serde(default)]
     pub(crate) sealed: Option<bool>,
 }

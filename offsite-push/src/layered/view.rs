@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, mknod};
 
-use super::dates::Lists;
+use super::dates::{Lists, Told};
 use super::list::{Layer, List};
 use crate::store;
 
@@ -91,9 +91,9 @@ struct Stack<'a> {
 
 impl<'a> Stack<'a> {
     fn new(container: &'a Path, dates: &[String], at: &'a Path) -> Result<Stack<'a>> {
-        let (told, unread) = Lists::told(&container.join(super::LAYERS))?;
+        let Told { layered, unread, .. } = Lists::told(&container.join(super::LAYERS))?;
         let lists: Vec<List> =
-            told.into_iter().map(|(date, names)| List::new(date, &names)).collect::<Result<_>>()?;
+            layered.into_iter().map(|(date, names)| List::new(date, &names)).collect::<Result<_>>()?;
         let laid: BTreeSet<Layer> = lists.iter().flat_map(|list| list.laid().cloned()).collect();
         let places = laid.into_iter().enumerate().map(|(n, layer)| (layer, n)).collect();
         let trees = match store::dates(&offsite::store(container)) {

@@ -15,7 +15,7 @@ struct Shop {
     random: u64,
 }
 
-type Picture = BTreeMap<PathBuf, (u32, u32, u32, i64, Vec<u8>)>;
+pub(crate) type Picture = BTreeMap<PathBuf, (u32, u32, u32, i64, Vec<u8>)>;
 
 impl Shop {
     fn new(seed: u64) -> Shop {
@@ -223,19 +223,19 @@ fn date(n: usize) -> String {
     format!("2020-01-{:02}T00-00-00Z", n + 1)
 }
 
-fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
 #[track_caller]
-fn ok(program: &str, args: &[&str]) -> String {
+pub(crate) fn ok(program: &str, args: &[&str]) -> String {
     let out = Command::new(program).args(args).output().unwrap();
     assert!(out.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap()
 }
 
 /// What squashfs itself holds; link-sync's stories compare the rest.
-fn walk(top: &Path) -> Picture {
+pub(crate) fn walk(top: &Path) -> Picture {
     let (mut found, mut waiting) = (Picture::new(), vec![PathBuf::new()]);
     while let Some(path) = waiting.pop() {
         let full = top.join(&path);
@@ -374,6 +374,54 @@ fn an_image_that_is_not_what_was_made_does_not_get_its_name_and_none_is_replaced
         .unwrap();
     let by_link = json!({"put": {"image": format!("{date}.2.sqfs"), "from": link, "bytes": 1, "sha256": ""}});
     assert!(shop.try_ask(&by_link).unwrap_err().contains("cannot copy"));
+}
+
+#[test]
+fn an_image_that_was_cut_off_is_gone_on_with_and_what_is_there_is_not_sent_again() {
+    let mut shop = Shop::new(11);
+    let date = shop.snapshot(0, None, |_, top| {
+        let mut noise = vec![0; 5 << 20];
+        let mut random = std::fs::File::open("/dev/urandom").unwrap();
+        std::io::Read::read_exact(&mut random, &mut noise).unwrap();
+        // (Less than what lies beside.)
+        for (n, part) in noise.chunks(1_000_000).enumerate() {
+            std::fs::write(top.join(n.to_string()), part).unwrap();
+        }
+    });
+    let told = shop.image(&date, None);
+    let put = shop.put(&date, &told);
+    let log = shop.path("log");
+    let ask = |more: &[&str]| {
+        let strace = ["strace", "-qq", "-e", "trace=pwrite64", "-o", text(&log)];
+        let out = shop.ask_as(&[&strace, more, &[text(&bin("offsite-push"))]].concat(), &put);
+        (out.status.success(), std::fs::read_to_string(&log).unwrap().matches("pwrite64(").count())
+    };
+    let layers = json!({"intend": {"date": date, "layers": [format!("{date}.sqfs")]}});
+    shop.ask(&layers);
+    assert!(!ask(&["-e", "inject=pwrite64:signal=KILL:when=4"]).0);
+    // What is on its way is not swept out.
+    shop.ask(&json!({"sweep": {}}));
+    let passing = shop.path("container/layers/images").join(format!(".{date}.sqfs.new"));
+    assert!(passing.metadata().unwrap().len() >= 3 << 20);
+    // A byte of it is not what was sent: from there on it is sent again.
+    let (there, written) = ask(&[]);
+    assert!(there && (2..=3).contains(&written), "{written}");
+    assert!(
+        shop.ask(&json!({"check": {"layers": [[format!("{date}.sqfs"), told["sha256"]]]}}))["wrong"]
+            == json!([])
+    );
+    shop.ask(&json!({"drop": {"date": date}}));
+    shop.ask(&layers);
+    assert!(!ask(&["-e", "inject=pwrite64:signal=KILL:when=4"]).0);
+    let mut rotten = std::fs::read(&passing).unwrap();
+    rotten[100] ^= 1;
+    std::fs::write(&passing, rotten).unwrap();
+    let (there, written) = ask(&[]);
+    assert!(there && written >= 5, "{written}");
+    assert!(
+        shop.ask(&json!({"check": {"layers": [[format!("{date}.sqfs"), told["sha256"]]]}}))["wrong"]
+            == json!([])
+    );
 }
 
 #[test]
