@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use common::fault::Fault;
 use common::profile::Bytes;
-use common::{mounts, say, signals};
+use common::{mounts, mutant, say, signals};
 
 use crate::TOOL;
 use crate::link::{Below, Watch};
@@ -192,6 +192,9 @@ impl<'a, 's> Up<'a, 's> {
 
     /// Takes down what is shown of it, then the container. What is shown holds it, and so does who uses that.
     fn detach(&mut self) -> Result<Answer> {
+        if mutant::active("what-is-shown-is-hidden-first") {
+            return self.detach_container();
+        }
         match shown::hide(self.siblings.settings)? {
             Ended::Held(who) => Ok(self.siblings.held(&who)),
             Ended::Nothing | Ended::Hidden => self.detach_container(),

@@ -29,6 +29,7 @@ use crate::settings::rsync_argv;
 use crate::store::Store;
 use crate::store::held::Held;
 use crate::store::meta::SnapshotMeta;
+use crate::store::shown;
 use copying::Copying;
 use far_end::far_end;
 pub use far_end::started_by_copy;
@@ -67,8 +68,18 @@ pub fn copy(args: &Copy, report: &mut Report) -> Result<()> {
             .into());
     }
     let base = common_base(&store, &dir, &there)?;
+    // Of what overlays show, numbers do not tell what is the same.
+    let alone =
+        shown::is_overlay(&wanted.top) || base.as_ref().is_some_and(|base| shown::is_overlay(&base.top));
+    if base.is_some() && alone {
+        report.warn(
+            "no-common-base",
+            "what is shown of images shares nothing that could be told: everything is copied",
+        );
+    }
+    let base = base.filter(|_| !alone);
     report.set("base_date", base.as_ref().map(|b| b.meta.date.clone()));
-    if base.is_none() && !there.is_empty() {
+    if base.is_none() && !alone && !there.is_empty() {
         report.warn(
             "no-common-base",
             format!(

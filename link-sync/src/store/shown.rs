@@ -36,6 +36,11 @@ pub fn is_shown(snapshot: &Path) -> Result<bool> {
     Ok(mount.fs_type == "overlay" && mount.target == snapshot.canonicalize()?)
 }
 
+/// Whether the opened folder is in an overlay.
+pub fn is_overlay(dir: &File) -> bool {
+    fstatfs(dir).is_ok_and(|stat| stat.filesystem_type() == OVERLAYFS)
+}
+
 /// Gives `name` in `dir`, an opened folder in the store, the time and the attributes (of which a link's or a device's are not
 /// asked for otherwise) that its snapshot has, if an overlay shows it.
 pub fn give_back(
@@ -48,7 +53,7 @@ pub fn give_back(
     if opened && !xattrs.keys().any(|name| name.as_bytes().starts_with(OURS)) {
         return Ok(());
     }
-    if !fstatfs(dir).is_ok_and(|stat| stat.filesystem_type() == OVERLAYFS) {
+    if !is_overlay(dir) {
         return Ok(());
     }
     let key = OsString::from_vec([OURS, MTIME].concat());
