@@ -176,7 +176,10 @@ fn a_view_shows_trees_and_lists_one_or_all_and_is_gone_when_it_is_closed() {
     let left = ran.json["left_behind"][0].clone();
     assert!(left["what"].as_str().unwrap().contains(&dates[2]), "{left}");
     assert!(left["clear"].as_str().unwrap().contains("unview"), "{left}");
-    kept.sees(&dates[0]);
+    kept.sees(&dates[2]);
+    // What was taken down before that is seen again when somebody asks for it.
+    kept.world.run("view", &[]).expect(0);
+    dates.iter().for_each(|date| kept.sees(date));
     drop(file);
     assert_eq!(kept.world.run("unview", &[]).expect(0).json["changed"], true);
     kept.nothing_is_up();
@@ -188,7 +191,10 @@ fn a_view_shows_trees_and_lists_one_or_all_and_is_gone_when_it_is_closed() {
 #[test]
 fn a_view_that_was_killed_with_all_that_it_started_is_cleared_by_unview_and_by_push() {
     let mut kept = Kept::new("");
-    kept.days(3);
+    for n in (12..15).rev() {
+        kept.day(n);
+        kept.world.push().expect(0);
+    }
     for n in 0..12 {
         let mut view = kept.world.command("view", &[]);
         let mut child =
@@ -200,7 +206,7 @@ fn a_view_that_was_killed_with_all_that_it_started_is_cleared_by_unview_and_by_p
         match n % 2 {
             0 => drop(kept.world.run("unview", &[]).expect(0)),
             _ => {
-                kept.day(-1 - n as i64);
+                kept.day(11 - i64::try_from(n).unwrap());
                 kept.world.push().expect(0);
             }
         }
@@ -264,15 +270,18 @@ fn pruned_are_dates_then_images_that_no_list_needs_and_never_a_tree_below_one() 
 #[test]
 fn what_only_dropped_dates_needed_goes_with_them_and_a_cut_at_any_step_is_made_good() {
     let mut kept = Kept::new("");
-    kept.days(2);
+    for n in [3, 2] {
+        kept.day(n);
+        kept.world.push().expect(0);
+    }
     // The newest two lie upon nothing that is older.
     for image in kept.images() {
         std::fs::write(kept.world.path("disk/layers/images").join(image), "x").unwrap();
     }
-    kept.day(-1);
-    kept.world.push().expect(3);
-    kept.day(-2);
-    kept.world.push().expect(3);
+    for n in [1, 0] {
+        kept.day(n);
+        kept.world.push().expect(3);
+    }
     kept.profile("layers", "[offsite.retention]\nkeep_last = 2\nmin_age = \"0d\"\nmax_gap = \"30d\"");
     let (old, new) = (kept.dates[..2].to_vec(), kept.dates[2..].to_vec());
     for kill in ["link-sync-prune", "luks-mount-detach"] {
@@ -356,6 +365,8 @@ fn with_checksums() -> Kept {
     let source = kept.world.path("source");
     std::fs::create_dir_all(source.join("folder")).unwrap();
     std::fs::create_dir(kept.world.path("index")).unwrap();
+    std::fs::set_permissions(kept.world.path("index"), std::os::unix::fs::PermissionsExt::from_mode(0o700))
+        .unwrap();
     for n in 0..3 {
         std::fs::write(source.join(format!("folder/{n}")), format!("file {n}\n").repeat(500)).unwrap();
         kept.with_checksums(&n.to_string());
