@@ -249,7 +249,7 @@ impl Cli {
                 )
             }
             Action::Prune { place, dry_run, bwlimit } => {
-                prune::run(&Settings::load(&place)?, prune::Options { bwlimit, dry_run }, report)
+                prune::run(&Settings::load(&place)?, prune::Options { bwlimit, dry_run, until: None }, report)
             }
             Action::Status { place } => status::run(&Settings::load(&place)?, report),
             Action::Verify { place, date, sample, seed, contents } => {

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 
 use crate::generation::{Change, Known, Stamp, objection, refusal};
 use crate::inside;
+use crate::layered::merging;
 use crate::layered::pruning::{self, Listed};
 use crate::layers::Up;
 use crate::leftovers::{self, Look};
@@ -40,6 +41,14 @@ pub(crate) struct Options {
     pub(crate) bwlimit: Option<Bytes>,
     /// Only tell.
     pub(crate) dry_run: bool,
+    /// Nothing is sent any more after this.
+    pub(crate) until: Option<jiff::Timestamp>,
+}
+
+impl Options {
+    fn is_over(&self) -> bool {
+        self.until.is_some_and(|until| jiff::Timestamp::now() >= until)
+    }
 }
 
 /// Does it.
@@ -165,6 +174,12 @@ fn work(
     let removed: Vec<String> = content.dates.iter().filter(|d| removes(&answer, d)).cloned().collect();
     let layers = listed.drop(up.siblings, &removed)?;
     report.set("prune", facts(&look, &answer, &layers));
+    let merged = if options.is_over() {
+        Vec::new()
+    } else {
+        merging::merge(up.siblings, uuid, list, &removed, settings.reserve_bytes())?
+    };
+    report.data["prune"]["merged"] = json!(merged);
     if answer.code == 3 {
         report.set_partial();
     }

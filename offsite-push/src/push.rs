@@ -155,7 +155,7 @@ fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report:
         return Err(error);
     }
     if prune && down.closed {
-        let options = prune::Options { bwlimit: options.bwlimit, dry_run: false };
+        let options = prune::Options { bwlimit: options.bwlimit, dry_run: false, until: options.until };
         match prune::round(settings, options, &list, siblings, report) {
             Err(error) if !matches!(kind_of(&error), Kind::Interrupted(_)) => {
                 prune::not_pruned(&error, report);

@@ -137,6 +137,38 @@ pub(super) fn publish(top: &Path, list: &List) -> Result<bool> {
     Ok(changed)
 }
 
+/// Puts the image `by` in the place of `layers`, which stand one after the other, in each list that has them; how many that were.
+pub(super) fn replace(top: &Path, layers: &[String], by: &str) -> Result<usize> {
+    anyhow::ensure!(
+        layers.iter().all(|name| is_image(name)) && is_image(by),
+        "only images take each other's place"
+    );
+    anyhow::ensure!(layers.len() > 1, "nothing is gained");
+    let meta = std::fs::symlink_metadata(top.join(IMAGES).join(by))
+        .with_context(|| format!("cannot look at {by}"))?;
+    anyhow::ensure!(meta.is_file() && meta.len() > 0, "{by} is no image");
+    let lists = Lists::read(top)?;
+    durable::sync_dir(&top.join(IMAGES))?;
+    let mut count = 0;
+    let there = lists.dates.iter().map(|list| (list, top.join(DATES).join(&list.date)));
+    let coming = lists.unfinished.iter().map(|list| (list, unfinished(top, &list.date)));
+    for (list, path) in there.chain(coming) {
+        let mut names = list.names();
+        if put_in_place(&mut names, layers, by) {
+            List::new(list.date.clone(), &names)?.write(&path)?;
+            count += 1;
+        }
+    }
+    Ok(count)
+}
+
+/// Puts `by` in the place of `layers` among `names`, if they are there, one after the other.
+pub(super) fn put_in_place(names: &mut Vec<String>, layers: &[String], by: &str) -> bool {
+    let Some(at) = names.windows(layers.len()).position(|those| those == layers) else { return false };
+    names.splice(at..at + layers.len(), [by.to_owned()]);
+    true
+}
+
 /// Takes the date out, and what was on its way of it; false if there was nothing.
 pub(super) fn drop_date(top: &Path, date: &str) -> Result<bool> {
     anyhow::ensure!(store::is_date(date), "{date:?} is no date");

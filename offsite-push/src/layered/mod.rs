@@ -17,6 +17,7 @@ mod dates;
 mod images;
 mod list;
 mod making;
+pub(crate) mod merging;
 pub(crate) mod pruning;
 pub(crate) mod record;
 pub(crate) mod sending;
@@ -82,6 +83,8 @@ enum Request {
     Intend { date: String, layers: Vec<String> },
     /// The date is there.
     Publish { date: String, layers: Vec<String> },
+    /// One image in the place of those that stand one after the other in lists.
+    Replace { layers: Vec<String>, by: String },
     /// Take a date out, and the images that no other needs.
     Drop { date: String },
     /// Remove what no list needs.
@@ -131,6 +134,7 @@ pub(crate) fn answer(container: &Path) -> Result<Vec<u8>> {
         Request::Publish { date, layers } => {
             json!({"changed": dates::publish(&top, &List::new(date, &layers)?)?})
         }
+        Request::Replace { layers, by } => json!({"lists": dates::replace(&top, &layers, &by)?}),
         Request::Drop { date } => {
             let changed = dates::drop_date(&top, &date)?;
             json!({"changed": changed, "removed": dates::sweep(&top)?})

@@ -570,6 +570,57 @@ fn all_dates_are_shown_at_once_trees_beside_lists_and_what_is_damaged_keeps_only
     shop.nothing_is_shown();
 }
 
+#[test]
+fn one_image_takes_the_place_of_several_in_every_list_or_in_some_and_nothing_shown_changes() {
+    let mut shop = Shop::new(21);
+    let (mut dates, mut layers) = (Vec::new(), Vec::new());
+    for n in 0..5 {
+        let base: Option<String> = dates.last().cloned();
+        let date = shop.snapshot(n, base.as_deref(), |shop, top| (0..5).for_each(|_| shop.change(top)));
+        layers = shop.push(&date, base.as_deref(), &layers);
+        dates.push(date);
+    }
+    // What was between the first and the fourth.
+    shop.ask(&json!({"drop": {"date": dates[1]}}));
+    shop.ask(&json!({"drop": {"date": dates[2]}}));
+    let several: Vec<String> = [3, 2, 1].map(|n| format!("{}.sqfs", dates[n])).into();
+    let name = format!("{}.m1.sqfs", dates[3]);
+    std::fs::rename(shop.path("images").join(&several[0]), shop.path("images/aside")).unwrap();
+    std::fs::rename(shop.path("images").join(format!("{}.json", several[0])), shop.path("images/aside.json"))
+        .unwrap();
+    let told = shop.image(&dates[3], Some(&dates[0]));
+    for end in ["", ".json"] {
+        let made = shop.path("images").join(format!("{}{end}", several[0]));
+        std::fs::rename(made, shop.path("images").join(format!("{name}{end}"))).unwrap();
+        let aside = shop.path(&format!("images/aside{end}"));
+        std::fs::rename(aside, shop.path("images").join(format!("{}{end}", several[0]))).unwrap();
+    }
+    let replace = json!({"replace": {"layers": several, "by": name}});
+    assert!(shop.try_ask(&replace).unwrap_err().contains("cannot look at"), "before it is there");
+    let put = json!({"put": {"image": name, "from": shop.path("images").join(&name), "bytes": told["image_bytes"],
+        "sha256": told["sha256"]}});
+    shop.ask(&put);
+    let stay = [&dates[0], &dates[3], &dates[4]];
+    let as_before = |shop: &Shop| stay.iter().for_each(|date| shop.shows(date));
+    let mut kills = 0;
+    for call in ["rename", "fsync"] {
+        kills += shop.killed_at_each(call, &replace, |shop| {
+            shop.is_whole();
+            as_before(shop);
+        });
+    }
+    assert!(kills >= 3, "killed {kills} times");
+    let first = format!("{}.sqfs", dates[0]);
+    let lists = shop.ask(&json!({"lists": {}}))["dates"].clone();
+    assert_eq!(lists[1]["layers"], json!([name, first]));
+    assert_eq!(lists[2]["layers"], json!([format!("{}.sqfs", dates[4]), name, first]));
+    let mut gone = several.clone();
+    gone.sort();
+    assert_eq!(shop.ask(&json!({"sweep": {}}))["removed"], json!(gone));
+    assert_eq!(shop.ask(&replace)["lists"], 0);
+    as_before(&shop);
+}
+
 /// A file system of its own for the container; gone when dropped.
 struct Disk(PathBuf);
 
