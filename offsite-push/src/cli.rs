@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use common::profile::{Bytes, TimeOfDay};
+use common::fault::Fault;
+use common::profile::{Bytes, Layout, TimeOfDay};
 use common::status::Report;
 
 use crate::inside::Inside;
@@ -219,6 +220,10 @@ impl Cli {
                 accept_container,
             } => {
                 let settings = Settings::load(&place)?;
+                if until.is_some() && settings.profile.offsite.layout == Layout::Hardlink {
+                    let message = "--until: a tree is copied in one piece, and not image by image";
+                    return Err(Fault::usage(message).hint("layout = \"layers\" in [offsite]").into());
+                }
                 push::run(
                     &settings,
                     &push::Options {

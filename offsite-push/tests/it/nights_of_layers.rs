@@ -25,6 +25,15 @@ fn noise(bytes: usize) -> Vec<u8> {
     noise
 }
 
+/// So many bytes of contents, and the snapshot's description.
+#[track_caller]
+fn near(bytes: &Value, contents: u64) {
+    assert!(
+        bytes.as_u64().is_some_and(|bytes| (contents..contents + 300).contains(&bytes)),
+        "{bytes}, not {contents}"
+    );
+}
+
 impl Nights {
     fn new() -> Nights {
         let world = World::new();
@@ -151,7 +160,7 @@ fn each_night_sends_what_changed_and_every_date_stays_what_it_was() {
     let push = &ran.json["data"]["push"];
     assert_eq!((&push["date"], &push["base_date"]), (&date(0).into(), &Value::Null));
     assert_eq!((&push["layers"]["images"], &push["layers"]["big_bytes"]), (&1.into(), &500_000.into()));
-    assert_eq!(push["copied_bytes"], 560_000);
+    near(&push["copied_bytes"], 560_000);
     assert!(
         push["unfinished"].is_null()
             && ran.json["warnings"].as_array().unwrap().iter().all(|w| w["kind"] == "header-differs"),
@@ -184,7 +193,8 @@ fn each_night_sends_what_changed_and_every_date_stays_what_it_was() {
     });
     let ran = nights.push(&[]).expect(0);
     let push = &ran.json["data"]["push"];
-    assert_eq!((&push["base_date"], &push["copied_bytes"]), (&date(0).into(), &3000.into()));
+    assert_eq!(push["base_date"], date(0));
+    near(&push["copied_bytes"], 3000);
     assert_eq!(
         steps(&ran),
         ["status-container", "status-s3", "mount", "attach", "layer", "detach", "unmount"]
@@ -207,7 +217,7 @@ fn each_night_sends_what_changed_and_every_date_stays_what_it_was() {
     std::fs::remove_file(nights.world.path("state/offsite.layers.json")).unwrap();
     nights.snapshot(3, Some(2), |top| std::fs::write(top.join("still-more"), noise(700)).unwrap());
     let ran = nights.push(&[]).expect(0);
-    assert_eq!(ran.json["data"]["push"]["copied_bytes"], 700);
+    near(&ran.json["data"]["push"]["copied_bytes"], 700);
     assert_eq!(big(&nights.layers(3)), 1);
     nights.shows(3);
 }
@@ -224,7 +234,7 @@ fn a_container_of_trees_goes_on_with_images_above_its_newest_tree_and_takes_no_t
         std::fs::write(top.join("new"), noise(1000)).unwrap();
     });
     let ran = nights.push(&[]).expect(0);
-    assert_eq!(ran.json["data"]["push"]["copied_bytes"], 1000);
+    near(&ran.json["data"]["push"]["copied_bytes"], 1000);
     assert_eq!(nights.layers(1), [format!("{}.sqfs", date(1)), format!("snapshots/{}/", date(0))]);
     assert_eq!(nights.world.record()["dates"], json!([date(0), date(1)]));
     nights.shows(1);
@@ -234,6 +244,7 @@ fn a_container_of_trees_goes_on_with_images_above_its_newest_tree_and_takes_no_t
     nights.shows(2);
     nights.profile("layout = \"hardlink\"");
     nights.snapshot(3, Some(2), |_| {});
+    nights.push(&["--until", "07:00"]).expect(2);
     let ran = nights.push(&[]).expect(78);
     assert!(ran.json["error"]["hint"].as_str().unwrap().contains("layout = \"layers\""), "{}", ran.json);
     assert!(nights.world.is_down());
@@ -404,12 +415,12 @@ fn a_full_container_and_a_full_disk_here_are_told_and_the_next_push_goes_on() {
         let out = nights.world.enter(words[0]).args(&words[1..]).output().unwrap();
         assert!(out.status.success(), "{words:?}: {}", String::from_utf8_lossy(&out.stderr));
     };
-    on(&["mount", "-t", "tmpfs", "-o", "size=600k,mode=700", "tmpfs", text(&nights.world.path("disk"))]);
+    on(&["mount", "-t", "tmpfs", "-o", "size=500k,mode=700", "tmpfs", text(&nights.world.path("disk"))]);
     nights.first();
     let ran = nights.push(&[]).expect(1);
     assert!(ran.json["error"]["hint"].as_str().unwrap().contains("luks-mount grow home"), "{}", ran.json);
     assert_eq!(ran.json["data"]["failed_step"], "put-big");
-    assert!(nights.world.is_down());
+    assert_eq!((&nights.world.read("s3")[..], &nights.world.read("luks")[..]), ("unmounted", "detached"));
     assert_eq!(nights.lists()["dates"], json!([]));
     on(&["mount", "-o", "remount,size=3m", text(&nights.world.path("disk"))]);
     nights.push(&[]).expect(0);
@@ -446,7 +457,8 @@ fn a_base_that_is_not_what_was_sent_is_told_and_not_built_upon() {
     nights.snapshot(2, Some(1), |top| std::fs::write(top.join("two"), noise(1000)).unwrap());
     let ran = nights.push(&[]).expect(3);
     let push = &ran.json["data"]["push"];
-    assert_eq!((&push["base_date"], &push["copied_bytes"]), (&date(0).into(), &2000.into()));
+    assert_eq!(push["base_date"], date(0));
+    near(&push["copied_bytes"], 2000);
     assert!(
         nights.world.record()["damaged"][date(1)].as_str().unwrap().contains("not as large"),
         "{}",
