@@ -41,10 +41,10 @@ refused: see push --accept-container.
 
 The last line on stdout is one JSON object; docs/status.schema.json has it.
 Exit codes: 0 the newest snapshot is there; 1 failed, nothing is mounted; 2
-usage; 3 pushed, but something was left out, or older dates in the container
-are not whole; 4 something is still mounted (the object says what); 69 S3 or a
-program is not there; 75 another push, or a view, is open; 77 rights; 78
-profile, store or container wrong; 128+N signal.";
+usage; 3 pushed, but something was left out, or the time was over (--until), or
+older dates in the container are not whole; 4 something is still mounted (the
+object says what); 69 S3 or a program is not there; 75 another push, or a view,
+is open; 77 rights; 78 profile, store or container wrong; 128+N signal.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Action {

@@ -120,7 +120,9 @@ impl Nights {
         std::fs::set_permissions(&view, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
         let shown = self.ask(&json!({"show": {"date": date(n), "at": view}}));
         let path = Path::new(shown["path"].as_str().unwrap()).join("data");
-        let seen: Picture = walk(&self.world.root().join(path.strip_prefix("/").unwrap()));
+        let path = self.world.root().join(path.strip_prefix("/").unwrap());
+        let seen: Picture = walk(&path);
+        let said: Vec<PathBuf> = walk(&path.with_file_name(".meta")).into_keys().collect();
         self.ask(&json!({"hide": {"at": view}}));
         let stored = walk(&self.store(n).join("data"));
         let differs: Vec<_> =
@@ -227,6 +229,8 @@ fn a_container_of_trees_goes_on_with_images_above_its_newest_tree_and_takes_no_t
     let nights = Nights::new();
     nights.profile("layout = \"hardlink\"");
     nights.first();
+    // A tree has lists, which are not those of what lies upon it.
+    std::fs::write(nights.store(0).join(".meta/sha256sums"), "").unwrap();
     nights.push(&[]).expect(0);
     nights.profile("layout = \"layers\"");
     nights.snapshot(1, Some(0), |top| {
@@ -261,12 +265,12 @@ fn a_first_push_is_made_of_images_and_goes_on_the_next_night_where_the_time_was_
     });
     // Each image is made at once, and the time is over after the second of them.
     let now = ok("date", &["+%s"]).trim().parse::<u64>().unwrap();
-    let until = ok("date", &["-d", &format!("@{}", now + 60), "+%H:%M"]);
+    let end = ((now + 25) / 60 + 1) * 60;
+    let until = ok("date", &["-d", &format!("@{end}"), "+%H:%M"]);
     let slow = format!(
         "\"{}\" \"$@\" >\"$w/out\" || exit\necho x >>\"$w/made\"\n[ $(wc -l <\"$w/made\") != 2 ] || \
-         while [ $(date +%s) -lt {} ]; do sleep .2; done\ncat \"$w/out\"; exit\n",
+         while [ $(date +%s) -lt {end} ]; do sleep .2; done\ncat \"$w/out\"; exit\n",
         text(&bin("link-sync")),
-        (now / 60 + 1) * 60,
     );
     nights.world.plan("link-sync-layer", &slow);
     let few = ["--image-bytes", "300k"];
@@ -442,6 +446,18 @@ fn a_full_container_and_a_full_disk_here_are_told_and_the_next_push_goes_on() {
     on(&["mount", "-o", "remount,size=300m", text(&here)]);
     nights.push(&[]).expect(0);
     nights.each_date_is_whole();
+}
+
+#[test]
+fn what_makes_images_is_looked_for_before_anything_is_opened() {
+    let nights = Nights::new();
+    nights.first();
+    let program = ok("which", &["mksquashfs"]);
+    let hidden = nights.world.enter("mount").args(["--bind", "/dev/null", program.trim()]).status().unwrap();
+    assert!(hidden.success());
+    let ran = nights.push(&[]).expect(69);
+    assert_eq!(ran.json["error"]["hint"], "apt-get install squashfs-tools");
+    assert_eq!(nights.world.calls(), ["luks-mount status", "sshfs-mount status"]);
 }
 
 #[test]
