@@ -449,6 +449,40 @@ fn a_full_container_and_a_full_disk_here_are_told_and_the_next_push_goes_on() {
 }
 
 #[test]
+fn upon_too_many_layers_no_more_are_laid_but_upon_an_older_date_with_few() {
+    let nights = Nights::new();
+    nights.first();
+    nights.push(&[]).expect(0);
+    nights.snapshot(1, Some(0), |top| std::fs::write(top.join("one"), noise(1000)).unwrap());
+    nights.push(&[]).expect(0);
+    // As if it had come to that in a hundred nights.
+    let (images, list) =
+        (nights.world.path("disk/layers/images"), nights.world.path("disk/layers/dates").join(date(1)));
+    let newest = format!("{}.sqfs", date(1));
+    let more: String = (0..99)
+        .map(|n| {
+            let name = format!("{}.{n}.sqfs", date(1));
+            std::fs::copy(images.join(&newest), images.join(&name)).unwrap();
+            name + "\n"
+        })
+        .collect();
+    let text =
+        std::fs::read_to_string(&list).unwrap().replace(&newest, &format!("{newest}\n{}", more.trim_end()));
+    std::fs::write(&list, text).unwrap();
+    nights.snapshot(2, Some(1), |top| std::fs::write(top.join("two"), noise(1000)).unwrap());
+    let ran = nights.push(&[]).expect(0);
+    let push = &ran.json["data"]["push"];
+    assert_eq!(push["base_date"], date(0));
+    near(&push["copied_bytes"], 2000);
+    nights.shows(2);
+    // With nothing older the newest must do.
+    std::fs::remove_dir_all(nights.store(0)).unwrap();
+    std::fs::remove_dir_all(nights.store(2)).unwrap();
+    nights.snapshot(3, Some(1), |top| std::fs::write(top.join("three"), noise(1000)).unwrap());
+    assert_eq!(nights.push(&[]).expect(0).json["data"]["push"]["base_date"], date(1));
+}
+
+#[test]
 fn what_makes_images_is_looked_for_before_anything_is_opened() {
     let nights = Nights::new();
     nights.first();
