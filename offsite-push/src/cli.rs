@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use common::profile::{Bytes, TimeOfDay};
+use common::fault::Fault;
+use common::profile::{Bytes, Layout, TimeOfDay};
 use common::status::Report;
 
 use crate::inside::Inside;
@@ -40,10 +41,10 @@ refused: see push --accept-container.
 
 The last line on stdout is one JSON object; docs/status.schema.json has it.
 Exit codes: 0 the newest snapshot is there; 1 failed, nothing is mounted; 2
-usage; 3 pushed, but something was left out, or older dates in the container
-are not whole; 4 something is still mounted (the object says what); 69 S3 or a
-program is not there; 75 another push, or a view, is open; 77 rights; 78
-profile, store or container wrong; 128+N signal.";
+usage; 3 pushed, but something was left out, or the time was over (--until), or
+older dates in the container are not whole; 4 something is still mounted (the
+object says what); 69 S3 or a program is not there; 75 another push, or a view,
+is open; 77 rights; 78 profile, store or container wrong; 128+N signal.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Action {
@@ -235,6 +236,10 @@ impl Cli {
                 accept_container,
             } => {
                 let settings = Settings::load(&place)?;
+                if until.is_some() && settings.profile.offsite.layout == Layout::Hardlink {
+                    let message = "--until: a tree is copied in one piece, and not image by image";
+                    return Err(Fault::usage(message).hint("layout = \"layers\" in [offsite]").into());
+                }
                 push::run(
                     &settings,
                     &push::Options {

@@ -14,7 +14,7 @@ use crate::copying::{self, Copied};
 use crate::generation::{Change, Known, Last, Stamp, objection, refusal};
 use crate::layered::Sizes;
 use crate::layered::record::Record as Layers;
-use crate::layered::sending::{self, Job};
+use crate::layered::sending::Job;
 use crate::layers::{Down, Up};
 use crate::leftovers::{self, Look};
 use crate::open_view::Record;
@@ -78,12 +78,9 @@ fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report:
 
     let look = Look::take(siblings, false)?;
     let known = Known::load(&settings.record())?;
-    let on_its_way = match &known {
-        Some(known) => {
-            !sending::needed(Layers::load(&settings.state, &known.container_uuid)?.as_ref()).is_empty()
-        }
-        None => false,
-    };
+    let layers =
+        known.as_ref().map(|known| Layers::load(&settings.state, &known.container_uuid)).transpose()?;
+    let on_its_way = layers.flatten().is_some_and(|layers| layers.unfinished.is_some());
     let nothing_new =
         !options.accept_container && !on_its_way && known.as_ref().is_some_and(|k| k.holds(&wanted.id));
     if let Some(view) = leftovers::open_view(&look, Record::load(settings)?) {
@@ -106,6 +103,13 @@ fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report:
         return Ok(());
     }
 
+    if settings.profile.offsite.layout == Layout::Layers
+        && common::run::program("mksquashfs".as_ref()).is_err()
+    {
+        return Err(Fault::unavailable("mksquashfs, which makes the images, is not there")
+            .hint("apt-get install squashfs-tools")
+            .into());
+    }
     let mut up = Up::new(siblings);
     let filled = fill(&mut up, settings, options, known, &wanted, &list, report);
     let at = up.siblings.doing;
@@ -246,7 +250,7 @@ fn fill(
     };
     let mut change = Change::begin(&path, known.as_ref(), uuid, &content, why.is_some())?;
     change.note(&path, |known| known.compare.clone_from(&doubt))?;
-    let unfinished = sending::needed(layers.as_ref());
+    let unfinished = layers.as_ref().map(Layers::needed).unwrap_or_default();
     let needed: Vec<_> = prune::common_date(&content.dates, list)
         .into_iter()
         .chain([wanted.date.as_str()])

@@ -47,9 +47,7 @@ pub(crate) fn run(settings: &Settings, report: &mut Report) -> Result<()> {
         let n = unfinished.images.len();
         say!(TOOL, "{n} images of {} are made; the next push goes on with it", unfinished.date);
     }
-    let unfinished =
-        unfinished.map(|u| json!({"date": u.date, "images": u.images.len(), "base_date": u.base_date}));
-    report.set("unfinished", json!(unfinished));
+    report.set("unfinished", json!(unfinished.map(|unfinished| unfinished.told())));
     report.set("damaged", json!(known.as_ref().map(|k| &k.damaged)));
     if let Some(known) = &known {
         for (date, what) in &known.damaged {

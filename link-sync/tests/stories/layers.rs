@@ -497,13 +497,14 @@ fn of_the_large_contents_of_the_base_those_are_named_that_are_still_there() {
     }
     history.shoot();
     history.next(0).expect(0);
+    let images = history.images.clone();
     let beside = |n: usize| {
-        let text = std::fs::read(format!("{}.json", history.image(n).display())).unwrap();
+        let text = std::fs::read(images.join(format!("{n}.sqfs.json"))).unwrap();
         serde_json::from_slice::<serde_json::Value>(&text).unwrap()
     };
     let list = history.images.join("list");
     std::fs::write(&list, beside(0)["big"].to_string()).unwrap();
-    let source = &history.world.source;
+    let source = history.world.source.clone();
     std::fs::remove_file(source.join("same")).unwrap();
     std::fs::remove_file(source.join("goes")).unwrap();
     std::fs::create_dir(source.join("folder")).unwrap();

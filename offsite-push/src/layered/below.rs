@@ -10,6 +10,13 @@ use super::record::Record;
 use super::{LARGE, TREES, ask};
 use crate::generation::Content;
 use crate::siblings::Siblings;
+use crate::store::Snapshot;
+
+/// Layers of a date from which on a new one is laid over an older date with fewer, and the most of such a one. What changed
+/// since is in one image then.
+const MANY: usize = 100;
+/// See [`MANY`].
+const FEW: usize = 50;
 
 /// The dates in the container.
 #[derive(Debug)]
@@ -38,6 +45,36 @@ impl Below {
     pub(super) fn layers(&self, base: Option<&str>) -> Vec<String> {
         let names = base.map(|base| self.names(base)).unwrap_or_default();
         names.into_iter().filter(|name| !name.starts_with(LARGE)).collect()
+    }
+
+    /// What the date `wanted` is to be laid upon: the newest that is in the store's `list`, too, and whose layers are as they were
+    /// put there; an older one, if that has too many layers. Also what is wrong with those that were passed over.
+    pub(super) fn base(
+        &self,
+        siblings: &mut Siblings,
+        list: &[Snapshot],
+        record: &Record,
+        wanted: &str,
+    ) -> Result<(Option<String>, BTreeMap<String, String>)> {
+        let (mut newest, mut damaged) = (None, BTreeMap::new());
+        for held in list.iter().rev().filter(|s| s.date != wanted && self.holds(&s.date)) {
+            let date = &held.date;
+            let layers = self.layers(Some(date)).len();
+            // It is another snapshot of that name; or no better than the newest.
+            let other = record.dates.get(date).is_some_and(|dated| dated.id != held.id);
+            if other || (newest.is_some() && layers > FEW) {
+                continue;
+            }
+            let wrong = compare(siblings, &[(date.clone(), self.names(date))].into(), Some(record))?;
+            if !wrong.is_empty() {
+                damaged.extend(wrong);
+            } else if layers < MANY {
+                return Ok((Some(date.clone()), damaged));
+            } else {
+                newest.get_or_insert_with(|| date.clone());
+            }
+        }
+        Ok((newest, damaged))
     }
 
     /// A date more.

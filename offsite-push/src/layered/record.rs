@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use common::durable;
 use common::fault::Fault;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 /// The file's name.
 const FILE: &str = "offsite.layers.json";
@@ -100,6 +101,13 @@ pub(crate) struct Unfinished {
     pub(crate) big: Vec<Big>,
 }
 
+impl Unfinished {
+    /// For a report.
+    pub(crate) fn told(&self) -> Value {
+        json!({"date": self.date, "images": self.images.len(), "base_date": self.base_date})
+    }
+}
+
 fn path(state: &Path) -> PathBuf {
     state.join(FILE)
 }
@@ -131,6 +139,12 @@ impl Record {
     /// The hash of the layer `name` of a list, as S2 knows it; a large content is named by it.
     pub(crate) fn sha256<'a>(&'a self, name: &'a str) -> Option<&'a str> {
         name.strip_prefix("big/").or_else(|| self.images.get(name).map(|image| &image.sha256[..]))
+    }
+
+    /// The dates of the store that what is on its way needs: itself, and what it lies upon.
+    pub(crate) fn needed(&self) -> Vec<String> {
+        let dates = self.unfinished.iter().flat_map(|u| [Some(u.date.clone()), u.base_date.clone()]);
+        dates.flatten().collect()
     }
 
     /// Forgets the dates that are not among `dates`, and the images that no date, and nothing that is on its way, has.

@@ -5,7 +5,6 @@
 //! begun, and inside the image that was on its way.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use base64::Engine as _;
@@ -21,12 +20,6 @@ use crate::generation::Content;
 use crate::siblings::Siblings;
 use crate::store::Snapshot;
 use crate::{TOOL, room, tell};
-
-/// Layers of a date from which on a new one is laid over an older date with fewer, and the most of such a one. What changed
-/// since is in one image then.
-const MANY: usize = 100;
-/// See [`MANY`].
-const FEW: usize = 50;
 
 /// What is to be done.
 #[derive(Debug)]
@@ -56,9 +49,9 @@ pub(crate) struct Sent {
     pub(crate) dates: Vec<String>,
     /// Something was left out.
     pub(crate) left_out: bool,
-    /// Images sent, and their bytes.
+    /// Images sent.
     pub(crate) images: u64,
-    /// See `images`.
+    /// Their bytes.
     pub(crate) image_bytes: u64,
     /// Contents in them.
     pub(crate) content_bytes: u64,
@@ -84,17 +77,10 @@ enum End {
 struct Sending<'a, 's> {
     siblings: &'a mut Siblings<'s>,
     job: &'a Job<'a>,
-    state: PathBuf,
     workshop: Workshop,
     record: Record,
     below: Below,
     sent: Sent,
-}
-
-/// The dates of the store that an unfinished push needs: itself, and what it lies upon.
-pub(crate) fn needed(record: Option<&Record>) -> Vec<String> {
-    let unfinished = record.and_then(|record| record.unfinished.as_ref());
-    unfinished.into_iter().flat_map(|u| [Some(u.date.clone()), u.base_date.clone()]).flatten().collect()
 }
 
 /// Does it in the open container, which has `content`.
@@ -111,7 +97,6 @@ pub(crate) fn send(
         workshop,
         siblings,
         job,
-        state: settings.state.clone(),
         record,
         below: Below::new(content),
         sent: Sent { dates: content.dates.clone(), ..Sent::default() },
@@ -128,9 +113,12 @@ pub(crate) fn send(
             let wanted = (job.wanted.date.clone(), job.wanted.id.clone());
             sending.sent.published.get_or_insert(wanted);
         }
-        _ => sending.sent.unfinished = Some(sending.what_is_there()),
+        _ => {
+            let none = Unfinished { date: job.wanted.date.clone(), ..Unfinished::default() };
+            sending.sent.unfinished = Some(sending.record.unfinished.as_ref().unwrap_or(&none).told());
+        }
     }
-    sending.sent.needed = needed(Some(&sending.record));
+    sending.sent.needed = sending.record.needed();
     Ok(sending.sent)
 }
 
@@ -141,15 +129,23 @@ impl Sending<'_, '_> {
         // It was published, and then we were killed.
         if content.dates.contains(&unfinished.date) {
             self.record.unfinished = None;
-            self.record.save(&self.state)?;
+            self.note()?;
             return Ok(End::There);
         }
         let list = self.job.list;
         let held = |date: &String| list.iter().any(|s| s.date == *date) && self.below.holds(date);
         let found = list.iter().find(|s| s.date == unfinished.date && s.id == unfinished.id);
         let found = found.filter(|_| unfinished.base_date.as_ref().is_none_or(held));
+        // What was sent of it, and what it lies upon, is looked at once more: the container may have been put back meanwhile.
+        let there = unfinished.images.iter().filter(|name| !self.workshop.has(name)).cloned();
+        let names = there.chain(self.below.layers(unfinished.base_date.as_deref())).collect();
+        let all = [(unfinished.date.clone(), names)].into();
+        let found = match found {
+            Some(snapshot) if compare(self.siblings, &all, Some(&self.record))?.is_empty() => Some(snapshot),
+            _ => None,
+        };
         let Some(snapshot) = found else {
-            let why = "the store, or the container, no longer has it or what it lies upon";
+            let why = "the store, or the container, no longer has all of it, or what it lies upon";
             report.warn(
                 "unfinished-given-up",
                 format!("{} was not wholly sent, and cannot be gone on with: {why}", unfinished.date),
@@ -165,7 +161,6 @@ impl Sending<'_, '_> {
     fn forget_others(&mut self, content: &Content) -> Result<()> {
         let ours = self.record.unfinished.as_ref().map(|unfinished| unfinished.date.clone());
         for date in content.unfinished.iter().filter(|date| Some(*date) != ours.as_ref()) {
-            // A date that is there is not dropped: publishing it again would end this.
             if !content.dates.contains(date) {
                 ask(self.siblings, "drop", &json!({"drop": {"date": date}}))?;
                 self.sent.changed = true;
@@ -180,7 +175,7 @@ impl Sending<'_, '_> {
         self.sent.changed = true;
         self.record.unfinished = None;
         self.record.retain(&self.sent.dates);
-        self.record.save(&self.state)
+        self.note()
     }
 
     /// Sends what is missing of a date, and publishes it.
@@ -191,8 +186,9 @@ impl Sending<'_, '_> {
                 None => self.base(snapshot)?,
             };
             if base.is_none() && !self.sent.dates.is_empty() {
-                let why = "no date in the container that it could be laid upon is also in the store here";
-                report.warn("no-base", format!("all of {} is sent: {why}", snapshot.date));
+                let why =
+                    "all of it is sent: no date in the container that it could be laid upon is here, too";
+                report.warn("no-base", format!("{}: {why}", snapshot.date));
             }
             match self.images(snapshot, base.as_deref())? {
                 End::There => {
@@ -216,14 +212,18 @@ impl Sending<'_, '_> {
     /// Until no image is missing.
     fn images(&mut self, snapshot: &Snapshot, base: Option<&str>) -> Result<End> {
         loop {
-            if let Some(unfinished) = &self.record.unfinished {
-                if let Some(name) = unfinished.images.last().filter(|name| self.workshop.has(name)).cloned() {
-                    if self.is_over() || !self.put(&name, base)? {
+            let made =
+                self.record.unfinished.as_ref().map(|u| (u.images.last().cloned(), u.last_b64.is_none()));
+            if let Some((Some(name), is_last)) = made {
+                if self.workshop.has(&name) {
+                    if self.is_over() || !self.put(&name, base, is_last)? {
                         return Ok(End::TimeIsOver);
                     }
-                    continue;
+                    if !is_last {
+                        self.workshop.remove(&name)?;
+                    }
                 }
-                if unfinished.last_b64.is_none() {
+                if is_last {
                     return Ok(End::There);
                 }
             }
@@ -236,36 +236,20 @@ impl Sending<'_, '_> {
         }
     }
 
+    fn note(&self) -> Result<()> {
+        self.record.save(&self.siblings.settings.state)
+    }
+
     fn is_over(&self) -> bool {
         self.job.until.is_some_and(|until| jiff::Timestamp::now() >= until)
     }
 
-    /// The newest date that both hold, whose layers are as they were put there; an older one, if that has too many.
+    /// What the snapshot is to be laid upon.
     fn base(&mut self, snapshot: &Snapshot) -> Result<Option<String>> {
-        let job = self.job;
-        let mut newest = None;
-        for held in job.list.iter().rev().filter(|s| s.date != snapshot.date) {
-            let date = &held.date;
-            let known = self.record.dates.get(date);
-            if !self.below.holds(date) || known.is_some_and(|dated| dated.id != held.id) {
-                continue;
-            }
-            let below = self.below.layers(Some(date));
-            if newest.is_some() && below.len() > FEW {
-                continue;
-            }
-            let all = [(date.clone(), self.below.names(date))].into();
-            let damaged = compare(self.siblings, &all, Some(&self.record))?;
-            if !damaged.is_empty() {
-                self.sent.damaged.extend(damaged);
-                continue;
-            }
-            if below.len() < MANY {
-                return Ok(Some(date.clone()));
-            }
-            newest.get_or_insert_with(|| date.clone());
-        }
-        Ok(newest)
+        let (list, record) = (self.job.list, &self.record);
+        let (base, damaged) = self.below.base(self.siblings, list, record, &snapshot.date)?;
+        self.sent.damaged.extend(damaged);
+        Ok(base)
     }
 
     /// What lies beside the base's images, if that is known to the file.
@@ -285,8 +269,8 @@ impl Sending<'_, '_> {
         let after = before.as_ref().and_then(|u| u.last_b64.as_ref());
         let after = after.map(|text| base64::engine::general_purpose::STANDARD.decode(text));
         let after = after.transpose().context("the record of what was sent is damaged")?;
-        let sizes = self.job.sizes;
-        let order = Order { date: &snapshot.date, base, base_big: big.as_deref(), after, sizes };
+        let order =
+            Order { date: &snapshot.date, base, base_big: big.as_deref(), after, sizes: self.job.sizes };
         self.sent.left_out |= !self.workshop.make(self.siblings, &name, &order)?;
         let facts = self.workshop.facts(&name)?;
         anyhow::ensure!(facts.id == snapshot.id, "{} in the store is not what it was", snapshot.date);
@@ -315,7 +299,7 @@ impl Sending<'_, '_> {
         };
         self.record.images.insert(name, image);
         self.record.unfinished = Some(unfinished);
-        self.record.save(&self.state)?;
+        self.note()?;
         Ok(true)
     }
 
@@ -333,14 +317,19 @@ impl Sending<'_, '_> {
         layers
     }
 
-    /// Sends an image and the large contents that came with it; false if the time is over before the last one.
-    fn put(&mut self, name: &str, base: Option<&str>) -> Result<bool> {
+    /// Sends an image and the large contents that came with it; false if the time is over before the last one. The last image
+    /// stays here until the date is published.
+    fn put(&mut self, name: &str, base: Option<&str>, is_last: bool) -> Result<bool> {
         let facts = self.workshop.facts(name)?;
         let layers = self.layers(base);
         let unfinished = self.record.unfinished.clone().context("no image is on its way")?;
         let date = unfinished.date;
-        let intended = ask(self.siblings, "intend", &json!({"intend": {"date": date, "layers": layers}}))?;
-        self.sent.changed |= intended["changed"] == true;
+        // Of a date with one image nothing is named before: should it be swept out meanwhile, it is still here.
+        if !(is_last && unfinished.images.len() == 1) {
+            let intended =
+                ask(self.siblings, "intend", &json!({"intend": {"date": date, "layers": layers}}))?;
+            self.sent.changed |= intended["changed"] == true;
+        }
         room::fits(self.siblings.settings, facts.image_bytes, self.job.reserve)?;
         say!(TOOL, "sending {name}, {}", tell::bytes(facts.image_bytes));
         let put = json!({"put": {"image": name, "from": self.workshop.path(name), "bytes": facts.image_bytes,
@@ -351,11 +340,7 @@ impl Sending<'_, '_> {
             self.sent.image_bytes += facts.image_bytes;
             self.sent.content_bytes += facts.content_bytes;
         }
-        if !self.put_big(&facts, &date, base)? {
-            return Ok(false);
-        }
-        self.workshop.remove(name)?;
-        Ok(true)
+        self.put_big(&facts, &date, base)
     }
 
     fn put_big(&mut self, facts: &Facts, date: &str, base: Option<&str>) -> Result<bool> {
@@ -385,7 +370,8 @@ impl Sending<'_, '_> {
     fn publish(&mut self, snapshot: &Snapshot, base: Option<String>) -> Result<()> {
         let layers = self.layers(base.as_deref());
         let unfinished = self.record.unfinished.clone().context("no image was made")?;
-        let big = self.base_big(base.as_deref()).is_some().then_some(unfinished.big);
+        let (big, last) = (unfinished.big, unfinished.images.last().cloned());
+        let big = self.base_big(base.as_deref()).is_some().then_some(big);
         // Only what is newest is likely to be built upon.
         let newest = self.record.dates.keys().next_back().cloned();
         for (_, dated) in self.record.dates.iter_mut().filter(|d| Some(d.0) != newest.as_ref()) {
@@ -394,26 +380,19 @@ impl Sending<'_, '_> {
         let dated =
             Dated { id: snapshot.id.clone(), layers: layers.clone(), big, sealed: Some(snapshot.sealed) };
         self.record.dates.insert(snapshot.date.clone(), dated);
-        self.record.save(&self.state)?;
+        self.note()?;
         let publish = json!({"publish": {"date": snapshot.date, "layers": layers}});
         self.sent.changed |= ask(self.siblings, "publish", &publish)?["changed"] == true;
         self.record.unfinished = None;
-        self.record.save(&self.state)?;
+        self.note()?;
+        last.iter().try_for_each(|name| self.workshop.remove(name))?;
         self.below.add(&snapshot.date, layers);
         self.sent.dates.push(snapshot.date.clone());
         self.sent.dates.sort_unstable();
         self.sent.base_date = base;
-        let newer = self.sent.published.as_ref().is_none_or(|published| published.0 < snapshot.date);
-        if newer {
+        if self.sent.published.as_ref().is_none_or(|published| published.0 < snapshot.date) {
             self.sent.published = Some((snapshot.date.clone(), snapshot.id.clone()));
         }
         Ok(())
-    }
-
-    /// For the report.
-    fn what_is_there(&self) -> Value {
-        let none = Unfinished { date: self.job.wanted.date.clone(), ..Unfinished::default() };
-        let there = self.record.unfinished.as_ref().unwrap_or(&none);
-        json!({"date": there.date, "images": there.images.len(), "base_date": there.base_date})
     }
 }
