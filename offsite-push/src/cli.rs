@@ -101,8 +101,13 @@ pub(crate) enum Action {
     /// no more than max_removals_per_day (10) within 24 hours. See link-sync prune.
     /// Sudo: /usr/sbin/offsite-push prune home
     ///
+    /// Of dates of layout "layers" the lists go, and then the images that no list
+    /// needs. Where most of what lies between two dates is superseded, one image is
+    /// made of it anew, and sent: at most a quarter of what it replaces.
+    ///
     /// data: prune (kept, removed, skipped, postponed, paths, snapshots: of each
-    /// its date, action and reasons), dry_run, failed_step, steps.
+    /// its date, action and reasons; layers_removed; merged: of each its date,
+    /// base_date, images, images_bytes, bytes), dry_run, failed_step, steps.
     Prune {
         #[command(flatten)]
         place: Place,

@@ -579,7 +579,7 @@ fn what_a_view_shows_is_verified_restored_and_listed_as_any_store() {
     let was = exact(&kept.world.path("store"));
     assert_eq!(exact(&copy), was);
     assert!(was.contains("posix_acl_access") && !was.contains("nc-backup"), "{was}");
-    link_sync(&["restore", "--date", &kept.dates[1], "--path", "data/folder", "--to", text(&to)]);
+    link_sync(&["restore", "--date", &kept.dates[1], "--path", "folder", "--to", text(&to)]);
     let back = std::fs::read_to_string(ok("find", &[text(&to), "-name", "1"]).trim()).unwrap();
     assert_eq!(back, "file 1\n".repeat(500));
     assert!(ok("find", &[text(&to), "-name", "2"]).is_empty());

@@ -124,6 +124,7 @@ impl Nights {
         let path = self.world.root().join(path.strip_prefix("/").unwrap());
         let seen: Picture = walk(&path);
         let said: Vec<PathBuf> = walk(&path.with_file_name(".meta")).into_keys().collect();
+        assert!(said.iter().any(|path| path.ends_with("snapshot.json")), "{said:?}");
         self.ask(&json!({"hide": {"at": view}}));
         let stored = walk(&self.store(n).join("data"));
         let differs: Vec<_> =
