@@ -518,10 +518,14 @@ fn a_damaged_image_is_told_with_its_dates_and_nothing_new_is_laid_upon_it() {
 fn a_file_that_has_the_number_of_another_dates_is_looked_at_itself() {
     let kept = with_checksums();
     let source = kept.world.path("source");
+    // Each a block of its own, which lies in the image as it is.
+    let mut noise = vec![0; 6 << 20];
+    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom").unwrap(), &mut noise).unwrap();
+    let blocks: Vec<&[u8]> = noise.chunks(1 << 20).collect();
     let files = |prefix: &str| {
-        for n in 0..9 {
+        for (n, block) in blocks.iter().enumerate() {
             let path = source.join(format!("{prefix}{n}"));
-            std::fs::write(&path, format!("the same {n}")).unwrap();
+            std::fs::write(&path, block).unwrap();
             ok("touch", &["-d", "2026-01-01T00:00:00Z", text(&path)]);
         }
     };
@@ -529,7 +533,7 @@ fn a_file_that_has_the_number_of_another_dates_is_looked_at_itself() {
     files("a");
     kept.with_checksums("x");
     kept.world.push().expect(0);
-    for n in 0..9 {
+    for n in 0..blocks.len() {
         std::fs::remove_file(source.join(format!("a{n}"))).unwrap();
     }
     files("A");
@@ -538,7 +542,10 @@ fn a_file_that_has_the_number_of_another_dates_is_looked_at_itself() {
     let newest = kept.lists().pop().unwrap();
     let image = kept.world.path("disk/layers/images").join(format!("{newest}.sqfs"));
     let mut rotten = std::fs::read(&image).unwrap();
-    rotten[110..130].fill(0);
+    for block in &blocks {
+        let at = rotten.windows(32).position(|those| those == &block[..32]).unwrap();
+        rotten[at + 1000] ^= 1;
+    }
     std::fs::write(&image, rotten).unwrap();
     let ran = kept.world.run("verify", &["--contents"]).expect(1);
     let findings = ran.json["data"]["verify"]["findings"].as_array().unwrap();
@@ -546,7 +553,7 @@ fn a_file_that_has_the_number_of_another_dates_is_looked_at_itself() {
         f["paths"].as_array().unwrap().iter().map(|p| p.as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
     let found: std::collections::BTreeSet<String> = findings.iter().flat_map(paths).collect();
-    let wanted = (0..9).map(|n| format!("data/A{n}"));
+    let wanted = (0..blocks.len()).map(|n| format!("data/A{n}"));
     assert!(wanted.into_iter().all(|path| found.contains(&path)), "{found:?}");
     assert!(!found.iter().any(|path| path.starts_with("data/a")), "{found:?}");
 }
@@ -563,6 +570,8 @@ fn what_a_view_shows_is_verified_restored_and_listed_as_any_store() {
     let to = kept.world.path("back");
     // A copy of it, into another store, is as it was, too.
     let copy = kept.world.path("copy");
+    std::fs::create_dir(&copy).unwrap();
+    std::fs::set_permissions(&copy, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
     link_sync(&[
         "copy",
         "--date",
