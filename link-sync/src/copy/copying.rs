@@ -160,7 +160,16 @@ impl Copying<'_> {
             }
             None => None,
         };
-        let changes = changes::between(old.as_ref(), &wanted, None)?;
+        let mut changes = changes::between(old.as_ref(), &wanted, None)?;
+        if shown::is_overlay(&wanted) {
+            // A folder gets its time last of all, when nothing is put into it any more.
+            let Delta { marked, root, .. } = &mut changes;
+            for folder in marked.iter_mut().chain(root).filter(|m| m.kind == libc::S_IFDIR) {
+                if let Some(time) = shown::time_of(&open_dir(&wanted, &folder.path)?)? {
+                    folder.mtime = time;
+                }
+            }
+        }
         Ok(CopiedSource {
             name: name.to_owned(),
             path: self.wanted.path.join(name),

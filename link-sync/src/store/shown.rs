@@ -73,6 +73,17 @@ pub fn give_back(
     Ok(())
 }
 
+/// The time of an opened folder that an overlay shows, if squashfs could not hold it.
+pub fn time_of(dir: &File) -> Result<Option<(i64, u32)>> {
+    let Some(time) = xattr::get(path(dir, b"."), OsString::from_vec([OURS, MTIME].concat()))
+        .context("cannot read an extended attribute")?
+    else {
+        return Ok(None);
+    };
+    let time = parse(&time).context("a time of an image is not understood")?;
+    Ok(Some((time.tv_sec(), u32::try_from(time.tv_nsec()).unwrap_or(0))))
+}
+
 /// Gives all that is below `new` what its attributes of ours say, and takes these away.
 pub fn put_back(new: &File) -> Result<()> {
     visit::each(new, |found| {
