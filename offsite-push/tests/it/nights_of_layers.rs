@@ -125,6 +125,7 @@ impl Nights {
         let said: Vec<PathBuf> = walk(&path.with_file_name(".meta")).into_keys().collect();
         self.ask(&json!({"hide": {"at": view}}));
         let stored = walk(&self.store(n).join("data"));
+        assert_eq!(said, ["", "lock", "snapshot.json"].map(PathBuf::from), "{n}");
         let differs: Vec<_> =
             stored.iter().filter(|(path, what)| seen.get(*path) != Some(what)).map(|s| s.0).collect();
         assert!(
