@@ -28,10 +28,10 @@ export LC_ALL
 # As far as may be: the answers of the tools are files.
 # shellcheck disable=SC3045  # every sh of Debian has them
 ulimit -S -f "$(ulimit -H -f)" 2>/dev/null || true
-# Closed ones would be what the next file that is opened gets.
-{ true <&0; } 2>/dev/null || exec </dev/null
-{ true >&1; } 2>/dev/null || exec >/dev/null
-{ true >&2; } 2>/dev/null || exec 2>/dev/null
+# Closed ones would be what the next file that is opened gets. (To itself, one can always be redirected.)
+{ true 3<&0; } 2>/dev/null || exec </dev/null
+{ true 3>&1; } 2>/dev/null || exec >/dev/null
+true 3>&2 || exec 2>/dev/null
 
 # Names and foreign messages reach root's terminal: nothing in them is a command to it.
 show() { LC_ALL=C tr '\000-\037\177' '?' | LC_ALL=C sed 's/\xc2[\x80-\x9f]/?/g'; }

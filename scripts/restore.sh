@@ -193,11 +193,15 @@ replace_database() {
     progress database
 }
 
-# A name that nobody else uses; rm follows no link.
-replaced() { find "$target" -maxdepth 1 -name ".nc-restore-$date-*.replaced" "$@"; }
+# A name that nobody else uses; rm follows no link. What has been kept since $since is this restore's: one of the same date
+# that came before may have kept the only copy of something.
+of_this_date() { find "$target" -maxdepth 1 -name ".nc-restore-$date-*.replaced" "$@"; }
+replaced() { [ -z "$since" ] || of_this_date -newermt "$since" "$@"; }
+kept_before() { if [ -n "$since" ]; then of_this_date ! -newermt "$since" -print; else of_this_date -print; fi; }
 lines() { printf '%s\n' "$1"; }
 remove_replaced() {
     lines "$targets" | while read -r target; do
+        kept_before | while read -r one; do say "an earlier restore has kept $one: remove it when you need nothing of it"; done
         if [ -n "$keep_replaced" ]; then
             say "what was replaced: $(replaced -print | tr '\n' ' ')"
         else

@@ -34,12 +34,7 @@ fn with_short_name<T>(path: &Path, then: impl FnOnce(&Path) -> std::io::Result<T
 /// Starts this tool's `action` with `argv` behind a new `socket`, whose lock is ours. Detach the child, and keep the listener
 /// until it is known to live.
 pub fn start(socket: &Path, lock: &Lock, action: &str, argv: &[OsString]) -> Result<(Child, UnixListener)> {
-    match std::fs::remove_file(socket) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(e).with_context(|| format!("cannot remove {}", socket.display()));
-        }
-        _ => {}
-    }
+    crate::durable::remove(socket)?;
     let listener = with_short_name(socket, |path| UnixListener::bind(path))
         .with_context(|| format!("cannot listen on {}", socket.display()))?;
     let child = Program::own()?

@@ -57,6 +57,15 @@ pub fn write_soon(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     put(path, bytes, mode, false).map(drop)
 }
 
+/// Removes the file at `path`, not yet durably; whether there was one.
+pub fn remove(path: &Path) -> Result<bool> {
+    match std::fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e).with_context(|| format!("cannot remove {}", path.display())),
+    }
+}
+
 /// Puts it there; the folder it is in.
 fn put<'a>(path: &'a Path, bytes: &[u8], mode: u32, sync: bool) -> Result<&'a Path> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
@@ -67,10 +76,7 @@ fn put<'a>(path: &'a Path, bytes: &[u8], mode: u32, sync: bool) -> Result<&'a Pa
     temporary.push(".new");
     let temporary = dir.join(temporary);
     let what = || format!("cannot write {}", path.display());
-    match std::fs::remove_file(&temporary) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).with_context(what),
-        _ => {}
-    }
+    remove(&temporary).with_context(what)?;
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let fd = open(&temporary, flags, Mode::from_bits_truncate(mode)).with_context(what)?;
     let mut file = File::from(fd);

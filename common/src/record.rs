@@ -55,11 +55,7 @@ impl RunRecord {
 
     /// Removes it; fine if there is none.
     pub fn remove(path: &Path) -> Result<()> {
-        match std::fs::remove_file(path) {
-            Ok(()) => Ok(()),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(e).with_context(|| format!("cannot remove the run record {}", path.display())),
-        }
+        durable::remove(path).map(drop).context("cannot remove the run record")
     }
 }
 

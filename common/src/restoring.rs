@@ -35,26 +35,24 @@ pub fn load(state: &Path) -> Result<Option<Restoring>> {
     serde_json::from_slice(&bytes).map(Some).with_context(|| format!("{} is damaged", path.display()))
 }
 
-/// Sets it, or leaves that of an earlier attempt at the same date as it is; durable on return.
-pub fn begin(state: &Path, date: &str, root: Option<&Path>) -> Result<()> {
-    if load(state).ok().flatten().is_some_and(|known| known.date == date) {
-        return Ok(());
+/// Sets it, or leaves that of an earlier attempt at the same date as it is; durable on return. When the first attempt began.
+pub fn begin(state: &Path, date: &str, root: Option<&Path>) -> Result<String> {
+    if let Some(known) = load(state).ok().flatten().filter(|known| known.date == date) {
+        return Ok(known.since);
     }
     let mark =
         Restoring { date: date.to_owned(), since: crate::status::now(), root: root.map(Path::to_owned) };
-    durable::write(&file(state), &serde_json::to_vec(&mark)?, 0o600)
+    durable::write(&file(state), &serde_json::to_vec(&mark)?, 0o600)?;
+    Ok(mark.since)
 }
 
 /// Removes it, durably; whether it was there.
 pub fn end(state: &Path) -> Result<bool> {
-    let path = file(state);
-    match std::fs::remove_file(&path) {
-        Ok(()) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-        Err(e) => return Err(e).with_context(|| format!("cannot remove {}", path.display())),
+    let there = durable::remove(&file(state))?;
+    if there {
+        durable::sync_dir(state)?;
     }
-    durable::sync_dir(state)?;
-    Ok(true)
+    Ok(there)
 }
 
 /// Refuses to back up what is only half restored: by the mark in `state`, or by one beside it, of another profile with the

@@ -186,10 +186,7 @@ impl Scratch {
     pub(crate) fn new(settings: &Settings) -> Result<Scratch> {
         let scratch = Scratch { dir: settings.state.clone() };
         for name in Scratch::NAMES {
-            match std::fs::remove_file(scratch.path(name)) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.into()),
-                _ => {}
-            }
+            durable::remove(&scratch.path(name))?;
         }
         Ok(scratch)
     }

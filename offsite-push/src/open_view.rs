@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use common::durable;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -44,13 +44,7 @@ impl Record {
 
     /// Removes it; fine if there is none.
     pub(crate) fn remove(settings: &Settings) -> Result<()> {
-        let path = Record::path(settings);
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(e).with_context(|| format!("cannot remove {}", path.display()))
-            }
-            _ => Ok(()),
-        }
+        durable::remove(&Record::path(settings)).map(drop)
     }
 
     /// Somebody may be using it.

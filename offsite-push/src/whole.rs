@@ -204,12 +204,7 @@ pub(crate) fn noticed(copy: &Answer, settings: &Settings) -> Result<Damaged> {
 
 /// It is in S2's own record now.
 pub(crate) fn forget_noticed(settings: &Settings) -> Result<()> {
-    match std::fs::remove_file(settings.state.join(LACKS)) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(e).context(format!("cannot remove {LACKS}"))
-        }
-        _ => Ok(()),
-    }
+    durable::remove(&settings.state.join(LACKS)).map(drop)
 }
 
 /// Tells what is not whole, each time.

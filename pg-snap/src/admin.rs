@@ -11,6 +11,8 @@ use crate::target::Target;
 
 /// The mark on databases that this program may drop again.
 pub(crate) const MARK: &str = "pg-snap:";
+/// How many connections a database may have that is just being made, and has no other mark yet. Nobody means this number.
+pub(crate) const UNMARKED: i32 = 1_885_826_657;
 
 /// The connection.
 #[derive(Debug)]

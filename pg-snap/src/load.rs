@@ -7,10 +7,11 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use common::mutant;
 use common::profile::Profile;
 use common::status::Report;
 
-use crate::admin::{Admin, MARK};
+use crate::admin::{Admin, MARK, UNMARKED};
 use crate::connect::Server;
 use crate::facts::Facts;
 use crate::loader::{self, Loader, Me};
@@ -81,9 +82,15 @@ impl<'l> Load<'l> {
     pub(crate) fn create(&self, name: &str, owner: &str, note: &str) -> Result<()> {
         let id = identifier(name);
         let sql = self.manifest.definition.create(name, owner, self.me.server_version_num);
+        // A mark that it has from the first moment: between two statements, a run can be killed.
+        let sql = match mutant::active("marked-a-moment-later") {
+            true => sql,
+            false => format!("{sql} CONNECTION LIMIT {UNMARKED}"),
+        };
         let mark = format!("COMMENT ON DATABASE {id} IS {}", literal(&format!("{MARK} {note}")));
+        let open = format!("ALTER DATABASE {id} CONNECTION LIMIT -1");
         // Whoever makes it gives it away only when it is marked.
-        self.admin.run(&[sql, mark]).map(|_| ()).map_err(|e| {
+        self.admin.run(&[sql, mark, open]).map(|_| ()).map_err(|e| {
             self.admin.drop_database(name).ok();
             let locale = &self.manifest.definition.collate;
             // wrong_object_type: what CREATE DATABASE says of a locale it does not know.

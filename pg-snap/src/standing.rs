@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use serde::Deserialize;
 
-use crate::admin::{Admin, is_ours};
+use crate::admin::{Admin, MARK, UNMARKED, is_ours};
 use crate::loader::Me;
 use crate::manifest::Manifest;
 use crate::psql::{identifier, literal};
@@ -31,11 +31,13 @@ impl Standing {
         needed.push(manifest.definition.owner.clone());
         let needed = needed.iter().map(|n| format!("({})", literal(n))).collect::<Vec<_>>().join(", ");
         let (owner, name) = (literal(&manifest.definition.owner), literal(name));
+        let mark = literal(MARK);
         admin.query(
             &format!(
                 "SELECT json_build_object({},
                    'exists', EXISTS (SELECT FROM pg_database WHERE datname = {name}),
-                   'leftovers', (SELECT coalesce(json_agg(json_build_array(datname, shobj_description(oid, 'pg_database'))), '[]')
+                   'leftovers', (SELECT coalesce(json_agg(json_build_array(datname,
+                       CASE datconnlimit WHEN {UNMARKED} THEN {mark} ELSE shobj_description(oid, 'pg_database') END)), '[]')
                      FROM pg_database WHERE datname IN ({temporary})),
                    'missing_roles', (SELECT coalesce(json_agg(DISTINCT n.name), '[]') FROM (VALUES {needed}) n (name)
                      WHERE NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = n.name)),

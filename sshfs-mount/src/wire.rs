@@ -38,13 +38,7 @@ pub(crate) fn reset(settings: &Settings) -> Result<()> {
 
 /// Forgets the numbers; fine if there are none.
 pub(crate) fn remove(settings: &Settings) -> Result<()> {
-    let path = path(settings);
-    match std::fs::remove_file(&path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(e).with_context(|| format!("cannot remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
+    durable::remove(&path(settings)).map(drop)
 }
 
 /// The sums over all connections; `None` if nothing is counted.

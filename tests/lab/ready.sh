@@ -73,11 +73,12 @@ find_cargo() {
     fail 69 "$problem. This brings it: $install"
 }
 
-# Builds the tools for real use and sets $bin, unless it is set.
+# Builds the tools as for real use and sets $bin, unless it is set. (Without link-time optimisation: it makes them smaller, and
+# takes minutes.)
 build() {
     [ -z "$bin" ] || return 0
     find_cargo
-    (cd "$repo" && cargo build --release --locked --quiet --workspace --bins)
+    (cd "$repo" && CARGO_PROFILE_RELEASE_LTO=off cargo build --release --locked --quiet --workspace --bins)
     bin=$(cd "$repo" && cargo metadata --format-version 1 --no-deps --locked | jq -r .target_directory)/release
 }
 

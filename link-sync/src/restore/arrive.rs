@@ -28,14 +28,14 @@ use crate::store::keeps::abilities;
 use crate::store::meta::SnapshotMeta;
 use crate::store::{ensure_dir, open_dir, remove, shown, split};
 
-/// Copies one path into its private folder, completely and durably.
+/// Copies one path into its private folder, completely and durably. `since`: when the restore began that keeps Nextcloud closed.
 pub fn arrive(
     args: &Restore,
     settings: &Settings,
     item: &Item,
     partial: &mut Partial,
-    far: &mut Far,
-    meta: &SnapshotMeta,
+    (far, meta): (&mut Far, &SnapshotMeta),
+    since: Option<&str>,
     progress: &Progress,
 ) -> Result<()> {
     let path = item.wish.full();
@@ -124,7 +124,7 @@ pub fn arrive(
     partial.sync()?;
     let old = partial.part(OLD)?;
     let plan = item.swap(&new, &old).plan()?;
-    partial.journal.swap = Some(SwapPlan { tamed, ..plan });
+    partial.journal.swap = Some(SwapPlan { tamed, since: since.map(str::to_owned), ..plan });
     partial.save()
 }
 

@@ -1,5 +1,6 @@
 //! What a private folder is for, and how far its restore has come: what `state.json` in it says.
 
+use common::mutant;
 use serde::{Deserialize, Serialize};
 
 use super::tame::Tamed;
@@ -40,6 +41,16 @@ pub struct SwapPlan {
     /// What did not come as the store has it.
     #[serde(default)]
     pub tamed: Tamed,
+    /// When the restore of the whole instance began in which it arrived: Nextcloud is closed until that one's end.
+    #[serde(default)]
+    pub since: Option<String>,
+}
+
+impl SwapPlan {
+    /// Whether nobody could use what it has put in place: it is of the very restore that closed Nextcloud at `since`.
+    pub fn unused(&self, since: Option<&str>) -> bool {
+        since.is_some() && (self.since.as_deref() == since || mutant::active("closed-once-is-closed"))
+    }
 }
 
 fn yes() -> bool {

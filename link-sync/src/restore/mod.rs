@@ -59,7 +59,8 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Does it, without asking if it is `sure`. Returns whether what was put in place had arrived in an earlier run.
+/// Does it, without asking if it is `sure`. Returns whether an earlier run had begun to put in place what somebody could use
+/// since.
 fn once(args: &Restore, sure: bool, report: &mut Report) -> Result<bool> {
     let settings = args.profile.options().settings()?;
     if args.closed {
@@ -113,16 +114,18 @@ fn once(args: &Restore, sure: bool, report: &mut Report) -> Result<bool> {
     }
     let arrived = opened.iter().map(|p| Ok(Some((p.part(NEW)?, p.journal.swap.is_some()))));
     room(&items, &arrived.collect::<Result<Vec<_>>>()?)?;
-    if args.in_place && args.closed {
-        restoring::begin(&settings.state, &meta.date, settings.html())?;
-    }
+    let since = match args.in_place && args.closed {
+        true => Some(restoring::begin(&settings.state, &meta.date, settings.html())?),
+        false => None,
+    };
     let progress = Progress::terminal();
     // One that was interrupted when all had arrived does not compare again.
     let begun = opened.iter().any(|p| p.journal.swap.is_some());
+    let used = opened.iter().filter_map(|p| p.journal.swap.as_ref()).any(|s| !s.unused(since.as_deref()));
     let verified = args.verify && !begun;
     for (item, partial) in items.iter().zip(&mut opened) {
         if partial.journal.swap.is_none() {
-            arrive(args, &settings, item, partial, &mut far, &meta, &progress)?;
+            arrive(args, &settings, item, partial, (&mut far, &meta), since.as_deref(), &progress)?;
         }
         report.changed = true;
     }
@@ -164,7 +167,7 @@ fn once(args: &Restore, sure: bool, report: &mut Report) -> Result<bool> {
     }
     others_left(&items, &meta, &own, report)?;
     report.set("verified", verified);
-    Ok(begun && !args.closed && not_back.iter().all(|n| n.held.is_empty()))
+    Ok(used && not_back.iter().all(|n| n.held.is_empty()))
 }
 
 /// Asks before anything is replaced.

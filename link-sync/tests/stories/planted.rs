@@ -126,7 +126,8 @@ fn a_right_that_cannot_be_given_back_ends_it() {
         // then it fails, or does without, or ends at once,
         let aborted = out.status.signal() == Some(6);
         let said = String::from_utf8_lossy(&out.stderr).contains("ended at once");
-        assert_eq!(aborted, said, "refusal {n}: {out:?}");
+        // (without a word where only one of several threads was refused: then glibc ends it, nptl/nptl_setxid.c)
+        assert!(aborted || !said, "refusal {n}: {out:?}");
         ended += u32::from(aborted);
         // (what cannot become root to look elsewhere looks at the next place)
         assert!(aborted || text.contains("exit_code"), "refusal {n}: {out:?}");

@@ -110,6 +110,13 @@ impl Far {
     }
 }
 
+impl Drop for Far {
+    /// So that what is still up can be taken down, also by a test that failed.
+    fn drop(&mut self) {
+        self.0.sh("rm -f /usr/local/sbin/*; kill -KILL $(cat served) 2>/dev/null || :; umount -l link 2>/dev/null || :");
+    }
+}
+
 /// The command lines of our tool's processes, and of what is stuck in the kernel.
 fn stuck() -> Vec<String> {
     let list = std::fs::read_dir("/proc").unwrap().flatten();

@@ -127,6 +127,7 @@ impl Nights {
         assert!(said.iter().any(|path| path.ends_with("snapshot.json")), "{said:?}");
         self.ask(&json!({"hide": {"at": view}}));
         let stored = walk(&self.store(n).join("data"));
+        assert_eq!(said, ["", "lock", "snapshot.json"].map(PathBuf::from), "{n}");
         let differs: Vec<_> =
             stored.iter().filter(|(path, what)| seen.get(*path) != Some(what)).map(|s| s.0).collect();
         assert!(

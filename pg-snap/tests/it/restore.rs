@@ -175,6 +175,29 @@ fn a_killed_restore_leaves_the_old_database_and_the_next_one_clears_up() {
 }
 
 #[test]
+fn one_that_is_killed_while_its_database_is_made_is_not_in_the_way_of_the_next() {
+    let lab = Lab::filled();
+    lab.dump();
+    // One that dies right after CREATE DATABASE, before anything else is said of what that made: the statements come as digits.
+    let (psql, next) = (lab.path("psql"), "434f4d4d454e54204f4e204441544142415345");
+    let script = format!(
+        "#!/bin/sh\ntext=$(cat)\ncase $text in *{next}*) printf '%s\\n' \"$text\" | sed '/{next}/,$d' | psql \"$@\"\n\
+         kill -9 $PPID; exit 1 ;; esac\nprintf '%s\\n' \"$text\" | psql \"$@\"\n"
+    );
+    testkit::script(&psql, &script);
+    let command = &mut lab.restore_command("fresh");
+    let died = lab.start(command.args(["--psql", psql.to_str().unwrap()])).wait_with_output().unwrap();
+    assert_eq!(died.status.code(), None, "{}", String::from_utf8_lossy(&died.stderr));
+    assert!(lab.exists("fresh_pgsnap_new"));
+    let ran = lab.restore("fresh", []).expect(0);
+    assert!(ran.stderr.contains("an earlier restore left"), "{}", ran.stderr);
+    assert_eq!(lab.temporary("fresh"), "");
+    let limit = "SELECT datconnlimit FROM pg_database WHERE datname = 'fresh'";
+    assert_eq!(lab.cluster.psql("postgres", limit), "-1");
+    lab.drop_database("fresh");
+}
+
+#[test]
 fn somebody_elses_database_in_the_way_is_not_dropped() {
     let lab = Lab::filled();
     lab.dump();

@@ -151,6 +151,48 @@ fn a_damaged_instance_comes_back_exactly_and_is_closed_until_all_is_there() {
 }
 
 #[test]
+fn what_was_used_between_two_attempts_is_restored_again_and_what_was_kept_before_stays() {
+    // Given a restore of yesterday that kept what it had replaced, and another of the same date that came to a halt when all
+    // was in place, as something that is in no snapshot cannot be moved back,
+    let world = World::new("between");
+    let profile = std::fs::read_to_string(world.path("home.toml")).unwrap();
+    let excluded = "name = \"data\"\nexclude = [\"/*/files/Videos/\"]\n";
+    std::fs::write(world.path("home.toml"), profile.replace("name = \"data\"\n", excluded)).unwrap();
+    let sh = |text: &str| {
+        let mut command = Command::new("sh");
+        let output = command.args(["-euc", text]).current_dir(world.root()).output().unwrap();
+        assert!(output.status.success(), "{text}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    sh("mkdir data/alice/files/Videos; touch data/alice/files/Videos/v");
+    run(&mut world.backup()).expect(0);
+    sh("cp -a . ../../copy; echo 1 >data/alice/files/precious");
+    run(restore(&world).arg("--keep-replaced")).expect(0);
+    let kept = sh("find \"$PWD\" -name precious");
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    sh("chattr +i data/alice/files/Videos");
+    run(&mut restore(&world)).expect(4);
+    assert!(closed(&world));
+    // when it is opened as it is, and used, and restored then,
+    run(Command::new(world.tools().join("nc-maint"))
+        .args(["off", "home", "--config"])
+        .arg(world.path("home.toml")))
+    .expect(0);
+    sh("find data/alice/files -type f -name '*.*' -exec truncate -s 1 {} +; echo 1 >data/alice/files/since");
+    sh("chattr -i $(find \"$PWD\" -name Videos)");
+    let ran = run(&mut restore(&world)).expect(0);
+    // then all is as it was, and what was kept before is still there, and told.
+    let folder = &kept[..kept.find("/old/").expect("kept, and not in its place")];
+    assert!(ran.stderr.contains(&format!("an earlier restore has kept {folder}:")), "{}", ran.stderr);
+    assert_eq!(sh("find \"$PWD\" -name precious"), kept);
+    // (the one that was given up has kept the code that it had replaced)
+    sh(&format!(
+        "rm -r '{folder}' .nc-restore-*.replaced; touch -r ../../copy/data data; ! find . -name '.nc-restore-*' | grep ."
+    ));
+    assert_eq!(differences(&world, "copy"), "");
+}
+
+#[test]
 fn nothing_is_changed_before_it_is_known_that_the_dump_comes_back() {
     let world = World::new("unsure");
     run(&mut world.backup()).expect(0);
@@ -307,8 +349,12 @@ fn a_configuration_that_is_read_only_is_restored_like_any_other() {
     run(&mut world.backup()).expect(0);
     let before = rows(&world);
     damage(&world);
-    // when it is restored, it is open, clients are told, and nothing is left beside it.
-    run(&mut restore(&world)).expect(0);
+    // when it is restored, by somebody who has closed all that could be read and written, it is open, clients are told, and
+    // nothing is left beside it.
+    let command = restore(&world);
+    let mut closed = Command::new("sh");
+    closed.args(["-c", "exec \"$@\" <&- >&- 2>&-", "sh"]).arg(command.get_program()).args(command.get_args());
+    assert!(closed.status().unwrap().success());
     assert!(!world.in_maintenance());
     assert_eq!(rows(&world), before);
     let after = std::fs::read_to_string(&config).unwrap();

@@ -1,0 +1,2 @@
+# scripts/restore.sh
+s/ -newermt "$since"//

@@ -1,0 +1,2 @@
+# scripts/lib.sh
+s/^true 3>&2 .*/true/
