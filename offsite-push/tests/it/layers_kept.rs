@@ -343,7 +343,7 @@ fn a_month_of_dailies_thinned_to_weeks_costs_little_more_than_it_was() {
             for file in 0..if n == 29 { 60 } else { 6 } {
                 let path = top.join(format!("{}", (n * 7 + file) % 60));
                 std::fs::remove_file(&path).ok();
-                std::fs::write(path, noise(20_000)).unwrap();
+                std::fs::write(path, noise(40_000)).unwrap();
             }
         });
         let ran = kept.world.push().expect(0);
