@@ -99,6 +99,11 @@ impl World {
         command
     }
 
+    /// What is mounted in that namespace is seen below this.
+    pub(crate) fn root(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root", self.namespace.id()))
+    }
+
     pub(crate) fn command(&self, action: &str, options: &[&str]) -> Command {
         let mut command = self.enter(self.path("bin/offsite-push"));
         command
