@@ -306,10 +306,28 @@ fn nights_with_the_real_tools() {
     real.arrived(&[&newest, &waiting]);
 }
 
+/// What was cut off goes on; and the night after that.
+fn goes_on(real: &Real, dates: &mut Vec<String>, what: &str) -> u64 {
+    let ran = real.push().expect(0);
+    eprintln!("== after {what}: {}", ran.json["data"]["push"]);
+    dates.push(ran.json["data"]["date"].as_str().unwrap().to_owned());
+    real.file("folder/5", 5);
+    dates.push(real.snapshot());
+    real.push().expect(0);
+    assert_eq!(real.layered(), *dates, "{what}");
+    ran.json["data"]["push"]["sent_bytes"].as_u64().unwrap()
+}
+
+fn ended(child: Child, what: &str) -> Ran {
+    let ran = judge(child.wait_with_output().unwrap());
+    eprintln!("== {what}: exit code {}\n{}", ran.code, ran.stderr);
+    ran
+}
+
 #[test]
-fn layers_with_the_real_tools_and_whatever_breaks_the_next_push_goes_on() {
+fn nights_of_layers_and_a_push_that_is_ended_goes_on_inside_its_image() {
     if run_me(
-        "real::layers_with_the_real_tools_and_whatever_breaks_the_next_push_goes_on",
+        "real::nights_of_layers_and_a_push_that_is_ended_goes_on_inside_its_image",
         Options { seconds: 1200, ..Options::default() },
     ) {
         return;
@@ -318,7 +336,6 @@ fn layers_with_the_real_tools_and_whatever_breaks_the_next_push_goes_on() {
     let first = real.push().expect(0);
     let mut dates = vec![first.json["data"]["date"].as_str().unwrap().to_owned()];
     real.is_down();
-    assert_eq!(real.layered(), dates);
     assert_eq!(real.push().expect(0).json["changed"], false);
     // One file of 20 is new: about that is sent.
     real.file("folder/3", 50);
@@ -327,56 +344,47 @@ fn layers_with_the_real_tools_and_whatever_breaks_the_next_push_goes_on() {
     let push = &ran.json["data"]["push"];
     eprintln!("== 50 KiB changed: {push}");
     assert_eq!(push["base_date"], dates[0]);
-    let sent = push["sent_bytes"].as_u64().unwrap();
-    assert!(sent < 500 << 10, "{push}");
+    assert!(push["sent_bytes"].as_u64().unwrap() < 500 << 10, "{push}");
     assert_eq!(real.layered(), dates);
 
-    let ended = |child: Child, what: &str| {
-        let ran = judge(child.wait_with_output().unwrap());
-        eprintln!("== {what}: exit code {}\n{}", ran.code, ran.stderr);
-        ran
-    };
-    let mut recovers = |what: &str| {
-        let ran = real.push().expect(0);
-        eprintln!("== after {what}: {}", ran.json["data"]["push"]);
-        dates.push(ran.json["data"]["date"].as_str().unwrap().to_owned());
-        assert_eq!(real.layered(), dates, "{what}");
-        // And the night after that.
-        real.file("folder/5", 5);
-        dates.push(real.snapshot());
-        real.push().expect(0);
-        assert_eq!(real.layered(), dates, "{what}");
-    };
-    let start = |options: &[&str]| real.start_slow_in("layers/images", options);
-
-    let child = start(&[]);
+    // 12 MB, some of which were there.
+    let child = real.start_slow_in("layers/images", &[]);
     signal(child.id(), "TERM");
     ended(child, "TERM").expect(143);
     real.is_down();
-    recovers("TERM");
-
-    let mut child = start(&[]);
+    let sent = goes_on(&real, &mut dates, "TERM");
+    assert!(sent < 11_500_000, "{sent}");
+    let mut child = real.start_slow_in("layers/images", &[]);
     signal(child.id(), "KILL");
     child.wait().unwrap();
-    recovers("KILL");
+    let sent = goes_on(&real, &mut dates, "KILL");
+    assert!(sent < 11_500_000, "{sent}");
+}
 
-    let child = start(&[]);
+#[test]
+fn when_sshfs_dies_or_hangs_in_an_image_the_next_push_goes_on() {
+    if run_me(
+        "real::when_sshfs_dies_or_hangs_in_an_image_the_next_push_goes_on",
+        Options { seconds: 1200, ..Options::default() },
+    ) {
+        return;
+    }
+    let real = Real::of("300m", "layout = \"layers\"");
+    let mut dates = vec![real.push().expect(0).json["data"]["date"].as_str().unwrap().to_owned()];
+    let child = real.start_slow_in("layers/images", &["--patience", "4s"]);
+    signal(real.sshfs(), "STOP");
+    let ran = ended(child, "sshfs stopped").expect(69);
+    let message = ran.json["error"]["message"].as_str().unwrap();
+    assert!(message.contains("has not answered for 4s"), "{:#}", ran.json);
+    real.is_down();
+    goes_on(&real, &mut dates, "sshfs stopped");
+
+    let child = real.start_slow_in("layers/images", &[]);
     signal(real.sshfs(), "KILL");
     let ran = ended(child, "sshfs killed");
     assert!([1, 69].contains(&ran.code), "{:#}", ran.json);
     real.is_down();
-    recovers("sshfs killed");
-
-    let child = start(&["--patience", "4s"]);
-    signal(real.sshfs(), "STOP");
-    let ran = ended(child, "sshfs stopped").expect(69);
-    assert!(
-        ran.json["error"]["message"].as_str().unwrap().contains("has not answered for 4s"),
-        "{:#}",
-        ran.json
-    );
-    real.is_down();
-    recovers("sshfs stopped");
+    goes_on(&real, &mut dates, "sshfs killed");
 }
 
 #[test]
