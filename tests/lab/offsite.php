@@ -82,6 +82,7 @@ function create(string $dir, int $files): void
     for ($n = count_of(500, $files); $n-- > 0;) {
         file_put_contents("$dir/data/carol/files/video.mp4", random_bytes(1_000_000), FILE_APPEND);
     }
+    touch("$dir/.ncdata");
     dump($dir, true);
 }
 
