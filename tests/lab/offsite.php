@@ -3,12 +3,12 @@
  * The instance that tests/lab/measure-offsite copies elsewhere, and what changes in it. Prints the bytes of new
  * contents.
  *
- *     php offsite.php create DIR FILES
+ *     php offsite.php create DIR FILES CHANGES
  *     php offsite.php CHANGE DIR FILES ROUND      another ROUND, other files
  *
- * DIR/data: twenty files to a folder, most of 0.2 to 3 KB; an album; a video. DIR/database: stands for a dump in
- * pg_dump's directory format, compressed, so that a table in which a row changed is another file. With fewer than
- * 100,000 FILES, changes are smaller in proportion.
+ * DIR/data: twenty files to a folder, most of 0.2 to 3 KB; an album; a video, if big-file is among the CHANGES.
+ * DIR/database: stands for a dump in pg_dump's directory format, compressed, so that a table in which a row changed is
+ * another file. With fewer than 20,000 FILES, changes are smaller in proportion.
  */
 
 /** Bytes of new contents so far. */
@@ -16,7 +16,7 @@ $payload = 0;
 
 function count_of(int $wanted, int $files): int
 {
-    return max(2, (int)round($wanted * min(1, $files / 100_000)));
+    return max(2, (int)round($wanted * min(1, $files / 20_000)));
 }
 
 function write(string $path, string $content): void
@@ -37,6 +37,12 @@ function text(int $size): string
         $text .= $words[(int)(2000 ** (mt_rand() / mt_getrandmax())) - 1] . (mt_rand(0, 9) ? ' ' : "\n");
     }
     return substr($text, 0, $size);
+}
+
+/** How many files lie in the folder that is renamed. */
+function archived(int $files): int
+{
+    return min(10_000, intdiv($files, 5));
 }
 
 /** The n-th of the files that nothing moves. */
@@ -67,19 +73,19 @@ function dump(string $dir, bool $all): void
     write("$dir/database/toc.dat", random_bytes(20_000) . text(320_000));
 }
 
-function create(string $dir, int $files): void
+function create(string $dir, int $files, string $changes): void
 {
     for ($n = intdiv($files * 8, 10); $n-- > 0;) {
         write(path($dir, $n), random_bytes(mt_rand(200, 3000)));
     }
-    for ($n = intdiv($files, 10); $n-- > 0;) {
+    for ($n = archived($files); $n-- > 0;) {
         write(sprintf('%s/data/bob/files/Archive/%03d/scan %05d.pdf', $dir, intdiv($n, 20), $n), random_bytes(mt_rand(200, 3000)));
     }
     for ($n = count_of(500, $files); $n-- > 0;) {
         write(sprintf('%s/data/carol/files/Album/IMG_%04d.jpg', $dir, $n), random_bytes(100_000));
     }
     mkdir("$dir/data/carol/files_trashbin/files", 0755, true);
-    for ($n = count_of(500, $files); $n-- > 0;) {
+    for ($n = str_contains($changes, 'big-file') ? count_of(500, $files) : 0; $n-- > 0;) {
         file_put_contents("$dir/data/carol/files/video.mp4", random_bytes(1_000_000), FILE_APPEND);
     }
     touch("$dir/.ncdata");
@@ -132,7 +138,7 @@ set_error_handler(function (int $level, string $message, string $file, int $line
 });
 umask(0022);
 if ($argv[1] === 'create') {
-    create($argv[2], (int)$argv[3]);
+    create($argv[2], (int)$argv[3], $argv[4]);
 } else {
     change($argv[1], $argv[2], (int)$argv[3], (int)$argv[4]);
 }
