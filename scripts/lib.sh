@@ -270,16 +270,20 @@ take_turns() {
 
 # await COMMAND…: runs it so that a signal reaches it; its stdin is our 3. Sets $rc.
 await() {
+    local gone
     "$@" <&3 3<&- 5<&- 6<&- 7<&- 8>&- 9>&- &
     child=$!
     [ -z "$signal" ] || kill -TERM "$child" 2>/dev/null || true
     rc=0
     wait "$child" || rc=$?
-    # A signal ends `wait`, not the child.
-    while [ -n "$signal" ] && [ "$rc" -gt 128 ] && [ -d "/proc/$child" ]; do
-        kill -TERM "$child" 2>/dev/null || true
+    # A signal ends `wait`, not the child. One that is gone by then is asked for once more: the shell keeps what it ended with.
+    while [ -n "$signal" ] && [ "$rc" -gt 128 ]; do
+        gone=1
+        [ ! -d "/proc/$child" ] || gone=''
+        [ -n "$gone" ] || kill -TERM "$child" 2>/dev/null || true
         rc=0
         wait "$child" || rc=$?
+        [ -z "$gone" ] || break
     done
     child=''
 }

@@ -88,9 +88,14 @@ impl Process {
         })
     }
 
+    /// Whether it was killed, though some of its threads may still hold what is its own.
+    pub fn is_ending(&self) -> bool {
+        matches!(self.state, 'Z' | 'X')
+    }
+
     /// Only waits to be collected. A leader that has ended, and whose threads live on, has not.
     fn has_ended(&self) -> bool {
-        matches!(self.state, 'Z' | 'X') && self.threads <= 1
+        self.is_ending() && self.threads <= 1
     }
 
     /// What to record of it.

@@ -189,10 +189,11 @@ impl Ledger {
         }
     }
 
-    /// Whether the guardian that is written down has ended.
+    /// Whether the guardian that is written down has ended, or was killed and is about to.
     fn guardian_is_dead(&self) -> bool {
         let pid = self.find().claim.and_then(|claim| claim.pid);
-        pid.is_some_and(|pid| Process::find(pid).is_none()) && !mutant::active("a-copy-of-the-lock-is-a-run")
+        pid.is_some_and(|pid| Process::find(pid).is_none_or(|p| p.is_ending()))
+            && !mutant::active("a-copy-of-the-lock-is-a-run")
     }
 }
 

@@ -1,2 +1,2 @@
 # scripts/status.jq
-s/\["restore-unfinished"\]/[]/
+s/\["restore-unfinished", /[/
