@@ -309,19 +309,12 @@ fn nights_with_the_real_tools() {
 /// What was cut off goes on; and the night after that.
 fn goes_on(real: &Real, dates: &mut Vec<String>, what: &str) -> u64 {
     let ran = real.push().expect(0);
-    eprintln!("== after {what}: {}", ran.json["data"]["push"]);
     dates.push(ran.json["data"]["date"].as_str().unwrap().to_owned());
     real.file("folder/5", 5);
     dates.push(real.snapshot());
     real.push().expect(0);
     assert_eq!(real.layered(), *dates, "{what}");
     ran.json["data"]["push"]["sent_bytes"].as_u64().unwrap()
-}
-
-fn ended(child: Child, what: &str) -> Ran {
-    let ran = judge(child.wait_with_output().unwrap());
-    eprintln!("== {what}: exit code {}\n{}", ran.code, ran.stderr);
-    ran
 }
 
 #[test]
@@ -350,7 +343,7 @@ fn nights_of_layers_and_a_push_that_is_ended_goes_on_inside_its_image() {
     // 12 MB, some of which were there.
     let child = real.start_slow_in("layers/images", &[]);
     signal(child.id(), "TERM");
-    ended(child, "TERM").expect(143);
+    judge(child.wait_with_output().unwrap()).expect(143);
     real.is_down();
     let sent = goes_on(&real, &mut dates, "TERM");
     assert!(sent < 11_500_000, "{sent}");
@@ -373,7 +366,7 @@ fn when_sshfs_dies_or_hangs_in_an_image_the_next_push_goes_on() {
     let mut dates = vec![real.push().expect(0).json["data"]["date"].as_str().unwrap().to_owned()];
     let child = real.start_slow_in("layers/images", &["--patience", "4s"]);
     signal(real.sshfs(), "STOP");
-    let ran = ended(child, "sshfs stopped").expect(69);
+    let ran = judge(child.wait_with_output().unwrap()).expect(69);
     let message = ran.json["error"]["message"].as_str().unwrap();
     assert!(message.contains("has not answered for 4s"), "{:#}", ran.json);
     real.is_down();
@@ -381,7 +374,7 @@ fn when_sshfs_dies_or_hangs_in_an_image_the_next_push_goes_on() {
 
     let child = real.start_slow_in("layers/images", &[]);
     signal(real.sshfs(), "KILL");
-    let ran = ended(child, "sshfs killed");
+    let ran = judge(child.wait_with_output().unwrap());
     assert!([1, 69].contains(&ran.code), "{:#}", ran.json);
     real.is_down();
     goes_on(&real, &mut dates, "sshfs killed");
