@@ -78,8 +78,8 @@ pub(crate) enum Action {
         /// Size of the image, like 500G.
         #[arg(long)]
         size: Bytes,
-        /// File system inside [default: btrfs if the profile's offsite.layout is
-        /// layers, else ext4].
+        /// File system inside [default: btrfs; ext4 if the profile's offsite.layout
+        /// is hardlink].
         #[arg(long, value_enum)]
         file_system: Option<FileSystem>,
         /// ext4: one inode for so many bytes. Each path of each snapshot takes one,

@@ -287,8 +287,8 @@ mod tests {
     #[test]
     fn the_containers_layout_is_one_of_two() {
         let layout = |text: &str| parse(text, Path::new("p")).unwrap().offsite.layout;
-        assert_eq!(layout(""), Layout::Hardlink);
-        assert_eq!(layout("[offsite]\nlayout = \"layers\""), Layout::Layers);
+        assert_eq!(layout(""), Layout::Layers);
+        assert_eq!(layout("[offsite]\nlayout = \"hardlink\""), Layout::Hardlink);
         let (message, _) = fails("[offsite]\nlayout = \"layer\"");
         assert!(message.contains("`layer`") && message.contains("`hardlink` or `layers`"), "{message}");
     }

@@ -231,7 +231,7 @@ pub struct Offsite {
     /// Room that must stay free in the container, in bytes. Default 64 MiB.
     #[serde(default, deserialize_with = "amount")]
     pub reserve_bytes: Option<u64>,
-    /// How a date lies in the container. Default `hardlink`.
+    /// How a date lies in the container. Default `layers`.
     #[serde(default)]
     pub layout: Layout,
     /// Layout `layers`: where an image lies until it is sent. Default: `layers` in the state folder.
@@ -252,9 +252,9 @@ pub struct Offsite {
 #[serde(rename_all = "kebab-case")]
 pub enum Layout {
     /// As a tree, which shares its files with the dates before it.
-    #[default]
     Hardlink,
     /// As a list of read-only images, each of what changed since an older date.
+    #[default]
     Layers,
 }
 

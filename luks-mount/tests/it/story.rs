@@ -102,7 +102,7 @@ fn a_container_for_layers_is_a_btrfs_of_small_nodes_that_is_seldom_written_and_e
         return;
     }
     let world = World::new();
-    world.configure("[offsite]\nlayout = \"layers\"\n");
+    world.configure_for("layers", "");
     world.create(&["--size", "300M"]).expect(0);
     let options = || world.sh("grep run/container /proc/self/mountinfo");
     assert_eq!(world.attach().expect(0).json["data"]["file_system"], "btrfs");
@@ -118,7 +118,7 @@ fn a_container_for_layers_is_a_btrfs_of_small_nodes_that_is_seldom_written_and_e
     world.detach().expect(0);
 
     let world = World::new();
-    world.configure("[offsite]\nlayout = \"layers\"\n");
+    world.configure_for("layers", "");
     world.create(&["--size", "64M", "--file-system", "ext4"]).expect(0);
     let options = || world.sh("grep run/container /proc/self/mountinfo");
     for words in [&[][..], &["--read-only"]] {

@@ -24,7 +24,7 @@ struct Real {
 impl Real {
     /// A container on S3, and a store with one snapshot of a few files.
     fn new() -> Real {
-        Real::of("96m", "")
+        Real::of("96m", "layout = \"hardlink\"")
     }
 
     /// A container of that size, and these lines in `[offsite]`.

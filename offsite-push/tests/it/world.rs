@@ -60,8 +60,10 @@ impl World {
 
     pub(crate) fn write_profile(&self, sshfs: &str, image: &str) {
         let dir = self.dir.path().display();
+        // Trees, where a test does not say otherwise.
+        let offsite = if sshfs.contains("[offsite]") { "" } else { "[offsite]\nlayout = \"hardlink\"\n" };
         let text = format!(
-            "state_dir = \"{dir}/state\"\nruntime_dir = \"{dir}/run\"\n[store]\npath = \"{dir}/store\"\n{sshfs}\n\
+            "state_dir = \"{dir}/state\"\nruntime_dir = \"{dir}/run\"\n[store]\npath = \"{dir}/store\"\n{offsite}{sshfs}\n\
              [offsite.luks]\nimage = \"{image}\"\nkey_file = \"{dir}/key\"\n"
         );
         std::fs::write(self.path("home.toml"), text).unwrap();
