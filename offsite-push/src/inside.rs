@@ -205,7 +205,8 @@ fn make_folder(dir: &Path) -> Result<()> {
 fn stamp(dir: &Path) -> Result<()> {
     let mut text = Vec::new();
     std::io::stdin().read_to_end(&mut text)?;
-    durable::write(&dir.join(FILE), &text, 0o600)
+    // Whatever it stands for is durable before. It is itself when the container is closed, and until then nobody believes in it.
+    durable::write_after_all(&dir.join(FILE), &text, 0o600)
 }
 
 #[cfg(test)]

@@ -127,9 +127,7 @@ pub(super) fn publish(top: &Path, list: &List) -> Result<bool> {
         Some(_) => anyhow::bail!("{} is there already, with other layers", list.date),
         None => {
             // What the list names is on the disk before it is.
-            durable::sync_dir(&top.join(IMAGES))?;
-            durable::sync_dir(&top.join(BIG).join(HIDDEN))?;
-            list.write(&path)?;
+            list.write_after_all(&path)?;
             true
         }
     };

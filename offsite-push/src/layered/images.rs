@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::io::{ErrorKind, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use common::{durable, mutant};
+use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
@@ -16,15 +17,28 @@ use super::target::{Target, room};
 /// Bytes read at once.
 pub(super) const PIECE: usize = 1 << 20;
 
-/// Copies the image `from` to `name` in the folder `images`, and before it what was told of it; false if it is there already.
-pub(super) fn put(
-    images: &Path,
-    name: &str,
-    from: &Path,
+/// An image that is to come.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Coming {
+    image: String,
+    /// Where it is now; what was told of it is in `FROM.json`.
+    from: PathBuf,
     bytes: u64,
-    sha256: &str,
+    sha256: String,
+    /// Bytes that stay free.
+    #[serde(default)]
     reserve: u64,
-) -> Result<bool> {
+    /// Nothing but its list follows, which makes its name durable, too.
+    #[serde(default)]
+    is_last: bool,
+}
+
+/// Copies the image into the folder `images`, and what was told of it; false if it is there already. It is durable before it
+/// has its name.
+pub(super) fn put(images: &Path, coming: &Coming) -> Result<bool> {
+    let Coming { image: name, from, bytes, sha256, reserve, is_last } = coming;
+    let (bytes, reserve) = (*bytes, *reserve);
     anyhow::ensure!(is_image(name), "{name:?} is no name of an image");
     let target = images.join(name);
     let beside = images.join(format!("{name}.json"));
@@ -32,7 +46,7 @@ pub(super) fn put(
         Ok(meta) => {
             let told = durable::read(&beside)?.and_then(|text| serde_json::from_slice::<Value>(&text).ok());
             let same =
-                meta.is_file() && meta.len() == bytes && told.is_some_and(|told| told["sha256"] == sha256);
+                meta.is_file() && meta.len() == bytes && told.is_some_and(|told| told["sha256"] == *sha256);
             anyhow::ensure!(same, "{name} is there already, and is another image");
             return Ok(false);
         }
@@ -43,17 +57,20 @@ pub(super) fn put(
     json.push(".json");
     let told = durable::read(Path::new(&json))?
         .with_context(|| format!("there is no {}", Path::new(&json).display()))?;
+    durable::write_soon(&beside, &told, 0o600)?;
     let passing = images.join(format!(".{name}.new"));
     let copied = copy(from, &passing, bytes, reserve);
     let (count, sum) =
         copied.with_context(|| format!("cannot copy {} to {}", from.display(), passing.display()))?;
-    if (count, &sum[..]) != (bytes, sha256) && !mutant::active("an-image-is-what-was-made") {
+    if (count, &sum) != (bytes, sha256) && !mutant::active("an-image-is-what-was-made") {
         std::fs::remove_file(&passing).ok();
+        std::fs::remove_file(&beside).ok();
         anyhow::bail!("{} is not what was made: {count} bytes, {sum}", from.display());
     }
-    durable::write(&beside, &told, 0o600)?;
     std::fs::rename(&passing, &target).with_context(|| format!("cannot rename {}", passing.display()))?;
-    durable::sync_dir(images)?;
+    if !is_last {
+        durable::sync_dir(images)?;
+    }
     Ok(true)
 }
 

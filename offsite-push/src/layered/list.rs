@@ -146,9 +146,18 @@ impl List {
 
     /// Puts it at `path`, wholly and durably.
     pub(super) fn write(&self, path: &Path) -> Result<()> {
+        durable::write(path, self.text().as_bytes(), 0o600)
+    }
+
+    /// Puts it at `path`, wholly, when all that was written to the container before is durable. It is so itself when something
+    /// that comes next is, or the container is closed.
+    pub(super) fn write_after_all(&self, path: &Path) -> Result<()> {
+        durable::write_after_all(path, self.text().as_bytes(), 0o600)
+    }
+
+    fn text(&self) -> String {
         let lines = [FIRST.to_owned()].into_iter().chain(self.names()).chain([LAST.to_owned()]);
-        let text: String = lines.map(|line| line + "\n").collect();
-        durable::write(path, text.as_bytes(), 0o600)
+        lines.map(|line| line + "\n").collect()
     }
 }
 

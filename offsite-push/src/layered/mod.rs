@@ -60,15 +60,8 @@ const LONGEST: u64 = 16 << 20;
 enum Request {
     /// The dates and their images.
     Lists {},
-    /// Copy an image, and what was told of it (`FROM.json`); `reserve` bytes stay free.
-    Put {
-        image: String,
-        from: PathBuf,
-        bytes: u64,
-        sha256: String,
-        #[serde(default)]
-        reserve: u64,
-    },
+    /// Copy an image, and what was told of it.
+    Put(images::Coming),
     /// Copy a large content out of the store, or what of it is not as in one that lies here; `reserve` bytes stay free.
     PutBig {
         store: PathBuf,
@@ -111,9 +104,9 @@ pub(crate) fn answer(container: &Path) -> Result<Vec<u8>> {
             };
             json!({"dates": told(&lists.dates), "unfinished": told(&lists.unfinished)})
         }
-        Request::Put { image, from, bytes, sha256, reserve } => {
+        Request::Put(coming) => {
             prepare(&top)?;
-            json!({"copied": images::put(&top.join(IMAGES), &image, &from, bytes, &sha256, reserve)?})
+            json!({"copied": images::put(&top.join(IMAGES), &coming)?})
         }
         Request::Look { layers } => {
             let sizes = layers.iter().map(|name| Ok((name, size(&Layer::parse(name)?.path(container))?)));

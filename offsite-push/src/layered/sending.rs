@@ -333,7 +333,7 @@ impl Sending<'_, '_> {
         room::fits(self.siblings.settings, facts.image_bytes, self.job.reserve)?;
         say!(TOOL, "sending {name}, {}", tell::bytes(facts.image_bytes));
         let put = json!({"put": {"image": name, "from": self.workshop.path(name), "bytes": facts.image_bytes,
-            "sha256": facts.sha256, "reserve": self.job.reserve}});
+            "sha256": facts.sha256, "reserve": self.job.reserve, "is_last": is_last}});
         if ask(self.siblings, "put", &put)?["copied"] == true {
             self.sent.changed = true;
             self.sent.images += 1;

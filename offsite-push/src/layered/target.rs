@@ -68,12 +68,13 @@ impl Target {
         read.is_ok() && (self.before == piece || mutant::active("what-is-there-is-compared"))
     }
 
-    /// After the last piece: it is durable.
+    /// After the last piece: it is durable, and all else that was written to its file system. What failed to be written since
+    /// it was opened is told (syncfs(2), Linux 5.8).
     pub(super) fn finish(self) -> Result<()> {
         if self.there > self.at {
             self.file.set_len(self.at)?;
         }
-        Ok(self.file.sync_all()?)
+        Ok(nix::unistd::syncfs(&self.file)?)
     }
 }
 
