@@ -128,10 +128,13 @@ pub enum Action {
     /// command="/usr/sbin/link-sync serve home",restrict ssh-ed25519 …
     /// Speaks its own protocol on stdin and stdout instead of printing JSON.
     Serve(Serve),
+    /// The background process between two steps; started by the first.
     #[command(hide = true)]
     Agent(Agent),
+    /// What rsync takes for its ssh.
     #[command(hide = true)]
     Tunnel(Tunnel),
+    /// The far end of `copy`; started by it.
     #[command(hide = true)]
     CopyEnd(CopyEnd),
 }
@@ -565,4 +568,15 @@ pub struct Tunnel {
     /// Host and command.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub argv: Vec<OsString>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound_and_its_help_fits_80_columns_and_documents_everything() {
+        testkit::help::is_sound(Cli::command());
+    }
 }

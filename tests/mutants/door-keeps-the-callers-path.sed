@@ -1,0 +1,2 @@
+# scripts/nc-backup
+/^PATH=/d
