@@ -289,8 +289,9 @@ by_curl() {
     esac
     case $url in *[!!-~]* | *[\"\\]*) echo "$1 does not hold a URL: a space, a quote or a backslash is in it"; return 1 ;; esac
     base=${url%%\?*}
+    url=${base%"${2:+/}"}${2-}${url#"$base"}
     status=$({
-        printf 'url = "%s"\ndata-binary = "@%s"\n' "${base%/}${2-}${url#"$base"}" "$text"
+        printf 'url = "%s"\ndata-binary = "@%s"\n' "$url" "$text"
         [ ! -f "${headers-}" ] || cat "$headers"
     } | timeout -k 5 $((limit + 5)) curl -q --config - --globoff --proto '=http,https' --silent --show-error --connect-timeout 10 \
         --max-time "$limit" --max-filesize 1000000 --user-agent "nc-backup/$VERSION" --output /dev/null --write-out '%{http_code}' 2>"$text.curl") || {
