@@ -234,3 +234,41 @@ fn a_test_message_goes_each_way_and_says_which_arrived() {
     world.profile("");
     assert!(world.notify(&["--test"]).expect(78).stderr.contains("no [notify]"));
 }
+
+#[test]
+fn nextclouds_own_users_are_told_and_after_maintenance_if_it_is_on() {
+    let world = World::new("heard", "");
+    let root = world.path("nc");
+    for dir in ["config", "data"] {
+        std::fs::create_dir_all(root.join(dir)).unwrap();
+    }
+    for file in std::fs::read_dir(testkit::repo().join("tests/fakes/nextcloud")).unwrap().flatten() {
+        std::fs::copy(file.path(), root.join(file.file_name())).unwrap();
+    }
+    std::fs::write(root.join("data/.ncdata"), "# Nextcloud data directory").unwrap();
+    let config = |more: &str| {
+        let data = root.join("data");
+        let text = format!(
+            "<?php\n$CONFIG = array('instanceid' => 'ocheard', 'installed' => true, 'dbtype' => 'pgsql', 'datadirectory' => '{}', {more});\n",
+            data.display()
+        );
+        std::fs::write(root.join("config/config.php"), text).unwrap();
+        assert!(
+            Command::new("chown").args(["-R", "www-data:www-data"]).arg(&root).status().unwrap().success()
+        );
+    };
+    world.profile(
+        "[nextcloud]\nroot = \"DIR/nc\"\nmethod = \"occ\"\n[notify.nextcloud]\nusers = [\"admin\", \"alice\"]\n",
+    );
+    config("'maintenance' => true");
+    let ran = world.ended("backup", &object(4, "maintenance is still on")).expect(1);
+    assert!(ran.stderr.contains("nextcloud: "), "{}", ran.stderr);
+    config("");
+    world.ended("verify", &object(0, "")).expect(0);
+    let shown = std::fs::read_to_string(root.join("data/notifications")).unwrap();
+    assert_eq!(shown.lines().count(), 2, "{shown}");
+    assert!(
+        shown.contains("[\"alice\",\"[nc-backup] heard on ") && shown.contains("maintenance is still on"),
+        "{shown}"
+    );
+}
