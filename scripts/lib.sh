@@ -7,15 +7,17 @@
 # What a function needs for itself is `local` (every sh of Debian has it), so that it cannot be taken for the script's
 # own variable of that name. What it leaves to the script is one of these; tests/lab/test compares:
 # shared: VERSION RESERVED sudo rules bin given_bin beside held profile taken started_at started signal child steps at_step
-# shared: answered code failed problem finished goal achieved changed program runtime work rc noted object variable
+# shared: answered code failed problem finished goal achieved changed program runtime work rc noted object variable heard_as
 
 VERSION=0.1.0
 umask 077
 # What of the caller's could change the meaning of a command below.
 case ${0##*/} in
-    backup-local | settle-and-hold | drill | restore | push-offsite)
+    backup-local | settle-and-hold | drill | restore | push-offsite | notify)
         for variable in $(env -0 | sed -z 's/=.*//' | tr '\0' '\n' | LC_ALL=C grep -axE '[A-Za-z_][A-Za-z0-9_]*'); do
             case $variable in
+                # What systemd tells of the run, and of the one that ended.
+                INVOCATION_ID | JOURNAL_STREAM | MONITOR_EXIT_CODE | MONITOR_EXIT_STATUS | MONITOR_INVOCATION_ID | MONITOR_SERVICE_RESULT | MONITOR_UNIT) ;;
                 HOME | LOGNAME | PATH | PWD | SUDO_COMMAND | SUDO_GID | SUDO_UID | SUDO_USER | TERM | TMPDIR | USER | here) ;;
                 *) unset "$variable" ;;
             esac
@@ -198,6 +200,7 @@ ended() {
     fi
     if [ -n "$achieved" ] && [ -n "$failed" ]; then failed='' code=3; fi
     conclude
+    show_quiet
     clear_work
     exit "$code"
 }
@@ -220,6 +223,22 @@ begin_work() {
     say "there is no room for the tools' answers in $runtime, /run, /dev/shm or ${TMPDIR:-/tmp}: only exit codes are known"
 }
 blank() { truncate -s "$RESERVED" "$work/answer" && head -c "$RESERVED" /dev/zero 1<>"$work/answer"; }
+
+# begin_quiet: from here on, what is said to people is kept, and shown only if something is wrong: where nobody reads
+# along, as under cron, which mails whatever is said. Not on a terminal, in the journal, or with --verbose.
+begin_quiet() {
+    [ -z "${verbose-}" ] && [ -n "$work" ] && [ ! -t 2 ] || return 0
+    [ "${JOURNAL_STREAM:--}" != "$(stat -L -c %d:%i /proc/self/fd/2 2>/dev/null)" ] || return 0
+    { true >"$work/quiet"; } 2>/dev/null || return 0
+    exec 4>&2 2>>"$work/quiet"
+}
+# show_quiet: what was kept, if the exit code says that something is wrong.
+show_quiet() {
+    [ -n "$work" ] && [ -e "$work/quiet" ] || return 0
+    exec 2>&4 4>&-
+    [ "$code" = 0 ] || tail -c 262144 "$work/quiet" >&2 2>/dev/null || true
+}
+
 clear_work() { [ -z "${work-}" ] || rm -rf "$work"; }
 
 # lock_profile: whether no backup or restore of this profile's file is at work. The lock lies where only this account
@@ -271,7 +290,7 @@ take_turns() {
 # await COMMAND…: runs it so that a signal reaches it; its stdin is our 3. Sets $rc.
 await() {
     local gone
-    "$@" <&3 3<&- 5<&- 6<&- 7<&- 8>&- 9>&- &
+    "$@" <&3 3<&- 4>&- 5<&- 6<&- 7<&- 8>&- 9>&- &
     child=$!
     [ -z "$signal" ] || kill -TERM "$child" 2>/dev/null || true
     rc=0
@@ -378,5 +397,26 @@ report() {
         '{'*'}') code=${object#*'"exit_code":'} code=${code%%,*} ;;
         *) object=$(bare "$code" "${changed:-false}" "${problem:-the steps could not be told (is jq there?)${failed:+: failed at $failed}}") ;;
     esac
+    heard
     printf '%s\n' "$object" 2>/dev/null || true
+}
+
+# begin_heard KIND: from here on it is heard how the run ends; and that it has begun, where the profile has a URL for it.
+begin_heard() {
+    heard_as=$1
+    begin_quiet
+    grep -qs ping "${config:-/etc/nc-backup/$profile.toml}" || return 0
+    timeout -k 5 30 "$here/notify" "$profile" --begun "$1" ${config:+--config "$config"} --bin "$bin" </dev/null >/dev/null 4>&- || true
+}
+# heard: notes the run in the history, and tells of it (notify). What does not work is a warning in $object, and said;
+# nothing else changes.
+heard() {
+    local told warned
+    [ -n "${heard_as-}" ] && [ -n "$work" ] && [ -x "$here/notify" ] || return 0
+    told=$(printf '%s\n' "$object" | timeout -k 5 300 "$here/notify" "$profile" --ended "$heard_as" ${config:+--config "$config"} \
+        --bin "$bin" ${only_note:+--only-note} --log "$work/quiet" 4>&- 8>&- 9>&-) || true
+    warned=$(printf '%s\n' "$object" | jq -c --arg told "$told" '.warnings += (($told | fromjson? | objects
+        | if .error then [{kind: "not-sent", message: .error.message}] else [] end)
+        // [{kind: "not-sent", message: "how the run ended could not be told, nor noted"}])') || return 0
+    case $warned in '{'*'}') object=$warned ;; esac
 }

@@ -62,8 +62,15 @@ def view_offsite:
        message: (if $ran != "" then "the command ended with exit code \($code)" else null end),
        data: {date: $view.output.data.date, path: $view.output.data.path, dates: $view.output.data.dates}};
 
+# What was told is in `told`; the steps' own warnings are no news of notify's.
+def notify:
+    {changed: (given.told | any(.ok)), hush: [.[] | all | .warnings[]?.kind],
+     data: {told: given.told, failed_step: ($failed | filled)},
+     warnings: [given.told[] | select(.ok | not) | {kind: "not-sent", message: "\(.way): \(.message)"}]};
+
 (if $tool == "backup-local" then backup_local elif $tool == "restore" then restore elif $tool == "drill" then drill
- elif $tool == "push-offsite" then push_offsite else view_offsite end) as $own
+ elif $tool == "push-offsite" then push_offsite
+ elif $tool == "notify" then notify else view_offsite end) as $own
 | ($own.left // [.[] | all | .left_behind[]?]) as $left
 | ($own.culprit // of($failed) // {}) as $culprit
 | ([.[] | all | .warnings[]? | select(.kind | IN(($own.hush // [])[]) | not)] + ($own.warnings // [])

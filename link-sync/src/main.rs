@@ -33,6 +33,7 @@ mod source;
 mod ssh;
 mod store;
 mod timing;
+mod told;
 mod tree;
 mod verify;
 mod walk;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         }
         Action::Abort(abort) => report("abort", abort.run.name(), &|r| actions::abort(abort, r)),
         Action::Snapshot(run) => report("snapshot", run.name(), &|r| actions::snapshot(run, r)),
+        Action::Settings(of) => report("settings", of.profile.profile.as_deref(), &|r| told::settings(of, r)),
         Action::List(list) => report("list", list.profile.profile.as_deref(), &|r| list::list(list, r)),
         Action::Find(find) => report("find", find.profile.profile.as_deref(), &|r| actions::find(find, r)),
         Action::Diff(diff) => report("diff", diff.profile.profile.as_deref(), &|r| actions::diff(diff, r)),

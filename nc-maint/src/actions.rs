@@ -73,6 +73,28 @@ pub(crate) fn status(settings: &Settings, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// Shows a notification to each of `users`; one that is not there keeps it from no other.
+pub(crate) fn notify(
+    settings: &Settings,
+    users: &[String],
+    subject: &str,
+    message: &str,
+    report: &mut Report,
+) -> Result<()> {
+    let mut failed = None;
+    let mut told = Vec::new();
+    for user in users {
+        match Occ::new(settings).notify(user, subject, message) {
+            Ok(()) => told.push(json!(user)),
+            Err(error) if failed.is_none() => failed = Some(error.context(format!("cannot notify {user}"))),
+            Err(_) => {}
+        }
+    }
+    report.changed = !told.is_empty();
+    report.set("told", told);
+    failed.map_or(Ok(()), Err)
+}
+
 /// What is odd about the files under names of the drop-in.
 fn about_drop_in(settings: &Settings, present: &Present, active: bool, report: &mut Report) {
     for (name, why) in present.foreign() {

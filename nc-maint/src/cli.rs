@@ -90,6 +90,22 @@ pub(crate) enum Action {
         #[arg(long, value_name = "FILE")]
         secrets_to: Option<PathBuf>,
     },
+    /// Show a notification to users of Nextcloud, in the browser and in its apps
+    ///
+    /// By its app `notifications`, through occ: not possible in maintenance. What is too long is cut.
+    Notify {
+        #[command(flatten)]
+        options: Options,
+        /// A user who sees it; repeat it
+        #[arg(long, required = true, value_name = "USER")]
+        user: Vec<String>,
+        /// One line
+        #[arg(long, value_name = "TEXT")]
+        subject: String,
+        /// More about it
+        #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
+        message: String,
+    },
     /// Write maintenance into the configuration of a copy that is not in place yet
     ///
     /// For a restore: DIR holds config/config.php as it was saved. Nothing of it is executed; a
@@ -164,6 +180,7 @@ impl Action {
             Action::Off { .. } => "off",
             Action::Run { .. } => "run",
             Action::Inspect { .. } => "inspect",
+            Action::Notify { .. } => "notify",
             Action::Close { .. } => "close",
             Action::Guardian => "guardian",
         }
@@ -176,7 +193,8 @@ impl Action {
             | Action::On { options, .. }
             | Action::Off { options, .. }
             | Action::Run { options, .. }
-            | Action::Inspect { options, .. } => Some(options),
+            | Action::Inspect { options, .. }
+            | Action::Notify { options, .. } => Some(options),
             Action::Close { .. } | Action::Guardian => None,
         }
     }

@@ -64,6 +64,9 @@ fn main() -> ExitCode {
             }
             Action::Run { max, command, .. } => run::run(&settings.with_max(*max)?, command, report),
             Action::Inspect { secrets_to, .. } => inspect::inspect(&settings, secrets_to.as_deref(), report),
+            Action::Notify { user, subject, message, .. } => {
+                actions::notify(&settings, user, subject, message, report)
+            }
             Action::Close { .. } | Action::Guardian => Ok(()),
         }
     })

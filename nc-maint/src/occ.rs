@@ -89,6 +89,17 @@ impl<'a> Occ<'a> {
         }
     }
 
+    /// Shows a notification to a user. occ says nothing if that went well.
+    pub(crate) fn notify(&self, user: &str, subject: &str, message: &str) -> Result<()> {
+        let long = format!("--long-message={}", cut(message, 4000));
+        let cmd = self.command(&["notification:generate", &long, "--", user, cut(subject, 255)])?;
+        let output = output(&cmd).context("cannot run occ")?;
+        match output.text().contains("Cannot write into") {
+            false if output.status.success() => Ok(()),
+            _ => Err(refusal(&cmd, &output)),
+        }
+    }
+
     /// The system configuration, secrets included, with all `config/*.config.php` merged in.
     pub(crate) fn system_config(&self) -> Result<Map<String, Value>> {
         let cmd = self.command(&["config:list", "system", "--private", "--output=json"])?;
@@ -111,6 +122,12 @@ impl<'a> Occ<'a> {
             _ => Err(refusal(&cmd, &output)),
         }
     }
+}
+
+/// At most so many bytes of it, as Nextcloud counts; a character stays whole.
+fn cut(text: &str, most: usize) -> &str {
+    let end = (0..=most.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
+    &text[..end.unwrap_or(0)]
 }
 
 /// The answer to `maintenance:mode`: on, off, or none.
@@ -187,6 +204,13 @@ mod tests {
         assert_eq!(mode_answer("Maintenance mode is currently disabled"), Some(false));
         assert_eq!(mode_answer("Maintenance mode is currently enabled maybe"), None);
         assert_eq!(mode_answer(""), None);
+    }
+
+    #[test]
+    fn what_is_too_long_for_nextcloud_is_cut_between_characters() {
+        assert_eq!(cut("äö", 3), "ä");
+        assert_eq!(cut("äö", 4), "äö");
+        assert_eq!(cut("", 4), "");
     }
 
     #[test]

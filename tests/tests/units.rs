@@ -499,7 +499,7 @@ fn rooted() -> tempfile::TempDir {
     for tool in ["nc-maint", "pg-snap", "link-sync", "offsite-push"] {
         testkit::script(&path.join("usr/sbin").join(tool), "#!/bin/sh\n");
     }
-    for script in ["backup-local", "drill"] {
+    for script in ["backup-local", "drill", "notify"] {
         testkit::script(&path.join("usr/lib/nc-backup").join(script), "#!/bin/sh\n");
     }
     sh(&format!("cp -a /lib/systemd/system '{}/usr/lib/systemd/'", path.display()));
@@ -547,6 +547,8 @@ fn no_unit_may_do_more_than_it_needs() {
         ("nc-backup-verify@", 37),
         ("nc-backup-prune@", 37),
         ("nc-backup-offsite@", 80),
+        ("nc-backup-notify@", 50),
+        ("nc-backup-watch@", 50),
     ] {
         let path = scripts().join("systemd").join(format!("{unit}.service"));
         let analyzed =

@@ -15,9 +15,11 @@ use nix::unistd::geteuid;
 
 use crate::fault::Fault;
 
+mod notify;
 mod tables;
 mod units;
 
+pub use notify::{Metrics, Notify};
 pub use tables::{
     Database, Drill, Layout, Luks, Method, Nextcloud, Offsite, Profile, Snapshot, Source, Ssh, Sshfs, Store,
 };
@@ -206,6 +208,25 @@ pub fn parse(text: &str, file: &Path) -> Result<Profile> {
         && !url.starts_with("https://")
     {
         return wrong("nextcloud.url", url, "this must start with http:// or https://");
+    }
+    let notify = profile.notify.as_ref();
+    if let Some((key, value, right)) =
+        notify.and_then(Notify::wrong).or_else(|| profile.metrics.as_ref().and_then(Metrics::wrong))
+    {
+        return wrong(key, &value, right);
+    }
+    if let Some(to) = notify.and_then(|n| n.nextcloud.as_ref())
+        && profile.nextcloud.is_none()
+    {
+        let right = "this needs the table [nextcloud]: it is for the machine where Nextcloud is";
+        return wrong("notify.nextcloud.users", &to.users.join(", "), right);
+    }
+    if let Some(notify) = notify
+        && !notify.is_for_something()
+    {
+        let right = "[notify] says what is told, and by no way: add [notify.mail], [notify.ntfy], [notify.ping], \
+                     [notify.nextcloud], [notify.command] or [notify.apprise] (docs/notifications.md)";
+        return wrong("notify", "warnings, recovery, remind or timeout", right);
     }
     Ok(profile)
 }

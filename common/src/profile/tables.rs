@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::notify::{Metrics, Notify};
 use super::units::{Bytes, Span, TimeOfDay, amount};
 use crate::retention::Retention;
 
@@ -37,6 +38,10 @@ pub struct Profile {
     /// The rehearsal: where a scratch database may be made.
     #[serde(default)]
     pub drill: Drill,
+    /// Who is told how runs ended, and what is too old.
+    pub notify: Option<Notify>,
+    /// Where figures are written for Prometheus.
+    pub metrics: Option<Metrics>,
 }
 
 /// `[nextcloud]`

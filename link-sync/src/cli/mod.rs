@@ -128,6 +128,9 @@ pub enum Action {
     /// command="/usr/sbin/link-sync serve home",restrict ssh-ed25519 …
     /// Speaks its own protocol on stdin and stdout instead of printing JSON.
     Serve(Serve),
+    /// What the profile says that the scripts need: folders, [notify], [metrics].
+    #[command(hide = true)]
+    Settings(Settings),
     /// The background process between two steps; started by the first.
     #[command(hide = true)]
     Agent(Agent),
@@ -225,6 +228,13 @@ pub struct Abort {
     /// Remove what has arrived, too.
     #[arg(long)]
     pub discard: bool,
+}
+
+/// Options of `settings`.
+#[derive(Args, Clone, Debug)]
+pub struct Settings {
+    #[command(flatten)]
+    pub profile: Profile,
 }
 
 /// Options of `list`.

@@ -7,6 +7,7 @@ mod callers;
 mod dropin;
 mod inspect;
 mod killed;
+mod notify;
 mod owners;
 mod rights;
 mod run;

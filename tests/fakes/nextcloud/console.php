@@ -121,6 +121,29 @@ switch ($command) {
         $standin->write();
         say("Updated data-fingerprint to {$standin->config['data-fingerprint']}");
         break;
+    case 'notification:generate':
+        // Of an app: in maintenance there is none. `--` ends the options; what is there is bytes, as the real one counts them.
+        if ($maintenance) {
+            refuse('There are no commands defined in the "notification" namespace.');
+        }
+        $at = array_search('--', $args, true);
+        [$user, $short] = $at === false ? ['', ''] : array_slice($args, $at + 1, 2);
+        $long = array_values(array_filter($args, fn ($a) => str_starts_with($a, '--long-message=')));
+        $long = $long === [] ? '' : substr($long[0], strlen('--long-message='));
+        if (!in_array($user, ['admin', 'alice'], true)) {
+            say('Unknown user');
+            exit(1);
+        }
+        if ($short === '' || strlen($short) > 255) {
+            say('Too long or empty short-message');
+            exit(1);
+        }
+        if (strlen($long) > 4000) {
+            say('Too long long-message');
+            exit(1);
+        }
+        file_put_contents(__DIR__ . '/data/notifications', json_encode([$user, $short, $long]) . "\n", FILE_APPEND);
+        break;
     case 'files_external:list':
         $list = __DIR__ . '/config/standin-external.json';
         if ($maintenance || !is_file($list)) {

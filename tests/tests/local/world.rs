@@ -93,6 +93,8 @@ impl World {
     pub fn backup(&self) -> Command {
         let mut command = Command::new(scripts().join("backup-local"));
         command.arg("home").arg("--config").arg(self.path("home.toml")).arg("--bin").arg(self.tools());
+        // What it says is looked at also when all is well.
+        command.arg("--verbose");
         command
     }
 

@@ -1,0 +1,380 @@
+# shellcheck shell=sh disable=SC2034,SC2154
+# What the steps of notify do: the state, and the ways. Sourced by it, after lib.sh. notify.jq decides.
+#
+# The state (notify.json in the state folder): how each kind of run ended last and what was told of it, and what is still to
+# be sent. It is written before anything is sent, and after: whatever is killed, a message is sent twice rather than never.
+
+PRUNED_AT=4194304 # bytes of the history, after which it begins anew; the one before is kept
+
+# know: what the profile says; if it cannot be read (that may be what has failed), what it said last.
+know() {
+    quietly try settings link-sync settings
+    settings=$(ask 'last.output | select(.exit_code == 0).data | objects | tojson')
+    if [ -z "$settings" ]; then
+        state=/var/lib/nc-backup/$profile
+        [ "$(id -u)" = 0 ] || state=${runtime%/run}
+        [ ! -f "$state/notify.json" ] || settings=$(jq -c '.settings // empty | objects' "$state/notify.json" 2>/dev/null) || settings=''
+        [ -n "$settings" ] || { stop_at settings "$rc" "nobody can be told, as the profile cannot be read, and was not before: $(ask 'last.output.error.message // "link-sync settings did not answer"')"; return 0; }
+        say "the profile cannot be read: what it said the last time counts"
+    fi
+    printf '%s\n' "$settings" >"$work/settings" || { stop_at settings 1 "there is no room in $work"; return 0; }
+    state=$(said .state_dir)
+    [ "$(stat -c '%u %a %F' "$state" 2>/dev/null)" = "$(id -u) 700 directory" ] ||
+        stop_at settings 77 "$state must be a folder of $(id -un) with mode 0700"
+    limit=$(said '.notify.timeout // 30')
+}
+# said FILTER: of the settings.
+said() { jq -r "$1 // empty" "$work/settings"; }
+
+# take_lock: one at a time; each is bounded.
+take_lock() {
+    true 2>/dev/null >>"$state/notify.lock" || { stop_at lock 1 "cannot open $state/notify.lock"; return 0; }
+    exec 9>>"$state/notify.lock"
+    flock -w 60 9 || stop_at lock 75 "another one has been telling for a minute"
+}
+
+# keep FILE: it becomes the state, durably.
+keep() {
+    { cat "$1" >"$state/notify.json.new" && sync "$state/notify.json.new" && mv -f "$state/notify.json.new" "$state/notify.json" &&
+        sync "$state"; } 2>/dev/null || warn_state
+    cp "$1" "$work/state" 2>/dev/null || true
+}
+warn_state() { say "the state cannot be written to $state: the same may be told again"; printf 'state-not-written\n' >>"$work/odd"; }
+
+# ---- what has ended ----
+
+# read_object: the last status object on stdin.
+read_object() {
+    head -c 8388608 | jq -cRs '[split("\n")[] | fromjson? | objects | select(.schema)] | last // empty' >"$work/object" || true
+    [ -s "$work/object" ] || made_up 1 'it ended without a status object'
+    [ -z "$log" ] || tail -c 8000 "$log" >"$work/log" 2>/dev/null || true
+}
+# made_up CODE MESSAGE: an object for a run that printed none.
+made_up() {
+    jq -cn --arg tool "$kind" --arg version "$VERSION" --arg profile "$profile" --argjson code "$1" --arg status "$(word "$1")" \
+        --arg kind "$(kind "$1")" --arg message "$2" --arg at "$(date -u +%Y-%m-%dT%H:%M:%SZ)" \
+        '{schema: 1, tool: $tool, version: $version, action: "run", profile: $profile, status: $status, exit_code: $code, changed: false,
+          started_at: $at, duration_ms: null, data: {}, warnings: [], left_behind: [],
+          error: (if $code == 0 then null else {kind: $kind, message: $message, causes: [], hint: null, command: null} end)}' >"$work/object"
+}
+# run_command COMMAND…: its object, if it prints one, is ours.
+run_command() {
+    local begun_at
+    begun_at=$(date +%s%3N)
+    await "$@" 3</dev/null >"$work/printed"
+    ran=$rc
+    [ -z "$signal" ] || [ "$ran" != 0 ] || ran=$((128 + signal))
+    cat "$work/printed" 2>/dev/null || true
+    jq -cRs '[split("\n")[] | fromjson? | objects | select(.schema)] | last // empty' <"$work/printed" >"$work/object" || true
+    # Killed after it had printed, or never.
+    [ -s "$work/object" ] && [ "$(jq .exit_code "$work/object")" = "$ran" ] ||
+        made_up "$ran" "$1 ended with exit code $ran and without a status object"
+    [ ! -f "$work/quiet" ] || tail -c 8000 "$work/quiet" >"$work/log" 2>/dev/null || true
+}
+# find_object: of the run of a unit that has just ended: in the history, in the journal, or made of what systemd tells.
+find_object() {
+    local code
+    invocation=${MONITOR_INVOCATION_ID-}
+    case $invocation in '' | *[!0-9a-f]*) invocation='' ;; esac
+    if [ -n "$invocation" ]; then
+        [ "$(jq -r --arg kind "$kind" '.kinds[$kind].invocation // empty' "$state/notify.json" 2>/dev/null)" != "$invocation" ] || told=1
+        # (told=1: the run itself has noted it, and what is to be sent is in the state.)
+        [ -z "$told" ] || return 0
+        # Long lines are in parts there.
+        timeout -k 5 60 journalctl -q -a -o json --output-fields=MESSAGE,_LINE_BREAK "_SYSTEMD_INVOCATION_ID=$invocation" 2>/dev/null |
+            tail -c 16777216 | jq -crn '[inputs? | {m: (.MESSAGE | if type == "array" then implode else . // "" end), b: ._LINE_BREAK}]
+                | reduce .[] as $l (""; . + $l.m + (if $l.b == "line-max" then "" else "\n" end))' >"$work/journal" 2>/dev/null || true
+        jq -cRs '[split("\n")[] | fromjson? | objects | select(.schema and .tool and .exit_code != null)] | last // empty' \
+            <"$work/journal" >"$work/object" || true
+        grep -v '^{' "$work/journal" | tail -n 40 | tail -c 8000 >"$work/log" || true
+    fi
+    case ${MONITOR_EXIT_CODE-} in
+        exited) code=${MONITOR_EXIT_STATUS:-1} ;;
+        killed | dumped) code=$((128 + $(kill_number "${MONITOR_EXIT_STATUS-}"))) ;;
+        *) code=1; [ "${MONITOR_SERVICE_RESULT-}" != success ] || code=0 ;;
+    esac
+    case $code in *[!0-9]*) code=1 ;; esac
+    # What follows the run may have printed the last one (ExecStopPost=): it is the run's own only if the exit codes agree.
+    if [ -s "$work/object" ] && [ "$(jq .exit_code "$work/object")" = "$code" ]; then return 0; fi
+    jq -cRs --argjson code "$code" '[split("\n")[] | fromjson? | objects | select(.schema and .exit_code == $code)] | last // empty' \
+        <"$work/journal" >"$work/object" 2>/dev/null || true
+    [ -s "$work/object" ] || made_up "$code" "the unit ${MONITOR_UNIT:-of $kind} ended: ${MONITOR_SERVICE_RESULT:-how is not known} (${MONITOR_EXIT_CODE:-?} ${MONITOR_EXIT_STATUS:-?})"
+}
+kill_number() {
+    case $1 in HUP) echo 1 ;; INT) echo 2 ;; QUIT) echo 3 ;; ABRT) echo 6 ;; KILL) echo 9 ;; SEGV) echo 11 ;; TERM) echo 15 ;; *) echo 9 ;; esac
+}
+
+# note_history: the run's object, a line of the history; a very large one without its steps.
+note_history() {
+    jq -c --arg kind "$kind" --arg ended_at "$(date -u +%Y-%m-%dT%H:%M:%SZ)" --arg invocation "$invocation" '
+        . + {kind: $kind, ended_at: $ended_at, invocation: ($invocation | if . == "" then null else . end)}
+        | if (tojson | length) > 262144 then .data |= del(.steps, .findings, .snapshots) else . end
+        | if (tojson | length) > 262144 then .data = {} else . end' "$work/object" >"$work/line" || return 0
+    if [ "$(stat -c %s "$state/history.jsonl" 2>/dev/null || echo 0)" -gt "$PRUNED_AT" ]; then
+        mv -f "$state/history.jsonl" "$state/history.1.jsonl" 2>/dev/null || true
+    fi
+    # One that was cut off in the middle of a line (power, a full disk) costs that line, not the next one.
+    if [ -s "$state/history.jsonl" ] && [ -n "$(tail -c 1 "$state/history.jsonl" | tr -d '\n')" ]; then echo >>"$state/history.jsonl"; fi
+    { cat "$work/line" >>"$state/history.jsonl" && sync "$state/history.jsonl" "$state"; } 2>/dev/null ||
+        { say "the run cannot be noted in $state/history.jsonl"; printf 'history-not-written\n' >>"$work/odd"; }
+    [ ! -S /run/systemd/journal/socket ] || jq -r --arg kind "$kind" '"MESSAGE=\($kind) of \(.profile): \(.status) (exit code \(.exit_code))",
+        "PRIORITY=\(if .exit_code == 0 then 6 elif .exit_code == 3 then 5 else 3 end)", "SYSLOG_IDENTIFIER=nc-backup",
+        "NC_BACKUP_PROFILE=\(.profile)", "NC_BACKUP_KIND=\($kind)", "NC_BACKUP_STATUS=\(.status)", "NC_BACKUP_EXIT_CODE=\(.exit_code)",
+        "NC_BACKUP_DURATION_MS=\(.duration_ms)", "NC_BACKUP_DATE=\(.data.date // "")"' "$work/object" 2>/dev/null |
+        timeout 5 logger --journald 2>/dev/null || true
+}
+
+# ---- what is too old ----
+
+look_at_ages() {
+    if [ "$(said '.has_store')" = true ]; then quietly try list link-sync list; fi
+    if [ "$(said '.has_offsite')" = true ]; then quietly try offsite offsite-push status; fi
+    local store room
+    store=$(said .local_store) room=''
+    [ -z "$store" ] || room=$(timeout -k 5 20 df -B1 --output=size,avail "$store" 2>/dev/null | tail -n 1) || room=''
+    ask '{list: ([.[] | select(.step == "list").output | select(.exit_code == 0)] | last),
+          list_error: ([.[] | select(.step == "list").output.error.message // "it did not answer"] | last),
+          offsite: ([.[] | select(.step == "offsite").output | select(.data.last_push) | .data.last_push] | last),
+          room: ($room | [scan("[0-9]+") | tonumber])} | tojson' --arg room "$room" >"$work/facts"
+}
+
+# ---- what is told ----
+
+# judge run|ages: notes what has ended, decides what is told, writes the state.
+judge() {
+    [ -z "$failed" ] || return 0
+    [ "$1" != run ] || note_history
+    [ -e "$work/log" ] || : >"$work/log"
+    [ -e "$work/facts" ] || echo null >"$work/facts"
+    [ -s "$work/object" ] || echo null >"$work/object"
+    decide "$1" || { stop_at "$1" 1 "what is to be told could not be decided"; return 0; }
+    keep "$work/decided"
+    write_metrics
+}
+# decide WHAT [jq's arguments]: the next state, in $work/decided.
+decide() {
+    local what
+    what=$1
+    shift
+    [ -s "$state/notify.json" ] && cp "$state/notify.json" "$work/state" || echo null >"$work/state"
+    jq -e . "$work/state" >/dev/null 2>&1 || echo null >"$work/state"
+    jq -c --arg what "$what" --slurpfile settings "$work/settings" --slurpfile object "$work/object" --slurpfile facts "$work/facts" \
+        --rawfile log "$work/log" --argjson now "$(date +%s)" --arg host "$(uname -n)" --arg profile "$profile" --arg kind "$kind" \
+        --arg invocation "$invocation" "$@" -f "$here/notify.jq" "$work/state" >"$work/decided" && [ -s "$work/decided" ]
+}
+
+write_metrics() {
+    local dir new
+    dir=$(said .metrics.directory)
+    [ -n "$dir" ] || return 0
+    [ -d "$dir" ] || { say "[metrics] directory $dir is not there"; printf 'metrics-not-written\n' >>"$work/odd"; return 0; }
+    new=$dir/.nc-backup-$profile.$$.new
+    # Made anew, never opened if it is there: the folder may be somebody else's. Readable by whoever exports it.
+    if (umask 022; set -C; jq -r --arg profile "$profile" --arg what metrics -f "$here/metrics.jq" "$work/state" >"$new") 2>/dev/null &&
+        mv -fT "$new" "$dir/nc-backup-$profile.prom" 2>/dev/null; then return 0; fi
+    rm -f "$new"
+    say "the figures cannot be written to $dir"
+    printf 'metrics-not-written\n' >>"$work/odd"
+}
+
+# send: what is to be sent, all ways at once; what arrived is no longer to be sent.
+send() {
+    local way
+    [ -z "$failed" ] || return 0
+    [ -f "$work/state" ] || cp "$state/notify.json" "$work/state" 2>/dev/null || return 0
+    for way in $(jq -r '[.pending[].way] | unique[]' "$work/state"); do deliver "$way" 3>&- 9>&- & done
+    wait
+    results >"$work/results"
+    [ "$(cat "$work/results")" != '[]' ] || return 0
+    [ -e "$work/log" ] || : >"$work/log"
+    echo null >"$work/object"
+    echo null >"$work/facts"
+    decide sent --slurpfile results "$work/results" && keep "$work/decided" && write_metrics
+}
+# results: what came of each, as a list.
+results() {
+    local file
+    for file in "$work"/sent.*; do
+        [ ! -f "$file" ] || cat "$file"
+    done | jq -cs .
+}
+
+# try_ways: a message by each way, of which nothing is kept.
+try_ways() {
+    : >"$work/log"
+    echo null >"$work/object"
+    echo null >"$work/facts"
+    decide test || { stop_at test 1 "what is to be told could not be decided"; return 0; }
+    mv "$work/decided" "$work/state"
+    [ "$(jq '.pending | length' "$work/state")" != 0 ] || { stop_at test 78 "the profile has no [notify] with a way of telling"; return 0; }
+    local way
+    for way in $(jq -r '[.pending[].way] | unique[]' "$work/state"); do deliver "$way" 3>&- & done
+    wait
+    results | jq -r '.[] | "\(.way)\(.kind | if . then " (\(.))" else "" end): \(if .ok then "sent" else "FAILED: " + .message end)"' >"$work/lines"
+    while read -r line; do say "$line"; done <"$work/lines"
+}
+# ping_begun: that a run begins; nothing is kept of that either.
+ping_begun() {
+    [ "$(said ".notify.ping.$kind")" ] || return 0
+    : >"$work/text"
+    limit=10
+    id=begun
+    file=$(said ".notify.ping.$kind")
+    text=$work/text
+    printf '' >"$work/headers"
+    by_curl "$file" /start >"$work/why" 2>&1 || say "that the run begins could not be told: $(head -n 1 "$work/why")"
+}
+
+# settle_code: 1 if a way did not work, or something is too old.
+settle_code() {
+    if [ "$(results | jq 'all(.ok)')" != true ]; then
+        failed=send code=1 problem="not all that was to be told could be: $(results | jq -r '[.[] | select(.ok | not) | "\(.way): \(.message)"] | unique | join("; ")')"
+        say "$problem"
+    elif [ -n "$watch" ] && [ "$(jq '[.ages[]?.state] | any(. != "ok")' "$work/state")" = true ]; then
+        failed=watch code=1 problem=$(jq -r '[.ages[] | select(.state != "ok").text] | join("; ")' "$work/state")
+        say "$problem"
+    fi
+}
+
+# ---- the ways ----
+
+# deliver WAY: all that is to be sent by it, in order, until one fails. What came of it: $work/sent.ID
+deliver() {
+    local way id until why ok
+    way=$1 until=$(($(date +%s) + 2 * limit))
+    for id in $(jq -r --arg way "$way" '.pending[] | select(.way == $way).id' "$work/state"); do
+        [ "$(date +%s)" -le "$until" ] || break
+        item=$work/item.$id text=$work/text.$id headers=$work/headers.$id
+        jq -c --argjson id "$id" '.pending[] | select(.id == $id)' "$work/state" >"$item"
+        jq -r .text "$item" >"$text"
+        subject=$(jq -r .subject "$item")
+        ok=true
+        "by_$way" >"$work/why.$id" 2>&1 || ok=false
+        jq -c --argjson ok "$ok" --rawfile why "$work/why.$id" '{id, way, kind: (if .way == "ping" then .kind else null end), ok: $ok,
+            message: (if $ok then null else ($why | [split("\n")[] | select(. != "")] | .[:3] | join(" ")
+                | explode | map(if . < 32 or (. > 126 and . < 160) then 63 else . end) | implode | .[:400]
+                | if . == "" then "it failed without a word" else . end) end)}' "$item" >"$work/sent.$id"
+        [ "$ok" = true ] || break
+    done
+}
+# of FILTER: of the item.
+of() { jq -r "$1 // empty" "$item"; }
+# words FILTER: of the settings, as words for eval; jq has quoted each.
+words() { jq -r "$1 | @sh" "$work/settings"; }
+
+# secret FILE: what it holds, if it is nobody else's to read or to change.
+secret() {
+    local dir mode
+    dir=$(dirname -- "$1")
+    mode=$(stat -L -c '%u %a' -- "$dir" 2>/dev/null) || mode='- 777'
+    case "${mode% *}:$((0${mode#* } & 022))" in "0:0" | "$(id -u):0") ;; *) echo "the folder $dir must be root's, and writable by nobody else"; return 1 ;; esac
+    [ -f "$1" ] && [ -r "$1" ] || { echo "the file $1 is not there, or cannot be read"; return 1; }
+    # The opened file is looked at: none can be put in its place in between.
+    (
+        exec 3<"$1"
+        mode=$(stat -L -c '%u %a' /proc/self/fd/3)
+        case "${mode% *}:$((0${mode#* } & 077))" in "0:0" | "$(id -u):0") ;; *) echo "$1 must be root's, with mode 0600"; exit 1 ;; esac
+        head -c 4096 <&3 | head -n 1 | tr -d '\r\n'
+    )
+}
+
+# by_curl FILE [SUFFIX]: $text is posted to the URL in FILE. curl reads what is secret from a pipe; no redirect is
+# followed, and nothing but http and https is spoken.
+by_curl() {
+    local url base status
+    url=$(secret "$1") || { printf '%s\n' "$url"; return 1; }
+    case $url in
+        http://?* | https://?*) ;;
+        *) echo "$1 does not hold a URL that begins with https:// or http://"; return 1 ;;
+    esac
+    case $url in *[!!-~]* | *[\"\\]*) echo "$1 does not hold a URL: a space, a quote or a backslash is in it"; return 1 ;; esac
+    base=${url%%\?*}
+    url=${base%"${2:+/}"}${2-}${url#"$base"}
+    status=$({
+        printf 'url = "%s"\ndata-binary = "@%s"\n' "$url" "$text"
+        [ ! -f "${headers-}" ] || cat "$headers"
+    } | timeout -k 5 $((limit + 5)) curl -q --config - --globoff --proto '=http,https' --silent --show-error --connect-timeout 10 \
+        --max-time "$limit" --max-filesize 1000000 --user-agent "nc-backup/$VERSION" --output /dev/null --write-out '%{http_code}' 2>"$text.curl") || {
+        # curl names the host, and never more of the URL.
+        grep -m 1 . "$text.curl" || echo "no answer within $limit s"
+        return 1
+    }
+    case $status in
+        2??) ;;
+        3??) echo "it answered $status: a redirect, which is not followed; write the URL it leads to into $1"; return 1 ;;
+        *) echo "it answered $status"; return 1 ;;
+    esac
+}
+by_ping() {
+    local kind
+    kind=$(of .kind)
+    printf 'header = "Content-Type: text/plain; charset=utf-8"\n' >"$headers"
+    by_curl "$(said ".notify.ping.$kind")" "$([ "$(of .event)" != failure ] || echo /fail)"
+}
+by_ntfy() {
+    local token
+    token=''
+    if [ -n "$(said .notify.ntfy.token_file)" ]; then
+        token=$(secret "$(said .notify.ntfy.token_file)") || { printf '%s\n' "$token"; return 1; }
+        case $token in '' | *[!!-~]* | *[\"\\]*) echo "$(said .notify.ntfy.token_file) does not hold a token"; return 1 ;; esac
+    fi
+    {
+        printf 'header = "Title: %s"\n' "$(printf %s "$subject" | sed 's/[\\"]/\\&/g')"
+        printf 'header = "Priority: %s"\n' "$(of .priority)"
+        printf 'header = "Content-Type: text/plain; charset=utf-8"\n'
+        [ -z "$token" ] || printf 'header = "Authorization: Bearer %s"\n' "$token"
+    } >"$headers"
+    # A longer one becomes a file to download.
+    head -c 3900 "$text" >"$text.short"
+    text=$text.short
+    by_curl "$(said .notify.ntfy.url_file)"
+}
+by_mail() {
+    eval "set -- $(words '(.notify.mail.sendmail | if length > 0 then . else ["/usr/sbin/sendmail"] end) + ["-i"]
+        + (.notify.mail.from | if . then ["-f", .] else [] end) + .notify.mail.to')"
+    command -v "$1" >/dev/null || { echo "$1 is not there: install a program that sends mail (msmtp-mta, nullmailer, postfix)"; return 1; }
+    {
+        jq -r '.notify.mail | (if .from then "From: \(.from)" else empty end), "To: \(.to | join(", "))"' "$work/settings"
+        printf 'Subject: %s\nDate: %s\nAuto-Submitted: auto-generated\nMIME-Version: 1.0\n' "$subject" "$(LC_ALL=C date -R)"
+        printf 'Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: 8bit\n\n'
+        fold -b -w 900 "$text"
+    } >"$text.mail"
+    timeout -k 5 "$limit" "$@" <"$text.mail" || { rc=$?; [ "$rc" != 124 ] || echo "$1 had not ended after $limit s"; return 1; }
+}
+by_nextcloud() {
+    eval "set -- $(words '[.notify.nextcloud.users[] | "--user=\(.)"]')"
+    timeout -k 5 $((limit + 5)) "$bin/nc-maint" notify "$profile" ${config:+--config "$config"} --occ-timeout "${limit}s" "$@" \
+        --subject="$subject" --message="$(head -c 4000 "$text")" >"$text.said" 2>/dev/null ||
+        { jq -r '.error | [.message, (.causes[]? | strings)] | join(": ")' "$text.said" 2>/dev/null || echo "nc-maint did not answer"; return 1; }
+}
+by_apprise() {
+    local file
+    file=$(said .notify.apprise.config_file)
+    secret "$file" >"$text.secret" || { cat "$text.secret"; return 1; }
+    rm -f "$text.secret"
+    eval "set -- $(words '.notify.apprise.program | if length > 0 then . else ["apprise"] end')"
+    command -v "$1" >/dev/null || { echo "$1 is not there: apt-get install apprise"; return 1; }
+    timeout -k 5 "$limit" "$@" --config="$file" --title="$subject" \
+        --notification-type="$(jq -r '{failure: "failure", age: "failure", recovery: "success", warning: "warning"}[.event] // "info"' "$item")" \
+        <"$text" || { rc=$?; [ "$rc" != 124 ] || echo "apprise had not ended after $limit s"; return 1; }
+}
+by_command() {
+    local user home owner
+    user=$(said .notify.command.user)
+    eval "set -- $(words .notify.command.argv)"
+    [ -f "$1" ] && [ -x "$1" ] || { echo "$1 is not there, or cannot be run"; return 1; }
+    for owner in "$1" "$(dirname -- "$(readlink -f -- "$1")")"; do
+        owner=$(stat -L -c '%u %a' -- "$owner")
+        case "${owner% *}:$((0${owner#* } & 022))" in 0:0) ;; *) echo "$1 and its folder must be root's, and writable by nobody else"; return 1 ;; esac
+    done
+    home=$(getent passwd "$user" | cut -d: -f6)
+    [ -n "$home" ] || { echo "there is no account $user here"; return 1; }
+    set -- env -i PATH="$PATH" LC_ALL=C.UTF-8 HOME="$home" USER="$user" LOGNAME="$user" NC_BACKUP_PROFILE="$profile" \
+        NC_BACKUP_EVENT="$(of .event)" NC_BACKUP_KIND="$(of .kind)" NC_BACKUP_SUBJECT="$subject" "$@"
+    if [ "$(id -un)" != "$user" ]; then
+        [ "$(id -u)" = 0 ] || { echo "only root can run $1 as $user"; return 1; }
+        set -- setpriv --reuid "$user" --regid "$(id -g "$user")" --init-groups --inh-caps=-all --no-new-privs "$@"
+    fi
+    # In / and in a session of its own: no terminal to write commands into. All of it ends with the time.
+    cd / && setsid -w timeout -k 5 "$limit" "$@" <"$text" || { rc=$?; echo "$(jq -r '.notify.command.argv[0]' "$work/settings") ended with exit code $rc"; return 1; }
+}

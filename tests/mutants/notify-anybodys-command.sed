@@ -1,0 +1,2 @@
+# scripts/notify.sh
+s/^        case "${owner% \*}.*$/        :/

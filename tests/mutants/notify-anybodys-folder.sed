@@ -1,0 +1,2 @@
+# scripts/notify.sh
+s/^    case "${mode% \*}:$((0${mode#\* } & 022))" in .*$/    :/

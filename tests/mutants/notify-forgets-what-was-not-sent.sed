@@ -1,0 +1,2 @@
+# scripts/notify.jq
+s/select(.ok).id\]) as \$done/select(.id).id]) as $done/

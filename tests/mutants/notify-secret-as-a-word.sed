@@ -1,0 +1,2 @@
+# scripts/notify.sh
+s/curl -q --config -/curl -q --referer "$url" --config -/
