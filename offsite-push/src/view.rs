@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use common::fault::{Fault, Kind, kind_of};
 use common::status::{Report, now};
-use common::{offsite, say};
+use common::{dates, offsite, say};
 use serde_json::{Value, json};
 
 use crate::TOOL;
@@ -87,7 +87,10 @@ fn tell(settings: &Settings, date: &str, report: &mut Report) -> Result<()> {
     let store = offsite::store(&settings.container);
     let found = match date {
         "latest" => content.dates.last(),
-        _ => content.dates.iter().find(|d| *d == date),
+        _ => {
+            let date = dates::resolve(date, &content.dates, "snapshot", "the container")?;
+            content.dates.iter().find(|d| **d == date)
+        }
     };
     let Some(found) = found else {
         let dates = if content.dates.is_empty() { "none at all".into() } else { content.dates.join(", ") };

@@ -14,6 +14,7 @@ mod keeper;
 pub mod luks;
 pub mod postgres;
 pub mod sshd;
+pub mod terminal;
 
 /// The repository's root.
 pub fn repo() -> PathBuf {
