@@ -62,8 +62,11 @@ def view_offsite:
        message: (if $ran != "" then "the command ended with exit code \($code)" else null end),
        data: {date: $view.output.data.date, path: $view.output.data.path, dates: $view.output.data.dates}};
 
+# overview.jq has looked at the steps; what they warn of is in its findings.
+def status: given.own + {changed: false, hush: [.[] | all | .warnings[]?.kind]};
+
 (if $tool == "backup-local" then backup_local elif $tool == "restore" then restore elif $tool == "drill" then drill
- elif $tool == "push-offsite" then push_offsite else view_offsite end) as $own
+ elif $tool == "push-offsite" then push_offsite elif $tool == "status" then status else view_offsite end) as $own
 | ($own.left // [.[] | all | .left_behind[]?]) as $left
 | ($own.culprit // of($failed) // {}) as $culprit
 | ([.[] | all | .warnings[]? | select(.kind | IN(($own.hush // [])[]) | not)] + ($own.warnings // [])
