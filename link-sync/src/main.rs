@@ -12,6 +12,7 @@ mod far;
 mod find;
 mod fsid;
 mod index;
+mod layer;
 mod list;
 mod maintenance;
 mod meant;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
         Action::Find(find) => report("find", find.profile.profile.as_deref(), &|r| find::find(find, r)),
         Action::Diff(diff) => report("diff", diff.profile.profile.as_deref(), &|r| diff::diff(diff, r)),
         Action::Copy(copy) => report("copy", copy.profile.profile.as_deref(), &|r| copy::copy(copy, r)),
+        Action::Layer(args) => report("layer", args.profile.profile.as_deref(), &|r| layer::layer(args, r)),
         Action::Restore(restore) => {
             report("restore", restore.profile.profile.as_deref(), &|r| restore::restore(restore, r))
         }

@@ -174,7 +174,7 @@ fn s3() {
         line.trim_matches('\'').to_owned()
     };
     let profile = format!(
-        "state_dir = \"{SRV}/state\"\nruntime_dir = \"/run/nc-backup/home\"\n[store]\npath = \"{SRV}/store\"\n[store.retention]\nkeep_last = 2\nmin_age = \"0s\"\n[offsite]\nreserve_bytes = 1048576\n\
+        "state_dir = \"{SRV}/state\"\nruntime_dir = \"/run/nc-backup/home\"\n[store]\npath = \"{SRV}/store\"\n[store.retention]\nkeep_last = 2\nmin_age = \"0s\"\n[offsite]\nlayout = \"hardlink\"\nreserve_bytes = 1048576\n\
          [offsite.sshfs]\nhost = \"root@127.0.0.1\"\nport = {}\nidentity = \"{}\"\nknown_hosts = \"{}\"\ndirectory = \"{SRV}/s3\"\nbwlimit = \"2m\"\n\
          [offsite.luks]\nimage = \"container.img\"\nkey_file = \"{SRV}/key\"\n",
         value("SSHPORT="),
