@@ -7,13 +7,13 @@
 # What a function needs for itself is `local` (every sh of Debian has it), so that it cannot be taken for the script's
 # own variable of that name. What it leaves to the script is one of these; tests/lab/test compares:
 # shared: VERSION RESERVED sudo rules bin given_bin beside held profile taken started_at started signal child steps at_step
-# shared: answered code failed problem finished goal achieved changed program runtime work rc noted object variable heard_as
+# shared: json people answered code failed problem finished goal achieved changed program runtime work rc noted object variable heard_as
 
 VERSION=0.1.0
 umask 077
 # What of the caller's could change the meaning of a command below.
 case ${0##*/} in
-    backup-local | settle-and-hold | drill | restore | push-offsite | notify)
+    backup-local | settle-and-hold | drill | restore | push-offsite | notify | status)
         for variable in $(env -0 | sed -z 's/=.*//' | tr '\0' '\n' | LC_ALL=C grep -axE '[A-Za-z_][A-Za-z0-9_]*'); do
             case $variable in
                 # What systemd tells of the run, and of the one that ended.
@@ -60,13 +60,18 @@ kind() { case $1 in 4) echo failed ;; *) word "$1" ;; esac }
 # refuse CODE MESSAGE: fail with a status object, as everything does that is not wrong options.
 refuse() {
     trap - EXIT
-    bare "$1" false "$2" 2>/dev/null || true
+    looked_at || bare "$1" false "$2" 2>/dev/null || true
     clear_work
     fail "$1" "$2"
 }
 # The comment at the top of the script, without its marks.
 usage() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; }
 need() { [ "$1" -gt 1 ] || fail 2 "$2 needs a value (see --help)"; }
+
+# looked_at: whether a person reads stdout: a terminal gets a table or a sentence, unless --json asks for the object. (What the
+# tools decide in common/src/screen.rs.)
+json=''
+looked_at() { [ -t 1 ] && [ -z "$json" ]; }
 
 # options VALUES FLAGS ARGUMENT…: sets $config for --config and so on, and $profile, which must be there. VALUES names the
 # options that take a value, with + behind one that may come again (a line each); FLAGS those that take none, and -- where
@@ -81,6 +86,7 @@ options() {
         case $1 in
             --help | -h) usage; exit 0 ;;
             --version) echo "${0##*/} $VERSION"; exit 0 ;;
+            --json) json=1 ;;
             --) case $flags in *' -- '*) shift; break ;; esac; fail 2 "unknown option '--' (see --help)" ;;
             --*[!a-z-]*) fail 2 "unknown option '$1' (see --help)" ;;
             --*)
@@ -170,6 +176,7 @@ begin_steps() {
     started=$(date +%s%3N)
     signal='' child='' steps='' at_step='' answered='' code=0 failed='' problem='' finished='' goal='' achieved='' changed=''
     program=$(cat "$here/status.jq") || refuse 69 "the scripts are not whole: $here/status.jq is missing"
+    people=$(cat "$here/people.jq" 2>/dev/null) || people=''
     # Where the tools have their locks and sockets.
     runtime=/run/nc-backup/$profile
     [ "$(id -u)" = 0 ] || runtime=$(getent passwd "$(id -u)" | cut -d: -f6)/.local/state/nc-backup/$profile/run
@@ -398,7 +405,13 @@ report() {
         *) object=$(bare "$code" "${changed:-false}" "${problem:-the steps could not be told (is jq there?)${failed:+: failed at $failed}}") ;;
     esac
     heard
-    printf '%s\n' "$object" 2>/dev/null || true
+    if looked_at; then for_people 2>/dev/null || true; else printf '%s\n' "$object" 2>/dev/null || true; fi
+}
+# for_people: the object as a short table; without jq, as it is.
+for_people() {
+    local table line
+    table=$(printf '%s\n' "$object" | jq -r "$people") || table=$object
+    printf '%s\n' "$table" | while IFS= read -r line; do printf '%s\n' "$(printf %s "$line" | show)"; done
 }
 
 # begin_heard KIND: from here on it is heard how the run ends; and that it has begun, where the profile has a URL for it.

@@ -71,6 +71,7 @@ draft_profile() {
     config=$work/$profile.toml drafted=1
     store_tables "$from" "$identity" '' "$port" "$known_hosts" >"$config"
     step snapshots link-sync list
+    mean_date
     [ -z "$failed" ] || return 0
     # shellcheck disable=SC2016  # jq's variable
     ask '[last.output.data.snapshots[] | select(($date == "latest" and (.odd | not)) or .date == $date)] | max_by(.date) // empty' \
@@ -112,6 +113,19 @@ keep_profile() {
     else
         stop_at profile 1 "cannot write the profile $profile_file"
     fi
+}
+
+# mean_date: the whole date that is meant by a word or a beginning: everything that follows is about that one. (The latest
+# is found when it is fetched, as a restore before this one may have to be finished.)
+mean_date() {
+    [ -z "$failed" ] || return 0
+    case $date in
+        latest | ????-??-??T??-??-??Z) ;;
+        *)
+            step date link-sync list --date "$date" ${store:+--store "$store"}
+            [ -n "$failed" ] || date=$(answer .date)
+            ;;
+    esac
 }
 
 # ---- attempts before this one ----

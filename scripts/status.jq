@@ -67,9 +67,11 @@ def notify:
     {changed: (given.told | any(.ok)), hush: [.[] | all | .warnings[]?.kind],
      data: {told: given.told, failed_step: ($failed | filled)},
      warnings: [given.told[] | select(.ok | not) | {kind: "not-sent", message: "\(.way): \(.message)"}]};
+# overview.jq has looked at the steps; what they warn of is in its findings.
+def status: given.own + {changed: false, hush: [.[] | all | .warnings[]?.kind]};
 
 (if $tool == "backup-local" then backup_local elif $tool == "restore" then restore elif $tool == "drill" then drill
- elif $tool == "push-offsite" then push_offsite
+ elif $tool == "push-offsite" then push_offsite elif $tool == "status" then status
  elif $tool == "notify" then notify else view_offsite end) as $own
 | ($own.left // [.[] | all | .left_behind[]?]) as $left
 | ($own.culprit // of($failed) // {}) as $culprit

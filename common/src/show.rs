@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::fmt::{Arguments, Write as _};
 use std::io::{IsTerminal as _, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::mutant;
 
@@ -63,6 +64,11 @@ pub fn watched() -> bool {
     stderr().is_terminal()
 }
 
+/// Whether a line that moves can be shown: to somebody, on a terminal that can.
+pub fn moves() -> bool {
+    watched() && std::env::var_os("TERM").is_some_and(|term| term != "dumb")
+}
+
 /// One line.
 pub fn line(text: Arguments) {
     write(&format!("{}\n", escaped(&text.to_string())));
@@ -90,8 +96,22 @@ pub fn moving(text: Arguments) {
     write(&format!("\r{}\x1b[K", escaped(&text.to_string())));
 }
 
+/// Whether a line that moves stands on the terminal: then what is told takes its place, and it comes again below.
+static STANDS: AtomicBool = AtomicBool::new(false);
+
+/// A line that moves, drawn by others, stands on the terminal from now on, or no longer.
+pub fn stands(stands: bool) {
+    STANDS.store(stands, Ordering::Relaxed);
+}
+
+/// What clears the line that moves, if there is one.
+pub(crate) fn clearing() -> &'static str {
+    if STANDS.load(Ordering::Relaxed) { "\r\x1b[K" } else { "" }
+}
+
 fn write(text: &str) {
     let mut stderr = stderr().lock();
+    stderr.write_all(clearing().as_bytes()).ok();
     stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush()).ok();
 }
 

@@ -1,7 +1,8 @@
 //! The one JSON object every tool prints, last, on success and on failure.
 //!
 //! [`run`] is the whole life of a tool after its arguments are parsed: a normal process, signals, the work,
-//! the report. Only it prints to stdout. A closed stdout changes nothing about the work.
+//! the report. Only it prints to stdout. A closed stdout changes nothing about the work. Where stdout is a terminal
+//! ([`Screen`] decides), a person gets a table or a sentence there instead of the object.
 
 use std::ffi::OsStr;
 use std::io::Write as _;
@@ -15,7 +16,8 @@ use base64::Engine as _;
 use serde_json::{Map, Value, json};
 
 use crate::fault::{self, Failure, Fault};
-use crate::show;
+use crate::screen::{End, Screen};
+use crate::{figures, show};
 
 /// Version of the object's schema (`docs/status.schema.json`). Keys are only ever added.
 pub const SCHEMA: u32 = 1;
@@ -35,6 +37,8 @@ pub struct Report {
     passed_code: Option<u8>,
     warnings: Vec<Value>,
     left_behind: Vec<Value>,
+    screen: Option<Screen>,
+    shown: bool,
 }
 
 impl Report {
@@ -48,6 +52,8 @@ impl Report {
             passed_code: None,
             warnings: Vec::new(),
             left_behind: Vec::new(),
+            screen: None,
+            shown: false,
         }
     }
 
@@ -81,6 +87,26 @@ impl Report {
     /// Takes over a warning of a child that has told people itself: it is not said again.
     pub fn nest_warning(&mut self, warning: Value) {
         self.warnings.push(warning);
+    }
+
+    /// A line of the answer, for people: on stdout where they look at it, else on stderr.
+    pub fn show(&mut self, line: impl std::fmt::Display) {
+        self.shown = true;
+        match &self.screen {
+            Some(screen) => screen.line(format_args!("{line}")),
+            None => tell(format_args!("{line}")),
+        }
+    }
+
+    /// A list of such lines: on a screen as many as fit, from that `end`, and how many more `what` there are, unless `all`
+    /// are wanted.
+    pub fn show_list(&mut self, lines: &[String], end: End, what: &str, all: bool) {
+        let screen = self.screen.clone().filter(|_| !all);
+        let (part, more) = screen.as_ref().map_or((lines, None), |screen| screen.part(lines, end, what));
+        let (before, after) = if end == End::Last { (more, None) } else { (None, more) };
+        for line in before.iter().chain(part).chain(&after) {
+            self.show(line);
+        }
     }
 
     /// Something is still mounted, mapped, held or in maintenance: exit code 4, whatever else happens.
@@ -131,6 +157,14 @@ pub fn b64(text: &OsStr) -> Option<String> {
     odd.then(|| base64::engine::general_purpose::STANDARD.encode(text.as_bytes()))
 }
 
+/// The bytes of the text that [`put_text`] put under `key`.
+#[must_use]
+pub fn text_bytes(of: &Value, key: &str) -> Vec<u8> {
+    let twin = of[format!("{key}_b64")].as_str();
+    let twin = twin.and_then(|twin| base64::engine::general_purpose::STANDARD.decode(twin).ok());
+    twin.unwrap_or_else(|| of[key].as_str().unwrap_or("?").as_bytes().to_vec())
+}
+
 /// Puts the twin of a list of paths that are shown under `key`: their bytes, `null` where the path is UTF-8; nothing if
 /// all are.
 pub fn put_list_b64<'a>(map: &mut Map<String, Value>, key: &str, paths: impl Iterator<Item = &'a [u8]>) {
@@ -153,12 +187,14 @@ pub fn tell(line: std::fmt::Arguments) {
     show::line(line);
 }
 
-/// Runs `work` as `tool action [profile]` and reports. The returned code goes back from `main`.
+/// Runs `work` as `tool action [profile]` and reports; with `json` by the object wherever stdout leads. The returned code
+/// goes back from `main`.
 pub fn run(
     tool: &'static str,
     version: &str,
     action: &str,
     profile: Option<&str>,
+    json: bool,
     work: impl FnOnce(&mut Report) -> Result<()>,
 ) -> ExitCode {
     let normal = match crate::process::normal() {
@@ -169,6 +205,7 @@ pub fn run(
     let started_at = now();
     let clock = Instant::now();
     let mut report = Report::new(tool);
+    report.screen = Screen::find(json);
     let result = normal.and_then(|()| crate::signals::install()).and_then(|()| {
         std::panic::catch_unwind(AssertUnwindSafe(|| work(&mut report))).unwrap_or_else(|panic| {
             let what = panic.downcast_ref::<String>().map(String::as_str);
@@ -180,6 +217,10 @@ pub fn run(
     });
     let (status, code) = outcome(&report, result.as_ref().err());
     let error = result.err().map(|e| error_value(tool, &e));
+    if let Some(screen) = report.screen.take() {
+        sum_up(&screen, &report, action, profile, (status, code), clock.elapsed());
+        return ExitCode::from(code);
+    }
     let object = json!({
         "schema": SCHEMA, "tool": tool, "version": version, "action": action, "profile": profile,
         "status": status, "exit_code": code, "changed": report.changed,
@@ -194,6 +235,34 @@ pub fn run(
         tell(format_args!("{tool}: the status object could not be written: {e}"));
     }
     ExitCode::from(code)
+}
+
+/// How it ended, for people who are not told by what was shown: the plain facts, and a sentence.
+fn sum_up(
+    screen: &Screen,
+    report: &Report,
+    action: &str,
+    profile: Option<&str>,
+    (status, code): (&str, u8),
+    took: std::time::Duration,
+) {
+    if report.shown && code == 0 && !report.changed {
+        return;
+    }
+    if !report.shown && matches!(code, 0 | 3) {
+        for line in screen.facts(&report.data) {
+            screen.line(format_args!("{line}"));
+        }
+    }
+    let of = profile.map_or(String::new(), |name| format!(" {name}"));
+    let how = match status {
+        "ok" if code == 0 => status.to_owned(),
+        "partial" => format!("done, with something left out (exit code {code})"),
+        "dirty" => format!("something is left behind (exit code {code})"),
+        "failed" => format!("failed (exit code {code})"),
+        why => format!("failed: {why} (exit code {code})"),
+    };
+    screen.line(format_args!("{} {action}{of}: {how}, in {}", report.tool, figures::time(took)));
 }
 
 /// Now, RFC 3339 UTC in whole seconds.
@@ -290,6 +359,11 @@ mod tests {
         assert_eq!(report.data["path_b64"], "L2H/");
         report.set_text("other", OsStr::from_bytes(b"/a"));
         assert!(!report.data.contains_key("other_b64"));
+        let data = Value::Object(report.data);
+        assert_eq!(
+            (text_bytes(&data, "path"), text_bytes(&data, "other")),
+            (b"/a\xff".to_vec(), b"/a".to_vec())
+        );
     }
 
     #[test]

@@ -8,16 +8,15 @@ use common::fault::Fault;
 use common::mutant;
 use common::profile::Profile;
 use common::retention::Retention;
-use common::status::{self, Report};
-use serde_json::Value;
+use common::status::Report;
 
 use crate::agent;
-use crate::cli::{self, Abort, Diff, Run};
+use crate::cli::{self, Abort, Run};
 use crate::copy;
 use crate::far::Far;
 use crate::maintenance;
 use crate::progress::Progress;
-use crate::protocol::{BackupIdle, Door, ReadIdle};
+use crate::protocol::{BackupIdle, Door};
 use crate::serve::{Terms, serve};
 use crate::session::{Allow, Session};
 use crate::settings::rsync_argv;
@@ -25,7 +24,6 @@ use crate::signs::SILENCE;
 use crate::source::DATABASE;
 use crate::store::Store;
 use crate::store::allowance::Limits;
-use crate::store::find::{Wanted, is_user};
 
 /// Bytes that stay free in a store unless told otherwise.
 const RESERVE: u64 = 1 << 30;
@@ -44,7 +42,7 @@ pub fn step(action: agent::Task, run: &Run, allow: Allow, report: &mut Report) -
 
 /// The arguments after `stage`, for the background process.
 fn stage_argv() -> Vec<OsString> {
-    std::env::args_os().skip(2).collect()
+    std::env::args_os().filter(|word| word != "--json").skip(2).collect()
 }
 
 /// Gives up the snapshot under way, if there is one.
@@ -85,7 +83,7 @@ pub fn snapshot(run: &Run, report: &mut Report) -> Result<()> {
             .into());
     }
     let _lock = agent::lock(&settings.runtime)?;
-    let (allow, progress) = (run.allow(), Progress::terminal());
+    let (allow, progress) = (run.allow(), Progress::shown());
     let mut session = Session::begin(settings, allow, report)?;
     session.settle(&sources, allow, &progress, report)?;
     let dump: Vec<_> = sources.into_iter().filter(|s| s.name == DATABASE).collect();
@@ -94,77 +92,6 @@ pub fn snapshot(run: &Run, report: &mut Report) -> Result<()> {
     }
     // It flushes everything.
     session.publish(allow, &progress, report)
-}
-
-/// In which snapshots something is.
-pub fn find(find: &cli::Find, report: &mut Report) -> Result<()> {
-    if let Some(user) = find.user.as_deref().filter(|u| !is_user(u)) {
-        return Err(Fault::usage(format!("--user '{user}' is not the name of a user")).into());
-    }
-    let wanted = Wanted {
-        pattern: find.name.clone(),
-        source: find.source.clone(),
-        user: find.user.clone(),
-        limit: find.limit,
-    };
-    let mut far = Far::connect_reading(&find.profile.options().settings()?)?;
-    let answer = far.ask_in_parts(&ReadIdle::Find(wanted), "paths", |_, _| ())?;
-    for path in answer["paths"].as_array().into_iter().flatten() {
-        status::tell(format_args!("{}", path["path"].as_str().unwrap_or("?")));
-        for event in path["events"].as_array().into_iter().flatten() {
-            let text = |key: &str| event[key].as_str().unwrap_or("").to_owned();
-            let size = event["size_bytes"].as_u64().map(|n| indicatif::BinaryBytes(n).to_string());
-            status::tell(format_args!(
-                "    {}  {:<9} {:>10}  {}",
-                text("date"),
-                text("what"),
-                size.unwrap_or_default(),
-                text("mtime")
-            ));
-        }
-    }
-    if answer["found"] == 0 {
-        status::tell(format_args!("no snapshot holds it"));
-    }
-    fill(answer, report);
-    Ok(())
-}
-
-/// Fills the report from an answer, and says whether there is more.
-fn fill(answer: Value, report: &mut Report) {
-    if answer["truncated"] == true {
-        status::tell(format_args!("… and more: see --limit"));
-    }
-    if let Value::Object(fields) = answer {
-        report.data.extend(fields);
-    }
-}
-
-/// What differs between two snapshots.
-pub fn diff(diff: &Diff, report: &mut Report) -> Result<()> {
-    let mut far = Far::connect_reading(&diff.profile.options().settings()?)?;
-    let request = ReadIdle::Diff {
-        from: diff.from.clone(),
-        to: diff.to.clone(),
-        source: diff.source.clone(),
-        limit: diff.limit,
-    };
-    let answer = far.ask_in_parts(&request, "changes", |_, _| ())?;
-    for change in answer["changes"].as_array().into_iter().flatten() {
-        let text = |n: usize| change[n].as_str().unwrap_or("?");
-        status::tell(format_args!("{:<10} {}", text(0), text(1)));
-    }
-    fill(answer, report);
-    if let Some(Value::Array(changes)) = report.data.get_mut("changes") {
-        for change in changes {
-            let mut entry = serde_json::json!({"what": change[0], "path": change[1]});
-            if change[2].is_string() {
-                entry["path_b64"] = change[2].take();
-            }
-            *change = entry;
-        }
-    }
-    Ok(())
 }
 
 /// The far end. stdout is the protocol's, so there is no status object; the exit code and stderr tell.

@@ -1,20 +1,26 @@
 //! `link-sync list`: what there is, how old the newest is, and when it was last proven.
 
+use std::fs::File;
+
 use anyhow::Result;
 use common::drill::{self, DrillRecord};
 use common::fault::Fault;
-use common::status::{self, Report};
+use common::figures;
+use common::screen::End;
+use common::status::Report;
 use jiff::Timestamp;
+use nix::sys::statvfs::fstatvfs;
 use serde_json::{Value, json};
 
 use crate::cli::List;
 use crate::far::Far;
+use crate::meant;
 use crate::protocol::{BackupIdle, Door, ReadIdle};
 use crate::settings::Place;
 use crate::store::meta::{is_date, taken};
 use crate::store::odd::{Known, Why};
 use crate::store::verified::Verifications;
-use crate::store::{Store, sizes};
+use crate::store::{Store, pins, sizes};
 
 /// Does it.
 pub fn list(args: &List, report: &mut Report) -> Result<()> {
@@ -22,20 +28,18 @@ pub fn list(args: &List, report: &mut Report) -> Result<()> {
     // To add up sizes is to read; and a store here that is an account's is only read by root.
     let reading = args.sizes || matches!(settings.store, Place::Local(_));
     let mut far = if reading { Far::connect_reading(&settings)? } else { Far::connect_anywhere(&settings)? };
-    // A machine that only rehearses has the key for reading alone.
-    let mut answer = match far.hello.door {
-        Door::Read => far.ask_in_parts(&ReadIdle::List { sizes: args.sizes }, "snapshots", |_, _| ()),
-        _ => far.ask_in_parts(&BackupIdle::List {}, "snapshots", |_, _| ()),
-    }?;
+    let mut answer = ask(&mut far, args.sizes)?;
     // The store's clock, as the dates are of it; an older far end does not tell.
     let now = answer["now"].as_str().and_then(|t| t.parse().ok()).unwrap_or_else(Timestamp::now);
     report.set("store", far.hello.store.as_str());
-    let mut newest = None;
+    let (mut newest, mut lines) = (None, Vec::new());
     let odd: Vec<String> = serde_json::from_value(answer["odd"].clone()).unwrap_or_default();
     // Scripts make paths of them, and the far end may be anybody's.
     if let Some(all) = answer["snapshots"].as_array_mut() {
         all.retain(|snapshot| snapshot["date"].as_str().is_some_and(is_date));
     }
+    let wanted = args.date.as_deref().map(|date| meant::of(&answer, date, &far.hello.store)).transpose()?;
+    report.set("date", json!(wanted));
     for snapshot in answer["snapshots"].as_array_mut().into_iter().flatten() {
         let date = snapshot["date"].as_str().unwrap_or("?").to_owned();
         let age = taken(&date).map(|t| now.duration_since(t).as_secs()).ok();
@@ -43,8 +47,17 @@ pub fn list(args: &List, report: &mut Report) -> Result<()> {
         // What cannot be what it seems proves no backup.
         let is_odd = odd.contains(&date);
         newest = age.filter(|_| !is_odd).map(|age| (date.clone(), age)).or(newest);
-        tell(snapshot, &date);
+        if wanted.as_ref().is_none_or(|wanted| *wanted == date) {
+            lines.push(line(snapshot, &date));
+        }
     }
+    if !lines.is_empty() {
+        let alone = if args.sizes { "       ALONE" } else { "" };
+        report.show(format!("DATE                       AGE      FILES        SIZE{alone}  STATE"));
+    }
+    report.show_list(&lines, End::Last, "dates", args.all);
+    let age = newest.as_ref().map_or(String::new(), |n| format!(", the newest {} old", figures::age(n.1)));
+    report.show(format!("{} in {}{age}", figures::count(lines.len() as u64, "snapshot"), far.hello.store));
     for name in answer["damaged"].as_array().into_iter().flatten() {
         report
             .warn("damaged-snapshot", format!("{} is not a complete snapshot", name.as_str().unwrap_or("?")));
@@ -52,8 +65,17 @@ pub fn list(args: &List, report: &mut Report) -> Result<()> {
     for warning in answer["warnings"].as_array().into_iter().flatten() {
         report.warn_value(warning.clone());
     }
+    if let (Some(wanted), Some(all)) = (&wanted, answer["snapshots"].as_array_mut()) {
+        all.retain(|snapshot| snapshot["date"] == **wanted);
+        if all.is_empty() {
+            return Err(Fault::config(format!("there is no snapshot {wanted} in {}", far.hello.store)).into());
+        }
+    }
     report.set("snapshots", answer["snapshots"].clone());
     report.set("odd", odd);
+    report.set("room", answer["room"].clone());
+    report.set("pinned", answer["pinned"].clone());
+    report.set("now", now.to_string());
     report.set("damaged", answer["damaged"].clone());
     report.set("newest_age_seconds", json!(newest.as_ref().map(|n| n.1)));
     let (last, open) = (&answer["verified"]["last"], &answer["verified"]["unresolved"]);
@@ -79,11 +101,15 @@ pub fn list(args: &List, report: &mut Report) -> Result<()> {
                 Some(false) => "IT FAILED",
                 None => "",
             };
-            status::tell(format_args!("last {what}: {at} {how}"));
+            let old = at
+                .parse()
+                .map(|at| now.duration_since(at).as_secs())
+                .map_or(String::new(), |age: i64| format!("{} ago, ", figures::age(age)));
+            report.show(format!("last {what}: {old}{at} {how}"));
         }
     }
     if let Some(at) = open["verified_at"].as_str() {
-        status::tell(format_args!(
+        report.show(format!(
             "what the verification of {at} found wrong has not been found well since: link-sync verify"
         ));
     }
@@ -102,21 +128,29 @@ pub fn list(args: &List, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// The answer of the far end, at whichever door: a machine that only rehearses has the key for reading alone.
+pub fn ask(far: &mut Far, sizes: bool) -> Result<Value> {
+    match far.hello.door {
+        Door::Read => far.ask_in_parts(&ReadIdle::List { sizes }, "snapshots", |_, _| ()),
+        _ => far.ask_in_parts(&BackupIdle::List {}, "snapshots", |_, _| ()),
+    }
+}
+
 /// A line for people.
-fn tell(snapshot: &Value, date: &str) {
+fn line(snapshot: &Value, date: &str) -> String {
     let sources = snapshot["sources"].as_array().into_iter().flatten();
     let (paths, bytes) = sources.fold((0, 0), |(p, b), s| {
         (p + s["paths"].as_u64().unwrap_or(0), b + s["bytes"].as_u64().unwrap_or(0))
     });
-    let alone = snapshot["alone_bytes"].as_u64().map(|bytes| format!("  {:>10} alone", size(bytes)));
-    let consistency = snapshot["consistency"].as_str().unwrap_or("?");
+    let alone = snapshot["alone_bytes"].as_u64().map(|bytes| format!("  {:>10}", figures::bytes(bytes)));
+    let age = snapshot["age_seconds"].as_i64().map_or_else(|| "?".to_owned(), figures::age);
+    let consistency = match snapshot["consistency"].as_str() {
+        Some("crash-consistent") => "not sealed",
+        other => other.unwrap_or("?"),
+    };
     let alone = alone.unwrap_or_default();
     let odd = snapshot["odd"].as_str().map_or(String::new(), |why| format!(", but odd: {why}"));
-    status::tell(format_args!("{date}  {paths:>9} paths  {:>10}{alone}  {consistency}{odd}", size(bytes)));
-}
-
-fn size(bytes: u64) -> String {
-    indicatif::BinaryBytes(bytes).to_string()
+    format!("{date}  {age:>8}  {paths:>9}  {:>10}{alone}  {consistency}{odd}", figures::bytes(bytes))
 }
 
 /// For the far end.
@@ -140,6 +174,22 @@ pub fn answer(store: &Store, with_sizes: bool) -> Result<Value> {
     let verified = Verifications::load(store);
     Ok(
         json!({"snapshots": snapshots, "damaged": damaged, "odd": odd, "warnings": warnings, "verified": verified,
-            "now": now.to_string()}),
+            "now": now.to_string(), "room": room(&dir), "pinned": pinned(&dir)}),
     )
+}
+
+/// How much room there is where the store lies; what cannot be told is no reason not to list.
+fn room(dir: &File) -> Option<Value> {
+    let room = fstatvfs(dir).ok()?;
+    let block = room.fragment_size();
+    Some(json!({
+        "size_bytes": room.blocks().saturating_mul(block), "free_bytes": room.blocks_available().saturating_mul(block),
+        "inodes": room.files(), "inodes_free": room.files_available(),
+    }))
+}
+
+/// The dates that somebody needs, and who: the newest of `offsite` was pushed last.
+fn pinned(dir: &File) -> Option<Value> {
+    let pins = pins::read(dir).ok()?;
+    Some(pins.into_iter().map(|(date, by)| json!({"date": date, "by": by})).collect())
 }

@@ -7,15 +7,19 @@ mod agent;
 mod budget;
 mod cli;
 mod copy;
+mod diff;
 mod far;
+mod find;
 mod fsid;
 mod index;
 mod layer;
 mod list;
 mod maintenance;
+mod meant;
 mod moved;
 mod names;
 mod parallel;
+mod paste;
 mod progress;
 mod protocol;
 mod prune;
@@ -51,9 +55,9 @@ use common::status::{self, Report};
 const TOOL: &str = "link-sync";
 
 fn main() -> ExitCode {
-    let action = Cli::parse().action;
+    let Cli { action, json } = Cli::parse();
     let report = |name: &str, profile: Option<&str>, work: &dyn Fn(&mut Report) -> Result<()>| {
-        status::run(TOOL, env!("CARGO_PKG_VERSION"), name, profile, work)
+        status::run(TOOL, env!("CARGO_PKG_VERSION"), name, profile, json, work)
     };
     match &action {
         Action::Stage(run) => {
@@ -69,8 +73,8 @@ fn main() -> ExitCode {
         Action::Snapshot(run) => report("snapshot", run.name(), &|r| actions::snapshot(run, r)),
         Action::Settings(of) => report("settings", of.profile.profile.as_deref(), &|r| told::settings(of, r)),
         Action::List(list) => report("list", list.profile.profile.as_deref(), &|r| list::list(list, r)),
-        Action::Find(find) => report("find", find.profile.profile.as_deref(), &|r| actions::find(find, r)),
-        Action::Diff(diff) => report("diff", diff.profile.profile.as_deref(), &|r| actions::diff(diff, r)),
+        Action::Find(find) => report("find", find.profile.profile.as_deref(), &|r| find::find(find, r)),
+        Action::Diff(diff) => report("diff", diff.profile.profile.as_deref(), &|r| diff::diff(diff, r)),
         Action::Copy(copy) => report("copy", copy.profile.profile.as_deref(), &|r| copy::copy(copy, r)),
         Action::Layer(args) => report("layer", args.profile.profile.as_deref(), &|r| layer::layer(args, r)),
         Action::Restore(restore) => {

@@ -3,9 +3,12 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use common::dates::is_date;
 use common::fault::Fault;
+use common::mutant;
 use common::retention::Retention;
-use common::status::{self, Report};
+use common::screen::End;
+use common::status::Report;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
@@ -25,6 +28,7 @@ const EXAMPLE: &str = "in [store.retention] of the profile: keep_daily = 14, kee
 pub fn prune(args: &Prune, report: &mut Report) -> Result<()> {
     let settings = args.profile.options().settings()?;
     report.set("dry_run", args.dry_run);
+    whole_dates(args)?;
     let pruned = match &settings.store {
         Place::Local(path) => local(args, &settings, path, report)?,
         Place::Ssh { host, .. } => {
@@ -43,6 +47,20 @@ pub fn prune(args: &Prune, report: &mut Report) -> Result<()> {
         }
     };
     tell(&pruned, args, report)
+}
+
+/// A word, or the beginning of a date, might mean another one tomorrow: nothing is removed by it, and nothing else because of it.
+fn whole_dates(args: &Prune) -> Result<()> {
+    let dates =
+        args.date.iter().map(|date| ("--date", date)).chain(args.keep.iter().map(|date| ("--keep", date)));
+    match dates.into_iter().find(|(_, date)| !is_date(date)) {
+        Some((option, date)) if !mutant::active("removal-by-a-word") => {
+            Err(Fault::usage(format!("{option} {date} is not a whole date: nothing is removed"))
+                .hint("write all of it, like 2026-11-22T03-30-00Z; `link-sync list` shows the dates")
+                .into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A store on this machine, whose own account or root may do what the rules say.
@@ -106,14 +124,17 @@ fn rules(written: Retention, for_client: bool) -> Result<Rules> {
 /// For people, and into the report.
 fn tell(pruned: &Pruned, args: &Prune, report: &mut Report) -> Result<()> {
     let dry_run = args.dry_run;
+    let mut lines = Vec::new();
     for snapshot in &pruned.snapshots {
         let text = |key: &str| snapshot[key].as_str().unwrap_or("?");
         let reasons: Vec<_> =
             snapshot["reasons"].as_array().into_iter().flatten().filter_map(|r| r.as_str()).collect();
         if dry_run || text("action") != "keep" {
-            status::tell(format_args!("{:<8} {}  {}", text("action"), text("date"), reasons.join("; ")));
+            lines.push(format!("{:<8} {}  {}", text("action"), text("date"), reasons.join("; ")));
         }
     }
+    // Those that go are the oldest.
+    report.show_list(&lines, End::First, "dates", args.all);
     for name in &pruned.damaged {
         report.warn("damaged-snapshot", format!("{name} is not a complete snapshot: it is neither counted nor removed; `prune --date {name} --yes` does"));
     }
@@ -147,7 +168,7 @@ fn tell(pruned: &Pruned, args: &Prune, report: &mut Report) -> Result<()> {
     let kept = pruned.snapshots.iter().filter(|s| s["action"] == "keep").count();
     // One that is named is the only one that was looked at.
     let stay = if args.date.is_some() { String::new() } else { format!("{kept} kept, ") };
-    status::tell(format_args!("link-sync: {stay}{} {would}removed", pruned.removed.len()));
+    report.show(format!("link-sync: {stay}{} {would}removed", pruned.removed.len()));
     let idle = pruned.removed.is_empty() && pruned.completed.is_empty();
     report.changed = !dry_run && !idle;
     report.set("kept", kept);

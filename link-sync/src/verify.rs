@@ -5,14 +5,15 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
-use common::say;
+use common::figures::{self, count};
+use common::screen::End;
 use common::status::Report;
 use serde_json::Value;
 
-use crate::TOOL;
 use crate::account::AsOwner;
 use crate::cli;
 use crate::far::Far;
+use crate::meant;
 use crate::progress::Progress;
 use crate::protocol::BackupIdle;
 use crate::settings::{Place, Settings, rsync_argv};
@@ -30,11 +31,11 @@ const SHOWN: usize = 20;
 /// Does it.
 pub fn run(args: &cli::Verify, report: &mut Report) -> Result<()> {
     let settings = args.profile.options().settings()?;
-    let scope = scope(args)?;
-    let progress = Progress::terminal();
+    let mut scope = scope(args)?;
+    let progress = Progress::shown();
     progress.begin("looking at names and attributes", 0);
     let answer = match &settings.store {
-        Place::Local(path) => local(args, &settings, path.clone(), &scope, progress, report)?,
+        Place::Local(path) => local(args, &settings, path.clone(), &mut scope, &progress, report)?,
         Place::Ssh { .. } => {
             if args.against.is_some() || args.repair {
                 let option = if args.repair { "--repair" } else { "--against" };
@@ -43,7 +44,11 @@ pub fn run(args: &cli::Verify, report: &mut Report) -> Result<()> {
                     .into());
             }
             let mut far = Far::connect(&settings)?;
-            let watch = |done, total| progress.reached_of(done, total);
+            if scope.date != "all" {
+                scope.date = meant::at(&mut far, &scope.date)?;
+            }
+            // What is told of is what has been read.
+            let watch = |done, total| progress.reached_of("reading", done, total);
             let request = BackupIdle::Verify { options: scope.clone() };
             let mut answer: Value = far.ask_in_parts(&request, "findings", watch)?;
             report.set("store", far.hello.store.as_str());
@@ -53,7 +58,9 @@ pub fn run(args: &cli::Verify, report: &mut Report) -> Result<()> {
             answer
         }
     };
-    tell(answer, args.against.is_some(), report)
+    // Its line goes away before what was found is said.
+    drop(progress);
+    tell(answer, args, report)
 }
 
 fn scope(args: &cli::Verify) -> Result<Scope> {
@@ -74,8 +81,8 @@ fn local(
     args: &cli::Verify,
     settings: &Settings,
     path: PathBuf,
-    scope: &Scope,
-    progress: Progress,
+    scope: &mut Scope,
+    progress: &Progress,
     report: &mut Report,
 ) -> Result<Value> {
     let store = store(settings, path);
@@ -89,9 +96,11 @@ fn local(
     for warning in Known::of(&store, jiff::Timestamp::now())?.warnings() {
         report.warn_value(warning);
     }
-    progress.begin("reading", 0);
+    if scope.date != "all" {
+        scope.date = meant::here(&store, &scope.date)?;
+    }
     let watch = |done, total| {
-        progress.reached_of(done, total);
+        progress.reached_of("reading", done, total);
         Ok(())
     };
     if args.repair {
@@ -167,13 +176,16 @@ fn record(store: &Store, scope: &Scope, outcome: &Outcome, repaired: u64, report
     }
 }
 
-/// `1 thing`, `2 things`.
-fn count(n: u64, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+/// Dates, sorted, for people.
+fn within(dates: &[String]) -> String {
+    match dates {
+        [first, .., last] if dates.len() > 3 => format!("{} dates from {first} to {last}", dates.len()),
+        few => few.join(", "),
+    }
 }
 
 /// Fills the report from the answer; fails if anything is wrong.
-fn tell(answer: Value, copy: bool, report: &mut Report) -> Result<()> {
+fn tell(answer: Value, args: &cli::Verify, report: &mut Report) -> Result<()> {
     let texts = |value: &Value| -> Vec<String> {
         value.as_array().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect()
     };
@@ -189,7 +201,7 @@ fn tell(answer: Value, copy: bool, report: &mut Report) -> Result<()> {
             ),
         );
         // A copy keeps dates that its store no longer has.
-        if !copy {
+        if args.against.is_none() {
             report.set_partial();
         }
     }
@@ -202,27 +214,28 @@ fn tell(answer: Value, copy: bool, report: &mut Report) -> Result<()> {
         report.set_partial();
     }
     let listed = answer["findings"].as_array().cloned().unwrap_or_default();
-    for finding in listed.iter().take(SHOWN) {
-        say!(
-            TOOL,
-            "{}: {} in {}: {}",
+    let finding = |finding: &Value| {
+        format!(
+            "link-sync: {}: {} in {}: {}",
             finding["kind"].as_str().unwrap_or("?"),
             texts(&finding["paths"]).join(", "),
-            texts(&finding["dates"]).join(", "),
+            within(&texts(&finding["dates"])),
             finding["found"].as_str().unwrap_or("?")
-        );
-    }
+        )
+    };
+    let shown = if args.all { usize::MAX } else { SHOWN };
+    let lines: Vec<String> = listed.iter().take(shown).map(finding).collect();
+    report.show_list(&lines, End::First, "findings", args.all);
     let total = number("findings_total");
-    say!(
-        TOOL,
-        "{}, {} names, {} of {} distinct files read ({}): {}",
+    report.show(format!(
+        "link-sync: {}, {} names, {} of {} distinct files read ({}): {}",
         count(texts(&answer["dates"]).len() as u64, "snapshot"),
         number("paths"),
         number("inodes_read"),
         number("inodes"),
-        indicatif::BinaryBytes(number("bytes_read")),
+        figures::bytes(number("bytes_read")),
         if total == 0 { "all as published".into() } else { format!("wrong: {}", count(total, "thing")) }
-    );
+    ));
     let counts = answer["counts"].as_object().cloned().unwrap_or_default();
     if let Value::Object(fields) = answer {
         report.data.extend(fields);

@@ -26,6 +26,9 @@ use crate::{adopt, attach, create, detach, facts, grow, holding, keys};
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
+    /// Print the JSON object on stdout even where that is a terminal.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -59,7 +62,8 @@ data_offset_sectors, file_system, size_bytes, free_bytes, inodes_free,
 written_bytes, read_bytes, dirty_limit, header, key_slots. What is not known is
 null.
 
-The last line on stdout is one JSON object; docs/status.schema.json has it.
+The last line on stdout is one JSON object (docs/status.schema.json); on a
+terminal a table for people, unless --json is given.
 Exit codes: 0 done; 1 failed, and undone; 2 usage; 4 something is still attached
 (the object says what, who holds it and how to clear it); 69 image not reachable
 or a program missing; 75 attached or at work already; 77 rights; 78 profile,

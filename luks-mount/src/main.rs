@@ -34,13 +34,14 @@ use cli::Command;
 const TOOL: &str = "luks-mount";
 
 fn main() -> ExitCode {
-    let action = match cli::Cli::parse().command {
+    let cli::Cli { command, json } = cli::Cli::parse();
+    let action = match command {
         // Children of ours: their stdout is an answer to us, not a status object.
         Command::Touch(touch) => return touch::answer(&touch),
         Command::Action(action) => action,
     };
     let (name, profile) = action.names();
-    common::status::run(TOOL, env!("CARGO_PKG_VERSION"), name, profile.as_deref(), |report| {
+    common::status::run(TOOL, env!("CARGO_PKG_VERSION"), name, profile.as_deref(), json, |report| {
         action.run(report)
     })
 }

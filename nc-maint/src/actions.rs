@@ -69,7 +69,7 @@ pub(crate) fn status(settings: &Settings, report: &mut Report) -> Result<()> {
         report.warn("run-killed", format!("a run was killed; `nc-maint off {}` ends it", settings.words));
     }
     about_drop_in(settings, &present, active, report);
-    common::say!(TOOL, "maintenance is {}", word(on));
+    report.show(format!("{TOOL}: maintenance is {}", word(on)));
     Ok(())
 }
 

@@ -14,7 +14,8 @@ const AFTER: &str = r"Examples:
   nc-maint on --root /srv/nc --occ docker --occ exec --occ -u --occ www-data \
       --occ nextcloud --occ php --occ occ
 
-Every action prints one JSON object on stdout; people read stderr.
+Every action prints one JSON object on stdout, or, where that is a terminal, a
+table for people, unless --json is given. What happens is told on stderr.
 
 Exit codes:
   0  the state asked for holds      69  occ, php or the web server is missing
@@ -31,6 +32,9 @@ run ends with the command's own exit code where below 128; 4 outranks it.
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) action: Action,
+    /// Print the JSON object on stdout even where that is a terminal
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
 }
 
 /// What to do.

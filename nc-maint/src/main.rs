@@ -42,13 +42,13 @@ const TOOL: &str = "nc-maint";
 fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Action::Close { dir } = &cli.action {
-        return status::run(TOOL, env!("CARGO_PKG_VERSION"), "close", None, |report| {
+        return status::run(TOOL, env!("CARGO_PKG_VERSION"), "close", None, cli.json, |report| {
             close::close(dir, report)
         });
     }
     let Some(options) = cli.action.options() else { return guardian::main() };
     let profile = options.profile_name();
-    status::run(TOOL, env!("CARGO_PKG_VERSION"), cli.action.word(), profile.as_deref(), |report| {
+    status::run(TOOL, env!("CARGO_PKG_VERSION"), cli.action.word(), profile.as_deref(), cli.json, |report| {
         let profile = Profile::load(options.profile.as_deref(), options.config.as_deref())?;
         let settings = Settings::new(&profile, options)?;
         php::only_roots_apps(&settings)?;

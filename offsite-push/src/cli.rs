@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use common::dates;
 use common::fault::Fault;
 use common::profile::{Bytes, Layout, TimeOfDay};
 use common::status::Report;
@@ -9,7 +10,7 @@ use common::status::Report;
 use crate::inside::Inside;
 use crate::layered::Sizes;
 use crate::settings::{Place, Settings};
-use crate::{prune, push, status, store, until, verify, view};
+use crate::{prune, push, status, until, verify, view};
 
 /// The encrypted copy elsewhere: pushes the newest snapshot, and opens it to look.
 ///
@@ -22,6 +23,9 @@ use crate::{prune, push, status, store, until, verify, view};
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) action: Action,
+    /// Print the JSON object on stdout even where that is a terminal.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
 }
 
 const AFTER: &str = "\
@@ -39,7 +43,8 @@ link-sync are expected beside this program; their status objects are in
 data.steps. An older container than the one left behind, or another one, is
 refused: see push --accept-container.
 
-The last line on stdout is one JSON object; docs/status.schema.json has it.
+The last line on stdout is one JSON object (docs/status.schema.json); on a
+terminal a table for people, unless --json is given.
 Exit codes: 0 the newest snapshot is there; 1 failed, nothing is mounted; 2
 usage; 3 pushed, but something was left out, or the time was over (--until), or
 older dates in the container are not whole; 4 something is still mounted (the
@@ -70,7 +75,8 @@ pub(crate) enum Action {
         /// Send at most so many bytes a second, like 500k or 2m.
         #[arg(long, value_name = "RATE")]
         bwlimit: Option<Bytes>,
-        /// Date of the snapshot, or 'latest' for the newest complete one.
+        /// Date of the snapshot, its beginning, today, yesterday, or 'latest' for
+        /// the newest complete one.
         #[arg(long, default_value = "latest", value_parser = date)]
         date: String,
         /// Room that must stay free in the container. Default:
@@ -149,7 +155,7 @@ pub(crate) enum Action {
     Verify {
         #[command(flatten)]
         place: Place,
-        /// Date of the snapshot, 'latest', or 'all'.
+        /// Date of the snapshot, its beginning, 'latest', or 'all'.
         #[arg(long, default_value = "all", value_parser = date_or_all)]
         date: String,
         /// Read only so many percent of the distinct files, chosen at random.
@@ -178,8 +184,8 @@ pub(crate) enum Action {
     View {
         #[command(flatten)]
         place: Place,
-        /// Date of the snapshot, or 'latest' for the newest one. Default: all are
-        /// shown, and the newest is told.
+        /// Date of the snapshot, its beginning, today, yesterday, or 'latest' for
+        /// the newest one. Default: all are shown, and the newest is told.
         #[arg(long, value_parser = date)]
         date: Option<String>,
     },
@@ -196,8 +202,9 @@ pub(crate) enum Action {
 }
 
 fn date(text: &str) -> Result<String, String> {
-    let ok = text == "latest" || store::is_date(text);
-    if ok { Ok(text.to_owned()) } else { Err("a date is written like 2026-11-22T03-30-00Z".into()) }
+    let why =
+        "a date is written like 2026-11-22T03-30-00Z; its beginning, latest, today or yesterday will do";
+    if dates::is_meant(text) { Ok(text.to_owned()) } else { Err(why.into()) }
 }
 
 fn date_or_all(text: &str) -> Result<String, String> {

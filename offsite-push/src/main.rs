@@ -41,5 +41,8 @@ fn main() -> ExitCode {
         return inside::answer(action);
     }
     let (action, profile) = cli.names();
-    common::status::run(TOOL, env!("CARGO_PKG_VERSION"), action, profile.as_deref(), |report| cli.run(report))
+    let json = cli.json;
+    common::status::run(TOOL, env!("CARGO_PKG_VERSION"), action, profile.as_deref(), json, |report| {
+        cli.run(report)
+    })
 }

@@ -80,22 +80,26 @@ pub(crate) fn run(settings: &Settings, report: &mut Report) -> Result<()> {
         None => Value::Null,
     };
     let state = |v: &Value| v["state"].as_str().unwrap_or("unknown").to_owned();
+    let mut line = |text: String| report.show(format!("{TOOL}: {text}"));
     match &last {
-        Some(last) => say!(
-            TOOL,
+        Some(last) => line(format!(
             "{} was pushed at {}, {}in {}",
             last.date,
             last.pushed_at,
             last.sent_bytes.map_or(String::new(), |sent| format!("{} sent ", tell::bytes(sent))),
             tell::time(Duration::from_millis(last.duration_ms))
-        ),
-        None => say!(TOOL, "nothing was pushed yet"),
+        )),
+        None => line("nothing was pushed yet".to_owned()),
     }
     if let Some(dates) = known.as_ref().and_then(|k| k.dates.as_ref()).filter(|d| !d.is_empty()) {
-        say!(TOOL, "the container holds {}: {}", dates.len(), dates.join(", "));
+        let which = match dates.as_slice() {
+            [first, .., last] if dates.len() > 8 => format!(", from {first} to {last}"),
+            all => format!(": {}", all.join(", ")),
+        };
+        line(format!("the container holds {}{which}", dates.len()));
     }
     if let Some(age) = age {
-        say!(TOOL, "the newest in it is {} old", tell::time(Duration::from_secs(age)));
+        line(format!("the newest in it is {} old", tell::time(Duration::from_secs(age))));
     }
     if let Some(verified) = Verified::load(settings) {
         let wrong = match (verified.fresh, verified.findings) {
@@ -104,22 +108,19 @@ pub(crate) fn run(settings: &Settings, report: &mut Report) -> Result<()> {
             (true, n) => format!("{n} things were wrong"),
             (false, _) => "it was not the container left behind".to_owned(),
         };
-        say!(
-            TOOL,
+        line(format!(
             "verified at {}, {} % of the files: {wrong}",
-            verified.verified_at,
-            verified.sample_percent
-        );
+            verified.verified_at, verified.sample_percent
+        ));
     }
     if let Some(behind) = behind {
-        say!(TOOL, "{behind} newer snapshots wait to be pushed");
+        line(format!("{behind} newer snapshots wait to be pushed"));
     }
-    say!(
-        TOOL,
+    line(format!(
         "container: {}; S3: {}",
         state(&container),
         if s3.is_null() { "-".into() } else { state(&s3) }
-    );
+    ));
     report.set("container", container);
     report.set("s3", s3);
     siblings.finish(false, report);

@@ -5,6 +5,7 @@ use std::io::Read as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use common::dates;
 use common::fault::Fault;
 use common::mutant;
 use common::status::Report;
@@ -139,7 +140,11 @@ fn read(store: &File, date: &str) -> Result<Snapshot> {
 pub(crate) fn pick(list: &[Snapshot], date: &str, store: &Path) -> Result<Snapshot> {
     let found = match date {
         "latest" => list.last(),
-        _ => list.iter().find(|s| s.date == date),
+        _ => {
+            let dates: Vec<String> = list.iter().map(|s| s.date.clone()).collect();
+            let date = dates::resolve(date, &dates, "snapshot", &store.display().to_string())?;
+            list.iter().find(|s| s.date == date)
+        }
     };
     found.cloned().ok_or_else(|| match date {
         "latest" => Fault::config(format!("the store {} holds no snapshot", store.display()))

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::status::{Report, now};
-use common::{durable, say};
+use common::{dates, durable, say};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -98,7 +98,7 @@ fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report:
     let down = up.down();
     drop(up);
     report.set("received_bytes", down.received_bytes);
-    let Looked { why, answer, layers, dates } = looked?;
+    let Looked { why, answer, layers, date, dates } = looked?;
     report.set("fresh", why.is_none());
     report.set("not_fresh_because", why.clone());
     let data = answer.as_ref().map_or(Value::Null, Answer::all_data);
@@ -108,7 +108,7 @@ fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report:
         let number = |key: &str| data[key].as_u64().unwrap_or(0);
         let verified = Verified {
             verified_at: now(),
-            date: options.date.clone(),
+            date,
             dates: data["dates"].as_array().map_or(dates, |d| d.len() as u64),
             sample_percent: data["sample_percent"]
                 .as_f64()
@@ -181,6 +181,8 @@ struct Looked {
     answer: Option<Answer>,
     /// What became of images; `None` if there are none.
     layers: Option<Checked>,
+    /// `all`, or the date that was meant.
+    date: String,
     /// How many dates there are to look at.
     dates: u64,
 }
@@ -200,11 +202,13 @@ fn look_inside(up: &mut Up, settings: &Settings, options: &Options, report: &mut
     let known = Known::load(&settings.record())?;
     let why = objection(known.as_ref(), uuid, &content);
     let mut date = options.date.clone();
-    if content.has_layers() && date == "latest" {
-        date = content.dates.last().cloned().unwrap_or(date);
+    let is_word = date == "all" || date == "latest" && !content.has_layers();
+    if !is_word && !content.dates.is_empty() {
+        date = dates::resolve(&date, &content.dates, "snapshot", "the container")?;
     }
     let dates: Vec<String> = content.dates.iter().filter(|d| date == "all" || **d == date).cloned().collect();
-    let mut looked = Looked { why, answer: None, layers: None, dates: dates.len() as u64 };
+    let mut looked =
+        Looked { why, answer: None, layers: None, date: date.clone(), dates: dates.len() as u64 };
     let (mut sample, mut seed) = (options.sample.as_str(), options.seed);
     if content.has_layers() {
         seed = Some(seed.map_or_else(random, Ok)?);

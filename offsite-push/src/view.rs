@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use common::fault::{Fault, Kind, kind_of};
-use common::say;
 use common::status::{Report, now};
+use common::{dates, say};
+
 use serde_json::{Value, json};
 
 use crate::generation::{Known, objection};
@@ -85,7 +86,10 @@ fn tell(settings: &Settings, date: Option<&str>, report: &mut Report) -> Result<
     let content = inside::read(&settings.container, settings.patience)?;
     let found = match date {
         None | Some("latest") => content.dates.last(),
-        Some(date) => content.dates.iter().find(|d| *d == date),
+        Some(date) => {
+            let date = dates::resolve(date, &content.dates, "snapshot", "the container")?;
+            content.dates.iter().find(|d| **d == date)
+        }
     };
     let Some(found) = found.cloned() else {
         let dates = if content.dates.is_empty() { "none at all".into() } else { content.dates.join(", ") };

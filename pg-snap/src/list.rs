@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use anyhow::Result;
+use common::figures;
+use common::screen::End;
 use common::signals;
-use common::status::{Report, tell};
+use common::status::Report;
 use serde_json::{Value, json};
 
 use crate::dumps::{Dumps, is_ahead};
@@ -17,7 +19,7 @@ pub(crate) fn list(dumps: &Path, report: &mut Report) -> Result<()> {
     let Some(folder) = folder else {
         report.set("list", json!([]));
         report.set("newest", Value::Null);
-        common::say!("pg-snap", "no dumps: {} does not exist yet", dumps.display());
+        report.show(format!("pg-snap: no dumps: {} does not exist yet", dumps.display()));
         return Ok(());
     };
     let (dates, partial) = folder.dates()?;
@@ -44,7 +46,7 @@ pub(crate) fn list(dumps: &Path, report: &mut Report) -> Result<()> {
         let why = "being written, or left by a killed run (the next dump or prune clears it then)";
         rows.push(other(date, "incomplete", why));
     }
-    table(&rows);
+    table(&rows, report);
     report.set("list", rows);
     report.set("newest", newest);
     Ok(())
@@ -88,24 +90,25 @@ fn other(date: &str, state: &str, problem: &str) -> Value {
     })
 }
 
-fn table(rows: &[Value]) {
+fn table(rows: &[Value], report: &mut Report) {
     if rows.is_empty() {
-        common::say!("pg-snap", "no dumps");
+        report.show("pg-snap: no dumps");
         return;
     }
-    tell(format_args!("{:<22}{:<12}{:>14}{:>8}  DATABASE", "DATE", "STATE", "BYTES", "TABLES"));
-    for row in rows {
-        let number = |key: &str| row[key].as_u64().map_or("-".into(), |n| n.to_string());
+    report.show(format!("{:<22}{:<12}{:>12}{:>8}  DATABASE", "DATE", "STATE", "SIZE", "TABLES"));
+    let line = |row: &Value| {
         let text = |key: &str| row[key].as_str().unwrap_or("-").to_owned();
-        tell(format_args!(
-            "{:<22}{:<12}{:>14}{:>8}  {}",
+        format!(
+            "{:<22}{:<12}{:>12}{:>8}  {}",
             text("date"),
             text("state"),
-            number("size_bytes"),
-            number("tables"),
+            row["size_bytes"].as_u64().map_or("-".into(), figures::bytes),
+            row["tables"].as_u64().map_or("-".into(), |n| n.to_string()),
             if row["problem"].is_null() { text("database") } else { text("problem") }
-        ));
-    }
+        )
+    };
+    let lines: Vec<String> = rows.iter().map(line).collect();
+    report.show_list(&lines, End::Last, "dumps", false);
 }
 
 /// Keeps the newest `keep` complete dumps and what is younger than the oldest of them; removes the rest.

@@ -53,7 +53,8 @@ mod whose;
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     let (action, profile) = cli.names();
-    common::status::run("pg-snap", env!("CARGO_PKG_VERSION"), action, profile.as_deref(), |report| {
+    let json = cli.json;
+    common::status::run("pg-snap", env!("CARGO_PKG_VERSION"), action, profile.as_deref(), json, |report| {
         cli.run(report)
     })
 }

@@ -5,10 +5,11 @@
 
 use std::path::Path;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use common::fault::{Failure, Fault, Kind};
+use common::figures;
 use common::lock::Lock;
 use common::status::Report;
 
@@ -124,22 +125,30 @@ fn first_reason(said: &str) -> String {
     common::complaint::tail(out.as_bytes())
 }
 
-/// Shows on a terminal how far it has come, while `work` runs.
+/// Shows how far it has come, while `work` runs: by a line that moves on a terminal, elsewhere by one a minute.
 fn with_progress<T>(dir: &Path, tables: usize, work: impl FnOnce() -> T) -> T {
-    if !common::show::watched() {
-        return work();
-    }
+    let moves = common::show::moves();
+    let every = if moves { Duration::from_millis(300) } else { Duration::from_secs(60) };
+    let begun = Instant::now();
     let (done, wait) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
         scope.spawn(move || {
-            while wait.recv_timeout(Duration::from_millis(300)) == Err(mpsc::RecvTimeoutError::Timeout) {
-                let (files, bytes) = measure(dir);
-                let megabytes = bytes >> 20;
-                common::show::moving(format_args!(
-                    "pg-snap: {files} of {tables} tables begun, {megabytes} MiB"
-                ));
+            while wait.recv_timeout(every) == Err(mpsc::RecvTimeoutError::Timeout) {
+                let (files, written) = measure(dir);
+                let line = format!(
+                    "pg-snap: {files} of {tables} tables begun, {}, {}",
+                    figures::bytes(written),
+                    figures::rate(written, begun.elapsed())
+                );
+                if moves {
+                    common::show::moving(format_args!("{line}"));
+                } else {
+                    common::show::line(format_args!("{line}"));
+                }
             }
-            common::show::moving(format_args!(""));
+            if moves {
+                common::show::moving(format_args!(""));
+            }
         });
         let result = work();
         drop(done);

@@ -34,6 +34,8 @@ impl Source {
         let lock = folder.lock_shared()?;
         let manifest = match date {
             Some(date) => {
+                let (dates, _) = folder.dates()?;
+                let date = &*common::dates::resolve(date, &dates, "dump", &dumps.display().to_string())?;
                 let dir = folder.path().join(date);
                 if !dir.exists() {
                     let fault = Fault::failed(format!("there is no dump {date} in {}", dumps.display()));

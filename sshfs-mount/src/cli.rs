@@ -19,6 +19,9 @@ pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub(crate) action: Action,
+    /// Print the JSON object on stdout even where that is a terminal.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
 }
 
 const AFTER: &str = "\
@@ -39,7 +42,8 @@ KexAlgorithms=LIST MACs=LIST ProxyJump=HOST ServerAliveCountMax=N
 ServerAliveInterval=N. With ProxyJump, bytes are not counted and cannot be
 limited, and the host that is jumped over gets its key from root's ssh_config.
 
-The last line on stdout is one JSON object; docs/status.schema.json has it.
+The last line on stdout is one JSON object (docs/status.schema.json); on a
+terminal a table for people, unless --json is given.
 Exit codes: 0 done, or so already; 1 failed, and undone; 2 usage; 4 still
 mounted, and who holds it; 69 the machine, its key, sshfs or /dev/fuse is not
 there; 75 another mount is at work; 77 not root, or a key file others can read;

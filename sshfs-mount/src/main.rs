@@ -21,14 +21,14 @@ mod wire;
 const TOOL: &str = "sshfs-mount";
 
 fn main() -> ExitCode {
-    let action = Cli::parse().action;
+    let Cli { action, json } = Cli::parse();
     let (name, place, work): (_, _, actions::Work) = match &action {
         Action::Mount(place) => ("mount", place, actions::mount),
         Action::Unmount(place) => ("unmount", place, actions::unmount),
         Action::Status(place) => ("status", place, actions::status),
         Action::Relay(wish) => return silent(common::process::normal().and_then(|()| relay::run(wish))),
     };
-    common::status::run(TOOL, env!("CARGO_PKG_VERSION"), name, place.profile.as_deref(), |report| {
+    common::status::run(TOOL, env!("CARGO_PKG_VERSION"), name, place.profile.as_deref(), json, |report| {
         work(&settings::Settings::new(place.clone())?, report)
     })
 }

@@ -15,6 +15,7 @@ pub mod luks;
 pub mod pages;
 pub mod postgres;
 pub mod sshd;
+pub mod terminal;
 
 /// The repository's root.
 pub fn repo() -> PathBuf {

@@ -13,7 +13,7 @@ use common::status::Report;
 use common::{background, signals};
 
 use super::{Ask, Ended, Say, Task, lock, socket};
-use crate::progress;
+use crate::progress::Shown;
 use crate::session::Allow;
 use crate::settings::Settings;
 use crate::watch::Watch;
@@ -66,17 +66,16 @@ pub fn ask(
         Watch::after(limit.saturating_add(PATIENCE), move || late.shutdown(Shutdown::Both).unwrap_or(()))
     });
     let late = late.transpose()?;
-    let bar = progress::terminal_bar();
+    let shown = Shown::begin();
     let mut done = None;
     for line in BufReader::new(&stream).lines() {
         let Ok(line) = line else { break };
         match serde_json::from_str(&line).context("the background process said something odd")? {
-            Say::Step(step) => progress::show(&bar, &step),
+            Say::Step(step) => shown.step(&step),
             Say::Done(end) => done = Some(end),
         }
     }
-    drop((watch, late));
-    bar.finish_and_clear();
+    drop((watch, late, shown));
     signals::check()?;
     let Ended { changed, partial, data, warnings, error } = done.ok_or_else(lost)?;
     report.changed = changed;

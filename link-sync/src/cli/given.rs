@@ -7,6 +7,15 @@ use crate::session::Allow;
 use crate::settings::Options;
 
 impl Profile {
+    /// How it was named, for a command that is suggested.
+    pub fn words(&self) -> String {
+        match (&self.profile, &self.config) {
+            (_, Some(file)) => format!("--config {}", file.display()),
+            (Some(name), None) => name.clone(),
+            (None, None) => "PROFILE".to_owned(),
+        }
+    }
+
     /// As options without sources.
     pub fn options(&self) -> Options {
         Options {

@@ -20,6 +20,9 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub action: Action,
+    /// Print the JSON object on stdout even where that is a terminal.
+    #[arg(long, global = true)]
+    pub json: bool,
 }
 
 const AFTER: &str = "\
@@ -29,9 +32,11 @@ Examples:
       --crash-consistent                     by hand, without a profile
   link-sync find home --name 'report*.odt' --user alice
   link-sync restore home --path alice/files/report.odt --to /tmp/back
-  link-sync diff home --from latest --to 2026-11-22T03-30-00Z
+  link-sync diff home --from yesterday --to latest
 
-stdout carries one JSON object (docs/status.schema.json).
+A date is also meant by its beginning (2026-11-22), latest, today, yesterday.
+stdout carries one JSON object (docs/status.schema.json); on a terminal a table
+for people, unless --json is given.
 Exit codes: 0 done, 1 failed (what arrived is kept for the next run), 2 usage,
 69 a program or host is missing, 75 another run holds the lock, 77 rights,
 78 profile, source or store is not what it should be, 128+N signal N.";
@@ -242,6 +247,10 @@ pub struct Settings {
 pub struct List {
     #[command(flatten)]
     pub profile: Profile,
+    /// Only this one: a date, the beginning of one, latest, today, yesterday; data
+    /// has the whole date.
+    #[arg(long, value_name = "DATE")]
+    pub date: Option<String>,
     /// Add up what each date holds alone: what removing it would free. Looks at
     /// every file of every date.
     #[arg(long)]
@@ -249,6 +258,9 @@ pub struct List {
     /// Fail (exit code 1) if the newest is older, like 26h or 2d: for monitoring.
     #[arg(long, value_name = "TIME")]
     pub max_age: Option<Length>,
+    /// On a terminal, show all dates, not only as many as fit.
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// Options of `diff`.
@@ -256,7 +268,7 @@ pub struct List {
 pub struct Diff {
     #[command(flatten)]
     pub profile: Profile,
-    /// The earlier one: a date, or latest.
+    /// The earlier one: a date, the beginning of one, latest, today, yesterday.
     #[arg(long, value_name = "DATE")]
     pub from: String,
     /// The later one.
@@ -268,6 +280,9 @@ pub struct Diff {
     /// List at most so many paths; the counts are always complete.
     #[arg(long, default_value_t = 1000)]
     pub limit: usize,
+    /// On a terminal, show all lines, not only as many as fit.
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// Options of `find`.
@@ -288,6 +303,9 @@ pub struct Find {
     /// Tell of at most so many paths; the count is always complete.
     #[arg(long, default_value_t = 1000)]
     pub limit: usize,
+    /// On a terminal, show all lines, not only as many as fit.
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// Options of `copy`.
@@ -298,7 +316,7 @@ pub struct Copy {
     /// The folder of snapshots to copy into; it must exist.
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
-    /// The snapshot: a date, or latest.
+    /// The snapshot: a date, the beginning of one, latest, today, yesterday.
     #[arg(long, value_name = "DATE", default_value = "latest")]
     pub date: String,
     /// Bytes that must stay free there [default: 64 MiB].
@@ -346,7 +364,7 @@ pub struct Layer {
 pub struct Restore {
     #[command(flatten)]
     pub profile: Profile,
-    /// The snapshot: a date, or latest.
+    /// The snapshot: a date, the beginning of one, latest, today, yesterday.
     #[arg(long, value_name = "DATE", default_value = "latest")]
     pub date: String,
     /// A source [default: all, in place without the database; with --path:
@@ -396,7 +414,7 @@ pub struct Restore {
 pub struct Verify {
     #[command(flatten)]
     pub profile: Profile,
-    /// The snapshot: a date, latest, or all.
+    /// The snapshot: a date, the beginning of one, latest, today, yesterday, or all.
     #[arg(long, value_name = "DATE", default_value = "all")]
     pub date: String,
     /// Read only so many percent of the distinct files, chosen at random; names
@@ -425,6 +443,9 @@ pub struct Verify {
     /// List at most so many findings; the counts are always complete.
     #[arg(long, default_value_t = 1000)]
     pub limit: usize,
+    /// On a terminal, show all lines, not only as many as fit.
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// A share of 100.
@@ -442,13 +463,14 @@ pub struct Prune {
     #[command(flatten)]
     pub rules: RuleOptions,
     /// Remove this one date, whatever the rules say; needs --yes. Also for a
-    /// damaged or odd one, which no rule ever removes.
+    /// damaged or odd one, which no rule ever removes. A whole date: a word or a
+    /// beginning might mean another one tomorrow.
     #[arg(long, value_name = "DATE")]
     pub date: Option<String>,
     /// Yes, remove --date.
     #[arg(long, requires = "date")]
     pub yes: bool,
-    /// Keep this date whatever the rules say; repeatable.
+    /// Keep this date whatever the rules say; repeatable. A whole date, too.
     #[arg(long, value_name = "DATE")]
     pub keep: Vec<String>,
     /// Count this date, too, which lies elsewhere and is told, but not removed:
@@ -458,6 +480,9 @@ pub struct Prune {
     /// Write no more than this ahead of the disk.
     #[arg(long, value_name = "BYTES", hide = true)]
     pub flush_bytes: Option<common::profile::Bytes>,
+    /// On a terminal, show all lines, not only as many as fit.
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// The rules of retention; each is a key of `[store.retention]`, too.

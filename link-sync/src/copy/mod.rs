@@ -23,6 +23,7 @@ use serde_json::json;
 
 use crate::cli::Copy;
 use crate::far::Far;
+use crate::meant;
 use crate::progress::Progress;
 use crate::protocol::{CopyIdle, Door};
 use crate::settings::rsync_argv;
@@ -49,7 +50,7 @@ pub fn copy(args: &Copy, report: &mut Report) -> Result<()> {
         .hint("copy to another place, best on another disk")
         .into());
     }
-    let wanted = Held::open(&store, &dir, &store.find(&args.date)?.date)?;
+    let wanted = Held::open(&store, &dir, &store.find(&meant::here(&store, &args.date)?)?.date)?;
     report.set("date", wanted.meta.date.as_str());
     report.set("id", wanted.meta.id.as_str());
     report.set_text("path", to.join(&wanted.meta.date).as_os_str());
@@ -93,7 +94,7 @@ pub fn copy(args: &Copy, report: &mut Report) -> Result<()> {
         wanted: &wanted,
         to: &to,
         state: places::state(&profile)?,
-        progress: Progress::terminal(),
+        progress: Progress::shown(),
     };
     copying.run(far, base.as_ref(), report)
 }

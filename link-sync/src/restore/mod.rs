@@ -32,6 +32,7 @@ use crate::agent;
 use crate::cli::Restore;
 use crate::far::Far;
 use crate::maintenance;
+use crate::meant;
 use crate::names::show;
 use crate::progress::Progress;
 use crate::protocol::ReadIdle;
@@ -55,7 +56,9 @@ pub fn restore(args: &Restore, report: &mut Report) -> Result<()> {
             "link-sync: what an interrupted restore had begun is finished; it may have changed since, so it is restored again"
         ));
         let before = report.data.get("items").cloned().unwrap_or_default();
-        let done = once(args, true, report);
+        // The same one, whatever has been published meanwhile.
+        let date = report.data.get("date").and_then(|date| date.as_str()).unwrap_or(&args.date).to_owned();
+        let done = once(&Restore { date, ..args.clone() }, true, report);
         tell_first(&before, report);
         done?;
     }
@@ -78,8 +81,9 @@ fn once(args: &Restore, sure: bool, report: &mut Report) -> Result<bool> {
         false => None,
     };
     let mut far = Far::connect_reading(&settings)?;
-    let meta: SnapshotMeta = far.ask(&ReadIdle::Hold { date: args.date.clone() })?;
-    plausible(&meta, &args.date)?;
+    let date = meant::at(&mut far, &args.date)?;
+    let meta: SnapshotMeta = far.ask(&ReadIdle::Hold { date: date.clone() })?;
+    plausible(&meta, &date)?;
     report.set("date", meta.date.as_str());
     report.set("id", meta.id.as_str());
     report.set("consistency", json!(meta.consistency));
@@ -121,7 +125,7 @@ fn once(args: &Restore, sure: bool, report: &mut Report) -> Result<bool> {
         true => Some(restoring::begin(&settings.state, &meta.date, settings.html())?),
         false => None,
     };
-    let progress = Progress::terminal();
+    let progress = Progress::shown();
     // One that was interrupted when all had arrived does not compare again.
     let begun = opened.iter().any(|p| p.journal.swap.is_some());
     let used = opened.iter().filter_map(|p| p.journal.swap.as_ref()).any(|s| !s.unused(since.as_deref()));

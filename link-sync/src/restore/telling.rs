@@ -25,7 +25,7 @@ pub fn tell_plan(items: &[Item], meta: &SnapshotMeta, report: &mut Report) {
     let mut list = Vec::new();
     for item in items {
         let path = item.target.path();
-        status::tell(format_args!(
+        report.show(format!(
             "link-sync: {} of {}: {} paths, {}, to {}{}",
             show(&item.wish.full()),
             meta.date,

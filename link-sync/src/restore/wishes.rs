@@ -177,7 +177,7 @@ pub fn plausible(meta: &SnapshotMeta, asked: &str) -> Result<()> {
     if mutant::active("restore-believes-descriptions") {
         return Ok(());
     }
-    if !crate::store::meta::is_date(&meta.date) || asked != "latest" && asked != meta.date {
+    if !crate::store::meta::is_date(&meta.date) || asked != meta.date {
         return Err(wrong(format!("its date is '{}'", meta.date.escape_debug())).into());
     }
     if meta.id.len() != 32 || !meta.id.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -208,14 +208,17 @@ mod tests {
             change(&mut meta);
             plausible(&serde_json::from_value(meta)?, asked)
         };
-        check(&|_| {}, "latest").unwrap();
+        assert!(check(&|_| {}, "latest").is_err());
         check(&|_| {}, "2026-01-02T03-04-05Z").unwrap();
         assert!(check(&|_| {}, "2026-01-02T03-04-06Z").is_err());
         for (key, bad) in [("date", "x/../../../../etc/2026"), ("date", "latest"), ("id", "/"), ("id", "")] {
-            assert!(check(&|meta| meta[key] = bad.into(), "latest").is_err(), "{key} {bad}");
+            assert!(check(&|meta| meta[key] = bad.into(), "2026-01-02T03-04-05Z").is_err(), "{key} {bad}");
         }
         for bad in ["..", "../etc", "a/b", "", ".meta"] {
-            assert!(check(&|meta| meta["sources"][0]["name"] = bad.into(), "latest").is_err(), "{bad}");
+            assert!(
+                check(&|meta| meta["sources"][0]["name"] = bad.into(), "2026-01-02T03-04-05Z").is_err(),
+                "{bad}"
+            );
         }
     }
 }

@@ -43,7 +43,7 @@ impl Session {
         };
         progress.begin("hashing what is new", 0);
         self.far.within(&Budget::default());
-        let watch = |done, total| progress.reached_of(done, total);
+        let watch = |done, total| progress.reached_of("hashing what is new", done, total);
         let published: Published =
             self.far.ask_watched(&BackupOnly::Publish { meta }, watch).map_err(perhaps_published)?;
         report.changed = true;

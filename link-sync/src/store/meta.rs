@@ -120,13 +120,7 @@ impl SnapshotMeta {
     }
 }
 
-/// The form of the dates.
-pub const DATE_FORMAT: &str = "%Y-%m-%dT%H-%M-%SZ";
-
-/// Whether `name` has the form of a date.
-pub fn is_date(name: &str) -> bool {
-    name.len() == 20 && jiff::civil::DateTime::strptime(DATE_FORMAT, name).is_ok()
-}
+pub use common::dates::{FORMAT as DATE_FORMAT, is_date};
 
 /// A date and nothing else: it becomes the name of a folder.
 fn date<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
@@ -139,9 +133,7 @@ fn date<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
 
 /// The moment that the name of a snapshot says.
 pub fn taken(date: &str) -> Result<jiff::Timestamp> {
-    let civil = jiff::civil::DateTime::strptime(DATE_FORMAT, date);
-    let utc = civil.and_then(|c| c.to_zoned(jiff::tz::TimeZone::UTC));
-    Ok(utc.with_context(|| format!("'{date}' is not a snapshot's date"))?.timestamp())
+    common::dates::moment(date).with_context(|| format!("'{date}' is not a snapshot's date"))
 }
 
 /// The latest moment that is no date of the future: clocks differ by less, and are set back by less.

@@ -34,7 +34,7 @@ impl Remote {
         remote
     }
 
-    fn profile(&self, program: &str, known_hosts: &str) {
+    pub fn profile(&self, program: &str, known_hosts: &str) {
         self.world.write_profile(&format!(
             "[snapshot]\nstore = \"{}@127.0.0.1:{}\"\n[snapshot.ssh]\nport = {}\nidentity = \"{}\"\n\
              known_hosts = \"{known_hosts}\"\nremote_program = \"{program}\"\n\

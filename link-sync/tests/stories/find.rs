@@ -58,7 +58,7 @@ fn a_name_that_is_found_does_nothing_to_a_terminal() {
     world.file("bob/a\u{1b}]0;owned\u{7}\nlink-sync: all is well\u{202e}", "x");
     night(&world);
     let found = world.act("find", &["--name", "a*"]).expect(0);
-    let shown = "docs/bob/a\\u{1b}]0;owned\\u{7}\\nlink-sync: all is well\\u{202e}\n";
+    let shown = "$'bob/a\\033]0;owned\\007\\012link-sync: all is well\\342\\200\\256' --source docs\n";
     assert!(found.stderr.contains(shown), "{:?}", found.stderr);
     let exact = "docs/bob/a\u{1b}]0;owned\u{7}\nlink-sync: all is well\u{202e}";
     assert_eq!(found.json["data"]["paths"][0]["path"], exact);

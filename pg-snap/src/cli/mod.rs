@@ -26,6 +26,9 @@ use restore::{Check, DropReplaced, Restore, Verify};
 pub(crate) struct Cli {
     #[command(subcommand)]
     action: Action,
+    /// Print the JSON object on stdout even where that is a terminal.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
 }
 
 const AFTER: &str = "\
@@ -59,7 +62,8 @@ and the same for pg_restore and psql, mount the dump folder in the container
 under the same path, and let the container's own rule admit them: they do not
 see the password file (the usual image trusts its own socket).
 
-The last line on stdout is one JSON object; docs/status.schema.json has it.
+The last line on stdout is one JSON object (docs/status.schema.json); on a
+terminal a table for people, unless --json is given.
 Exit codes: 0 done; 1 failed, and undone; 2 usage; 3 restored, and something is
 not as it was (warnings); 4 something was left behind (the object says what); 69
 no server or no program, or it hangs; 75 another dump, prune or restore runs; 77

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use common::dates;
 use common::profile::Drill;
 use common::status::Report;
 
 use super::options::{Connection, Named, Place, Tools};
-use crate::dumps::is_date;
 use crate::target::Target;
 use crate::{check, restore, stall, swap, verify};
 
@@ -39,7 +39,8 @@ pub(super) struct Restore {
     connection: Connection,
     #[command(flatten)]
     tools: Tools,
-    /// Date of the dump, or 'latest' for the newest complete one.
+    /// Date of the dump, its beginning, today, yesterday, or 'latest' for the
+    /// newest complete one.
     #[arg(long, default_value = "latest", value_parser = date)]
     date: String,
     /// A dump's own folder, wherever it is, instead of a date.
@@ -150,8 +151,9 @@ pub(super) struct Verify {
     connection: Connection,
     #[command(flatten)]
     tools: Tools,
-    /// Date of the dump, or 'latest' for the newest complete one. Default: the
-    /// snapshot's own dump with --against, else 'latest'.
+    /// Date of the dump, its beginning, today, yesterday, or 'latest' for the
+    /// newest complete one. Default: the snapshot's own dump with --against, else
+    /// 'latest'.
     #[arg(long, value_parser = date)]
     date: Option<String>,
     /// A dump's own folder, wherever it is, instead of a date.
@@ -317,12 +319,13 @@ impl Administrator {
 }
 
 fn date(text: &str) -> Result<String, String> {
-    let ok = text == "latest" || is_date(text);
-    if ok { Ok(text.to_owned()) } else { Err("a date is written like 2026-11-22T03-30-00Z".into()) }
+    let why =
+        "a date is written like 2026-11-22T03-30-00Z; its beginning, latest, today or yesterday will do";
+    if dates::is_meant(text) { Ok(text.to_owned()) } else { Err(why.into()) }
 }
 
 fn one_date(text: &str) -> Result<String, String> {
-    if text == "latest" { Err("name the date itself".into()) } else { date(text) }
+    if dates::is_date(text) { Ok(text.to_owned()) } else { Err("name the whole date itself".into()) }
 }
 
 fn database(text: &str) -> Result<String, String> {

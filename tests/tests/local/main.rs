@@ -5,6 +5,7 @@ mod hostile;
 mod night;
 mod pairs;
 mod restore;
+mod seen;
 mod sudo;
 mod telling;
 mod third_copy;
