@@ -96,6 +96,14 @@ pub fn snapshot(run: &Run, report: &mut Report) -> Result<()> {
     session.publish(allow, &progress, report)
 }
 
+/// What the profile says, for scripts.
+pub fn profile(named: &cli::Profile, report: &mut Report) -> Result<()> {
+    let profile = named.options().load_profile()?;
+    report.set("file", profile.file.as_deref().map(|f| f.to_string_lossy()));
+    report.set("profile", profile.written()?);
+    Ok(())
+}
+
 /// In which snapshots something is.
 pub fn find(find: &cli::Find, report: &mut Report) -> Result<()> {
     if let Some(user) = find.user.as_deref().filter(|u| !is_user(u)) {

@@ -1,10 +1,14 @@
 //! `link-sync list`: what there is, how old the newest is, and when it was last proven.
 
-use anyhow::Result;
+use std::fs::File;
+
+use anyhow::{Context as _, Result};
 use common::drill::{self, DrillRecord};
 use common::fault::Fault;
+use common::retention::Retention;
 use common::status::{self, Report};
 use jiff::Timestamp;
+use nix::sys::statvfs::fstatvfs;
 use serde_json::{Value, json};
 
 use crate::cli::List;
@@ -22,14 +26,21 @@ pub fn list(args: &List, report: &mut Report) -> Result<()> {
     // To add up sizes is to read; and a store here that is an account's is only read by root.
     let reading = args.sizes || matches!(settings.store, Place::Local(_));
     let mut far = if reading { Far::connect_reading(&settings)? } else { Far::connect_anywhere(&settings)? };
+    let asked = Timestamp::now();
     // A machine that only rehearses has the key for reading alone.
     let mut answer = match far.hello.door {
         Door::Read => far.ask_in_parts(&ReadIdle::List { sizes: args.sizes }, "snapshots", |_, _| ()),
         _ => far.ask_in_parts(&BackupIdle::List {}, "snapshots", |_, _| ()),
     }?;
     // The store's clock, as the dates are of it; an older far end does not tell.
-    let now = answer["now"].as_str().and_then(|t| t.parse().ok()).unwrap_or_else(Timestamp::now);
+    let theirs: Option<Timestamp> = answer["now"].as_str().and_then(|t| t.parse().ok());
+    let now = theirs.unwrap_or_else(Timestamp::now);
     report.set("store", far.hello.store.as_str());
+    report.set("door", serde_json::to_value(far.hello.door)?);
+    report.set("store_version", far.hello.version.as_str());
+    report.set("store_clock_ahead_ms", json!(theirs.map(|theirs| ahead(theirs, asked, Timestamp::now()))));
+    report.set("store_room", answer["room"].clone());
+    report.set("store_has_retention", answer["has_retention"].clone());
     let mut newest = None;
     let odd: Vec<String> = serde_json::from_value(answer["odd"].clone()).unwrap_or_default();
     // Scripts make paths of them, and the far end may be anybody's.
@@ -102,6 +113,12 @@ pub fn list(args: &List, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// How far their clock is ahead of ours, in milliseconds; 0 if it fits what passed between question and answer.
+fn ahead(theirs: Timestamp, asked: Timestamp, answered: Timestamp) -> i64 {
+    let nearest = theirs.clamp(asked, answered.max(asked));
+    theirs.as_millisecond() - nearest.as_millisecond()
+}
+
 /// A line for people.
 fn tell(snapshot: &Value, date: &str) {
     let sources = snapshot["sources"].as_array().into_iter().flatten();
@@ -119,8 +136,8 @@ fn size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
 }
 
-/// For the far end.
-pub fn answer(store: &Store, with_sizes: bool) -> Result<Value> {
+/// For the far end; `retention`: whether its profile has rules of what is kept, where it is asked for.
+pub fn answer(store: &Store, with_sizes: bool, retention: Option<&Retention>) -> Result<Value> {
     let dir = store.check()?;
     let now = Timestamp::now();
     let known = Known::of(store, now)?;
@@ -140,6 +157,30 @@ pub fn answer(store: &Store, with_sizes: bool) -> Result<Value> {
     let verified = Verifications::load(store);
     Ok(
         json!({"snapshots": snapshots, "damaged": damaged, "odd": odd, "warnings": warnings, "verified": verified,
-            "now": now.to_string()}),
+            "now": now.to_string(), "room": room(store, &dir)?, "has_retention": retention.map(Retention::has_rule)}),
     )
+}
+
+/// What is free where the store is, and what of it stays so.
+fn room(store: &Store, dir: &File) -> Result<Value> {
+    let stat = fstatvfs(dir).context("cannot ask for the store's free room")?;
+    let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+    let inodes = (stat.files() != 0).then_some(stat.files_available());
+    Ok(json!({"free_bytes": free, "size_bytes": stat.blocks().saturating_mul(stat.fragment_size()),
+        "reserve_bytes": store.reserve_bytes, "free_inodes": inodes}))
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    #[test]
+    fn a_clock_is_ahead_only_by_what_the_way_does_not_explain() {
+        let at = |ms| Timestamp::from_millisecond(ms).unwrap();
+        for (theirs, ahead) in [(1_000, 0), (1_400, 0), (1_500, 0), (4_500, 3_000), (400, -600)] {
+            assert_eq!(super::ahead(at(theirs), at(1_000), at(1_500)), ahead);
+        }
+        // Ours was set back meanwhile.
+        assert_eq!(super::ahead(at(1_000), at(1_000), at(10)), 0);
+    }
 }
