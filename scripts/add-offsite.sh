@@ -14,6 +14,7 @@ read_written() {
 # --- what was given ---
 
 check_answers() {
+    plain --to "$to" --size "$size" --directory "$directory" --keep "$keep" --bwlimit "$bwlimit" --window "$window"
     has .store.path || has .offsite.store || fail 78 "/etc/nc-backup/$profile.toml has no [store]: this is for the machine with the snapshots (S2)"
     if has .offsite.luks.image; then
         # Configured before: the profile says how, and what is given must be the same.
@@ -55,6 +56,13 @@ check_answers() {
     identity=${identity:-/root/.ssh/nc-backup-s3}
     known=$(of .offsite.sshfs.known_hosts)
     known=${known:-/root/.ssh/known_hosts}
+}
+# plain OPTION VALUE…: one line each.
+plain() {
+    while [ $# -gt 0 ]; do
+        case $2 in *[[:cntrl:]]*) fail 2 "$1: one line, and no control characters" ;; esac
+        shift 2
+    done
 }
 check_kept_at() {
     case $kept_at in *[[:cntrl:]]*) fail 2 '--kept-at: one line, please' ;; esac

@@ -14,7 +14,8 @@ begin_made() {
     [ -z "$dry_run" ] || return 0
     [ -d "$folder" ] || install -d -m 0700 /var/lib/nc-backup "$folder"
     exec 9>>"$made.lock"
-    flock -n 9 || fail 75 "another $1 of $profile is at work"
+    # What one that was killed has started may still be ending.
+    flock -w 30 9 || fail 75 "another $1 of $profile is at work"
 }
 # note KIND VALUE…: unless it is noted already.
 note() {
@@ -222,12 +223,15 @@ know_host() {
     esac
     if [ -n "$dry" ]; then printf '    %s, one more line:\n        %s\n' "$1" "$name $4" >&2; return 0; fi
     add_folder "${1%/*}" 0700 root
+    [ -e "$1" ] || note blank "$1"
     note line "$1" "$name $4"
     [ ! -s "$1" ] || [ -z "$(tail -c 1 "$1")" ] || echo >>"$1"
     printf '%s\n' "$name $4" >>"$1"
     sync "$1"
     say "$name is known by $(printf '%s\n' "$4" | ssh-keygen -lf - | cut -d' ' -f2)"
 }
+# undo_blank FILE: one that we have made, if nobody else has written into it.
+undo_blank() { [ ! -e "$1" ] || [ -s "$1" ] || do_it rm -f -- "$1"; }
 undo_line() {
     [ -e "$1" ] && grep -qxF -- "$2" "$1" || return 0
     if [ -n "$dry" ]; then printf '    %s, without the line:\n        %s\n' "$1" "$2" >&2; return 0; fi

@@ -68,10 +68,17 @@ make_profile() {
 
 # of_profile TABLE KEY: what the profile that is there says, as setup and restore write it.
 of_profile() { sed -n "/^\\[$1\\]/,/^\\[/s/^$2 *= *\\(\"[^\"]*\"\\|[0-9]*\\).*/\\1/p" "$output" | head -n 1 | jq -r .; }
+same() { [ "$1" = "$2" ]; }
 # read_profile: the keys, and what is told, by the profile that is there.
 read_profile() {
-    [ "$url:$root$store$occ$identity$port" = unset: ] ||
-        fail 1 "$output exists already: it is left as it is. Without --root, --store and the like, setup says what is left to do for it"
+    [ "$url" != unset ] || url=$(of_profile nextcloud url)
+    argv=$(sed -n '/^\[nextcloud\]/,/^\[/s/^occ *= *\(\[.*\]\) *$/\1/p' "$output" | jq -r 'join(" ")' 2>/dev/null) || argv=''
+    if ! { same "$url" "$(of_profile nextcloud url)" && { [ -z "$root" ] || same "$root" "$(of_profile nextcloud root)"; } &&
+        { [ -z "$store" ] || same "$store" "$(of_profile snapshot store)"; } && { [ -z "$occ" ] || same "$occ" "$argv"; } &&
+        { [ -z "$identity" ] || same "$identity" "$(of_profile snapshot.ssh identity)"; } &&
+        { [ -z "$port" ] || [ "$port" = 22 ] || same "$port" "$(of_profile snapshot.ssh port)"; }; }; then
+        fail 1 "$output exists already, and has other answers: it is left as it is. Without --root, --store and the like, setup goes on with it"
+    fi
     say "$output exists already: it is left as it is"
     store=$(of_profile snapshot store)
     identity=$(of_profile snapshot.ssh identity)
@@ -132,6 +139,8 @@ write_profile() {
     sync "$draft"
     [ -z "$made" ] || note file "$output" "$(sha256sum <"$draft" | cut -d' ' -f1)"
     ln "$draft" "$output" || fail 1 "$output could not be made"
+    rm -f "$draft" "$draft.says"
+    trap - EXIT HUP INT TERM
     say "wrote $output"
     say "maintenance is switched by $(fact .data.method): $(fact .data.method_reason)"
 }

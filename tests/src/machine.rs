@@ -3,8 +3,11 @@
 #![expect(clippy::disallowed_methods, reason = "tests start what they test against by hand")]
 
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+
+use crate::postgres::Cluster;
 
 /// The machine, with the tools in /usr/sbin and the scripts in /usr/lib/nc-backup; its processes end with it.
 #[derive(Debug)]
@@ -108,6 +111,24 @@ impl Machine {
         panic!("no sshd: {}", std::fs::read_to_string(self.dir.path().join("sshd.log")).unwrap_or_default());
     }
 
+    /// Something that looks like cron, for who looks whether it runs.
+    #[track_caller]
+    pub fn cron(&mut self) {
+        let program = self.dir.path().join("cron");
+        std::fs::copy("/bin/sleep", &program).expect("sleep can be copied");
+        let mut cron = self.command("setpriv");
+        let cron = cron.args(["--pdeathsig", "KILL", "--"]).arg(program).arg("3600").spawn();
+        self.servers.push(cron.expect("it starts"));
+    }
+
+    /// Ends its servers.
+    pub fn stop_servers(&mut self) {
+        for mut child in self.servers.drain(..) {
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+
     /// The folder of the real machine that all of it lies in.
     pub fn dir(&self) -> &Path {
         self.dir.path()
@@ -120,6 +141,32 @@ impl Drop for Machine {
             drop(child.kill());
             drop(child.wait());
         }
+    }
+}
+
+/// A sample Nextcloud with its database, which every machine sees under the same path.
+#[derive(Debug)]
+pub struct Instance {
+    /// Its server.
+    pub cluster: std::sync::Arc<Cluster>,
+    /// Nextcloud's folder.
+    pub root: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Instance {
+    /// Makes one, with a database of this name on the shared server.
+    #[track_caller]
+    pub fn new(database: &str) -> Instance {
+        let (dir, cluster) = (crate::scratch(), Cluster::shared());
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).expect("chmod works");
+        let sample = dir.path().join("sample");
+        let mut make = Command::new(crate::lab("sample-instance"));
+        make.env("PGHOST", &cluster.socket).env("PGPORT", cluster.port.to_string()).env("PGUSER", "postgres");
+        make.arg(&sample).args(["--files", "30", "--database", database]).stdin(Stdio::null());
+        let made = make.output().expect("the script starts");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        Instance { cluster, root: sample.join("nextcloud"), _dir: dir }
     }
 }
 

@@ -1,42 +1,24 @@
 //! `scripts/check`: what a night needs is looked at before it is needed, and each cure that it prints cures.
-#![expect(clippy::disallowed_methods, reason = "tests start the scripts as their users do")]
-
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
-use std::process::Command;
-use std::sync::Arc;
 
 use serde_json::Value;
-use testkit::machine::Machine;
-use testkit::postgres::Cluster;
-use testkit::{Ran, lab, scratch};
+use testkit::Ran;
+use testkit::machine::{Instance, Machine};
 
 /// A sample Nextcloud, its database, and a machine with a profile for it.
 struct World {
     machine: Machine,
-    cluster: Arc<Cluster>,
-    root: PathBuf,
-    _dir: tempfile::TempDir,
+    instance: Instance,
 }
 
 impl World {
     fn new(database: &str, store: &str) -> World {
-        let (dir, cluster) = (scratch(), Cluster::shared());
-        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        let sample = dir.path().join("sample");
-        let mut make = Command::new(lab("sample-instance"));
-        make.env("PGHOST", &cluster.socket).env("PGPORT", cluster.port.to_string()).env("PGUSER", "postgres");
-        let made = make.arg(&sample).args(["--files", "30", "--database", database]).output().unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let (machine, root) = (Machine::start(), sample.join("nextcloud"));
-        let profile = format!(
+        let world = World { instance: Instance::new(database), machine: Machine::start() };
+        world.profile(&format!(
             "[nextcloud]\nroot = \"{0}\"\n[snapshot]\nstore = \"{store}\"\n[store]\npath = \"{store}\"\n\
              [[snapshot.source]]\nname = \"data\"\npath = \"{0}/data\"\n[[snapshot.source]]\nname = \"html\"\npath = \"{0}\"\n\
              [[snapshot.source]]\nname = \"database\"\n",
-            root.display()
-        );
-        let world = World { machine, cluster, root, _dir: dir };
-        world.profile(&profile);
+            world.instance.root.display()
+        ));
         world
     }
     fn profile(&self, text: &str) {
@@ -61,8 +43,8 @@ fn has(ran: &Ran, level: &str, kind: &str) -> bool {
 #[test]
 fn the_cures_that_it_prints_cure_until_a_backup_succeeds() {
     // Given a profile for a store that is not there, with nothing that starts a backup, and a role that lacks a right,
-    let world = World::new("cures", "/srv/cures/home");
-    world.cluster.psql("cures", "ALTER TABLE oc_share OWNER TO postgres;");
+    let mut world = World::new("cures", "/srv/cures/home");
+    world.instance.cluster.psql("cures", "ALTER TABLE oc_share OWNER TO postgres;");
     let first = world.check().expect(1);
     for kind in ["no-store", "not-scheduled", "no-read-right", "no-stats-right"] {
         assert!(has(&first, "error", kind), "{kind}: {:?}", findings(&first));
@@ -76,17 +58,13 @@ fn the_cures_that_it_prints_cure_until_a_backup_succeeds() {
         }
     }
     // When each cure is pasted (SQL by the test's superuser: its server is another one than the machine's own),
-    let cron = world.machine.dir().join("cron");
-    std::fs::copy("/bin/sleep", &cron).unwrap();
-    let mut cron = world.machine.command("setpriv");
-    let mut cron =
-        cron.args(["--pdeathsig", "KILL"]).arg(world.machine.dir().join("cron")).arg("600").spawn().unwrap();
+    world.machine.cron();
     for finding in first.json["data"]["findings"].as_array().unwrap() {
         let cure = finding["cure"].as_str().unwrap_or("true");
         match finding["kind"].as_str().unwrap() {
             "no-read-right" | "no-stats-right" => {
                 let sql = cure.split(" -c '").nth(1).unwrap().trim_end_matches('\'');
-                world.cluster.psql("cures", &format!("{sql};"));
+                world.instance.cluster.psql("cures", &format!("{sql};"));
             }
             "drill-role" => {}
             _ => drop(world.machine.sh(cure)),
@@ -103,8 +81,7 @@ fn the_cures_that_it_prints_cure_until_a_backup_succeeds() {
     assert_eq!(second.code, 3);
     testkit::run(world.machine.script("backup-local").arg("home")).expect(0);
     assert!(!has(&world.check(), "warning", "no-snapshot-yet"));
-    drop(cron.kill());
-    drop(cron.wait());
+    world.machine.stop_servers();
     // With cron gone, the line in its table starts nothing.
     assert!(has(&world.check().expect(1), "error", "cron-not-running"));
 }
@@ -120,7 +97,7 @@ fn it_changes_nothing_and_a_wrong_profile_or_a_wrong_caller_is_told() {
         )
     );
     assert!(
-        !world.root.join("config").read_dir().unwrap().any(|f| f
+        !world.instance.root.join("config").read_dir().unwrap().any(|f| f
             .unwrap()
             .file_name()
             .to_string_lossy()

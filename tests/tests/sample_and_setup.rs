@@ -86,9 +86,10 @@ fn setup_writes_a_private_profile_once() {
     std::fs::write(&rules, lines.join("\n") + "\n").unwrap();
     ok(Command::new("visudo").arg("-cf").arg(&rules));
 
-    // Another one is refused, and the first stays.
+    // The same again is the same; another one is refused, and the first stays.
     let before = std::fs::read(&profile).unwrap();
-    let again = setup.output().unwrap();
+    assert_eq!(String::from_utf8(ok(&mut setup).stdout).unwrap(), said);
+    let again = setup.args(["--store", "nc-backup@s3:/srv/backup/home"]).output().unwrap();
     assert_eq!(again.status.code(), Some(1));
 
     // On a machine that got the profile back and no keys, setup says the same again: a new key for backups, while the
