@@ -104,7 +104,7 @@ prepare() {
 undo_store() { :; }
 
 the_profile() {
-    printf '# Written by add-store: the snapshots that another machine makes. README.md explains every key.\n[store]\npath = %s\n' "$(toml "$path")"
+    printf '# Written by add-store: the snapshots that another machine makes. docs/profile.md explains every key.\n[store]\npath = %s\n' "$(toml "$path")"
     [ -z "$mount" ] || printf 'mount = %s\n' "$(toml "$mount")"
     [ -z "$rules" ] || printf '\n[store.retention]\n%s' "$rules"
 }
