@@ -13,7 +13,7 @@ VERSION=0.1.0
 umask 077
 # What of the caller's could change the meaning of a command below.
 case ${0##*/} in
-    backup-local | settle-and-hold | drill | restore | push-offsite | notify | status)
+    backup-local | settle-and-hold | drill | restore | push-offsite | notify | status | check)
         for variable in $(env -0 | sed -z 's/=.*//' | tr '\0' '\n' | LC_ALL=C grep -axE '[A-Za-z_][A-Za-z0-9_]*'); do
             case $variable in
                 # What systemd tells of the run, and of the one that ended.
@@ -292,6 +292,16 @@ take_turns() {
         step look-nextcloud nc-maint status
         lock_instance || stop_at look-nextcloud 75 "a backup of another profile of this Nextcloud has been at work for an hour"
     fi
+}
+
+# look_database: what the database's role may not do is known before gigabytes are sent, and before maintenance. (All else that
+# may be wrong there, a server that is down, may be over by then.)
+look_database() {
+    [ -z "$failed" ] && [ -z "$signal" ] || return 0
+    if [ -n "$sudo" ]; then sudo -n -l -- "$bin/pg-snap" check "$profile" ${config:+--config "$config"} >/dev/null 2>&1 || return 0; fi
+    quietly try look-database pg-snap check
+    [ "$rc" = 77 ] && [ "$(ask 'last.output.data.findings // [] | length')" != 0 ] || return 0
+    failed=look-database code=77
 }
 
 # await COMMAND…: runs it so that a signal reaches it; its stdin is our 3. Sets $rc.

@@ -31,3 +31,51 @@ source_table() {
 # check_store OPTION WHERE, check_port PORT: whether they can be in one.
 check_store() { case $2 in /* | *@*:/*) ;; *) fail 2 "$1 '$2': write user@host:/path, or /path of a disk here" ;; esac; }
 check_port() { case $1 in *[!0-9]*) fail 2 "--port '$1' is not a number" ;; esac; }
+
+# sudo_words PROFILE: what an account needs root for in a backup; each is the whole of a rule.
+sudo_words() {
+    sed "s|PROFILE|$1|g" <<'END'
+nc-maint status PROFILE
+pg-snap check PROFILE
+link-sync stage PROFILE
+pg-snap drain PROFILE --look
+nc-maint run PROFILE -- /usr/lib/nc-backup/settle-and-hold PROFILE
+pg-snap drain PROFILE
+pg-snap hold PROFILE
+link-sync settle PROFILE
+pg-snap confirm PROFILE
+pg-snap dump PROFILE --held
+pg-snap release PROFILE
+link-sync stage PROFILE --source database
+link-sync publish PROFILE
+pg-snap prune PROFILE
+nc-maint off PROFILE --if-ours
+link-sync abort PROFILE
+END
+}
+
+# check_rules: sets $rules, the lines of a table of retention, by $keep.
+check_rules() {
+    rules=''
+    [ "$keep" != none ] || return 0
+    for rule in ${keep:-daily=14 weekly=8 monthly=12 yearly=3}; do
+        value=${rule#*=}
+        case $rule in
+            last=* | hourly=* | daily=* | weekly=* | monthly=* | yearly=*) case $value in '' | *[!0-9]* | ?????*) value='' ;; esac ;;
+            within=*) case $value in [1-9]*[dmwy] | [1-9]*mo) value=$(toml "$value") ;; *) value='' ;; esac ;;
+            *) value='' ;;
+        esac
+        [ -n "$value" ] || fail 2 "--keep '$rule': write like 'daily=14 weekly=8 monthly=12 yearly=3'"
+        rules="${rules}keep_${rule%%=*} = $value
+"
+    done
+}
+
+# check_key OPTION TEXT: sets $words, type and key; no options of its own, no second line.
+check_key() {
+    case $2 in *[[:cntrl:]]*) fail 2 "$1: one line, and only that: $(printf %s "$2" | tr '[:cntrl:]' '?' | cut -c1-60)" ;; esac
+    words=$(printf '%s\n' "$2" | LC_ALL=C sed -n 's/^ *\(\(ssh-ed25519\|ssh-rsa\|ecdsa-sha2-nistp[0-9]*\|sk-[a-z0-9-]*@openssh[.]com\) [A-Za-z0-9+/]*=*\)\( .*\)\{0,1\}$/\1/p')
+    if [ -z "$words" ] || ! printf '%s\n' "$words" | timeout 10 ssh-keygen -l -f - >/dev/null 2>&1; then
+        fail 2 "$1 '$(printf %.60s "$2")' is not a public key: the whole line of the file that ends in .pub, 'ssh-ed25519 AAAA…'"
+    fi
+}

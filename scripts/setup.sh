@@ -41,26 +41,44 @@ ask_url() {
 
 # make_profile: asks, and writes it.
 make_profile() {
-    question root "Nextcloud's folder (holds occ)" /var/www/nextcloud
-    [ -n "$occ" ] || [ -f "$root/occ" ] || fail 78 "there is no occ in $root: give Nextcloud's folder with --root (or, on a new machine that is to get an instance back: restore $profile --from STORE)"
+    pick_root
     # What Nextcloud says about itself; it also refuses what cannot be backed up.
     facts=$(with_occ "$bin/nc-maint" inspect --root "$root") || exit $?
-    question store 'Where snapshots go (user@host:/path, or /path of a disk here)' ''
-    [ -n "$store" ] || fail 2 "--store is needed: user@host:/path, or /path of a disk here"
+    pick_store
     ask_url
-    check_store --store "$store"
-    case $store in /*) identity='' port='' ;; *) question identity 'Key for S2' /root/.ssh/nc-backup ;; esac
-    check_port "$port"
+    case $store in
+        /*)
+            identity='' port=''
+            question keep 'What is kept (none, or like what is in brackets)' 'daily=14 weekly=8 monthly=12 yearly=3'
+            check_rules
+            ;;
+        *)
+            check_port "$port"
+            look_at_host
+            question identity 'Key for S2' /root/.ssh/nc-backup
+            [ -n "$yes$via" ] || question via 'Prepare S2 now by your own ssh, like root@s2 (- to do it there by hand)' -
+            [ "$via" != - ] || via=''
+            check_given
+            ;;
+    esac
     write_profile
-    check_database
+    # Where all is looked at afterwards, that is, too.
+    [ "$output" = "$standard" ] || check_database
 }
 
 # of_profile TABLE KEY: what the profile that is there says, as setup and restore write it.
 of_profile() { sed -n "/^\\[$1\\]/,/^\\[/s/^$2 *= *\\(\"[^\"]*\"\\|[0-9]*\\).*/\\1/p" "$output" | head -n 1 | jq -r .; }
+same() { [ "$1" = "$2" ]; }
 # read_profile: the keys, and what is told, by the profile that is there.
 read_profile() {
-    [ "$url:$root$store$occ$identity$port" = unset: ] ||
-        fail 1 "$output exists already: it is left as it is. Without --root, --store and the like, setup says what is left to do for it"
+    [ "$url" != unset ] || url=$(of_profile nextcloud url)
+    argv=$(sed -n '/^\[nextcloud\]/,/^\[/s/^occ *= *\(\[.*\]\) *$/\1/p' "$output" | jq -r 'join(" ")' 2>/dev/null) || argv=''
+    if ! { same "$url" "$(of_profile nextcloud url)" && { [ -z "$root" ] || same "$root" "$(of_profile nextcloud root)"; } &&
+        { [ -z "$store" ] || same "$store" "$(of_profile snapshot store)"; } && { [ -z "$occ" ] || same "$occ" "$argv"; } &&
+        { [ -z "$identity" ] || same "$identity" "$(of_profile snapshot.ssh identity)"; } &&
+        { [ -z "$port" ] || [ "$port" = 22 ] || same "$port" "$(of_profile snapshot.ssh port)"; }; }; then
+        fail 1 "$output exists already, and has other answers: it is left as it is. Without --root, --store and the like, setup goes on with it"
+    fi
     say "$output exists already: it is left as it is"
     store=$(of_profile snapshot store)
     identity=$(of_profile snapshot.ssh identity)
@@ -78,10 +96,10 @@ read_profile() {
 write_profile() {
     restore_identity=${identity:+$identity-restore}
     folder=$(dirname "$output")
-    [ -d "$folder" ] || install -d -m 0755 "$folder"
+    if [ -n "$dry_run" ]; then folder=$(mktemp -d); elif [ "$output" = "$standard" ]; then add_folder "$folder" 0755 root; else install -d -m 0755 "$folder"; fi
     argv=$(jq -cn --arg words "$occ" '$words | split(" ") | map(select(. != ""))')
     draft=$(mktemp "$folder/.setup.XXXXXX")
-    trap 'rm -f "$draft" "$draft.says"' EXIT
+    trap 'rm -f "$draft" "$draft.says"; [ -z "$dry_run" ] || rmdir "$folder"' EXIT
     trap 'exit 129' HUP
     trap 'exit 130' INT
     trap 'exit 143' TERM
@@ -92,6 +110,8 @@ write_profile() {
         [ -z "$url" ] || printf 'url = %s\n' "$(toml "$url")"
         echo
         store_tables "$store" "$identity" "$restore_identity" "$port" ''
+        case $store in /*) [ -z "$rules" ] || printf '\n[store.retention]\n%s' "$rules" ;; esac
+        [ -z "$drill" ] || printf '\n[drill]\nhost = "/run/postgresql"\nuser = "root"\n'
         source_table data "$(fact .data.data_directory)"
         source_table html "$root"
         printf '%s' "$facts" | jq -r --arg root "$root/" '[.data.apps_paths[].path | select(startswith($root) | not)]
@@ -107,10 +127,20 @@ write_profile() {
     # shellcheck disable=SC2016  # jq's variables
     jq -nr --argjson before "$facts" --argjson now "$judged" '($now.warnings - $before.warnings)[].message' |
         while read -r line; do say "warning: $line"; done
+    if [ -n "$dry_run" ]; then
+        dry=1
+        say 'this is what would be done (nothing that is there already is changed):'
+        put_file "$output" 0600 <"$draft"
+        for key_file in $identity $restore_identity; do [ -s "$key_file" ] || do_it ssh-keygen -t ed25519 -f "$key_file"; done
+        return 0
+    fi
     # Before the profile: where that is, the key for restoring is one that is kept elsewhere.
     make_keys
     sync "$draft"
+    [ -z "$made" ] || note file "$output" "$(sha256sum <"$draft" | cut -d' ' -f1)"
     ln "$draft" "$output" || fail 1 "$output could not be made"
+    rm -f "$draft" "$draft.says"
+    trap - EXIT HUP INT TERM
     say "wrote $output"
     say "maintenance is switched by $(fact .data.method): $(fact .data.method_reason)"
 }
@@ -132,34 +162,17 @@ tell_rules() {
     echo "or with cron, as root:      30 3 * * *  $lib/backup-local $profile$config >>/var/log/nc-backup.log"
     echo
     echo "To run it as the account nc-backup instead of root, in /etc/sudoers.d/nc-backup (check it with visudo -c):"
-    for words in "nc-maint status $profile$config" "link-sync stage $profile$config" "pg-snap drain $profile$config --look" \
-        "nc-maint run $profile$config -- $lib/settle-and-hold $profile$config" "pg-snap drain $profile$config" "pg-snap hold $profile$config" \
-        "link-sync settle $profile$config" "pg-snap confirm $profile$config" "pg-snap dump $profile$config --held" "pg-snap release $profile$config" \
-        "link-sync stage $profile$config --source database" "link-sync publish $profile$config" "pg-snap prune $profile$config" \
-        "nc-maint off $profile$config --if-ours" "link-sync abort $profile$config"; do
+    sudo_words "$profile$config" | while read -r words; do
         echo "nc-backup ALL=(root) NOPASSWD: /usr/sbin/$words"
     done
 }
 
-# make_key FILE COMMENT: unless it is there.
-make_key() {
-    [ ! -s "$1" ] || return 0
-    [ -d "$(dirname "$1")" ] || install -d -m 0700 "$(dirname "$1")"
-    # Whole, or not at all: a full disk leaves half of one.
-    rm -f "$1.new" "$1.new.pub"
-    if ! { ssh-keygen -q -t ed25519 -N '' -C "$2" -f "$1.new" && sync "$1.new" && mv "$1.new.pub" "$1.pub" && mv "$1.new" "$1"; }; then
-        rm -f "$1.new" "$1.new.pub"
-        fail 1 "cannot make the key $1 (is ssh-keygen there, and room?): mend that and give the same command again"
-    fi
-    say "made the key $1"
-}
 # make_keys: one writes snapshots and cannot read them, the other one reads and cannot write. That one may be kept
 # elsewhere, and is not made anew then.
 make_keys() {
     [ -z "$identity" ] || make_key "$identity" "nc-backup $profile"
     [ -z "$restore_identity" ] || [ -n "$existed" ] || make_key "$restore_identity" "nc-backup-restore $profile"
 }
-public() { cat "$1.pub" 2>/dev/null || ssh-keygen -y -f "$1"; }
 
 # tell_s2: what is to be done there.
 tell_s2() {
@@ -179,7 +192,11 @@ tell_s2() {
     fi
     cat <<END
 
-On S2 ($host), as root, with link-sync in /usr/sbin and rsync installed (what is there already stays):
+On S2 ($host), as root, where nc-backup is installed, this one command:
+
+  $(add_store_command)
+
+It prints a line that is asked for here. Or by hand, with link-sync in /usr/sbin and rsync installed (what is there already stays):
   useradd --create-home --shell /bin/sh --password '*' $account
   install -d -o $account -g $account -m 0700 $path /home/$account/.ssh
   /home/$account/.ssh/authorized_keys, a line for each key (the one with --read-only is for restoring):

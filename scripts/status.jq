@@ -51,6 +51,15 @@ def push_offsite:
        data: {date: $pushed.date, push: $pushed.push,
               failed_step: (if $failed == "" then null else $pushed.failed_step // "push" end)}};
 
+def check:
+    [given.items | split("\n")[] | fromjson?] as $items
+    | {changed: false, strict: false, hush: ["*"],
+       message: ([$items[] | select(.level == "error").message] | if . == [] then null else "\(length) things are wrong; the first: \(.[0])" end),
+       culprit: {}, left: [],
+       data: {findings: [$items[] | select(.level != "ok")], passed: [$items[] | select(.level == "ok") | {where, message}],
+              failed_step: ($failed | filled | select(. != "check") // null)},
+       warnings: [$items[] | select(.level == "warning") | {kind, message: "\(.where): \(.message)"}]};
+
 # The command may end with whatever it likes; only what is left behind makes it "dirty".
 def view_offsite:
     of("view") as $view | last as $last | ($last.output.left_behind // []) as $left | given.ran as $ran
@@ -71,11 +80,11 @@ def notify:
 def status: given.own + {changed: false, hush: [.[] | all | .warnings[]?.kind]};
 
 (if $tool == "backup-local" then backup_local elif $tool == "restore" then restore elif $tool == "drill" then drill
- elif $tool == "push-offsite" then push_offsite elif $tool == "status" then status
+ elif $tool == "push-offsite" then push_offsite elif $tool == "check" then check elif $tool == "status" then status
  elif $tool == "notify" then notify else view_offsite end) as $own
 | ($own.left // [.[] | all | .left_behind[]?]) as $left
 | ($own.culprit // of($failed) // {}) as $culprit
-| ([.[] | all | .warnings[]? | select(.kind | IN(($own.hush // [])[]) | not)] + ($own.warnings // [])
+| ([.[] | all | .warnings[]? | select(($own.hush // []) as $hush | (.kind | IN($hush[])) or $hush == ["*"] | not)] + ($own.warnings // [])
    + [$problem | select(. != "" and $failed == "") | {kind: "script-failed", message: .}]) as $warnings
 # Without an object, wrong usage or something left behind are no answers.
 | (if $left != [] then 4 elif $own.code != null then $own.code

@@ -6,6 +6,7 @@ use anyhow::Result;
 use common::drill::{self, DrillRecord};
 use common::fault::Fault;
 use common::figures;
+use common::retention::Retention;
 use common::screen::End;
 use common::status::Report;
 use jiff::Timestamp;
@@ -28,10 +29,16 @@ pub fn list(args: &List, report: &mut Report) -> Result<()> {
     // To add up sizes is to read; and a store here that is an account's is only read by root.
     let reading = args.sizes || matches!(settings.store, Place::Local(_));
     let mut far = if reading { Far::connect_reading(&settings)? } else { Far::connect_anywhere(&settings)? };
+    let asked = Timestamp::now();
     let mut answer = ask(&mut far, args.sizes)?;
     // The store's clock, as the dates are of it; an older far end does not tell.
-    let now = answer["now"].as_str().and_then(|t| t.parse().ok()).unwrap_or_else(Timestamp::now);
+    let theirs: Option<Timestamp> = answer["now"].as_str().and_then(|t| t.parse().ok());
+    let now = theirs.unwrap_or_else(Timestamp::now);
     report.set("store", far.hello.store.as_str());
+    report.set("door", serde_json::to_value(far.hello.door)?);
+    report.set("store_version", far.hello.version.as_str());
+    report.set("store_clock_ahead_ms", json!(theirs.map(|theirs| ahead(theirs, asked, Timestamp::now()))));
+    report.set("store_has_retention", answer["has_retention"].clone());
     let (mut newest, mut lines) = (None, Vec::new());
     let odd: Vec<String> = serde_json::from_value(answer["odd"].clone()).unwrap_or_default();
     // Scripts make paths of them, and the far end may be anybody's.
@@ -136,6 +143,12 @@ pub fn ask(far: &mut Far, sizes: bool) -> Result<Value> {
     }
 }
 
+/// How far their clock is ahead of ours, in milliseconds; 0 if it fits what passed between question and answer.
+fn ahead(theirs: Timestamp, asked: Timestamp, answered: Timestamp) -> i64 {
+    let nearest = theirs.clamp(asked, answered.max(asked));
+    theirs.as_millisecond() - nearest.as_millisecond()
+}
+
 /// A line for people.
 fn line(snapshot: &Value, date: &str) -> String {
     let sources = snapshot["sources"].as_array().into_iter().flatten();
@@ -153,8 +166,8 @@ fn line(snapshot: &Value, date: &str) -> String {
     format!("{date}  {age:>8}  {paths:>9}  {:>10}{alone}  {consistency}{odd}", figures::bytes(bytes))
 }
 
-/// For the far end.
-pub fn answer(store: &Store, with_sizes: bool) -> Result<Value> {
+/// For the far end; `retention`: whether its profile has rules of what is kept, where it is asked for.
+pub fn answer(store: &Store, with_sizes: bool, retention: Option<&Retention>) -> Result<Value> {
     let dir = store.check()?;
     let now = Timestamp::now();
     let known = Known::of(store, now)?;
@@ -174,17 +187,18 @@ pub fn answer(store: &Store, with_sizes: bool) -> Result<Value> {
     let verified = Verifications::load(store);
     Ok(
         json!({"snapshots": snapshots, "damaged": damaged, "odd": odd, "warnings": warnings, "verified": verified,
-            "now": now.to_string(), "room": room(&dir), "pinned": pinned(&dir)}),
+            "now": now.to_string(), "room": room(store, &dir), "pinned": pinned(&dir),
+            "has_retention": retention.map(Retention::has_rule)}),
     )
 }
 
-/// How much room there is where the store lies; what cannot be told is no reason not to list.
-fn room(dir: &File) -> Option<Value> {
+/// How much room there is where the store lies, and what of it stays free; what cannot be told is no reason not to list.
+fn room(store: &Store, dir: &File) -> Option<Value> {
     let room = fstatvfs(dir).ok()?;
     let block = room.fragment_size();
     Some(json!({
         "size_bytes": room.blocks().saturating_mul(block), "free_bytes": room.blocks_available().saturating_mul(block),
-        "inodes": room.files(), "inodes_free": room.files_available(),
+        "reserve_bytes": store.reserve_bytes, "inodes": room.files(), "inodes_free": room.files_available(),
     }))
 }
 

@@ -84,6 +84,9 @@ fn main() -> ExitCode {
         Action::Prune(prune) => {
             report("prune", prune.profile.profile.as_deref(), &|r| prune::prune(prune, r))
         }
+        Action::Profile(named) => {
+            report("profile", named.profile.as_deref(), &|r| actions::profile(named, r))
+        }
         Action::Serve(serve) => silent(process::normal().and_then(|()| actions::serve_store(serve))),
         Action::CopyEnd(end) => silent(process::normal().and_then(|()| actions::copy_end(end))),
         Action::Agent(agent) => silent(

@@ -120,14 +120,15 @@ pub(crate) fn clients(
     Ok(all.into_iter().filter(|c| !c.allowed(readers)).collect())
 }
 
+/// A role that owns tables and whose sessions ours does not see; empty if there is none.
+pub(crate) const UNSEEN: &str = "SELECT coalesce(min(r.rolname), '') FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+    JOIN pg_roles r ON r.oid = c.relowner WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' \
+    AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND NOT pg_has_role(r.oid, 'USAGE') \
+    AND NOT pg_has_role('pg_read_all_stats', 'USAGE')";
+
 /// An error unless the role sees the sessions of whom the tables belong to: Nextcloud's own role, by whatever name.
 pub(crate) fn check_rights(session: &mut Session) -> Result<()> {
-    let hidden = session.query(
-        "SELECT coalesce(min(r.rolname), '') FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-         JOIN pg_roles r ON r.oid = c.relowner WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' \
-         AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND NOT pg_has_role(r.oid, 'USAGE') \
-         AND NOT pg_has_role('pg_read_all_stats', 'USAGE')",
-    )?;
+    let hidden = session.query(UNSEEN)?;
     if hidden.is_empty() { Ok(()) } else { Err(no_rights(&hidden).into()) }
 }
 

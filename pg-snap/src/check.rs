@@ -9,6 +9,7 @@ use common::profile::Profile;
 use common::status::Report;
 use serde::{Deserialize, Serialize};
 
+use crate::activity::UNSEEN;
 use crate::admin::Admin;
 use crate::connect::Server;
 use crate::programs::Program;
@@ -102,6 +103,7 @@ struct Watching {
     server_version_num: u32,
     standby: bool,
     all_stats: bool,
+    bytes: Option<i64>,
 }
 
 /// For `dump`, `drain` and `hold`.
@@ -114,15 +116,19 @@ pub(crate) fn backup(profile: &Profile, target: &Target, report: &mut Report) ->
         &database,
         "SELECT json_build_object('me', current_user, 'server_version', split_part(current_setting('server_version'), ' ', 1),
            'server_version_num', current_setting('server_version_num')::int, 'standby', pg_is_in_recovery(),
-           'all_stats', pg_has_role('pg_read_all_stats', 'USAGE'))",
+           'all_stats', pg_has_role('pg_read_all_stats', 'USAGE'),
+           'bytes', CASE WHEN has_database_privilege(current_database(), 'CONNECT') THEN pg_database_size(current_database()) END)",
     );
     let about = about.map_err(|e| explain_peer(e, &server))?;
     report.set("role", about.me.as_str());
     report.set("server_version", about.server_version.as_str());
+    report.set("database_bytes", about.bytes);
     let mut findings = reading(&psql, &database)?;
     let nextclouds = target::as_nextcloud(profile).ok().flatten().and_then(|(s, _)| s.user);
     // A role sees its own sessions, and so Nextcloud's own role sees Nextcloud's.
-    if !about.all_stats && nextclouds.as_deref() != Some(about.me.as_str()) {
+    // But what it waits for is whoever owns the tables.
+    let unseen: String = psql.query(&database, &format!("SELECT to_json(({UNSEEN}))"))?;
+    if !unseen.is_empty() || (!about.all_stats && nextclouds.as_deref() != Some(about.me.as_str())) {
         findings.push(Finding::new(
             "no-stats-right",
             format!(

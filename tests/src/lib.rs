@@ -12,6 +12,7 @@ pub mod help;
 pub mod hosts;
 mod keeper;
 pub mod luks;
+pub mod machine;
 pub mod pages;
 pub mod postgres;
 pub mod sshd;

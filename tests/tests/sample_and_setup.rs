@@ -82,13 +82,14 @@ fn setup_writes_a_private_profile_once() {
     // The sudo rules are rules.
     let rules = dir.path().join("sudoers");
     let lines: Vec<&str> = said.lines().filter(|l| l.starts_with("nc-backup ALL=(root)")).collect();
-    assert_eq!(lines.len(), 15, "{said}");
+    assert_eq!(lines.len(), 16, "{said}");
     std::fs::write(&rules, lines.join("\n") + "\n").unwrap();
     ok(Command::new("visudo").arg("-cf").arg(&rules));
 
-    // Another one is refused, and the first stays.
+    // The same again is the same; another one is refused, and the first stays.
     let before = std::fs::read(&profile).unwrap();
-    let again = setup.output().unwrap();
+    assert_eq!(String::from_utf8(ok(&mut setup).stdout).unwrap(), said);
+    let again = setup.args(["--store", "nc-backup@s3:/srv/backup/home"]).output().unwrap();
     assert_eq!(again.status.code(), Some(1));
 
     // On a machine that got the profile back and no keys, setup says the same again: a new key for backups, while the
@@ -102,9 +103,15 @@ fn setup_writes_a_private_profile_once() {
     let told = String::from_utf8(ran.stdout).unwrap();
     let made = std::fs::read_to_string(dir.path().join("key.pub")).unwrap();
     assert_ne!(made, key);
+    let (before_it, after_it) = said.split_once(" --restore-key '").expect("the command for S2");
+    let said = format!("{before_it}{}", after_it.split_once('\'').unwrap().1);
     assert_eq!(
         told,
-        said.replace(&key, &made).lines().filter(|l| !l.contains("-restore")).collect::<Vec<_>>().join("\n")
+        said.replace(key.trim(), made.trim())
+            .lines()
+            .filter(|l| !l.contains("-restore"))
+            .collect::<Vec<_>>()
+            .join("\n")
             + "\n"
     );
     assert!(String::from_utf8(ran.stderr).unwrap().contains("key-restore, is not here"));

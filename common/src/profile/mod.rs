@@ -49,6 +49,15 @@ impl Profile {
         Ok(profile)
     }
 
+    /// What the file says, key by key, for who composes the tools; empty without a file. Only a profile that was
+    /// loaded, and so is valid, is told.
+    pub fn written(&self) -> Result<serde_json::Value> {
+        let Some(file) = &self.file else { return Ok(serde_json::json!({})) };
+        let text = read_trusted(file)?;
+        toml::from_str(&text)
+            .map_err(|e| Fault::config(format!("{}: {}", file.display(), e.message())).into())
+    }
+
     /// `[nextcloud]`, or an error that says what to write.
     pub fn nextcloud(&self) -> Result<&Nextcloud> {
         self.nextcloud.as_ref().ok_or_else(|| {

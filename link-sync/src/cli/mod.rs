@@ -129,6 +129,11 @@ pub enum Action {
     /// needs, what is younger than --min-age, what is in use (exit code 3), and
     /// what is damaged, or odd: dated in the future, say.
     Prune(Box<Prune>),
+    /// What the profile says, checked as all tools check it.
+    ///
+    /// data: file, profile (its tables and keys as they are written; defaults are
+    /// not filled in). For scripts.
+    Profile(Profile),
     /// The far end, for an authorized_keys forced command:
     /// command="/usr/sbin/link-sync serve home",restrict ssh-ed25519 …
     /// Speaks its own protocol on stdin and stdout instead of printing JSON.

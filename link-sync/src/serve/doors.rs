@@ -43,7 +43,8 @@ pub fn backup<I: Read, O: Write + Send>(
             }
             BackupIdle::Discard {} => line.reply(discard(store))?,
             BackupIdle::List {} => {
-                let answer = crate::list::answer(store, false).map(without_old_mounts);
+                let answer =
+                    crate::list::answer(store, false, Some(&terms.retention)).map(without_old_mounts);
                 line.reply_in_parts(answer, "snapshots")?;
             }
             BackupIdle::Prune { dry_run } => {
@@ -94,7 +95,7 @@ fn write_backup<I: Read, O: Write + Send>(line: &mut Line<'_, I, O>, mut writing
 pub fn copy<I: Read, O: Write + Send>(line: &mut Line<'_, I, O>, store: &Store, terms: &Terms) -> Result<()> {
     while let Some(request) = line.next::<CopyIdle, CopyRequest>(IDLE)? {
         match request {
-            CopyIdle::List {} => line.reply_in_parts(crate::list::answer(store, false), "snapshots")?,
+            CopyIdle::List {} => line.reply_in_parts(crate::list::answer(store, false, None), "snapshots")?,
             CopyIdle::Open { base } => {
                 let writing = begun(line, Writing::copy(store, base.as_deref(), terms.memory))?;
                 if let Some(writing) = writing
@@ -169,7 +170,9 @@ fn look_up<I: Read, O: Write + Send>(
     held: Option<Reading>,
 ) -> Result<Option<Reading>> {
     match request {
-        ReadIdle::List { sizes } => line.reply_in_parts(crate::list::answer(store, sizes), "snapshots")?,
+        ReadIdle::List { sizes } => {
+            line.reply_in_parts(crate::list::answer(store, sizes, Some(&terms.retention)), "snapshots")?;
+        }
         ReadIdle::Find(wanted) => {
             let mut out = &mut line.output;
             let found = find::find(store, &wanted, terms.memory, |path| send_item(&mut out, &path));

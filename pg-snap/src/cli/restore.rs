@@ -235,9 +235,9 @@ impl Verify {
 
 /// Look whether the rights suffice, and change nothing.
 ///
-/// data: role, database, server_version, findings: of each its kind, a message,
-/// and the cure (SQL or a command, for an administrator). Exit code 77 if there
-/// are findings.
+/// data: role, database, server_version, database_bytes, findings: of each its
+/// kind, a message, and the cure (SQL or a command, for an administrator). Exit
+/// code 77 if there are findings.
 #[derive(Args, Debug)]
 pub(super) struct Check {
     #[command(flatten)]

@@ -10,9 +10,10 @@ use testkit::{Ran, bin, run, scripts};
 use crate::world::World;
 
 /// The steps of a night in which all goes well.
-const STEPS: [&str; 11] = [
+const STEPS: [&str; 12] = [
     "look-nextcloud",
     "release-earlier",
+    "look-database",
     "stage",
     "look",
     "stage-again",
@@ -184,7 +185,7 @@ fn what_does_not_fit_once_is_tried_once_more_and_not_all_night() {
     // Not drained the first time.
     world.inject("pg-snap", "drain*toml", "[ -e \"$0.once\" ] || { touch \"$0.once\"; exit 75; }");
     let ran = run(&mut world.backup()).expect(0);
-    let again = [&STEPS[..6], &["release"], &STEPS[3..]].concat();
+    let again = [&STEPS[..7], &["release"], &STEPS[4..]].concat();
     assert_eq!(steps(&ran), again);
     assert_eq!(world.dates().len(), 1);
     // What a moment more does not cure costs one maintenance, not two.

@@ -58,7 +58,7 @@ fn the_account_saves_by_its_rules_and_can_do_nothing_else_with_them() {
     let profile = world.path("home.toml");
     ok("install", &["-m", "0600", profile.to_str().unwrap(), "/etc/nc-backup/home.toml"]);
     let rules = rules();
-    assert_eq!(rules.len(), 15, "{rules:#?}");
+    assert_eq!(rules.len(), 16, "{rules:#?}");
     let file = "/etc/sudoers.d/nc-backup";
     std::fs::write(file, rules.join("\n") + "\n").unwrap();
     std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o440)).unwrap();

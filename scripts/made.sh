@@ -1,0 +1,241 @@
+# shellcheck shell=sh disable=SC2034,SC2154
+# How the scripts that set up a machine make things: shown first (--dry-run), noted before they are made, so that --undo
+# takes back exactly these, also after a kill in the middle. Sourced after lib.sh.
+#
+# The record is a file of lines, KIND and values with tabs between them, in the order in which things were made. What was
+# there before is never in it, and so never taken back; what others have changed since stays, and that is said.
+
+made='' dry=''
+# begin_made SCRIPT: the record of what this script makes for $profile; one at a time.
+begin_made() {
+    local folder
+    folder=/var/lib/nc-backup/$profile
+    made=$folder/made-by-$1
+    [ -z "$dry_run" ] || return 0
+    [ -d "$folder" ] || install -d -m 0700 /var/lib/nc-backup "$folder"
+    exec 9>>"$made.lock"
+    # What one that was killed has started may still be ending.
+    flock -w 30 9 || fail 75 "another $1 of $profile is at work"
+}
+# note KIND VALUE…: unless it is noted already.
+note() {
+    local line
+    [ -n "$made" ] || return 0
+    line=$(printf '%s\t' "$@")
+    grep -qxF -- "${line%"$tab"}" "$made" 2>/dev/null && return 0
+    printf '%s\n' "${line%"$tab"}" >>"$made"
+    sync "$made"
+}
+tab=$(printf '\t')
+# noted_as KIND VALUE: whether it is this script that has made it.
+noted_as() { grep -q "^$1$tab$(printf %s "$2" | sed 's/[].[*^$\\]/\\&/g')\(\$\|$tab\)" "$made" 2>/dev/null; }
+
+# quoted WORD: for a shell, if it needs that.
+quoted() { case $1 in *[!A-Za-z0-9/._@:+=,-]* | '') jq -rn --arg w "$1" '$w | @sh' ;; *) printf %s "$1" ;; esac; }
+# do_it COMMAND…: runs it, or shows it.
+do_it() {
+    local word line
+    if [ -n "$dry" ]; then
+        line=''
+        for word in "$@"; do line="$line $(quoted "$word")"; done
+        printf '   %s\n' "$(printf %s "$line" | show)" >&2
+    else
+        "$@" >&2 || fail 1 "failed: $*"
+    fi
+}
+# put_file PATH MODE: its content is stdin. One that is there, and has another content, is not touched.
+put_file() {
+    local content draft
+    content=$(cat; echo .)
+    content=${content%.}
+    if [ -e "$1" ] || [ -L "$1" ]; then
+        [ "$(sha256sum <"$1")" != "$(printf %s "$content" | sha256sum)" ] || return 0
+        fail 1 "$1 is there already, with another content: it is left as it is. Compare it with what --dry-run shows of a new one, or move it away"
+    fi
+    if [ -n "$dry" ]; then
+        printf '    %s (mode %s):\n' "$1" "$2" >&2
+        printf %s "$content" | while IFS= read -r line; do printf '        %s\n' "$(printf %s "$line" | show)"; done >&2
+        return 0
+    fi
+    add_folder "${1%/*}" 0755 root
+    note file "$1" "$(printf %s "$content" | sha256sum | cut -d' ' -f1)"
+    draft=$(mktemp "${1%/*}/.nc-backup.XXXXXX")
+    { printf %s "$content" >"$draft" && chmod "$2" "$draft" && sync "$draft" && mv "$draft" "$1"; } || { rm -f "$draft"; fail 1 "cannot write $1"; }
+}
+# add_folder PATH MODE OWNER: and root's, what is missing above it.
+add_folder() {
+    if [ -d "$1" ] && [ ! -L "$1" ]; then return 0; fi
+    [ ! -e "$1" ] && [ ! -L "$1" ] || fail 1 "$1 is there and is no folder"
+    [ "${1%/*}" = '' ] || add_folder "${1%/*}" 0755 root
+    [ -n "$dry" ] || note folder "$1"
+    do_it install -d -m "$2" -o "$3" -g "$(id -gn "$3" 2>/dev/null || echo "$3")" -- "$1"
+}
+# add_unit UNIT…: started by systemd from now on.
+add_unit() {
+    local unit
+    for unit in "$@"; do
+        [ "$(systemctl is-enabled "$unit" 2>/dev/null)" != enabled ] || continue
+        [ -n "$dry" ] || note unit "$unit"
+        do_it systemctl enable --now "$unit"
+    done
+}
+systemd_runs() { [ -d /run/systemd/system ]; }
+# as_account NAME COMMAND…: with its rights, and not in our terminal.
+as_account() {
+    local who
+    who=$1
+    shift
+    setsid -w setpriv --reuid "$who" --regid "$(id -g "$who")" --init-groups --no-new-privs -- "$@" </dev/null
+}
+
+# confirm TEXT: whether that is wanted.
+confirm() {
+    local answer
+    [ -z "$yes" ] || return 0
+    printf '%s [Y/n]: ' "$1" >&2
+    read -r answer || answer=n
+    case $answer in '' | [Yy]*) ;; *) fail 1 'nothing was done' ;; esac
+}
+# shown_and_done FUNCTION: what it does is shown, asked about, done.
+shown_and_done() {
+    if [ -n "$dry_run" ] || [ -z "$yes" ]; then
+        say 'this is what will be done (nothing that is there already is changed):'
+        dry=1
+        "$1"
+        dry=''
+        [ -z "$dry_run" ] || exit 0
+        confirm 'Do it?'
+    fi
+    "$1"
+}
+
+# undo_made: takes back what was noted, the last first; what is not ours any more stays.
+undo_made() {
+    local line kind first second rest
+    [ -s "$made" ] || { say "there is nothing that it has made for $profile"; return 0; }
+    stays=''
+    tac "$made" >"$made.undo"
+    while IFS=$tab read -r kind first second <&3; do
+        case $kind in
+            unit) do_it systemctl disable --now "$first" ;;
+            file)
+                if [ ! -e "$first" ]; then :
+                elif [ "$(sha256sum <"$first" | cut -d' ' -f1)" = "$second" ]; then do_it rm -f -- "$first"
+                else stayed "$first, which was changed since"; fi
+                ;;
+            folder)
+                if [ ! -d "$first" ]; then :
+                elif [ -n "$(find "$first" -mindepth 1 -maxdepth 1 2>/dev/null | head -n 1)" ] && [ -z "$dry" ]; then stayed "$first, in which there is something"
+                else do_it rmdir -- "$first"; fi
+                ;;
+            key) undo_key "$first" "$second" ;;
+            account) undo_account "$first" "$second" ;;
+            *) "undo_$(printf %s "$kind" | tr -cd a-z)" "$first" "$second" ;;
+        esac
+    done 3<"$made.undo"
+    rm -f "$made.undo"
+    [ -n "$dry" ] || rm -f "$made"
+}
+stayed() { say "stays: $1"; stays=1; }
+
+# add_key ACCOUNT LINE: into its authorized_keys, with its own rights; the lines of others stay as they are.
+add_key() {
+    local file home data
+    home=$(home_of "$1")
+    file=$home/.ssh/authorized_keys
+    if [ -n "$dry" ]; then
+        # shellcheck disable=SC2016  # the account's shell
+        ! as_account "$1" grep -qxF -- "$2" "$file" 2>/dev/null || return 0
+        printf '    %s, one more line:\n        %s\n' "$file" "$2" >&2
+        return 0
+    fi
+    data=$(printf %s "$2" | grep -oE '(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/=]+' | tail -n 1)
+    ! as_account "$1" grep -qxF -- "$2" "$file" 2>/dev/null || return 0
+    if as_account "$1" grep -qF -- "${data#* }" "$file" 2>/dev/null; then
+        fail 1 "$file has this key already, with other words before it: $(as_account "$1" grep -F -- "${data#* }" "$file" | head -n 1). Take that line out, or give another key"
+    fi
+    note key "$1" "$2"
+    # shellcheck disable=SC2016  # the account's shell
+    as_account "$1" sh -c 'umask 077
+        [ ! -L "$1" ] || { echo "it is a link" >&2; exit 1; }
+        { [ ! -e "$1" ] || { cat "$1" && { [ ! -s "$1" ] || [ -z "$(tail -c 1 "$1")" ] || echo; }; } && printf "%s\n" "$2"; } >"$1.new" &&
+            sync "$1.new" && mv "$1.new" "$1"' sh "$file" "$2" || fail 1 "cannot write $file as $1"
+}
+# undo_key ACCOUNT LINE
+undo_key() {
+    local file
+    id -u "$1" >/dev/null 2>&1 || return 0
+    file=$(home_of "$1")/.ssh/authorized_keys
+    as_account "$1" grep -qxF -- "$2" "$file" 2>/dev/null || return 0
+    if [ -n "$dry" ]; then printf '    %s, without the line:\n        %s\n' "$file" "$2" >&2; return 0; fi
+    # shellcheck disable=SC2016  # the account's shell
+    as_account "$1" sh -c 'umask 077; grep -vxF -- "$2" "$1" >"$1.new" || [ $? = 1 ] || exit 1
+        if [ -s "$1.new" ]; then sync "$1.new" && mv "$1.new" "$1"; else rm -f "$1.new" "$1"; fi' sh "$file" "$2" || fail 1 "cannot write $file as $1"
+}
+home_of() { local home; home=$(getent passwd "$1" | cut -d: -f6); echo "${home:-/home/$1}"; }
+
+# add_account NAME HOME SHELL: one that nobody logs in to with a password.
+add_account() {
+    if id -u "$1" >/dev/null 2>&1; then return 0; fi
+    [ -n "$dry" ] || note account "$1" "$2"
+    # Its home is made by add_folder, so that no file of a skeleton is in the way of taking it back.
+    do_it useradd --system --user-group --no-create-home --home-dir "$2" --shell "$3" --password '*' -- "$1"
+}
+# undo_account NAME HOME: not as long as something of it stays. Wants $keeps_account, the folder that may.
+undo_account() {
+    id -u "$1" >/dev/null 2>&1 || return 0
+    if [ -z "$dry" ] && { [ -d "$2" ] || { [ -n "${keeps_account-}" ] && [ -d "$keeps_account" ]; }; }; then
+        stayed "the account $1, which owns ${keeps_account:-$2}"
+    else
+        do_it userdel -- "$1"
+    fi
+}
+
+# --- keys ---
+
+# make_key FILE COMMENT: unless it is there.
+make_key() {
+    [ ! -s "$1" ] || return 0
+    if [ -n "$made" ]; then add_folder "$(dirname "$1")" 0700 root; note keypair "$1"; else [ -d "$(dirname "$1")" ] || install -d -m 0700 "$(dirname "$1")"; fi
+    # Whole, or not at all: a full disk leaves half of one.
+    rm -f "$1.new" "$1.new.pub"
+    if ! { ssh-keygen -q -t ed25519 -N '' -C "$2" -f "$1.new" && sync "$1.new" && mv "$1.new.pub" "$1.pub" && mv "$1.new" "$1"; }; then
+        rm -f "$1.new" "$1.new.pub"
+        fail 1 "cannot make the key $1 (is ssh-keygen there, and room?): mend that and give the same command again"
+    fi
+    say "made the key $1"
+}
+undo_keypair() { do_it rm -f -- "$1" "$1.pub"; }
+# public FILE: the line of its public part.
+public() { [ -e "$1" ] || { echo "the public part of $1"; return 0; }; cat "$1.pub" 2>/dev/null || ssh-keygen -y -f "$1"; }
+
+# host_name HOST PORT: as known_hosts has it.
+host_name() { case $2 in '' | 22) echo "$1" ;; *) echo "[$1]:$2" ;; esac; }
+# know_host FILE HOST PORT KEY: by which it is known from now on; one that is known otherwise is not taken for it.
+know_host() {
+    local name there
+    name=$(host_name "$2" "$3")
+    there=$(ssh-keygen -F "$name" -f "$1" 2>/dev/null | grep -v '^#' | grep -F " ${4%% *} ") || there=''
+    case $there in
+        '') ;;
+        *" $4"*) return 0 ;;
+        *) fail 1 "$1 knows $name by another key of this kind. If that machine was made anew: ssh-keygen -R '$name' -f $(quoted "$1"), and this again" ;;
+    esac
+    if [ -n "$dry" ]; then printf '    %s, one more line:\n        %s\n' "$1" "$name $4" >&2; return 0; fi
+    add_folder "${1%/*}" 0700 root
+    [ -e "$1" ] || note blank "$1"
+    note line "$1" "$name $4"
+    [ ! -s "$1" ] || [ -z "$(tail -c 1 "$1")" ] || echo >>"$1"
+    printf '%s\n' "$name $4" >>"$1"
+    sync "$1"
+    say "$name is known by $(printf '%s\n' "$4" | ssh-keygen -lf - | cut -d' ' -f2)"
+}
+# undo_blank FILE: one that we have made, if nobody else has written into it.
+undo_blank() { [ ! -e "$1" ] || [ -s "$1" ] || do_it rm -f -- "$1"; }
+undo_line() {
+    [ -e "$1" ] && grep -qxF -- "$2" "$1" || return 0
+    if [ -n "$dry" ]; then printf '    %s, without the line:\n        %s\n' "$1" "$2" >&2; return 0; fi
+    grep -vxF -- "$2" "$1" >"$1.new" || true
+    cat "$1.new" >"$1"
+    rm -f "$1.new"
+}
