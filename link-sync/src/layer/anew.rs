@@ -25,12 +25,12 @@ struct Given {
     #[serde(default)]
     all: bool,
     #[serde(default)]
-    paths: Vec<Given1>,
+    paths: Vec<Named>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Given1 {
+struct Named {
     path: String,
     #[serde(default)]
     path_b64: Option<String>,
@@ -53,7 +53,7 @@ impl Anew {
             let context = || format!("{} is damaged", list.display());
             let given: Given = serde_json::from_slice(&text).with_context(context)?;
             all |= given.all;
-            for Given1 { path, path_b64 } in given.paths {
+            for Named { path, path_b64 } in given.paths {
                 let decoded = path_b64.map(|text| base64::engine::general_purpose::STANDARD.decode(text));
                 paths.insert(decoded.transpose().with_context(context)?.unwrap_or_else(|| path.into_bytes()));
             }
