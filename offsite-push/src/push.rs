@@ -244,10 +244,13 @@ fn fill(
     up.siblings.doing = "room";
     room::check(settings, wanted, &content, options.reserve(settings), report)?;
     up.siblings.doing = "check";
-    let layers = match layout {
-        Layout::Hardlink => None,
-        Layout::Layers => Some(Layers::load(&settings.state, uuid)?.unwrap_or_else(|| Layers::new(uuid))),
+    let record = || -> Result<Option<Layers>> {
+        Ok(match layout {
+            Layout::Hardlink => None,
+            Layout::Layers => Some(Layers::load(&settings.state, uuid)?.unwrap_or_else(|| Layers::new(uuid))),
+        })
     };
+    let layers = record()?;
     let mut change = Change::begin(&path, known.as_ref(), uuid, &content, why.is_some())?;
     change.note(&path, |known| known.compare.clone_from(&doubt))?;
     let unfinished = layers.as_ref().map(Layers::needed).unwrap_or_default();
@@ -259,7 +262,12 @@ fn fill(
     pins::write(settings, settings.store()?, &needed, report);
     // Of either layout: what prunes counts in it.
     inside::prepare(&settings.container, settings.patience)?;
-    let mut copied = match layers {
+    // Before something is laid upon it.
+    let compared = match layers.is_some() && doubt.is_some() {
+        true => Some(whole::compare(up, settings, uuid, &content, report)?),
+        false => None,
+    };
+    let mut copied = match record()? {
         None => {
             say!(TOOL, "copying {}", wanted.date);
             copying::as_tree(up, options.reserve(settings), wanted, &content.dates)?
@@ -273,7 +281,10 @@ fn fill(
     report.changed |= copied.changed;
     let mut damaged = std::mem::take(&mut copied.damaged);
     if doubt.is_some() {
-        damaged.extend(whole::compare(up, settings, uuid, &content, report)?);
+        damaged.extend(match compared {
+            Some(compared) => compared,
+            None => whole::compare(up, settings, uuid, &content, report)?,
+        });
     }
     change.note(&path, |known| {
         known.compare = None;

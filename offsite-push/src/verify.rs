@@ -21,7 +21,7 @@ use crate::leftovers::{self, Look};
 use crate::open_view::Record;
 use crate::settings::{PATIENCE, Settings};
 use crate::siblings::{Answer, Call, Siblings, option};
-use crate::whole::NO_CONTENTS;
+use crate::whole::{self, NO_CONTENTS};
 use crate::{TOOL, inside, shown};
 
 /// What the command line says.
@@ -244,7 +244,11 @@ fn look_inside(up: &mut Up, settings: &Settings, options: &Options, report: &mut
         limit: None,
         cleanup: false,
     };
-    looked.answer = Some(up.siblings.run(&call)?);
+    let answer = up.siblings.run(&call)?;
+    if content.has_layers() {
+        whole::note(settings, uuid, &content, &answer.all_data())?;
+    }
+    looked.answer = Some(answer);
     Ok(looked)
 }
 

@@ -11,6 +11,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use common::profile::Layout;
 use common::status::Report;
 use common::{durable, mutant, offsite, say};
 use serde::Deserialize;
@@ -118,12 +119,38 @@ pub(crate) fn compare(
         }
     };
     if content.trees().next().is_some() || content.layered.is_empty() {
-        damaged.extend(compare_trees(up, settings, report)?);
+        let found = compare_trees(up, settings, report)?;
+        let trees = by_date(&found);
+        // What is laid upon a tree shows what that has lost.
+        for (date, layers) in &content.layered {
+            let below = layers.iter().find_map(|name| {
+                trees.get_key_value(name.strip_prefix("snapshots/").and_then(|name| name.strip_suffix('/'))?)
+            });
+            if let Some((tree, what)) = below {
+                damaged
+                    .entry(date.clone())
+                    .or_insert_with(|| format!("it lies upon {tree}, in which {what}"));
+            }
+        }
+        damaged.extend(trees);
+        if settings.profile.offsite.layout == Layout::Layers {
+            note(settings, uuid, content, &found)?;
+        }
     }
     Ok(damaged)
 }
 
-fn compare_trees(up: &mut Up, settings: &Settings, report: &mut Report) -> Result<Damaged> {
+/// Notes what link-sync found in the container, so that the next date has it again.
+pub(crate) fn note(settings: &Settings, uuid: &str, content: &Content, found: &Value) -> Result<()> {
+    if found["findings_total"].as_u64().unwrap_or(0) == 0 {
+        return Ok(());
+    }
+    let mut record = Record::load(&settings.state, uuid)?.unwrap_or_else(|| Record::new(uuid));
+    record.doubt(found, &content.layered);
+    record.save(&settings.state)
+}
+
+fn compare_trees(up: &mut Up, settings: &Settings, report: &mut Report) -> Result<Value> {
     let args: Vec<OsString> = [
         option("--store", offsite::store(&settings.container)),
         option("--against", settings.store()?),
@@ -154,7 +181,7 @@ fn compare_trees(up: &mut Up, settings: &Settings, report: &mut Report) -> Resul
         );
         report.warn("not-all-compared", message);
     }
-    Ok(by_date(&data))
+    Ok(data)
 }
 
 /// What link-sync found, by date.

@@ -358,6 +358,10 @@ pub struct Layer {
     /// path_b64); FILE.json tells which of them the snapshot still has (base_big).
     #[arg(long, value_name = "FILE", requires = "base")]
     pub base_big: Option<PathBuf>,
+    /// Paths of the base that its images may not show as they are here, as JSON (paths:
+    /// path, path_b64; or all: true): what the snapshot has of them is stored.
+    #[arg(long, value_name = "FILE", requires = "base")]
+    pub anew: Option<PathBuf>,
     /// Only contents after this path, which the image before it ended with.
     #[arg(long, value_name = "PATH", requires = "most_bytes")]
     pub after: Option<OsString>,

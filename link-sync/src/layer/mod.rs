@@ -1,6 +1,7 @@
 //! A layer: one read-only squashfs image of what makes a snapshot of another one, in overlayfs's own format, so that an overlay
 //! of it above the images of the other snapshot shows this one. Made of a local store; nothing is copied on the way.
 
+mod anew;
 mod beside;
 mod entry;
 mod mksquashfs;
@@ -23,7 +24,8 @@ use crate::cli::Layer;
 use crate::copy;
 use crate::names::{NAMED, show};
 use crate::store::held::Held;
-use crate::store::sums;
+use crate::store::{repaired, sums};
+use anew::Anew;
 use mksquashfs::Making;
 use plan::Plan;
 
@@ -48,7 +50,11 @@ pub fn layer(args: &Layer, report: &mut Report) -> Result<()> {
     if base.as_ref().is_some_and(|base| base.meta.id == wanted.meta.id) {
         return Err(Fault::usage(format!("{} is its own --base", wanted.meta.date)).into());
     }
-    let whole = plan::plan(base.as_ref().map(|b| &b.top), &wanted.top)?;
+    let anew = match &base {
+        Some(base) => Anew::new(&base.top, repaired::of(&store, &base.meta.date), args.anew.as_deref())?,
+        None => Anew::default(),
+    };
+    let whole = plan::plan(base.as_ref().map(|b| &b.top), &wanted.top, &anew)?;
     let kept = match (&args.base_big, &base) {
         (Some(list), Some(base)) => Some(beside::kept(list, &base.top, &wanted.top, &whole)?),
         _ => None,

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 
+use super::anew::Anew;
 use crate::names::show;
 use crate::parallel;
 use crate::store::layout::META;
@@ -28,8 +29,8 @@ pub struct Origins {
 type Come = (HashSet<u64>, BTreeMap<Vec<u8>, Vec<Name>>);
 
 impl Origins {
-    /// Compares all names of both.
-    pub fn find(base: &File, wanted: &File) -> Result<Origins> {
+    /// Compares all names of both. What is to be stored anew was nowhere.
+    pub fn find(base: &File, wanted: &File, anew: &Anew) -> Result<Origins> {
         let (inodes, folders) = come(base, wanted)?;
         if inodes.is_empty() {
             return Ok(Origins::default());
@@ -44,7 +45,7 @@ impl Origins {
                 }
                 if is_dir {
                     more.push(full);
-                } else if inodes.contains(&ino) {
+                } else if inodes.contains(&ino) && !anew.has_file(ino) {
                     let mut files = lock(&files);
                     if files.get(&ino).is_none_or(|known| full < *known) {
                         files.insert(ino, full);

@@ -13,6 +13,7 @@ use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, fstatat};
 use sha2::{Digest as _, Sha256};
 
+use super::anew::Anew;
 use super::origin::Origins;
 use crate::names::show;
 use crate::store::layout::META;
@@ -46,16 +47,17 @@ pub enum Part {
 /// Paths relative to the snapshot's folder; a folder comes before what is in it.
 pub type Plan = BTreeMap<Vec<u8>, Part>;
 
-/// The plan for `wanted` over `base`; all of it if there is none.
-pub fn plan(base: Option<&File>, wanted: &File) -> Result<Plan> {
+/// The plan for `wanted` over `base`; all of it if there is none. What is `anew` of the base is stored, although it has not changed.
+pub fn plan(base: Option<&File>, wanted: &File, anew: &Anew) -> Result<Plan> {
     let origins = match base {
-        Some(base) => Origins::find(base, wanted)?,
+        Some(base) => Origins::find(base, wanted, anew)?,
         None => Origins::default(),
     };
     let mut planning = Planning {
         base,
         wanted,
         origins: &origins,
+        anew,
         taken: HashSet::new(),
         plan: Plan::new(),
         waiting: vec![Pair { path: Vec::new(), base: base.map(|_| Vec::new()), moved: false }],
@@ -65,6 +67,15 @@ pub fn plan(base: Option<&File>, wanted: &File) -> Result<Plan> {
         planning.folder(&pair).with_context(|| format!("cannot compare the folder {}", show(&pair.path)))?;
     }
     let mut plan = planning.plan;
+    // What the base's images have, and neither snapshot.
+    for path in anew.paths().filter(|path| !plan.contains_key(*path)).cloned().collect::<Vec<_>>() {
+        let (above, name) = split(&path);
+        let nothing = |top: &File| open_dir(top, above).is_ok_and(|dir| stat(&dir, name).is_err());
+        if open_dir(wanted, above).is_ok() && nothing(wanted) && base.is_some_and(nothing) {
+            with_parents(&mut plan, &path);
+            plan.insert(path, Part::Gone);
+        }
+    }
     // What the snapshot says of itself is new each time; its lists of files stay in the store, and those of a tree that is the
     // lowest layer do not show through.
     plan.insert(META.into(), if base.is_some() { Part::Fresh } else { Part::Folder });
@@ -138,6 +149,7 @@ struct Planning<'a> {
     base: Option<&'a File>,
     wanted: &'a File,
     origins: &'a Origins,
+    anew: &'a Anew,
     /// Folders of the base that show through somewhere else: each at one place only.
     taken: HashSet<Vec<u8>>,
     plan: Plan,
@@ -167,13 +179,14 @@ impl Planning<'_> {
             let known = before.remove(&name);
             if is_dir {
                 let known_dir = known.is_some_and(|k| k.0);
-                let same = match (&old, known_dir) {
+                let doubted = pair.base.as_ref().is_some_and(|base| self.anew.has_path(&join(base, &name)));
+                let same = match (&old, known_dir && !doubted) {
                     (Some(old), true) => diff::same_folder(&open_dir(old, &name)?, &open_dir(&new, &name)?)?,
                     _ => false,
                 };
                 self.subfolder(pair, &name, full, known_dir, same)?;
-            } else if known != Some((false, ino)) {
-                let stored = known.is_some_and(|k| !k.0);
+            } else if known != Some((false, ino)) || self.anew.has_file(ino) {
+                let stored = known.is_some_and(|k| !k.0 && !self.anew.has_file(k.1));
                 let content = match (&old, self.origins.of(ino)) {
                     (_, Some(origin)) => Some(Some(origin.to_vec())),
                     (Some(old), None) if stored && same_content(old, &new, &name)? => Some(None),

@@ -45,6 +45,7 @@ pub mod prune;
 pub mod publish;
 pub mod ranges;
 pub mod repair;
+pub mod repaired;
 pub mod reuse;
 pub mod scan;
 pub mod shown;

@@ -30,6 +30,7 @@ use super::manifest::{self, MTREE, SUMS};
 use super::meta::SnapshotMeta;
 use super::outcome::{Outcome, Scope};
 use super::place::Store;
+use super::repaired;
 use super::scan::{self, Expected, ManifestLine};
 use super::verify::verify;
 use super::{mtree, open, sums};
@@ -75,6 +76,10 @@ pub fn repair(
     let mut outcome = verify(store, None, scope, watch)?;
     let found = std::mem::take(&mut outcome.findings);
     let twins = work.search(&found, &elsewhere)?;
+    // Before anything is changed: whoever has made something of these dates has it from before.
+    if let Some((oldest, newest)) = snapshots.first().zip(snapshots.last()) {
+        repaired::note(store, &found, &oldest.date, &newest.date)?;
+    }
     let (folders, rest): (Vec<_>, Vec<_>) =
         found.into_iter().partition(|f| f.kind == Damage::Attributes && f.expected.kind() == b"dir");
     let mut tried = Vec::new();

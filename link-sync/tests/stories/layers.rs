@@ -580,3 +580,74 @@ fn an_image_goes_only_where_nobody_else_can_exchange_it() {
         !history.images.join("x").as_os_str().as_bytes().is_empty() && !history.images.join("x").exists()
     );
 }
+
+/// A snapshot that was damaged here when its image was made, and repaired afterwards: its images have what was damaged, so the next
+/// one has all of that again, whatever names and inodes say.
+#[test]
+fn what_was_repaired_since_the_base_was_packed_is_stored_again() {
+    let history = History::new();
+    let world = &history.world;
+    for name in ["d/rotten", "d/moves", "d/lost", "d/mode", "d/fine", "gone/with/it"] {
+        world.file(name, &name.repeat(1000));
+    }
+    let first = world.publish();
+    let damage = "cd \"$1\" && for f in d/rotten d/moves; do touch -r $f time; printf ROT | dd of=$f conv=notrunc status=none; touch -r time $f; done; \
+                  rm -r time d/lost gone; chmod 640 d/mode";
+    ok("sh", &["-ec", damage, "sh", first.join("docs").to_str().unwrap()]);
+    let date = |top: &Path| top.file_name().unwrap().to_str().unwrap().to_owned();
+    history.layer(&history.image(0), &["--date", &date(&first)]).expect(0);
+    world.act("verify", &["--repair"]).expect(0);
+    std::fs::rename(world.source.join("d/moves"), world.source.join("moved")).unwrap();
+    world.file("d/new", "new");
+    let second = world.publish();
+    let layer = |n: usize, of: &Path, base: &Path| {
+        let ran = history.layer(&history.image(n), &["--date", &date(of), "--base", &date(base)]).expect(0);
+        ran.json["data"]["files"].as_u64().unwrap()
+    };
+    layer(1, &second, &first);
+    let wrong = history
+        .stored(&date(&second))
+        .differences(&shown(&history.images, &[history.image(1), history.image(0)]));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    // Of a base that came after the repair, nothing is: but what it says of itself.
+    world.file("d/new", "newer");
+    assert_eq!(layer(2, &world.publish(), &second), 3);
+}
+
+#[test]
+fn what_the_base_s_images_do_not_show_is_stored_again_and_what_only_they_have_is_hidden() {
+    let mut history = History::new();
+    for name in ["d/it's", "d/fine", "f/a", "f/b"] {
+        history.world.file(name, &name.repeat(100));
+    }
+    history.shoot();
+    let top = history.world.store.join(&history.dates[0]).join("docs");
+    let keep = history.images.join("keep");
+    ok("cp", &["-al", top.to_str().unwrap(), keep.to_str().unwrap()]);
+    let damage =
+        "cd \"$1\" && rm \"d/it's\" && touch d/extra && chmod 700 f && rm f/a && mkdir f/a && touch f/a/b";
+    ok("sh", &["-ec", damage, "sh", top.to_str().unwrap()]);
+    history.next(0).expect(0);
+    ok("rm", &["-r", top.to_str().unwrap()]);
+    ok("mv", &[keep.to_str().unwrap(), top.to_str().unwrap()]);
+    history.world.file("new", "new");
+    let date = history.shoot();
+    let list = history.images.join("list");
+    let paths = ["docs/d", "docs/d/it's", "docs/d/extra", "docs/f", "docs/f/a", "docs/f/a/b"];
+    let paths: Vec<_> = paths.iter().map(|path| serde_json::json!({"path": path})).collect();
+    let some = serde_json::json!({"paths": paths}).to_string();
+    for given in [some, r#"{"all": true}"#.to_owned()] {
+        let whole = given.contains("all");
+        std::fs::write(&list, given).unwrap();
+        std::fs::remove_file(history.image(1)).ok();
+        let options = ["--date", &date, "--base", &history.dates[0], "--anew", list.to_str().unwrap()];
+        history.layer(&history.image(1), &options).expect(0);
+        let mut seen = shown(&history.images, &[history.image(1), history.image(0)]);
+        if whole {
+            // Nobody said what else there is.
+            seen.0.remove(&b"d/extra"[..]).unwrap();
+        }
+        let wrong = history.stored(&date).differences(&seen);
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
+}

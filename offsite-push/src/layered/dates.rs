@@ -37,6 +37,14 @@ pub(crate) struct Told {
     pub(crate) unfinished: Vec<String>,
 }
 
+impl Told {
+    /// Whether a date has it. One whose list cannot be read may.
+    fn needs(&self, layer: &Layer) -> bool {
+        let name = layer.name();
+        !self.unread.is_empty() || self.layered.values().flatten().any(|other| *other == name)
+    }
+}
+
 impl Lists {
     /// Reads all; one that cannot be read, or a name that means nothing, is an error: who knows what it needs.
     pub(super) fn read(top: &Path) -> Result<Lists> {
@@ -97,11 +105,17 @@ impl Lists {
 /// Notes what a date that is on its way will have; whether that was new.
 pub(super) fn intend(top: &Path, list: &List) -> Result<bool> {
     let path = unfinished(top, &list.date);
-    if List::read(&path, &list.date)?.as_ref() == Some(list) {
+    // One that cannot be read is nobody's word any more: this machine knows what is on its way.
+    if List::read(&path, &list.date).ok().flatten().as_ref() == Some(list) {
         return Ok(false);
     }
     list.write(&path)?;
     Ok(true)
+}
+
+/// Whether a date that is there has this image, or large content. What is only on its way needs none that it did not bring.
+pub(super) fn is_published(top: &Path, layer: &Layer) -> Result<bool> {
+    Ok(Lists::told(top)?.needs(layer))
 }
 
 /// Makes the date be there; false if it was, just so.

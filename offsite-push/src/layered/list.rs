@@ -61,7 +61,7 @@ impl Layer {
     }
 
     /// As it is written in a list.
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         match self {
             Layer::Image(name) => name.clone(),
             Layer::Tree(date) => format!("{TREES}{date}/"),

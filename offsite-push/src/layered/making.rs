@@ -13,7 +13,7 @@ use nix::sys::statvfs::statvfs;
 use serde::Deserialize;
 
 use super::list::is_image;
-use super::record::Big;
+use super::record::{Anew, Big};
 use crate::settings::Settings;
 use crate::siblings::{Call, Siblings, option};
 use crate::{TOOL, tell};
@@ -47,6 +47,8 @@ pub(super) struct Order<'o> {
     pub(super) base: Option<&'o str>,
     /// What lies beside the base's images.
     pub(super) base_big: Option<&'o [Big]>,
+    /// What the base does not show in the container as it is here.
+    pub(super) anew: Option<&'o Anew>,
     /// The last path of the image before it.
     pub(super) after: Option<Vec<u8>>,
     pub(super) sizes: Sizes,
@@ -80,7 +82,8 @@ impl Workshop {
     /// The folder; what lies there of images that are not `kept` is removed.
     pub(super) fn open(settings: &Settings, kept: Option<&String>) -> Result<Workshop> {
         let dir = match &settings.profile.offsite.image_dir {
-            Some(dir) => dir.clone(),
+            // Others may have it, too.
+            Some(dir) => places::private_dir(dir)?.join(&settings.profile.name),
             None => settings.state.join("layers"),
         };
         let workshop = Workshop { dir: places::private_dir(&dir)? };
@@ -145,6 +148,11 @@ impl Workshop {
             durable::write(&list, &serde_json::to_vec(big)?, 0o600)?;
             args.extend(option("--base-big", &list));
         }
+        let anew = self.dir.join(".anew.json");
+        if let Some(doubted) = order.anew.filter(|_| order.base.is_some()) {
+            durable::write(&anew, &serde_json::to_vec(doubted)?, 0o600)?;
+            args.extend(option("--anew", &anew));
+        }
         let call = Call {
             step: "layer",
             tool: "link-sync",
@@ -155,6 +163,7 @@ impl Workshop {
         };
         let answer = siblings.run(&call)?.checked();
         gone(&list)?;
+        gone(&anew)?;
         Ok(answer?.code == 0)
     }
 

@@ -45,7 +45,13 @@ impl Listed {
         let answer = ask(siblings, "lists", &json!({"lists": {}}));
         let answer = answer.context("nothing is removed while a list in the container cannot be read")?;
         let lists: Lists = serde_json::from_value(answer).context("the answer about the lists is damaged")?;
-        let record = Record::load(&siblings.settings.state, uuid)?;
+        let mut record = Record::load(&siblings.settings.state, uuid)?;
+        let all = lists.dates.iter().map(|list| (list.date.clone(), list.layers.clone())).collect();
+        if let Some(record) = record.as_mut().filter(|_| !lists.dates.is_empty())
+            && record.follow(&all)
+        {
+            record.save(&siblings.settings.state)?;
+        }
         let sealed = |date: &str| {
             let here = list.iter().find(|s| s.date == date).map(|s| s.sealed);
             let noted = record.as_ref().and_then(|r| r.dates.get(date)).and_then(|dated| dated.sealed);

@@ -3,12 +3,13 @@
 //! Whoever has S3 cannot change it: the hashes in it are what a verification compares with. What is in it of an image was noted
 //! before that was sent, and stays until the image is gone from the container.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use common::durable;
 use common::fault::Fault;
+use common::mutant;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -34,6 +35,25 @@ pub(crate) struct Record {
     /// Layers in the container that a verification found damaged, and why: nothing is to be laid upon them.
     #[serde(default)]
     pub(crate) damaged: BTreeMap<String, String>,
+    /// What of a date is not shown in the container as it is in the store here: stored again in what is laid upon it.
+    #[serde(default)]
+    pub(crate) anew: BTreeMap<String, Anew>,
+}
+
+/// Paths of a date, as `link-sync layer --anew` takes them.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct Anew {
+    /// As far as they are known: of more than can be listed, the next verification tells the next ones.
+    pub(crate) paths: BTreeSet<Name>,
+}
+
+/// A path in a snapshot.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub(crate) struct Name {
+    path: String,
+    /// The same, if it is no UTF-8.
+    #[serde(default)]
+    path_b64: Option<String>,
 }
 
 /// An image.
@@ -97,11 +117,21 @@ pub(crate) struct Unfinished {
     pub(crate) images: Vec<String>,
     /// The last path in them, base64. `None` if nothing follows.
     pub(crate) last_b64: Option<String>,
+    /// The last path in those before the last one, base64: so that one can be made once more.
+    #[serde(default)]
+    pub(crate) before_b64: Option<String>,
     /// The large contents so far.
     pub(crate) big: Vec<Big>,
 }
 
 impl Unfinished {
+    /// Without the last image. `None` if nothing is left, or if nobody has noted where that began.
+    pub(crate) fn without_last(mut self) -> Option<Unfinished> {
+        self.images.pop();
+        self.last_b64 = self.before_b64.take();
+        Some(self).filter(|left| !left.images.is_empty() && left.last_b64.is_some())
+    }
+
     /// For a report.
     pub(crate) fn told(&self) -> Value {
         json!({"date": self.date, "images": self.images.len(), "base_date": self.base_date})
@@ -147,6 +177,58 @@ impl Record {
         dates.flatten().collect()
     }
 
+    /// Takes over what a date is made of from its list in the container: one image may have taken the place of several, just before whoever
+    /// did it was killed. Only of what is known here; whether anything was.
+    pub(crate) fn follow(&mut self, lists: &BTreeMap<String, Vec<String>>) -> bool {
+        let mut changed = false;
+        for (date, dated) in &mut self.dates {
+            let Some(there) = lists.get(date).filter(|there| **there != dated.layers) else { continue };
+            let known = |name: &String| self.images.contains_key(name) || dated.layers.contains(name);
+            if there.iter().all(known) && !mutant::active("the-record-follows-the-lists") {
+                dated.layers.clone_from(there);
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    /// Notes what `link-sync verify` found in the container, whose lists are `layered`: in each date, and in those that lie upon it.
+    pub(crate) fn doubt(&mut self, found: &Value, layered: &BTreeMap<String, Vec<String>>) {
+        if mutant::active("what-is-wrong-in-a-base-is-sent-again") {
+            return;
+        }
+        let texts = |value: &Value| -> Vec<String> {
+            value.as_array().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect()
+        };
+        let mut doubted: BTreeMap<String, BTreeSet<Name>> = BTreeMap::new();
+        for finding in found["findings"].as_array().into_iter().flatten() {
+            let paths = texts(&finding["paths"]).into_iter().enumerate().filter(|(_, path)| path != ".");
+            let names: Vec<Name> = paths
+                .map(|(n, path)| Name {
+                    path: unescaped(&path),
+                    path_b64: finding["paths_b64"][n].as_str().map(str::to_owned),
+                })
+                .collect();
+            // Of many dates the oldest are named.
+            let named = texts(&finding["dates"]);
+            let all = finding["dates_total"].as_u64().is_none_or(|total| total <= named.len() as u64);
+            for date in if all { named } else { texts(&found["dates"]) } {
+                doubted.entry(date).or_default().extend(names.iter().cloned());
+            }
+        }
+        for (date, layers) in layered {
+            for name in layers {
+                let tree = name.strip_prefix("snapshots/").and_then(|name| name.strip_suffix('/'));
+                if let Some(below) = tree.and_then(|tree| doubted.get(tree)).cloned() {
+                    doubted.entry(date.clone()).or_default().extend(below);
+                }
+            }
+        }
+        for (date, paths) in doubted {
+            self.anew.entry(date).or_default().paths.extend(paths);
+        }
+    }
+
     /// Forgets the dates that are not among `dates`, and the images that no date, and nothing that is on its way, has.
     pub(crate) fn retain(&mut self, dates: &[String]) {
         self.dates.retain(|date, _| dates.contains(date));
@@ -154,7 +236,32 @@ impl Record {
         let needed: Vec<&String> = layers.chain(self.unfinished.iter().flat_map(|u| &u.images)).collect();
         self.images.retain(|name, _| needed.contains(&name));
         self.damaged.retain(|name, _| needed.contains(&name));
+        self.anew.retain(|date, _| dates.contains(date));
     }
+}
+
+/// A path that link-sync has escaped for people, as it is.
+fn unescaped(text: &str) -> String {
+    let mut out = String::new();
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        if c != '\\' {
+            out.push(c);
+            continue;
+        }
+        match chars.next() {
+            Some('n') => out.push('\n'),
+            Some('r') => out.push('\r'),
+            Some('t') => out.push('\t'),
+            Some('u') => {
+                let digits: String = chars.by_ref().skip(1).take_while(|c| *c != '}').collect();
+                out.extend(u32::from_str_radix(&digits, 16).ok().and_then(char::from_u32));
+            }
+            Some(other) => out.push(other),
+            None => {}
+        }
+    }
+    out
 }
 
 #[cfg(test)]
@@ -182,6 +289,13 @@ mod tests {
             (record.sha256("b"), record.sha256("big/c"), record.sha256("z")),
             (Some("sum of b"), Some("c"), None)
         );
+        let lists =
+            |names: &[&str]| [("2".to_owned(), names.iter().map(|n| (*n).to_owned()).collect())].into();
+        assert!(!record.follow(&lists(&["x", "big/c"])) && !record.follow(&lists(&["b", "a", "big/c"])));
+        let mut other = record.clone();
+        assert!(other.follow(&lists(&["d", "big/c"])));
+        other.retain(&["2".into()]);
+        assert_eq!(other.images.keys().collect::<Vec<_>>(), ["d"]);
         record.retain(&["1".into()]);
         assert_eq!(record.images.keys().collect::<Vec<_>>(), ["a", "d"]);
         record.unfinished = None;
@@ -189,5 +303,27 @@ mod tests {
         assert!(record.images.is_empty() && record.dates.is_empty());
         std::fs::write(dir.path().join(FILE), "{").unwrap();
         assert!(format!("{:#}", Record::load(dir.path(), "u").unwrap_err()).contains("is damaged"));
+    }
+
+    #[test]
+    fn what_is_found_in_a_date_counts_for_those_that_lie_upon_it() {
+        let mut record = Record::new("u");
+        let layered = [("2".to_owned(), vec!["b".to_owned(), "snapshots/1/".to_owned()])].into();
+        let odd = "it's\\a \"\n\u{7f}\u{301}";
+        let shown = odd.escape_debug().to_string();
+        let finding = json!({"dates": ["1"], "dates_total": 1, "paths": [shown, "x?"], "paths_total": 2,
+            "paths_b64": [null, "eP8="]});
+        record
+            .doubt(&json!({"findings": [finding], "findings_total": 1, "dates": ["1", "2", "3"]}), &layered);
+        let name =
+            |path: &str, b64: Option<&str>| Name { path: path.into(), path_b64: b64.map(str::to_owned) };
+        let paths = BTreeSet::from([name(odd, None), name("x?", Some("eP8="))]);
+        let anew = Anew { paths };
+        assert_eq!(record.anew, BTreeMap::from([("1".into(), anew.clone()), ("2".into(), anew)]));
+        let many = json!({"dates": ["0"], "dates_total": 101, "paths": ["p"], "paths_total": 1});
+        record.doubt(&json!({"findings": [many], "findings_total": 1, "dates": ["3"]}), &layered);
+        assert_eq!(record.anew["3"], Anew { paths: [name("p", None)].into() });
+        record.retain(&["2".into()]);
+        assert_eq!(record.anew.keys().collect::<Vec<_>>(), ["2"]);
     }
 }

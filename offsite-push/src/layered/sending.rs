@@ -101,6 +101,7 @@ pub(crate) fn send(
         below: Below::new(content),
         sent: Sent { dates: content.dates.clone(), ..Sent::default() },
     };
+    sending.record.follow(&content.layered);
     sending.record.retain(&content.dates);
     sending.forget_others(content)?;
     let mut end = sending.go_on(content, report)?;
@@ -132,6 +133,7 @@ impl Sending<'_, '_> {
             self.note()?;
             return Ok(End::There);
         }
+        let unfinished = self.without_lost(unfinished)?;
         let list = self.job.list;
         let held = |date: &String| list.iter().any(|s| s.date == *date) && self.below.holds(date);
         let found = list.iter().find(|s| s.date == unfinished.date && s.id == unfinished.id);
@@ -155,6 +157,21 @@ impl Sending<'_, '_> {
         };
         say!(TOOL, "going on with {}, of which {} images are made", unfinished.date, unfinished.images.len());
         self.date(snapshot, report)
+    }
+
+    /// What is on its way, without its last image if that is neither here any more nor there: it is made once more.
+    fn without_lost(&mut self, unfinished: Unfinished) -> Result<Unfinished> {
+        let Some(last) = unfinished.images.last().filter(|last| !self.workshop.has(last)) else {
+            return Ok(unfinished);
+        };
+        let found = ask(self.siblings, "look", &json!({"look": {"layers": [last]}}))?;
+        let lost =
+            found["bytes"][last.as_str()].is_null() && !mutant::active("only-what-is-lost-is-made-again");
+        let Some(left) = unfinished.clone().without_last().filter(|_| lost) else { return Ok(unfinished) };
+        say!(TOOL, "{last} is not here any more, and was not sent: it is made again");
+        self.record.unfinished = Some(left.clone());
+        self.note()?;
+        Ok(left)
     }
 
     /// What is on its way in the container, and of which S2 knows nothing: its record was lost.
@@ -224,7 +241,8 @@ impl Sending<'_, '_> {
                     }
                 }
                 if is_last {
-                    return Ok(End::There);
+                    let whole = self.put_missing(base)?;
+                    return Ok(if whole { End::There } else { End::TimeIsOver });
                 }
             }
             if self.is_over() {
@@ -269,8 +287,8 @@ impl Sending<'_, '_> {
         let after = before.as_ref().and_then(|u| u.last_b64.as_ref());
         let after = after.map(|text| base64::engine::general_purpose::STANDARD.decode(text));
         let after = after.transpose().context("the record of what was sent is damaged")?;
-        let order =
-            Order { date: &snapshot.date, base, base_big: big.as_deref(), after, sizes: self.job.sizes };
+        let (anew, sizes) = (base.and_then(|base| self.record.anew.get(base)), self.job.sizes);
+        let order = Order { date: &snapshot.date, base, base_big: big.as_deref(), anew, after, sizes };
         self.sent.left_out |= !self.workshop.make(self.siblings, &name, &order)?;
         let facts = self.workshop.facts(&name)?;
         anyhow::ensure!(facts.id == snapshot.id, "{} in the store is not what it was", snapshot.date);
@@ -286,7 +304,7 @@ impl Sending<'_, '_> {
         if unfinished.plan_sha256 != facts.plan_sha256 && !mutant::active("images-of-one-plan") {
             return Ok(false);
         }
-        unfinished.last_b64 = facts.last();
+        unfinished.before_b64 = std::mem::replace(&mut unfinished.last_b64, facts.last());
         unfinished.images.push(name.clone());
         unfinished.big.extend(facts.big.iter().cloned());
         let image = Image {
@@ -343,12 +361,37 @@ impl Sending<'_, '_> {
         self.put_big(&facts, &date, base)
     }
 
+    /// The large contents that came with an image; false if the time is over before the last one.
     fn put_big(&mut self, facts: &Facts, date: &str, base: Option<&str>) -> Result<bool> {
+        let mut done = BTreeSet::new();
+        let big: Vec<&Big> = facts.big.iter().filter(|big| done.insert(&big.sha256)).collect();
+        self.put_contents(&big, date, base)
+    }
+
+    /// Whatever of the date's large contents is not there: its image may be sent, and what was noted beside it lost here. False if the
+    /// time is over before the last one.
+    fn put_missing(&mut self, base: Option<&str>) -> Result<bool> {
+        let unfinished = self.record.unfinished.clone().context("no image is on its way")?;
+        let all: BTreeMap<String, &Big> =
+            unfinished.big.iter().map(|big| (format!("{LARGE}{}", big.sha256), big)).collect();
+        if all.is_empty() || mutant::active("what-is-published-has-its-large-contents") {
+            return Ok(true);
+        }
+        let names: Vec<&String> = all.keys().collect();
+        let found = ask(self.siblings, "look", &json!({"look": {"layers": names}}))?;
+        let missing: Vec<&Big> = all
+            .iter()
+            .filter(|(name, _)| found["bytes"][name.as_str()].is_null())
+            .map(|all| *all.1)
+            .collect();
+        self.put_contents(&missing, &unfinished.date, base)
+    }
+
+    fn put_contents(&mut self, all: &[&Big], date: &str, base: Option<&str>) -> Result<bool> {
         let store = self.siblings.settings.store()?.to_owned();
         let old = self.base_big(base).unwrap_or_default();
         let content = |big: &Big, date: &str| json!({"sha256": big.sha256, "bytes": big.bytes, "date": date, "path": big.path, "path_b64": big.path_b64});
-        let mut done = BTreeSet::new();
-        for big in facts.big.iter().filter(|big| done.insert(&big.sha256)) {
+        for big in all {
             if self.is_over() {
                 return Ok(false);
             }

@@ -364,8 +364,19 @@ fn an_image_that_is_not_what_was_made_does_not_get_its_name_and_none_is_replaced
     std::fs::write(&image, &right).unwrap();
     assert_eq!(shop.ask(&shop.put(&date, &told))["copied"], true);
     assert_eq!(shop.ask(&shop.put(&date, &told))["copied"], false);
+    // One that no date has makes way; one of a date, or of who knows which, does not.
+    let there = shop.path("container/layers/images").join(format!("{date}.sqfs"));
+    std::fs::write(&there, &wrong[..100]).unwrap();
+    assert_eq!(shop.ask(&shop.put(&date, &told))["copied"], true);
+    assert_eq!(std::fs::read(&there).unwrap(), right);
+    let unread = shop.path("container/layers/dates/2020-01-01T00-00-00Z");
+    std::fs::write(&unread, "").unwrap();
     let mut other = told.clone();
     other["sha256"] = "0".repeat(64).into();
+    let refused = shop.try_ask(&shop.put(&date, &other)).unwrap_err();
+    assert!(refused.contains("another image"), "{refused}");
+    std::fs::remove_file(unread).unwrap();
+    shop.ask(&json!({"publish": {"date": date, "layers": [format!("{date}.sqfs")]}}));
     let refused = shop.try_ask(&shop.put(&date, &other)).unwrap_err();
     assert!(refused.contains("another image"), "{refused}");
     let link = shop.path("images").join("link");
@@ -763,6 +774,9 @@ fn page(sections: std::ops::RangeInclusive<u32>, shop: &Shop) -> Vec<String> {
     [head].into_iter().chain(part.split("```sh\n").skip(1).map(block)).collect()
 }
 
+/// What a shell may take for something else; the first has a capability, too.
+const ODD: [&str; 4] = ["may open sockets", "a\\name \\c", "two\nlines", "ends with one\n"];
+
 #[test]
 fn by_hand_a_date_is_a_few_mounts_or_a_loop_of_unpacking_and_comes_back_whole() {
     let mut shop = Shop::new(12);
@@ -784,8 +798,21 @@ fn by_hand_a_date_is_a_few_mounts_or_a_loop_of_unpacking_and_comes_back_whole() 
         let date = shop.snapshot(n, Some(&base), |shop, top| {
             (0..4).for_each(|_| shop.change(&top.join("any")));
             match n {
-                1 => std::fs::write(top.join("large"), &large).unwrap(),
+                1 => {
+                    std::fs::write(top.join("large"), &large).unwrap();
+                    for name in ODD {
+                        std::fs::write(top.join(name), name.repeat(40)).unwrap();
+                    }
+                    let capable =
+                        ["-n", "security.capability", "-v", "0x0100000200200000000000000000000000000000"];
+                    let file = top.join(ODD[0]);
+                    ok("setfattr", &[&capable[..], &[text(&file)]].concat());
+                }
                 2 => {
+                    std::fs::create_dir(top.join("odd\n")).unwrap();
+                    for name in ODD {
+                        std::fs::rename(top.join(name), top.join("odd\n").join(name)).unwrap();
+                    }
                     std::fs::rename(top.join("a folder"), top.join("moved")).unwrap();
                     std::fs::rename(top.join("large"), top.join("moved/large")).unwrap();
                 }

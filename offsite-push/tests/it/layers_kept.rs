@@ -513,6 +513,52 @@ fn a_damaged_image_is_told_with_its_dates_and_nothing_new_is_laid_upon_it() {
     assert_eq!(kept.world.run("status", &[]).expect(0).json["data"]["damaged"], json!({}));
 }
 
+/// A tree below all dates has lost a file, as after a repair of the container's file system, or as a verification finds: the dates upon it
+/// are told, too, and the next one has the file again.
+#[test]
+fn what_a_tree_has_lost_is_told_of_the_dates_upon_it_and_sent_again_in_the_next() {
+    for repaired in [true, false] {
+        let mut kept = Kept::new("");
+        kept.profile("hardlink", "");
+        let source = kept.world.path("source");
+        std::fs::create_dir_all(source.join("folder")).unwrap();
+        std::fs::write(source.join(".ncdata"), "").unwrap();
+        for name in ["lost", "it's \\odd", "moves", "stays"] {
+            std::fs::write(source.join("folder").join(name), name.repeat(100)).unwrap();
+        }
+        std::fs::create_dir(kept.world.path("index")).unwrap();
+        ok("chmod", &["700", text(&kept.world.path("index"))]);
+        kept.with_checksums("0");
+        kept.world.push().expect(0);
+        kept.profile("layers", "");
+        kept.with_checksums("1");
+        kept.world.push().expect(0);
+        let tree = kept.world.path("disk/snapshots").join(&kept.world.container()[0]);
+        for name in ["lost", "it's \\odd", "moves"] {
+            std::fs::remove_file(tree.join("data/folder").join(name)).unwrap();
+        }
+        std::fs::rename(source.join("folder/moves"), source.join("moved")).unwrap();
+        match repaired {
+            true => kept.world.write("fsck", "repaired"),
+            false => drop(kept.world.run("verify", &[]).expect(1)),
+        }
+        kept.with_checksums("2");
+        let ran = kept.world.push();
+        kept.dates = kept.lists();
+        assert_eq!(kept.dates.len(), 2);
+        assert_eq!(ran.code, if repaired { 3 } else { 0 }, "{}", ran.json);
+        if repaired {
+            let status = kept.world.run("status", &[]).expect(0);
+            let damaged = status.json["data"]["damaged"].as_object().unwrap().clone();
+            let wrong = [kept.world.container()[0].clone(), kept.dates[0].clone()];
+            assert_eq!(damaged.keys().collect::<Vec<_>>(), wrong.iter().collect::<Vec<_>>(), "{damaged:?}");
+        }
+        kept.world.run("view", &["--date", &kept.dates[1]]).expect(0);
+        kept.sees(&kept.dates[1]);
+        kept.world.run("unview", &[]).expect(0);
+    }
+}
+
 /// Each overlay numbers its files anew: one number may be two files, of which one is damaged.
 #[test]
 fn a_file_that_has_the_number_of_another_dates_is_looked_at_itself() {
@@ -543,7 +589,7 @@ fn a_file_that_has_the_number_of_another_dates_is_looked_at_itself() {
     let newest = kept.lists().pop().unwrap();
     let image = kept.world.path("disk/layers/images").join(format!("{newest}.sqfs"));
     let mut rotten = std::fs::read(&image).unwrap();
-    for block in &blocks {
+    for block in blocks {
         let at = rotten.windows(32).position(|those| those == &block[..32]).unwrap();
         rotten[at + 1000] ^= 1;
     }

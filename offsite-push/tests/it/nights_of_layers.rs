@@ -530,3 +530,81 @@ fn a_base_that_is_not_what_was_sent_is_told_and_not_built_upon() {
         nights.world.record()
     );
 }
+
+/// A container with an image whose large content did not fit; then there is room.
+fn cut_before_a_large_content(nights: &Nights, options: &[&str]) {
+    let on = |words: &[&str]| {
+        let out = nights.world.enter(words[0]).args(&words[1..]).output().unwrap();
+        assert!(out.status.success(), "{words:?}: {}", String::from_utf8_lossy(&out.stderr));
+    };
+    let disk = nights.world.path("disk");
+    on(&["mount", "-t", "tmpfs", "-o", "size=400k,mode=700", "tmpfs", text(&disk)]);
+    nights.first();
+    let ran = nights.push(options).expect(1);
+    assert_eq!(ran.json["data"]["failed_step"], "put-big");
+    on(&["mount", "-o", "remount,size=5m", text(&disk)]);
+}
+
+/// Of a date on its way the image is there, and its large contents are not; and what was noted beside it is lost.
+#[test]
+fn large_contents_are_sent_though_the_image_that_came_with_them_is_not_here_any_more() {
+    for options in [&[][..], &["--image-bytes", "20k"]] {
+        let nights = Nights::new();
+        cut_before_a_large_content(&nights, options);
+        let elsewhere = nights.world.path("images");
+        std::fs::create_dir(&elsewhere).unwrap();
+        std::fs::set_permissions(&elsewhere, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        nights.profile(&format!("layout = \"layers\"\nimage_dir = \"{}\"", text(&elsewhere)));
+        nights.push(options).expect(0);
+        nights.shows(0);
+    }
+}
+
+/// An image in no list, and S2 has lost its record, or the list of what is on its way is damaged: neither ends all pushes.
+#[test]
+fn what_a_cut_push_has_left_is_not_in_the_way_of_the_next_ones() {
+    let nights = Nights::new();
+    cut_before_a_large_content(&nights, &[]);
+    std::fs::remove_file(nights.world.path("state/offsite.layers.json")).unwrap();
+    // Another plan, and so another image of that name.
+    nights.world.run("push", &["--big-bytes", "250k"]).expect(0);
+    nights.shows(0);
+
+    let nights = Nights::new();
+    let parts = ["--image-bytes", "20k"];
+    cut_before_a_large_content(&nights, &parts);
+    let unfinished = format!("disk/layers/dates/{}.unfinished", date(0));
+    let mut damage = nights.world.enter("sh");
+    damage.args(["-c", "echo noise >\"$1\"", "sh"]).arg(nights.world.path(&unfinished));
+    assert!(damage.status().unwrap().success());
+    nights.push(&parts).expect(0);
+    nights.shows(0);
+}
+
+/// The image that was on its way is lost here, with the folder it lay in: it is made again, and not all that was sent before it.
+#[test]
+fn an_image_that_is_lost_before_it_was_sent_costs_no_more_than_itself() {
+    let nights = Nights::new();
+    let on = |words: &[&str]| {
+        let out = nights.world.enter(words[0]).args(&words[1..]).output().unwrap();
+        assert!(out.status.success(), "{words:?}: {}", String::from_utf8_lossy(&out.stderr));
+    };
+    let disk = nights.world.path("disk");
+    on(&["mount", "-t", "tmpfs", "-o", "size=300k,mode=700", "tmpfs", text(&disk)]);
+    nights.snapshot(0, None, |top| {
+        for n in 0..10 {
+            std::fs::write(top.join(format!("{n}")), noise(60_000)).unwrap();
+        }
+    });
+    let parts = ["--image-bytes", "70k"];
+    nights.push(&parts).expect(1);
+    let sent = nights.record()["unfinished"]["images"].as_array().unwrap().len() - 1;
+    assert!(sent >= 2, "{sent}");
+    std::fs::remove_dir_all(nights.world.path("state/layers")).unwrap();
+    on(&["mount", "-o", "remount,size=5m", text(&disk)]);
+    let ran = nights.push(&parts).expect(0);
+    assert!(!ran.json["warnings"].to_string().contains("unfinished-given-up"), "{}", ran.json);
+    let all = nights.layers(0).len();
+    assert_eq!(ran.json["data"]["push"]["layers"]["images"], all - sent);
+    nights.shows(0);
+}
