@@ -589,7 +589,7 @@ fn a_file_that_has_the_number_of_another_dates_is_looked_at_itself() {
     let newest = kept.lists().pop().unwrap();
     let image = kept.world.path("disk/layers/images").join(format!("{newest}.sqfs"));
     let mut rotten = std::fs::read(&image).unwrap();
-    for block in blocks {
+    for block in &blocks {
         let at = rotten.windows(32).position(|those| those == &block[..32]).unwrap();
         rotten[at + 1000] ^= 1;
     }
