@@ -124,18 +124,25 @@ pub fn answer(store: &Store, with_sizes: bool) -> Result<Value> {
     let dir = store.check()?;
     let now = Timestamp::now();
     let known = Known::of(store, now)?;
-    let (damaged, warnings) = (&known.damaged, known.warnings());
+    let (damaged, mut warnings) = (&known.damaged, known.warnings());
     let odd: Vec<_> = known.odd.iter().map(|o| o.0.date.clone()).collect();
     let counted = known.counted.into_iter().map(|meta| (meta, None));
     let mut all: Vec<_> = counted.chain(known.odd.into_iter().map(|(meta, why)| (meta, Some(why)))).collect();
     all.sort_by(|a, b| a.0.date.cmp(&b.0.date));
     let mut snapshots = Vec::new();
+    let mut unknown = 0;
     for (meta, why) in all {
-        let alone = if with_sizes { Some(sizes::alone(&dir, &meta.date)?) } else { None };
+        let alone = if with_sizes { sizes::alone(&dir, &meta.date)? } else { None };
+        unknown += u64::from(with_sizes && alone.is_none());
         let mut snapshot = serde_json::to_value(meta)?;
         snapshot["alone_bytes"] = json!(alone);
         snapshot["odd"] = json!(why.map(Why::text));
         snapshots.push(snapshot);
+    }
+    if unknown > 0 {
+        let message =
+            format!("{unknown} dates are shown by images: what one of them holds alone cannot be told");
+        warnings.push(json!({"kind": "sizes-unknown", "message": message}));
     }
     let verified = Verifications::load(store);
     Ok(

@@ -45,12 +45,6 @@ pub(crate) struct Options {
     pub(crate) until: Option<jiff::Timestamp>,
 }
 
-impl Options {
-    fn is_over(&self) -> bool {
-        self.until.is_some_and(|until| jiff::Timestamp::now() >= until)
-    }
-}
-
 /// Does it.
 pub(crate) fn run(settings: &Settings, options: Options, report: &mut Report) -> Result<()> {
     report.set("prune", Value::Null);
@@ -172,18 +166,17 @@ fn work(
     let answer = call(up, settings, &keep, &listed, false)?.checked()?;
     report.changed |= answer.changed();
     let removed: Vec<String> = content.dates.iter().filter(|d| removes(&answer, d)).cloned().collect();
+    merging::note_dropped(settings, uuid, &removed)?;
     let layers = listed.drop(up.siblings, &removed)?;
     report.set("prune", facts(&look, &answer, &layers));
-    let merged = if options.is_over() {
-        Vec::new()
-    } else {
-        merging::merge(up.siblings, uuid, list, &removed, settings.reserve_bytes())?
-    };
+    let job = merging::Job { uuid, list, reserve: settings.reserve_bytes(), until: options.until };
+    let merged = merging::merge(up.siblings, &job, report)?;
     report.data["prune"]["merged"] = json!(merged);
     if answer.code == 3 {
         report.set_partial();
     }
-    let stamped = change.needed(answer.changed());
+    report.changed |= !merged.is_empty();
+    let stamped = change.needed(answer.changed() || !merged.is_empty());
     if let Some(stamp) = content.stamp.filter(|_| stamped) {
         up.siblings.doing = "generation";
         let stamp = Stamp { generation: change.next.clone(), ..stamp };
@@ -218,7 +211,7 @@ pub(crate) fn due(
         not_pruned(&answer.fault(), report);
         return Ok(false);
     }
-    Ok(answer.data("removed").as_array().is_some_and(|r| !r.is_empty()))
+    Ok(answer.data("removed").as_array().is_some_and(|r| !r.is_empty()) || merging::is_due(settings, uuid)?)
 }
 
 /// After a push that is confirmed, failing to prune is no failure of the push; but a person should see it.

@@ -97,14 +97,15 @@ impl Lists {
 /// Notes what a date that is on its way will have; whether that was new.
 pub(super) fn intend(top: &Path, list: &List) -> Result<bool> {
     let path = unfinished(top, &list.date);
-    if List::read(&path, &list.date)?.as_ref() == Some(list) {
+    // One that cannot be read is written anew.
+    if List::read(&path, &list.date).is_ok_and(|there| there.as_ref() == Some(list)) {
         return Ok(false);
     }
     list.write(&path)?;
     Ok(true)
 }
 
-/// Makes the date be there; false if it was, just so.
+/// Makes the date be there; false if it was, just so. A list of it that is damaged is written anew.
 pub(super) fn publish(top: &Path, list: &List) -> Result<bool> {
     let container = top.parent().context("the folder of layers has no parent")?;
     for layer in &list.layers {
@@ -122,7 +123,11 @@ pub(super) fn publish(top: &Path, list: &List) -> Result<bool> {
         );
     }
     let path = top.join(DATES).join(&list.date);
-    let changed = match List::read(&path, &list.date)? {
+    let there = match List::read(&path, &list.date) {
+        Err(_) if !List::is_newer(&path) => None,
+        other => other?,
+    };
+    let changed = match there {
         Some(there) if there == *list => false,
         Some(_) => anyhow::bail!("{} is there already, with other layers", list.date),
         None => {

@@ -3,7 +3,7 @@
 //! Whoever has S3 cannot change it: the hashes in it are what a verification compares with. What is in it of an image was noted
 //! before that was sent, and stays until the image is gone from the container.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -34,6 +34,21 @@ pub(crate) struct Record {
     /// Layers in the container that a verification found damaged, and why: nothing is to be laid upon them.
     #[serde(default)]
     pub(crate) damaged: BTreeMap<String, String>,
+    /// Dates that were dropped, and where nobody has looked since whether images can become one.
+    #[serde(default)]
+    pub(crate) dropped: BTreeSet<String>,
+    /// Images that are becoming one.
+    #[serde(default)]
+    pub(crate) merging: Option<Merging>,
+}
+
+/// Images that are becoming one: noted before that is sent.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct Merging {
+    /// The one image.
+    pub(crate) by: String,
+    /// Those in whose place it comes, the newest first.
+    pub(crate) layers: Vec<String>,
 }
 
 /// An image.
@@ -151,7 +166,9 @@ impl Record {
     pub(crate) fn retain(&mut self, dates: &[String]) {
         self.dates.retain(|date, _| dates.contains(date));
         let layers = self.dates.values().flat_map(|dated| &dated.layers);
-        let needed: Vec<&String> = layers.chain(self.unfinished.iter().flat_map(|u| &u.images)).collect();
+        let coming = self.unfinished.iter().flat_map(|u| &u.images);
+        let merging = self.merging.iter().flat_map(|merging| merging.layers.iter().chain([&merging.by]));
+        let needed: Vec<&String> = layers.chain(coming).chain(merging).collect();
         self.images.retain(|name, _| needed.contains(&name));
         self.damaged.retain(|name, _| needed.contains(&name));
     }
@@ -187,6 +204,13 @@ mod tests {
         record.unfinished = None;
         record.retain(&[]);
         assert!(record.images.is_empty() && record.dates.is_empty());
+        // Until the lists have the one image for sure, the hashes of all of them are known.
+        record.merging = Some(Merging { by: "m".into(), layers: vec!["x".into(), "y".into()] });
+        for name in ["m", "x", "y", "z"] {
+            record.images.insert(name.into(), Image::default());
+        }
+        record.retain(&[]);
+        assert_eq!(record.images.keys().collect::<Vec<_>>(), ["m", "x", "y"]);
         std::fs::write(dir.path().join(FILE), "{").unwrap();
         assert!(format!("{:#}", Record::load(dir.path(), "u").unwrap_err()).contains("is damaged"));
     }
