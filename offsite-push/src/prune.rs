@@ -147,7 +147,9 @@ fn work(
         .into());
     }
     let listed = Listed::read(up.siblings, uuid, list)?;
-    let keep: Vec<&str> = common_date(&content.dates, list).into_iter().chain(listed.trees()).collect();
+    let whole = whole_date(&content.dates, known.as_ref());
+    let keep = common_date(&content.dates, list).into_iter().chain(whole).chain(listed.trees());
+    let keep: Vec<&str> = keep.collect();
     let look = call(up, settings, &keep, &listed, true)?.checked()?;
     if options.dry_run {
         report.set("prune", facts(&look, &look, &[]));
@@ -205,7 +207,9 @@ pub(crate) fn due(
             return Ok(false);
         }
     };
-    let keep: Vec<&str> = common_date(dates, list).into_iter().chain(listed.trees()).collect();
+    let known = Known::load(&settings.record())?;
+    let whole = whole_date(dates, known.as_ref());
+    let keep: Vec<&str> = common_date(dates, list).into_iter().chain(whole).chain(listed.trees()).collect();
     let answer = call(up, settings, &keep, &listed, true)?;
     if !answer.done() {
         not_pruned(&answer.fault(), report);
@@ -223,6 +227,13 @@ pub(crate) fn not_pruned(error: &anyhow::Error, report: &mut Report) {
 /// The newest date that both hold: the next push compares with it.
 pub(crate) fn common_date<'d>(dates: &'d [String], list: &[Snapshot]) -> Option<&'d str> {
     dates.iter().rfind(|d| list.iter().any(|s| s.date == **d)).map(String::as_str)
+}
+
+/// The newest date of which no damage is known: however few are to stay, a whole one is among them.
+fn whole_date<'d>(dates: &'d [String], known: Option<&Known>) -> Option<&'d str> {
+    let damaged = |date: &str| known.is_some_and(|known| known.damaged.contains_key(date));
+    let mut newest_first = dates.iter().rev().map(String::as_str);
+    newest_first.find(|date| !damaged(date)).filter(|_| !mutant::active("a-whole-date-stays"))
 }
 
 /// Whether `date` is one of those that go.

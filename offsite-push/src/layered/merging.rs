@@ -185,9 +185,9 @@ fn one(
     let beside = &dates[&gap.date];
     let has_big = facts.big.iter().all(|big| beside.contains(&format!("{LARGE}{}", big.sha256)));
     let worth = facts.last().is_none() && facts.image_bytes <= most || mutant::active("a-merge-saves-most");
-    if !(worth && has_big && facts.id == snapshot.id)
-        || !shows_the_same(siblings, gap, &workshop, &name, report)?
-    {
+    let fits = worth && has_big && facts.id == snapshot.id;
+    let fits = fits && shows_the_same(siblings, gap, &workshop, &name, report)?;
+    if !fits {
         workshop.remove(&name)?;
         return Ok(Outcome::Stays);
     }

@@ -369,9 +369,21 @@ pub(super) fn hide(at: &Path) -> Result<Hidden> {
             }
         }
     }
+    for entry in std::fs::read_dir(at.join(STORE)).into_iter().flatten().flatten() {
+        // What a tool that took it for a store has noted there; folders of it only if they are empty.
+        let (path, is_dir) = (entry.path(), entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        match is_dir {
+            true => drop(std::fs::remove_dir(&path)),
+            false => {
+                std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?
+            }
+        }
+    }
     folders.push(at.join(STORE));
     for dir in folders {
         match std::fs::remove_dir(&dir) {
+            // Nothing of a view holds it any more.
+            Err(e) if e.kind() == ErrorKind::DirectoryNotEmpty && dir.ends_with(STORE) => {}
             Err(e) if e.kind() != ErrorKind::NotFound => {
                 return Err(e).with_context(|| format!("cannot remove {}", dir.display()));
             }

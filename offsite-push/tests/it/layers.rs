@@ -792,7 +792,7 @@ fn by_hand_a_date_is_a_few_mounts_or_a_loop_of_unpacking_and_comes_back_whole() 
                     std::fs::rename(top.join("odd\\c\n"), top.join("moved\\n\n")).unwrap();
                     let folder = top.join("moved\\n\n/in it\\n\n");
                     std::fs::remove_file(folder.join("goes\n")).unwrap();
-                    std::fs::rename(folder.join("\\c"), top.join("elsewhere\n")).unwrap();
+                    std::fs::rename(folder.join(Path::new("\\c")), top.join("elsewhere\n")).unwrap();
                     ok("cp", &["-a", text(&folder.join("ends\n")), text(&top.join("new"))]);
                     std::os::unix::fs::chown(top.join("new"), Some(7), Some(8)).unwrap();
                     std::fs::rename(top.join("new"), folder.join("ends\n")).unwrap();

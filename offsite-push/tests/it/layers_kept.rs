@@ -638,6 +638,11 @@ fn a_damaged_image_is_told_with_its_dates_and_nothing_new_is_laid_upon_it() {
     // Seen again however small the sample is.
     let ran = kept.world.run("verify", &["--sample", "0.1%"]).expect(1);
     assert_eq!(ran.json["data"]["layers"]["wrong"][0]["layer"], format!("{}.sqfs", kept.dates[1]));
+    // However few are to stay, a whole one does.
+    kept.profile("layers", "[offsite.retention]\nkeep_last = 2\nmin_age = \"0d\"\nmax_gap = \"30d\"");
+    kept.world.run("prune", &[]).expect(0);
+    assert_eq!(kept.lists(), kept.dates);
+    kept.profile("layers", "");
     // Who looks at one of them is told.
     for (n, told) in [(0, false), (1, true)] {
         let ran = kept.world.run("view", &["--date", &kept.dates[n]]).expect(0);
@@ -740,9 +745,13 @@ fn what_a_view_shows_is_verified_restored_and_listed_as_any_store() {
     // Each file there has one name, whatever other dates have it, too.
     assert_eq!(listed.json["data"]["snapshots"][0]["alone_bytes"], Value::Null);
     assert!(warned(&listed, "sizes-unknown").is_some());
+    // What a tool notes in it goes with it: the next view is not the store that was verified.
+    let mut verify = kept.world.enter(bin("link-sync"));
+    testkit::run(verify.arg("verify").arg("--store").arg(&store));
     let diff = link_sync(&["diff", "--from", &kept.dates[0], "--to", &kept.dates[2]]);
     let told = diff.json["data"].to_string();
     assert!(told.contains("folder/1") && told.contains("changes") && !told.contains("folder/0"), "{told}");
     kept.world.run("unview", &[]).expect(0);
     kept.nothing_is_up();
+    assert_eq!(std::fs::read_dir(kept.world.path("run/view")).unwrap().count(), 0);
 }
