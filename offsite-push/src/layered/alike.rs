@@ -183,7 +183,7 @@ mod tests {
         std::fs::remove_file(path("image/below")).unwrap();
         std::fs::write(path("old/below"), "what is in belox").unwrap();
         std::fs::write(path("image/folder/rotten"), "what is in folder/rottes").unwrap();
-        std::fs::write(path("new/resized"), "larger than it was").unwrap();
+        std::fs::write(path("new/resized"), "larger than it was before").unwrap();
         ["old", "new"].into_iter().for_each(same);
         assert_eq!(compare(), (vec!["folder/rotten".to_owned(), "resized".into()], 2));
         std::fs::write(path("old/more"), "").unwrap();
