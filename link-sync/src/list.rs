@@ -14,7 +14,7 @@ use crate::settings::Place;
 use crate::store::meta::{is_date, taken};
 use crate::store::odd::{Known, Why};
 use crate::store::verified::Verifications;
-use crate::store::{Store, sizes};
+use crate::store::{Store, shown, sizes};
 
 /// Does it.
 pub fn list(args: &List, report: &mut Report) -> Result<()> {
@@ -132,8 +132,11 @@ pub fn answer(store: &Store, with_sizes: bool) -> Result<Value> {
     let mut snapshots = Vec::new();
     let mut unknown = 0;
     for (meta, why) in all {
-        let alone = if with_sizes { sizes::alone(&dir, &meta.date)? } else { None };
-        unknown += u64::from(with_sizes && alone.is_none());
+        // Of images nobody can see here what they are made of, and each file in them has one name.
+        let is_shown = with_sizes && shown::is_shown(&store.path.join(&meta.date))?;
+        let counted = with_sizes && !is_shown;
+        let alone = if counted { Some(sizes::alone(&dir, &meta.date)?) } else { None };
+        unknown += u64::from(is_shown);
         let mut snapshot = serde_json::to_value(meta)?;
         snapshot["alone_bytes"] = json!(alone);
         snapshot["odd"] = json!(why.map(Why::text));

@@ -14,7 +14,7 @@ use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, fstat, fstatat};
 
 use super::beneath::open_dir;
-use super::{shown, visit};
+use super::visit;
 use crate::names::show;
 use crate::parallel;
 use crate::tree::join;
@@ -26,14 +26,10 @@ struct Counted {
     shared: HashMap<u64, (u64, u64, u64)>,
 }
 
-/// Bytes on the disk that only the snapshot of `date` in the opened `store` holds. `None` if an overlay shows it: what that is made of
-/// nobody can see in it, and each file there has one name.
-pub fn alone(store: &File, date: &str) -> Result<Option<u64>> {
+/// Bytes on the disk that only the snapshot of `date` in the opened `store` holds.
+pub fn alone(store: &File, date: &str) -> Result<u64> {
     let context = || format!("cannot add up what {date} holds");
     let top = open_dir(store, date.as_bytes()).with_context(context)?;
-    if shown::is_overlay(&top) {
-        return Ok(None);
-    }
     let own = allocated(&fstat(&top).with_context(context)?);
     let counted = Mutex::new(Counted { alone: own, ..Counted::default() });
     parallel::each(Vec::new(), |path: Vec<u8>, more| {
@@ -63,7 +59,7 @@ pub fn alone(store: &File, date: &str) -> Result<Option<u64>> {
     .with_context(context)?;
     let counted = counted.into_inner().unwrap_or_else(PoisonError::into_inner);
     let complete = counted.shared.values().filter(|(seen, links, _)| seen >= links);
-    Ok(Some(counted.alone + complete.map(|(_, _, bytes)| bytes).sum::<u64>()))
+    Ok(counted.alone + complete.map(|(_, _, bytes)| bytes).sum::<u64>())
 }
 
 fn allocated(stat: &FileStat) -> u64 {
@@ -90,9 +86,9 @@ mod tests {
         let store = File::open(dir.path()).unwrap();
         let size = |name: &str| path(name).metadata().unwrap().blocks() * 512;
         let own: u64 = ["a", "a/d", "a/d/e", "a/twice", "a/d/single"].into_iter().map(size).sum();
-        assert_eq!(alone(&store, "a").unwrap(), Some(own));
-        let before = alone(&store, "b").unwrap().unwrap();
+        assert_eq!(alone(&store, "a").unwrap(), own);
+        let before = alone(&store, "b").unwrap();
         std::fs::remove_file(path("a/shared")).unwrap();
-        assert_eq!(alone(&store, "b").unwrap(), Some(before + size("b/d/shared")));
+        assert_eq!(alone(&store, "b").unwrap(), before + size("b/d/shared"));
     }
 }

@@ -747,7 +747,8 @@ fn what_a_view_shows_is_verified_restored_and_listed_as_any_store() {
     assert!(warned(&listed, "sizes-unknown").is_some());
     // What a tool notes in it goes with it: the next view is not the store that was verified.
     let mut verify = kept.world.enter(bin("link-sync"));
-    testkit::run(verify.arg("verify").arg("--store").arg(&store));
+    let alone = testkit::run(verify.arg("verify").arg("--store").arg(&store)).expect(3);
+    assert_eq!(alone.json["data"]["findings_total"], 0, "{}", alone.json);
     let diff = link_sync(&["diff", "--from", &kept.dates[0], "--to", &kept.dates[2]]);
     let told = diff.json["data"].to_string();
     assert!(told.contains("folder/1") && told.contains("changes") && !told.contains("folder/0"), "{told}");
