@@ -133,7 +133,7 @@ pub fn answer(store: &Store, with_sizes: bool) -> Result<Value> {
     let mut unknown = 0;
     for (meta, why) in all {
         // Of images nobody can see here what they are made of, and each file in them has one name.
-        let is_shown = with_sizes && shown::is_shown(&store.path.join(&meta.date))?;
+        let is_shown = with_sizes && shown::is_shown(&store.path.join(&meta.date)).unwrap_or(false);
         let counted = with_sizes && !is_shown;
         let alone = if counted { Some(sizes::alone(&dir, &meta.date)?) } else { None };
         unknown += u64::from(is_shown);
