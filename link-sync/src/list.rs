@@ -21,7 +21,7 @@ use crate::settings::Place;
 use crate::store::meta::{is_date, taken};
 use crate::store::odd::{Known, Why};
 use crate::store::verified::Verifications;
-use crate::store::{Store, pins, sizes};
+use crate::store::{Store, pins, shown, sizes};
 
 /// Does it.
 pub fn list(args: &List, report: &mut Report) -> Result<()> {
@@ -171,18 +171,28 @@ pub fn answer(store: &Store, with_sizes: bool, retention: Option<&Retention>) ->
     let dir = store.check()?;
     let now = Timestamp::now();
     let known = Known::of(store, now)?;
-    let (damaged, warnings) = (&known.damaged, known.warnings());
+    let (damaged, mut warnings) = (&known.damaged, known.warnings());
     let odd: Vec<_> = known.odd.iter().map(|o| o.0.date.clone()).collect();
     let counted = known.counted.into_iter().map(|meta| (meta, None));
     let mut all: Vec<_> = counted.chain(known.odd.into_iter().map(|(meta, why)| (meta, Some(why)))).collect();
     all.sort_by(|a, b| a.0.date.cmp(&b.0.date));
     let mut snapshots = Vec::new();
+    let mut unknown = 0;
     for (meta, why) in all {
-        let alone = if with_sizes { Some(sizes::alone(&dir, &meta.date)?) } else { None };
+        // Of images nobody can see here what they are made of, and each file in them has one name.
+        let is_shown = with_sizes && shown::is_shown(&store.path.join(&meta.date)).unwrap_or(false);
+        let counted = with_sizes && !is_shown;
+        let alone = if counted { Some(sizes::alone(&dir, &meta.date)?) } else { None };
+        unknown += u64::from(is_shown);
         let mut snapshot = serde_json::to_value(meta)?;
         snapshot["alone_bytes"] = json!(alone);
         snapshot["odd"] = json!(why.map(Why::text));
         snapshots.push(snapshot);
+    }
+    if unknown > 0 {
+        let message =
+            format!("{unknown} dates are shown by images: what one of them holds alone cannot be told");
+        warnings.push(json!({"kind": "sizes-unknown", "message": message}));
     }
     let verified = Verifications::load(store);
     Ok(

@@ -52,7 +52,7 @@ pub(crate) fn as_layers(
 ) -> Result<Copied> {
     let sent = sending::send(up.siblings, job, content, layers, report)?;
     let mut damaged = sent.damaged;
-    for (name, why) in &content.unread {
+    for (name, why) in content.unread.iter().filter(|(name, _)| !sent.written_again.contains(name)) {
         damaged.insert(name.clone(), format!("its list cannot be read: {why}"));
     }
     Ok(Copied {

@@ -45,12 +45,6 @@ pub(crate) struct Options {
     pub(crate) until: Option<jiff::Timestamp>,
 }
 
-impl Options {
-    fn is_over(&self) -> bool {
-        self.until.is_some_and(|until| jiff::Timestamp::now() >= until)
-    }
-}
-
 /// Does it.
 pub(crate) fn run(settings: &Settings, options: Options, report: &mut Report) -> Result<()> {
     report.set("prune", Value::Null);
@@ -153,7 +147,9 @@ fn work(
         .into());
     }
     let listed = Listed::read(up.siblings, uuid, list)?;
-    let keep: Vec<&str> = common_date(&content.dates, list).into_iter().chain(listed.trees()).collect();
+    let whole = whole_date(&content.dates, known.as_ref());
+    let keep = common_date(&content.dates, list).into_iter().chain(whole).chain(listed.trees());
+    let keep: Vec<&str> = keep.collect();
     let look = call(up, settings, &keep, &listed, true)?.checked()?;
     if options.dry_run {
         report.set("prune", facts(&look, &look, &[]));
@@ -172,18 +168,17 @@ fn work(
     let answer = call(up, settings, &keep, &listed, false)?.checked()?;
     report.changed |= answer.changed();
     let removed: Vec<String> = content.dates.iter().filter(|d| removes(&answer, d)).cloned().collect();
+    merging::note_dropped(settings, uuid, &removed)?;
     let layers = listed.drop(up.siblings, &removed)?;
     report.set("prune", facts(&look, &answer, &layers));
-    let merged = if options.is_over() {
-        Vec::new()
-    } else {
-        merging::merge(up.siblings, uuid, list, &removed, settings.reserve_bytes())?
-    };
+    let job = merging::Job { uuid, list, reserve: settings.reserve_bytes(), until: options.until };
+    let merged = merging::merge(up.siblings, &job, report)?;
     report.data["prune"]["merged"] = json!(merged);
     if answer.code == 3 {
         report.set_partial();
     }
-    let stamped = change.needed(answer.changed());
+    report.changed |= !merged.is_empty();
+    let stamped = change.needed(answer.changed() || !merged.is_empty());
     if let Some(stamp) = content.stamp.filter(|_| stamped) {
         up.siblings.doing = "generation";
         let stamp = Stamp { generation: change.next.clone(), ..stamp };
@@ -212,13 +207,15 @@ pub(crate) fn due(
             return Ok(false);
         }
     };
-    let keep: Vec<&str> = common_date(dates, list).into_iter().chain(listed.trees()).collect();
+    let known = Known::load(&settings.record())?;
+    let whole = whole_date(dates, known.as_ref());
+    let keep: Vec<&str> = common_date(dates, list).into_iter().chain(whole).chain(listed.trees()).collect();
     let answer = call(up, settings, &keep, &listed, true)?;
     if !answer.done() {
         not_pruned(&answer.fault(), report);
         return Ok(false);
     }
-    Ok(answer.data("removed").as_array().is_some_and(|r| !r.is_empty()))
+    Ok(answer.data("removed").as_array().is_some_and(|r| !r.is_empty()) || merging::is_due(settings, uuid)?)
 }
 
 /// After a push that is confirmed, failing to prune is no failure of the push; but a person should see it.
@@ -230,6 +227,13 @@ pub(crate) fn not_pruned(error: &anyhow::Error, report: &mut Report) {
 /// The newest date that both hold: the next push compares with it.
 pub(crate) fn common_date<'d>(dates: &'d [String], list: &[Snapshot]) -> Option<&'d str> {
     dates.iter().rfind(|d| list.iter().any(|s| s.date == **d)).map(String::as_str)
+}
+
+/// The newest date of which no damage is known: however few are to stay, a whole one is among them.
+fn whole_date<'d>(dates: &'d [String], known: Option<&Known>) -> Option<&'d str> {
+    let damaged = |date: &str| known.is_some_and(|known| known.damaged.contains_key(date));
+    let mut newest_first = dates.iter().rev().map(String::as_str);
+    newest_first.find(|date| !damaged(date)).filter(|_| !mutant::active("a-whole-date-stays"))
 }
 
 /// Whether `date` is one of those that go.

@@ -83,15 +83,20 @@ pub(crate) fn is_up(settings: &Settings) -> Result<bool> {
     Ok(mounts::table()?.iter().any(|m| m.target != folder && m.target.starts_with(&folder)))
 }
 
-/// Shows `dates`, or all if there are none, in the open container.
-pub(crate) fn show(settings: &Settings, dates: &[String]) -> Result<Shown> {
+/// The view's folder, made if it is not there.
+pub(crate) fn make(settings: &Settings) -> Result<PathBuf> {
     let at = folder(settings);
     match DirBuilder::new().mode(0o700).create(&at) {
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
-            return Err(e).with_context(|| format!("cannot make {}", at.display()));
+            Err(e).with_context(|| format!("cannot make {}", at.display()))
         }
-        _ => {}
+        _ => Ok(at),
     }
+}
+
+/// Shows `dates`, or all if there are none, in the open container.
+pub(crate) fn show(settings: &Settings, dates: &[String]) -> Result<Shown> {
+    let at = make(settings)?;
     let sources = Sources { wire: Some(settings.runtime.join("s3.wire")), ..Sources::default() };
     let (before, begun) = (sources.look().wire, Instant::now());
     let request = json!({"show": {"dates": dates, "at": at}});

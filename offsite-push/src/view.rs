@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use common::fault::{Fault, Kind, kind_of};
 use common::status::{Report, now};
-use common::{dates, say};
+use common::{dates, mutant, say};
 
 use serde_json::{Value, json};
 
@@ -104,6 +104,13 @@ fn tell(settings: &Settings, date: Option<&str>, report: &mut Report) -> Result<
         false => (found, content.dates.clone()),
         true => show(settings, found, date.is_none(), report)?,
     };
+    // Whoever restores from it has to know.
+    for (date, what) in Known::load(&settings.record()).ok().flatten().iter().flat_map(|known| &known.damaged)
+    {
+        if seen.contains(date) && !mutant::active("a-view-tells-what-is-damaged") {
+            report.warn("container-damaged", format!("{date} is not whole: {what}"));
+        }
+    }
     let path = store.join(&found);
     report.set("date", found.clone());
     report.set_text("path", path.as_os_str());

@@ -118,7 +118,7 @@ pub(super) fn is_published(top: &Path, layer: &Layer) -> Result<bool> {
     Ok(Lists::told(top)?.needs(layer))
 }
 
-/// Makes the date be there; false if it was, just so.
+/// Makes the date be there; false if it was, just so. A list of it that is damaged is written anew.
 pub(super) fn publish(top: &Path, list: &List) -> Result<bool> {
     let container = top.parent().context("the folder of layers has no parent")?;
     for layer in &list.layers {
@@ -136,7 +136,11 @@ pub(super) fn publish(top: &Path, list: &List) -> Result<bool> {
         );
     }
     let path = top.join(DATES).join(&list.date);
-    let changed = match List::read(&path, &list.date)? {
+    let there = match List::read(&path, &list.date) {
+        Err(_) if !List::is_newer(&path) => None,
+        other => other?,
+    };
+    let changed = match there {
         Some(there) if there == *list => false,
         Some(_) => anyhow::bail!("{} is there already, with other layers", list.date),
         None => {

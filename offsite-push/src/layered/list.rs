@@ -9,6 +9,8 @@ use crate::store;
 
 /// The first line, with the format's number.
 const FIRST: &str = "nc-backup layers 1";
+/// The first line without the number.
+const ANY: &str = "nc-backup layers ";
 /// The last line: without it, something is missing.
 const LAST: &str = "end";
 
@@ -142,6 +144,16 @@ impl List {
             }
         });
         list.map(Some).with_context(|| format!("{} is damaged", path.display()))
+    }
+
+    /// Whether what lies at `path` begins as a list of another format does, which this program does not know. What cannot be read
+    /// at all is none.
+    pub(super) fn is_newer(path: &Path) -> bool {
+        let text = durable::read(path).ok().flatten().unwrap_or_default();
+        let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        let number =
+            line.strip_prefix(ANY.as_bytes()).filter(|n| !n.is_empty() && n.iter().all(u8::is_ascii_digit));
+        number.is_some() && line != FIRST.as_bytes()
     }
 
     /// Puts it at `path`, wholly and durably.

@@ -9,6 +9,7 @@
 //! ```
 //! Nothing that has its name is ever written to.
 
+mod alike;
 mod ask;
 pub(crate) mod below;
 mod big;
@@ -78,6 +79,8 @@ enum Request {
     Publish { date: String, layers: Vec<String> },
     /// One image in the place of those that stand one after the other in lists.
     Replace { layers: Vec<String>, by: String },
+    /// Tell what of the date would be seen otherwise if the image `by`, which lies on this machine, were in the place of `layers`.
+    Compare { date: String, layers: Vec<String>, by: PathBuf, at: PathBuf },
     /// Take a date out, and the images that no other needs.
     Drop { date: String },
     /// Remove what no list needs.
@@ -128,6 +131,9 @@ pub(crate) fn answer(container: &Path) -> Result<Vec<u8>> {
             json!({"changed": dates::publish(&top, &List::new(date, &layers)?)?})
         }
         Request::Replace { layers, by } => json!({"lists": dates::replace(&top, &layers, &by)?}),
+        Request::Compare { date, layers, by, at } => {
+            serde_json::to_value(view::compare(container, &date, &layers, &by, &at)?)?
+        }
         Request::Drop { date } => {
             let changed = dates::drop_date(&top, &date)?;
             json!({"changed": changed, "removed": dates::sweep(&top)?})

@@ -38,6 +38,21 @@ pub(crate) struct Record {
     /// What of a date is not shown in the container as it is in the store here: stored again in what is laid upon it.
     #[serde(default)]
     pub(crate) anew: BTreeMap<String, Anew>,
+    /// Dates that were dropped, and where nobody has looked since whether images can become one.
+    #[serde(default)]
+    pub(crate) dropped: BTreeSet<String>,
+    /// Images that are becoming one.
+    #[serde(default)]
+    pub(crate) merging: Option<Merging>,
+}
+
+/// Images that are becoming one: noted before that is sent.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct Merging {
+    /// The one image.
+    pub(crate) by: String,
+    /// Those in whose place it comes, the newest first.
+    pub(crate) layers: Vec<String>,
 }
 
 /// Paths of a date, as `link-sync layer --anew` takes them.
@@ -233,7 +248,9 @@ impl Record {
     pub(crate) fn retain(&mut self, dates: &[String]) {
         self.dates.retain(|date, _| dates.contains(date));
         let layers = self.dates.values().flat_map(|dated| &dated.layers);
-        let needed: Vec<&String> = layers.chain(self.unfinished.iter().flat_map(|u| &u.images)).collect();
+        let coming = self.unfinished.iter().flat_map(|u| &u.images);
+        let merging = self.merging.iter().flat_map(|merging| merging.layers.iter().chain([&merging.by]));
+        let needed: Vec<&String> = layers.chain(coming).chain(merging).collect();
         self.images.retain(|name, _| needed.contains(&name));
         self.damaged.retain(|name, _| needed.contains(&name));
         self.anew.retain(|date, _| dates.contains(date));
@@ -301,6 +318,13 @@ mod tests {
         record.unfinished = None;
         record.retain(&[]);
         assert!(record.images.is_empty() && record.dates.is_empty());
+        // Until the lists have the one image for sure, the hashes of all of them are known.
+        record.merging = Some(Merging { by: "m".into(), layers: vec!["x".into(), "y".into()] });
+        for name in ["m", "x", "y", "z"] {
+            record.images.insert(name.into(), Image::default());
+        }
+        record.retain(&[]);
+        assert_eq!(record.images.keys().collect::<Vec<_>>(), ["m", "x", "y"]);
         std::fs::write(dir.path().join(FILE), "{").unwrap();
         assert!(format!("{:#}", Record::load(dir.path(), "u").unwrap_err()).contains("is damaged"));
     }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 use base64::Engine as _;
+use common::fault::{Kind, kind_of};
 use common::status::Report;
 use common::{mutant, say};
 use serde_json::{Value, json};
@@ -59,6 +60,8 @@ pub(crate) struct Sent {
     pub(crate) big_bytes: u64,
     /// The date that is on its way, if the time was over: what there is of it.
     pub(crate) unfinished: Option<Value>,
+    /// Dates whose lists could not be read, and were written again.
+    pub(crate) written_again: Vec<String>,
     /// Dates with layers that are not as they were put there.
     pub(crate) damaged: BTreeMap<String, String>,
     /// Dates that the next push needs in the store.
@@ -103,6 +106,7 @@ pub(crate) fn send(
     };
     sending.record.follow(&content.layered);
     sending.record.retain(&content.dates);
+    sending.write_again(content, report)?;
     sending.forget_others(content)?;
     let mut end = sending.go_on(content, report)?;
     if end == End::There && !sending.sent.dates.contains(&job.wanted.date) {
@@ -172,6 +176,33 @@ impl Sending<'_, '_> {
         self.record.unfinished = Some(left.clone());
         self.note()?;
         Ok(left)
+    }
+
+    /// The lists that cannot be read, of which this machine knows what was in them: while there is one, nothing is ever removed.
+    fn write_again(&mut self, content: &Content, report: &mut Report) -> Result<()> {
+        for date in content.unread.keys() {
+            let Some(layers) = self.record.dates.get(date).map(|dated| dated.layers.clone()) else {
+                continue;
+            };
+            let publish = json!({"publish": {"date": date, "layers": layers}});
+            match ask(self.siblings, "publish", &publish) {
+                Ok(_) => {
+                    report.warn(
+                        "list-written-again",
+                        format!(
+                            "the list of {date} in the container could not be read, and was written again"
+                        ),
+                    );
+                    self.sent.changed = true;
+                    self.below.add(date, layers);
+                    self.sent.written_again.push(date.clone());
+                }
+                // Something that it needs is not there, or it is a newer version's: told as damaged.
+                Err(error) if kind_of(&error) == Kind::Failed => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// What is on its way in the container, and of which S2 knows nothing: its record was lost.
@@ -342,8 +373,8 @@ impl Sending<'_, '_> {
         let layers = self.layers(base);
         let unfinished = self.record.unfinished.clone().context("no image is on its way")?;
         let date = unfinished.date;
-        // Of a date with one image nothing is named before: should it be swept out meanwhile, it is still here.
-        if !(is_last && unfinished.images.len() == 1) {
+        // Of a date with one image and no more nothing is named before: should it be swept out meanwhile, it is still here.
+        if !(is_last && unfinished.images.len() == 1 && facts.big.is_empty()) {
             let intended =
                 ask(self.siblings, "intend", &json!({"intend": {"date": date, "layers": layers}}))?;
             self.sent.changed |= intended["changed"] == true;

@@ -19,6 +19,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, mknod};
 
+use super::alike::{self, Compared};
 use super::dates::{Lists, Told};
 use super::list::{Layer, List};
 use crate::store;
@@ -58,21 +59,78 @@ pub(super) struct Shown {
 /// Shows these dates of the container, or all, below `at`, a folder of root's, beside what is shown there already. If nothing can be
 /// shown, nothing is mounted.
 pub(super) fn show(container: &Path, dates: &[String], at: &Path) -> Result<Shown> {
-    let meta = std::fs::symlink_metadata(at).with_context(|| format!("cannot look at {}", at.display()))?;
-    let ours = meta.is_dir() && meta.uid() == 0 && meta.mode() & 0o022 == 0;
-    anyhow::ensure!(ours, "{} is not a folder that only root can write to", at.display());
+    must_be_ours(at)?;
     let shown = Stack::new(container, dates, at).and_then(|stack| stack.put_up());
     if mounts::below(at)?.iter().any(|m| m.target.starts_with(at.join(STORE))) {
         return shown;
     }
-    match (hide(at), shown) {
-        (Ok(Hidden { held: None, .. }), shown) => shown,
-        (Ok(Hidden { held: Some(who), .. }), shown) => {
-            shown.and_then(|_| anyhow::bail!("what was mounted for it stays mounted: {who}"))
+    hidden(at, shown)
+}
+
+/// Hides what was shown for `done`.
+fn hidden<T>(at: &Path, done: Result<T>) -> Result<T> {
+    match (hide(at), done) {
+        (Ok(Hidden { held: None, .. }), done) => done,
+        (Ok(Hidden { held: Some(who), .. }), done) => {
+            done.and_then(|_| anyhow::bail!("what was mounted for it stays mounted: {who}"))
         }
         (Err(more), Err(error)) => Err(error.context(format!("and it stays mounted: {more:#}"))),
         (Err(more), Ok(_)) => Err(more.context("what was mounted for it stays mounted")),
     }
+}
+
+fn must_be_ours(at: &Path) -> Result<()> {
+    let meta = std::fs::symlink_metadata(at).with_context(|| format!("cannot look at {}", at.display()))?;
+    let ours = meta.is_dir() && meta.uid() == 0 && meta.mode() & 0o022 == 0;
+    anyhow::ensure!(ours, "{} is not a folder that only root can write to", at.display());
+    Ok(())
+}
+
+/// Compares what is seen of the date with what would be if the image `by`, which lies on this machine, were in the place of `layers`.
+/// Both are shown below `at`, and hidden again.
+pub(super) fn compare(
+    container: &Path,
+    date: &str,
+    layers: &[String],
+    by: &Path,
+    at: &Path,
+) -> Result<Compared> {
+    must_be_ours(at)?;
+    let compared = both(container, date, layers, by, at);
+    hidden(at, compared)
+}
+
+fn both(container: &Path, date: &str, layers: &[String], by: &Path, at: &Path) -> Result<Compared> {
+    let stack = Stack::new(container, &[date.to_owned()], at)?;
+    let list = stack.lists.first().cloned().with_context(|| format!("there is no list of {date}"))?;
+    let names = list.names();
+    let begin = names.windows(layers.len()).position(|those| those == layers);
+    let begin = begin.with_context(|| format!("{date} has other images"))?;
+    let (places, next) = (stack.places.clone(), stack.places.len());
+    let shown = stack.put_up()?;
+    if let Some(why) = shown.failed.get(date) {
+        anyhow::ensure!(why.contains(NO_ATTRIBUTES), "{date} cannot be shown: {why}");
+        return Ok(Compared { unseen: Some(why.clone()), ..Compared::default() });
+    }
+    let at = at.canonicalize().with_context(|| format!("cannot find {}", at.display()))?;
+    let (one, seen) = (at.join(next.to_string()), (next + 1).to_string());
+    image(by, &one)?;
+    let mut lower = TOP.to_owned();
+    for (n, layer) in list.laid().enumerate() {
+        match n {
+            n if n == begin => lower = format!("{lower}:{next}"),
+            n if (begin..begin + layers.len()).contains(&n) => {}
+            _ => lower = format!("{lower}:{}", places[layer]),
+        }
+    }
+    if has_large(&list) {
+        lower = format!("{lower}:{LARGE}");
+    }
+    std::env::set_current_dir(&at).with_context(|| format!("cannot enter {}", at.display()))?;
+    let laid = lay(Path::new(&seen), &lower, true);
+    std::env::set_current_dir("/").context("cannot leave the view")?;
+    laid?;
+    alike::compare(&at.join(STORE).join(date), &at.join(seen), &one)
 }
 
 /// What lies below what, in the view of a container.
@@ -183,7 +241,6 @@ impl<'a> Stack<'a> {
     /// Lays the layers of a date, which are mounted, over each other; in the view's folder.
     fn overlay(&self, list: &List) -> Result<()> {
         let target = Path::new(STORE).join(&list.date);
-        folder(&target)?;
         let mut lower = TOP.to_owned();
         for layer in list.laid() {
             lower = format!("{lower}:{}", self.places[layer]);
@@ -191,19 +248,28 @@ impl<'a> Stack<'a> {
         if has_large(list) {
             lower = format!("{lower}:{LARGE}");
         }
-        // Redirects and metacopies are ours: no image has those of others.
-        let options = format!("redirect_dir=follow,metacopy=on,index=off,lowerdir={lower}");
-        mount(Some("overlay"), &target, Some("overlay"), safe(), Some(&options[..]))
-            .with_context(|| format!("cannot mount an overlay of {} layers", list.laid().count()))?;
-        // Without them, folders would show what is gone and files only zeros.
-        let read = xattr::get(target.join(META), MARK).is_ok_and(|value| value.is_some());
         let images = list.laid().any(|layer| matches!(layer, Layer::Image(_)));
-        if read || !images || mutant::active("a-kernel-without-attributes-shows-nothing") {
-            return Ok(());
-        }
-        umount2(&target, MntFlags::UMOUNT_NOFOLLOW).context("cannot unmount what shows no attributes")?;
-        anyhow::bail!("the attributes of the images cannot be read: has this kernel CONFIG_SQUASHFS_XATTR?")
+        lay(&target, &lower, images).with_context(|| format!("cannot show {} layers", list.laid().count()))
     }
+}
+
+/// What is said of a kernel that cannot show images.
+const NO_ATTRIBUTES: &str = "CONFIG_SQUASHFS_XATTR";
+
+/// Mounts an overlay of the folders `lower`, named from the current folder, in which there is an image, or not.
+fn lay(target: &Path, lower: &str, images: bool) -> Result<()> {
+    folder(target)?;
+    // Redirects and metacopies are ours: no image has those of others.
+    let options = format!("redirect_dir=follow,metacopy=on,index=off,lowerdir={lower}");
+    mount(Some("overlay"), target, Some("overlay"), safe(), Some(&options[..]))
+        .context("cannot mount an overlay")?;
+    // Without them, folders would show what is gone and files only zeros.
+    let read = xattr::get(target.join(META), MARK).is_ok_and(|value| value.is_some());
+    if read || !images || mutant::active("a-kernel-without-attributes-shows-nothing") {
+        return Ok(());
+    }
+    umount2(target, MntFlags::UMOUNT_NOFOLLOW).context("cannot unmount what shows no attributes")?;
+    anyhow::bail!("the attributes of the images cannot be read: has this kernel {NO_ATTRIBUTES}?")
 }
 
 fn has_large(list: &List) -> bool {
@@ -211,7 +277,7 @@ fn has_large(list: &List) -> bool {
 }
 
 /// Does `what` with each, some at a time; the results, in order.
-fn many<T: Sync>(all: &[T], what: impl Fn(&T) -> Result<()> + Sync) -> Vec<Result<()>> {
+pub(super) fn many<T: Sync>(all: &[T], what: impl Fn(&T) -> Result<()> + Sync) -> Vec<Result<()>> {
     let next = Mutex::new(0..all.len());
     let results: Mutex<BTreeMap<usize, Result<()>>> = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {
@@ -303,9 +369,21 @@ pub(super) fn hide(at: &Path) -> Result<Hidden> {
             }
         }
     }
+    for entry in std::fs::read_dir(at.join(STORE)).into_iter().flatten().flatten() {
+        // What a tool that took it for a store has noted there; folders of it only if they are empty.
+        let (path, is_dir) = (entry.path(), entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        match is_dir {
+            true => drop(std::fs::remove_dir(&path)),
+            false => {
+                std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?
+            }
+        }
+    }
     folders.push(at.join(STORE));
     for dir in folders {
         match std::fs::remove_dir(&dir) {
+            // Nothing of a view holds it any more.
+            Err(e) if e.kind() == ErrorKind::DirectoryNotEmpty && dir.ends_with(STORE) => {}
             Err(e) if e.kind() != ErrorKind::NotFound => {
                 return Err(e).with_context(|| format!("cannot remove {}", dir.display()));
             }

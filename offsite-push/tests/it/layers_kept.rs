@@ -82,6 +82,13 @@ impl Kept {
         });
     }
 
+    /// A date newer than that of `day(0)`.
+    fn one_more(&mut self) {
+        let then = jiff::Timestamp::now() - jiff::SignedDuration::from_mins(10);
+        let date = then.strftime("%Y-%m-%dT%H-%M-%SZ").to_string();
+        self.snapshot(&date, |top| std::fs::write(top.join("one more"), "small").unwrap());
+    }
+
     /// A snapshot by link-sync itself.
     fn with_checksums(&self, change: &str) {
         let source = self.world.path("source");
@@ -367,41 +374,48 @@ fn a_month_of_dailies_thinned_to_weeks_costs_little_more_than_it_was() {
     kept.all_are_whole();
 }
 
-/// Each day writes the same files anew, and one that stays: of a week nearly all is superseded.
+fn noise(bytes: usize) -> Vec<u8> {
+    let mut noise = vec![0; bytes];
+    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom").unwrap(), &mut noise).unwrap();
+    noise
+}
+
+/// Each day writes the same file anew, and one that stays: of a week nearly all is superseded. The oldest and the newest two are to
+/// stay, so what was between the oldest and the one before the newest is one gap.
+fn week() -> Kept {
+    let mut kept = Kept::new("");
+    for n in (0..8).rev() {
+        kept.snapshot(&ago(n), |top| {
+            std::fs::remove_file(top.join("each day")).ok();
+            std::fs::write(top.join("each day"), noise(400_000)).unwrap();
+            std::fs::write(top.join(format!("of {n}")), noise(4000)).unwrap();
+            if n == 5 {
+                std::fs::create_dir(top.join("folder")).unwrap();
+                std::fs::rename(top.join("of 7"), top.join("folder/moved")).unwrap();
+            }
+            if n == 4 {
+                std::fs::rename(top.join("folder"), top.join("renamed")).unwrap();
+            }
+        });
+        kept.world.push().expect(0);
+    }
+    std::fs::create_dir(kept.world.path("disk/snapshots/.pins")).unwrap();
+    let pin = json!({"dates": [kept.dates[0]]}).to_string();
+    kept.world.write("disk/snapshots/.pins/test", &pin);
+    kept.profile(
+        "layers",
+        "[offsite.retention]\nkeep_last = 2\nmin_age = \"1d\"\nmax_removals_per_day = 100",
+    );
+    kept
+}
+
+fn layers_record(kept: &Kept) -> Value {
+    serde_json::from_str(&kept.world.read("state/offsite.layers.json")).unwrap()
+}
+
 #[test]
 fn images_of_which_most_is_superseded_become_one_and_a_cut_at_any_step_shows_what_it_did() {
-    let noise = |bytes: usize| {
-        let mut noise = vec![0; bytes];
-        std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom").unwrap(), &mut noise).unwrap();
-        noise
-    };
-    let month = |kept: &mut Kept| {
-        for n in (0..8).rev() {
-            kept.snapshot(&ago(n), |top| {
-                std::fs::remove_file(top.join("each day")).ok();
-                std::fs::write(top.join("each day"), noise(400_000)).unwrap();
-                std::fs::write(top.join(format!("of {n}")), noise(4000)).unwrap();
-                if n == 5 {
-                    std::fs::create_dir(top.join("folder")).unwrap();
-                    std::fs::rename(top.join("of 7"), top.join("folder/moved")).unwrap();
-                }
-                if n == 4 {
-                    std::fs::rename(top.join("folder"), top.join("renamed")).unwrap();
-                }
-            });
-            kept.world.push().expect(0);
-        }
-        // The oldest and the newest two stay, so what was between the oldest and the one before the newest is one gap.
-        std::fs::create_dir(kept.world.path("disk/snapshots/.pins")).unwrap();
-        let pin = json!({"dates": [kept.dates[0]]}).to_string();
-        kept.world.write("disk/snapshots/.pins/test", &pin);
-        kept.profile(
-            "layers",
-            "[offsite.retention]\nkeep_last = 2\nmin_age = \"1d\"\nmax_removals_per_day = 100",
-        );
-    };
-    let mut kept = Kept::new("");
-    month(&mut kept);
+    let kept = week();
     let ran = kept.world.run("prune", &[]).expect(0);
     let merged = &ran.json["data"]["prune"]["merged"];
     assert_eq!(merged.as_array().unwrap().len(), 1, "{}", ran.json["data"]["prune"]);
@@ -421,8 +435,7 @@ fn images_of_which_most_is_superseded_become_one_and_a_cut_at_any_step_shows_wha
 
     // Killed while the image is made, and when all is done but not confirmed.
     for kill in ["link-sync-layer", "luks-mount-detach"] {
-        let mut kept = Kept::new("");
-        month(&mut kept);
+        let kept = week();
         kept.world.plan(kill, "kill -9 $PPID; exit 9");
         assert!(!kept.world.command("prune", &[]).output().unwrap().status.success());
         kept.world.no_plan(kill);
@@ -435,6 +448,128 @@ fn images_of_which_most_is_superseded_become_one_and_a_cut_at_any_step_shows_wha
         assert_eq!(kept.lists(), [&kept.dates[..1], &kept.dates[6..]].concat(), "{kill}");
         assert_eq!(kept.world.read("state/layers"), "");
     }
+}
+
+/// What the store here has lost, the container still has.
+#[test]
+fn what_a_merged_image_would_not_show_keeps_it_out() {
+    let mut kept = week();
+    let (date, images) = (kept.dates[6].clone(), kept.images());
+    let lost = kept.world.path("store").join(&date).join("data/of 4");
+    let content = std::fs::read(&lost).unwrap();
+    let folder = std::fs::File::open(lost.parent().unwrap()).unwrap();
+    let time = folder.metadata().unwrap().modified().unwrap();
+    std::fs::remove_file(&lost).unwrap();
+    folder.set_modified(time).unwrap();
+    let ran = kept.world.run("prune", &[]).expect(3);
+    assert_eq!(ran.json["data"]["prune"]["merged"], json!([]));
+    let told = warned(&ran, "not-merged").unwrap();
+    assert!(told.contains(&date) && told.contains("1 paths") && told.contains("data/of 4"), "{told}");
+    assert_eq!(kept.images(), images);
+    assert_eq!(kept.lists(), [&kept.dates[..1], &kept.dates[6..]].concat());
+    std::fs::write(&lost, &content).unwrap();
+    ok("touch", &["-r", text(&kept.world.path("store").join(&kept.dates[7]).join("data/of 4")), text(&lost)]);
+    folder.set_modified(time).unwrap();
+    kept.all_are_whole();
+    // It is not looked at each time.
+    assert_eq!(warned(&kept.world.run("prune", &[]).expect(0), "not-merged"), None);
+
+    // The same size and time, and other bytes.
+    kept = week();
+    let date = kept.dates[6].clone();
+    let rotten = kept.world.path("store").join(&date).join("data/of 3");
+    let (mut bytes, time) = (std::fs::read(&rotten).unwrap(), rotten.metadata().unwrap().modified().unwrap());
+    bytes[2000] ^= 1;
+    std::fs::write(&rotten, &bytes).unwrap();
+    let file = std::fs::File::options().write(true).open(&rotten).unwrap();
+    file.set_modified(time).unwrap();
+    let ran = kept.world.run("prune", &[]).expect(3);
+    assert!(warned(&ran, "not-merged").unwrap().contains("data/of 3"), "{}", ran.json);
+    kept.nothing_is_up();
+    bytes[2000] ^= 1;
+    std::fs::write(&rotten, &bytes).unwrap();
+    file.set_modified(time).unwrap();
+    kept.all_are_whole();
+}
+
+/// As a kill leaves it: the image is sent, and no list has it, or not each.
+#[test]
+fn a_merge_that_was_cut_is_gone_on_with_and_nothing_is_sent_twice() {
+    for lists_that_have_it in [0, 1] {
+        let mut kept = week();
+        let disk = kept.world.path("disk");
+        let there = |name: &str| std::fs::read_to_string(disk.join("layers/dates").join(name)).unwrap();
+        let before = (layers_record(&kept), there(&kept.dates[6]), there(&kept.dates[7]));
+        ok("cp", &["-a", text(&disk.join("layers/images")), text(&kept.world.path("kept"))]);
+        kept.world.run("prune", &[]).expect(0);
+        let by = format!("{}.m1.sqfs", kept.dates[6]);
+        let inode =
+            std::os::unix::fs::MetadataExt::ino(&disk.join("layers/images").join(&by).metadata().unwrap());
+
+        // Back to before the lists were written.
+        let mut record = layers_record(&kept);
+        let old: Vec<String> = (1..7).rev().map(|n| format!("{}.sqfs", kept.dates[n])).collect();
+        record["merging"] = json!({"by": by, "layers": old});
+        record["dropped"] = json!(kept.dates[1..6]);
+        for name in &old {
+            record["images"][name] = before.0["images"][name].clone();
+            for name in [name.clone(), format!("{name}.json")] {
+                ok(
+                    "cp",
+                    &["-a", text(&kept.world.path("kept").join(&name)), text(&disk.join("layers/images"))],
+                );
+            }
+        }
+        for (n, list) in [(6, &before.1), (7, &before.2)].into_iter().skip(lists_that_have_it) {
+            std::fs::write(disk.join("layers/dates").join(&kept.dates[n]), list).unwrap();
+        }
+        for n in [6, 7] {
+            record["dates"][&kept.dates[n]] = before.0["dates"][&kept.dates[n]].clone();
+        }
+        kept.world.write("state/offsite.layers.json", &record.to_string());
+        kept.all_are_whole();
+
+        // The next push finds nothing that is to go, and looks nevertheless.
+        kept.profile("layers", "[offsite.retention]\nkeep_last = 9\nmin_age = \"1d\"");
+        kept.one_more();
+        let ran = kept.world.push().expect(0);
+        let merged = ran.json["data"]["prune"]["merged"].as_array().unwrap().len();
+        assert_eq!(merged, 1 - lists_that_have_it, "{}", ran.json["data"]["prune"]);
+        let name = |n: usize| format!("{}.sqfs", kept.dates[n]);
+        assert_eq!(kept.images(), [name(0), by.clone(), name(7), name(8)]);
+        let now = disk.join("layers/images").join(&by).metadata().unwrap();
+        assert_eq!(std::os::unix::fs::MetadataExt::ino(&now), inode);
+        let record = layers_record(&kept);
+        assert_eq!((&record["merging"], &record["dropped"]), (&Value::Null, &json!([])));
+        assert!(record["images"][&by]["sha256"].is_string());
+        for n in [6, 7] {
+            assert!(record["dates"][&kept.dates[n]]["layers"].as_array().unwrap().contains(&json!(by)));
+        }
+        kept.all_are_whole();
+    }
+}
+
+#[test]
+fn a_list_that_cannot_be_read_is_written_again_if_this_machine_knows_it() {
+    let mut kept = Kept::new("[offsite.retention]\nkeep_last = 9\nmin_age = \"1d\"");
+    kept.days(3);
+    let path = |date: &str| kept.world.path("disk/layers/dates").join(date);
+    let right = std::fs::read_to_string(path(&kept.dates[1])).unwrap();
+    std::fs::write(path(&kept.dates[1]), &right[..40]).unwrap();
+    // Of a newer version: that is left alone.
+    let newer = std::fs::read_to_string(path(&kept.dates[0])).unwrap().replace("layers 1", "layers 2");
+    std::fs::write(path(&kept.dates[0]), &newer).unwrap();
+    let paths = (path(&kept.dates[0]), path(&kept.dates[1]));
+    kept.one_more();
+    let ran = kept.world.push().expect(3);
+    assert!(warned(&ran, "list-written-again").unwrap().contains(&kept.dates[1]));
+    let damaged = warned(&ran, "container-damaged").unwrap();
+    assert!(damaged.contains(&kept.dates[0]) && !damaged.contains(&kept.dates[1]), "{damaged}");
+    assert_eq!(std::fs::read_to_string(&paths.1).unwrap(), right);
+    assert_eq!(std::fs::read_to_string(&paths.0).unwrap(), newer);
+    std::fs::write(&paths.0, newer.replace("layers 2", "layers 1")).unwrap();
+    kept.all_are_whole();
+    assert_eq!(warned(&kept.world.run("prune", &[]).expect(0), "not-pruned"), None);
 }
 
 /// A store of real snapshots, with checksums, and a container of them.
@@ -503,6 +638,17 @@ fn a_damaged_image_is_told_with_its_dates_and_nothing_new_is_laid_upon_it() {
     // Seen again however small the sample is.
     let ran = kept.world.run("verify", &["--sample", "0.1%"]).expect(1);
     assert_eq!(ran.json["data"]["layers"]["wrong"][0]["layer"], format!("{}.sqfs", kept.dates[1]));
+    // However few are to stay, a whole one does.
+    kept.profile("layers", "[offsite.retention]\nkeep_last = 2\nmin_age = \"0d\"\nmax_gap = \"30d\"");
+    kept.world.run("prune", &[]).expect(0);
+    assert_eq!(kept.lists(), kept.dates);
+    kept.profile("layers", "");
+    // Who looks at one of them is told.
+    for (n, told) in [(0, false), (1, true)] {
+        let ran = kept.world.run("view", &["--date", &kept.dates[n]]).expect(0);
+        assert_eq!(warned(&ran, "container-damaged").is_some(), told, "{}", ran.json["warnings"]);
+        kept.world.run("unview", &[]).expect(0);
+    }
     kept.with_checksums("more");
     let ran = kept.world.push().expect(3);
     assert!(warned(&ran, "container-damaged").is_some());
@@ -639,11 +785,19 @@ fn what_a_view_shows_is_verified_restored_and_listed_as_any_store() {
     let back = std::fs::read_to_string(ok("find", &[text(&to), "-name", "1"]).trim()).unwrap();
     assert_eq!(back, "file 1\n".repeat(500));
     assert!(ok("find", &[text(&to), "-name", "2"]).is_empty());
-    let listed = link_sync(&["list"]);
+    let listed = link_sync(&["list", "--sizes"]);
     assert_eq!(listed.json["data"]["snapshots"].as_array().unwrap().len(), 3);
+    // Each file there has one name, whatever other dates have it, too.
+    assert_eq!(listed.json["data"]["snapshots"][0]["alone_bytes"], Value::Null);
+    assert!(warned(&listed, "sizes-unknown").is_some());
+    // What a tool notes in it goes with it: the next view is not the store that was verified.
+    let mut verify = kept.world.enter(bin("link-sync"));
+    let alone = testkit::run(verify.arg("verify").arg("--store").arg(&store)).expect(3);
+    assert_eq!(alone.json["data"]["findings_total"], 0, "{}", alone.json);
     let diff = link_sync(&["diff", "--from", &kept.dates[0], "--to", &kept.dates[2]]);
     let told = diff.json["data"].to_string();
     assert!(told.contains("folder/1") && told.contains("changes") && !told.contains("folder/0"), "{told}");
     kept.world.run("unview", &[]).expect(0);
     kept.nothing_is_up();
+    assert_eq!(std::fs::read_dir(kept.world.path("run/view")).unwrap().count(), 0);
 }
