@@ -94,7 +94,7 @@ pub(crate) fn merge(
         let workshop = Workshop::open(settings, kept.as_ref())?;
         let name = free(&gap.date, &record, &dates);
         let sizes = Sizes { image: Some(Bytes(most)), big: None };
-        let order = Order { date: &gap.date, base: Some(&gap.base), base_big: None, after: None, sizes };
+        let order = Order { date: &gap.date, base: Some(&gap.base), sizes, ..Order::default() };
         workshop.make(siblings, &name, &order)?;
         let facts = workshop.facts(&name)?;
         let beside = &dates[&gap.date];

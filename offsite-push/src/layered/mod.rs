@@ -15,6 +15,7 @@ mod big;
 pub(crate) mod checking;
 mod dates;
 mod images;
+mod kept;
 mod list;
 mod making;
 pub(crate) mod merging;
@@ -22,6 +23,7 @@ pub(crate) mod pruning;
 pub(crate) mod record;
 pub(crate) mod sending;
 mod target;
+mod upon;
 mod view;
 
 use std::collections::BTreeMap;
