@@ -40,7 +40,7 @@ pub fn plan(base: &Base, wanted: &Held) -> Result<Plan> {
             }
             let part = match is_dir {
                 // In it nothing shows through, however deep.
-                true if at_top => Part::Fresh,
+                true if at_top && !mutant::active("nothing-of-an-unseen-base-shows") => Part::Fresh,
                 true => Part::Folder,
                 false => match sums.content(base, &dir, &name, &path).with_context(|| show(&path))? {
                     Some(from) => Part::Content(Some(from)),

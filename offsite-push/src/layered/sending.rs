@@ -78,7 +78,7 @@ enum End {
 pub(super) struct Sending<'a, 's> {
     pub(super) siblings: &'a mut Siblings<'s>,
     pub(super) job: &'a Job<'a>,
-    workshop: Workshop,
+    pub(super) workshop: Workshop,
     pub(super) manifests: Manifests,
     pub(super) record: Record,
     pub(super) below: Below,
@@ -372,8 +372,7 @@ impl Sending<'_, '_> {
     fn publish(&mut self, snapshot: &Snapshot, base: Option<Base>) -> Result<()> {
         let layers = self.layers(base.as_ref());
         let unfinished = self.record.unfinished.clone().context("no image was made")?;
-        let (big, last) = (unfinished.big, unfinished.images.last().cloned());
-        let big = self.base_big(base.as_ref()).is_some().then_some(big);
+        let big = self.base_big(base.as_ref()).is_some().then_some(unfinished.big);
         // Only what is newest is likely to be built upon.
         let newest = self.record.dates.keys().next_back().cloned();
         for (_, dated) in self.record.dates.iter_mut().filter(|d| Some(d.0) != newest.as_ref()) {
@@ -386,7 +385,6 @@ impl Sending<'_, '_> {
         let publish = json!({"publish": {"date": snapshot.date, "layers": layers}});
         self.sent.changed |= ask(self.siblings, "publish", &publish)?["changed"] == true;
         self.finished()?;
-        last.iter().try_for_each(|name| self.workshop.remove(name))?;
         self.below.add(&snapshot.date, layers);
         self.sent.dates.push(snapshot.date.clone());
         self.sent.dates.sort_unstable();

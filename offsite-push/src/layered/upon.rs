@@ -8,7 +8,7 @@ use common::{say, signals};
 
 use super::LARGE;
 use super::below::compare;
-use super::record::{Base, Big, Kept};
+use super::record::{Base, Big, Kept, Unfinished};
 use super::sending::Sending;
 use crate::TOOL;
 use crate::store::Snapshot;
@@ -66,15 +66,16 @@ impl Sending<'_, '_> {
         layers
     }
 
-    /// What was on its way is published: the next one can be laid upon it.
+    /// What was on its way is published: its last image need not stay here, and the next date can be laid upon it.
     pub(super) fn finished(&mut self) -> Result<()> {
-        if let Some(kept) = self.record.unfinished.take().and_then(|unfinished| unfinished.kept) {
-            // It is of use only for the newest.
-            if self.record.kept.as_ref().is_none_or(|older| older.date < kept.date) {
-                self.record.kept = Some(kept);
-            }
+        let Some(Unfinished { images, kept, .. }) = self.record.unfinished.take() else { return Ok(()) };
+        // It is of use only for the newest.
+        let is_newest = |kept: &Kept| self.record.kept.as_ref().is_none_or(|older| older.date < kept.date);
+        if let Some(kept) = kept.filter(is_newest) {
+            self.record.kept = Some(kept);
         }
         self.note()?;
+        images.last().iter().try_for_each(|name| self.workshop.remove(name))?;
         self.manifests.clear(&self.record)
     }
 }

@@ -27,7 +27,7 @@ pub(crate) fn noise(bytes: usize) -> Vec<u8> {
 
 /// So many bytes of contents, and the snapshot's description.
 #[track_caller]
-pub(crate) fn near(bytes: &Value, contents: u64) {
+fn near(bytes: &Value, contents: u64) {
     assert!(
         bytes.as_u64().is_some_and(|bytes| (contents..contents + 300).contains(&bytes)),
         "{bytes}, not {contents}"
