@@ -26,6 +26,8 @@ pub(crate) struct Copied {
     pub(crate) partial: bool,
     /// What it was compared with.
     pub(crate) base_date: Option<String>,
+    /// That is not in the store: what was kept of its checksums was compared with.
+    pub(crate) base_by_manifest: bool,
     /// Of contents that were new.
     pub(crate) bytes: Option<u64>,
     /// The dates in the container.
@@ -58,7 +60,8 @@ pub(crate) fn as_layers(
     Ok(Copied {
         changed: sent.changed,
         partial: sent.left_out,
-        base_date: sent.base_date,
+        base_by_manifest: sent.base.as_ref().is_some_and(|base| base.by_manifest),
+        base_date: sent.base.map(|base| base.date),
         bytes: Some(sent.content_bytes.saturating_add(sent.big_bytes)),
         dates: sent.dates,
         ended: sent.published,

@@ -91,7 +91,7 @@ fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report:
         report.changed = leftovers::clear(&look, siblings, report)?;
     }
     if nothing_new {
-        let facts = json!({"date": wanted.date, "id": wanted.id, "base_date": null, "sent_bytes": 0,
+        let facts = json!({"date": wanted.date, "id": wanted.id, "base_date": null, "base_by_manifest": false, "sent_bytes": 0,
             "received_bytes": 0, "copied_bytes": 0, "written_bytes": 0, "duration_ms": 0,
             "behind": store::newer_than(&list, known.as_ref().and_then(|k| k.date.as_deref()))});
         report.set("push", facts);
@@ -131,6 +131,7 @@ fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report:
         None => facts,
     };
     let base_date = filled.as_ref().map_or(Value::Null, |f| json!(f.copied.base_date));
+    let by_manifest = filled.as_ref().is_ok_and(|f| f.copied.base_by_manifest);
     let layers = filled.as_ref().map_or(Value::Null, |f| f.copied.layers.clone());
     let unfinished = filled.as_ref().map_or(Value::Null, |f| f.copied.unfinished.clone());
     let prune = filled.as_ref().is_ok_and(|f| f.prune);
@@ -148,7 +149,7 @@ fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report:
     let date = known.and_then(|k| k.date);
     report.set(
         "push",
-        json!({"date": facts.date, "id": facts.id, "base_date": base_date, "sent_bytes": facts.sent_bytes,
+        json!({"date": facts.date, "id": facts.id, "base_date": base_date, "base_by_manifest": by_manifest, "sent_bytes": facts.sent_bytes,
             "received_bytes": facts.received_bytes, "copied_bytes": facts.copied_bytes,
             "written_bytes": down.written_bytes, "duration_ms": facts.duration_ms, "layers": layers,
             "unfinished": unfinished, "behind": store::newer_than(&list, date.as_deref())}),

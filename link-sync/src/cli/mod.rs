@@ -344,8 +344,16 @@ pub struct Layer {
     #[arg(long, value_name = "DATE", default_value = "latest")]
     pub date: String,
     /// The snapshot whose images it is to be laid over [default: none: all of it].
-    #[arg(long, value_name = "DATE")]
+    #[arg(long, value_name = "DATE", group = "upon")]
     pub base: Option<String>,
+    /// The same, of one that is gone from the store: what --keep-manifest wrote when
+    /// its image was made. Contents that it had are not stored again.
+    #[arg(long, value_name = "FILE", group = "upon")]
+    pub base_manifest: Option<PathBuf>,
+    /// With the last image of the snapshot: write what --base-manifest of a later one
+    /// needs, if it has checksums.
+    #[arg(long, value_name = "FILE")]
+    pub keep_manifest: Option<PathBuf>,
     /// No more than so many bytes of contents, and at least one file: the first of
     /// several images, which has all but contents, too.
     #[arg(long, value_name = "BYTES")]
@@ -356,7 +364,7 @@ pub struct Layer {
     pub big_bytes: common::profile::Bytes,
     /// The contents that lie beside the base's images, as JSON (sha256, bytes, path,
     /// path_b64); FILE.json tells which of them the snapshot still has (base_big).
-    #[arg(long, value_name = "FILE", requires = "base")]
+    #[arg(long, value_name = "FILE", requires = "upon")]
     pub base_big: Option<PathBuf>,
     /// Paths of the base that its images may not show as they are here, as JSON (paths:
     /// path, path_b64; or all: true): what the snapshot has of them is stored.

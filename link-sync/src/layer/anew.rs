@@ -49,14 +49,9 @@ impl Anew {
     pub fn new(base: &File, mended: Mended, list: Option<&Path>) -> Result<Anew> {
         let Mended { mut paths, mut all } = mended;
         if let Some(list) = list {
-            let text = durable::read(list)?.with_context(|| format!("there is no {}", list.display()))?;
-            let context = || format!("{} is damaged", list.display());
-            let given: Given = serde_json::from_slice(&text).with_context(context)?;
-            all |= given.all;
-            for Named { path, path_b64 } in given.paths {
-                let decoded = path_b64.map(|text| base64::engine::general_purpose::STANDARD.decode(text));
-                paths.insert(decoded.transpose().with_context(context)?.unwrap_or_else(|| path.into_bytes()));
-            }
+            let (also_all, named) = given(list)?;
+            all |= also_all;
+            paths.extend(named);
         }
         paths.remove(&b""[..]);
         let mut inodes = HashSet::new();
@@ -87,4 +82,16 @@ impl Anew {
     pub fn paths(&self) -> impl Iterator<Item = &Vec<u8>> {
         self.paths.iter()
     }
+}
+
+/// What the file `list` names: whether everything, and which paths.
+pub fn given(list: &Path) -> Result<(bool, BTreeSet<Vec<u8>>)> {
+    let text = durable::read(list)?.with_context(|| format!("there is no {}", list.display()))?;
+    let context = || format!("{} is damaged", list.display());
+    let Given { all, paths } = serde_json::from_slice(&text).with_context(context)?;
+    let decode = |named: Named| {
+        let decoded = named.path_b64.map(|text| base64::engine::general_purpose::STANDARD.decode(text));
+        Ok(decoded.transpose().with_context(context)?.unwrap_or_else(|| named.path.into_bytes()))
+    };
+    Ok((all, paths.into_iter().map(decode).collect::<Result<_>>()?))
 }

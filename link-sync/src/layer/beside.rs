@@ -21,15 +21,17 @@ use crate::tree::join;
 
 /// A content and a file of the base that has it.
 #[derive(Clone, Debug, Deserialize)]
-struct Beside {
-    sha256: String,
+pub struct Beside {
+    /// The content's.
+    pub sha256: String,
     bytes: u64,
     path: String,
     path_b64: Option<String>,
 }
 
 impl Beside {
-    fn path(&self) -> Result<Vec<u8>> {
+    /// The file's path in the snapshot.
+    pub fn path(&self) -> Result<Vec<u8>> {
         let decoded =
             self.path_b64.as_ref().map(|text| base64::engine::general_purpose::STANDARD.decode(text));
         Ok(decoded
@@ -38,18 +40,22 @@ impl Beside {
             .unwrap_or_else(|| self.path.clone().into_bytes()))
     }
 
-    fn told(&self, path: &[u8]) -> Value {
+    /// The same content, of the file `path`.
+    pub fn told(&self, path: &[u8]) -> Value {
         let (path, base64) = told(path);
         json!({"sha256": self.sha256, "bytes": self.bytes, "path": path, "path_b64": base64})
     }
 }
 
-/// Of the contents that `list` names, a JSON array as this one: those that files of `wanted` have, with such a file's path. They are
-/// the same inodes as in `base`, or were found to have the same bytes.
-pub fn kept(list: &Path, base: &File, wanted: &File, plan: &Plan) -> Result<Vec<Value>> {
+/// The contents that the file `list` names, in a JSON array.
+pub fn read(list: &Path) -> Result<Vec<Beside>> {
     let text = durable::read(list)?.with_context(|| format!("there is no {}", list.display()))?;
-    let all: Vec<Beside> =
-        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", list.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("{} is damaged", list.display()))
+}
+
+/// Of `all` contents: those that files of `wanted` have, with such a file's path. They are
+/// the same inodes as in `base`, or were found to have the same bytes.
+pub fn kept(all: Vec<Beside>, base: &File, wanted: &File, plan: &Plan) -> Result<Vec<Value>> {
     let mut inodes: HashMap<u64, Beside> = HashMap::new();
     let mut kept: BTreeMap<Vec<u8>, Value> = BTreeMap::new();
     let by_hash: HashMap<String, Beside> = all.iter().map(|one| (one.sha256.clone(), one.clone())).collect();

@@ -3,7 +3,9 @@
 
 mod anew;
 mod beside;
+mod by_hash;
 mod entry;
+mod manifest;
 mod mksquashfs;
 mod origin;
 mod packing;
@@ -15,16 +17,16 @@ use std::fs::File;
 use std::os::unix::ffi::OsStrExt as _;
 
 use anyhow::{Context as _, Result};
-use common::durable;
 use common::fault::Fault;
 use common::status::{Report, b64};
+use common::{durable, signals};
 use serde_json::{Value, json};
 
 use crate::cli::Layer;
 use crate::copy;
 use crate::names::{NAMED, show};
 use crate::store::held::Held;
-use crate::store::{repaired, sums};
+use crate::store::{Store, repaired, sums};
 use anew::Anew;
 use mksquashfs::Making;
 use plan::Plan;
@@ -45,19 +47,24 @@ pub fn layer(args: &Layer, report: &mut Report) -> Result<()> {
         return Err(Fault::config(format!("--to: {} is there already", to.display())).into());
     }
     let wanted = Held::open(&store, &dir, &store.find(&args.date)?.date)?;
-    let base =
-        args.base.as_ref().map(|date| Held::open(&store, &dir, &store.find(date)?.date)).transpose()?;
-    if base.as_ref().is_some_and(|base| base.meta.id == wanted.meta.id) {
-        return Err(Fault::usage(format!("{} is its own --base", wanted.meta.date)).into());
+    let upon = Upon::open(args, &store, &dir)?;
+    if upon.as_ref().is_some_and(|upon| upon.told().1 == wanted.meta.id) {
+        return Err(Fault::usage(format!("{} is its own base", wanted.meta.date)).into());
     }
-    let anew = match &base {
-        Some(base) => Anew::new(&base.top, repaired::of(&store, &base.meta.date), args.anew.as_deref())?,
-        None => Anew::default(),
-    };
-    let whole = plan::plan(base.as_ref().map(|b| &b.top), &wanted.top, &anew)?;
-    let kept = match (&args.base_big, &base) {
-        (Some(list), Some(base)) => Some(beside::kept(list, &base.top, &wanted.top, &whole)?),
-        _ => None,
+    let list = args.base_big.as_ref().map(|list| beside::read(list)).transpose()?;
+    let (whole, kept) = match &upon {
+        None => (plan::plan(None, &wanted.top, &Anew::default())?, None),
+        Some(Upon::Snapshot(base)) => {
+            let anew = Anew::new(&base.top, repaired::of(&store, &base.meta.date), args.anew.as_deref())?;
+            let whole = plan::plan(Some(&base.top), &wanted.top, &anew)?;
+            let kept = list.map(|list| beside::kept(list, &base.top, &wanted.top, &whole)).transpose()?;
+            (whole, kept)
+        }
+        Some(Upon::Manifest(base)) => {
+            let whole = by_hash::plan(base, &wanted)?;
+            let kept = list.map(|list| by_hash::kept(&list, base, &whole)).transpose()?;
+            (whole, kept)
+        }
     };
     let digest = sums::hex(&plan::digest(&whole, args.big_bytes.0));
     let (plan, last) = slice(args, whole, &wanted.top)?;
@@ -66,8 +73,9 @@ pub fn layer(args: &Layer, report: &mut Report) -> Result<()> {
     let mut facts = json!(&packed);
     facts["date"] = json!(wanted.meta.date);
     facts["id"] = json!(wanted.meta.id);
-    facts["base_date"] = json!(base.as_ref().map(|b| &b.meta.date));
-    facts["base_id"] = json!(base.as_ref().map(|b| &b.meta.id));
+    facts["base_date"] = json!(upon.as_ref().map(|upon| upon.told().0));
+    facts["base_id"] = json!(upon.as_ref().map(|upon| upon.told().1));
+    facts["base_by_manifest"] = json!(matches!(upon, Some(Upon::Manifest(_))));
     facts["base_big"] = json!(kept);
     facts["plan_sha256"] = json!(digest);
     facts["last"] = json!(last.as_ref().map(|last| String::from_utf8_lossy(last)));
@@ -75,8 +83,60 @@ pub fn layer(args: &Layer, report: &mut Report) -> Result<()> {
     let (bytes, sum) = making.finish(&to, packed.paths)?;
     report.changed = true;
     facts["image_bytes"] = json!(bytes);
+    facts["kept_manifest"] = match &args.keep_manifest {
+        Some(to) if last.is_none() => json!(keep(&wanted, to, report)?),
+        _ => Value::Null,
+    };
     facts["sha256"] = json!(sums::hex(&sum));
     tell(&to, facts, report)
+}
+
+/// What the image is to be laid upon.
+enum Upon {
+    /// In the store.
+    Snapshot(Box<Held>),
+    /// Known by what was kept of it.
+    Manifest(manifest::Base),
+}
+
+impl Upon {
+    fn open(args: &Layer, store: &Store, dir: &File) -> Result<Option<Upon>> {
+        if let Some(date) = &args.base {
+            let held = Held::open(store, dir, &store.find(date)?.date)?;
+            return Ok(Some(Upon::Snapshot(Box::new(held))));
+        }
+        let Some(path) = &args.base_manifest else { return Ok(None) };
+        let mut base = manifest::Base::read(path)?;
+        if let Some(list) = &args.base_big {
+            by_hash::correct(&mut base, &beside::read(list)?)?;
+        }
+        if let Some(list) = &args.anew {
+            let (all, paths) = anew::given(list)?;
+            base.retain(|path| !all && !paths.contains(path));
+        }
+        Ok(Some(Upon::Manifest(base)))
+    }
+
+    /// Its date, and what it calls itself.
+    fn told(&self) -> (&str, &str) {
+        match self {
+            Upon::Snapshot(base) => (&base.meta.date, &base.meta.id),
+            Upon::Manifest(base) => (&base.date, &base.id),
+        }
+    }
+}
+
+/// Keeps what is needed once the snapshot is gone. That this cannot be is told, and no reason to have no image.
+fn keep(wanted: &Held, to: &std::path::Path, report: &mut Report) -> Result<Option<manifest::Kept>> {
+    match manifest::keep(wanted, to) {
+        Err(error) => {
+            signals::check()?;
+            let why = format!("{}: what a later image needs if it is gone cannot be kept", wanted.meta.date);
+            report.warn("manifest-not-kept", format!("{why}: {error:#}"));
+            Ok(None)
+        }
+        kept => kept,
+    }
 }
 
 /// The facts, all of them beside the image, and most of them to who asked.

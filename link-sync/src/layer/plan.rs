@@ -76,13 +76,17 @@ pub fn plan(base: Option<&File>, wanted: &File, anew: &Anew) -> Result<Plan> {
             plan.insert(path, Part::Gone);
         }
     }
-    // What the snapshot says of itself is new each time; its lists of files stay in the store, and those of a tree that is the
-    // lowest layer do not show through.
-    plan.insert(META.into(), if base.is_some() { Part::Fresh } else { Part::Folder });
-    for name in ["snapshot.json", "lock"] {
-        plan.insert(join(META.as_bytes(), name.as_bytes()), Part::Whole { over: base.is_some() });
-    }
+    describe(&mut plan, base.is_some());
     Ok(plan)
+}
+
+/// Adds what the snapshot says of itself, which is new each time; its lists of files stay in the store, and those of a tree that is
+/// the lowest layer do not show through.
+pub fn describe(plan: &mut Plan, over: bool) {
+    plan.insert(META.into(), if over { Part::Fresh } else { Part::Folder });
+    for name in ["snapshot.json", "lock"] {
+        plan.insert(join(META.as_bytes(), name.as_bytes()), Part::Whole { over });
+    }
 }
 
 /// The first part of `plan`, if there is no `after`: all but the contents that are stored, and of these no more than `most` bytes, but

@@ -23,18 +23,18 @@ const BIG: &str = "60000";
 
 /// A store whose snapshots share inodes also where a path was moved, as link-sync makes them where it sees that; made here from
 /// a tree that changes.
-struct History {
-    world: World,
+pub struct History {
+    pub world: World,
     /// One of link-sync's own, to describe the others.
-    described: serde_json::Value,
+    pub described: serde_json::Value,
     /// Inodes of the tree to paths of the last snapshot.
     last: HashMap<u64, PathBuf>,
-    dates: Vec<String>,
-    images: PathBuf,
+    pub dates: Vec<String>,
+    pub images: PathBuf,
 }
 
 impl History {
-    fn new() -> History {
+    pub fn new() -> History {
         let world = World::new();
         let first = world.publish();
         let described = std::fs::read(first.join(".meta/snapshot.json")).unwrap();
@@ -45,7 +45,7 @@ impl History {
     }
 
     /// What the tree is now, as a snapshot.
-    fn shoot(&mut self) -> String {
+    pub fn shoot(&mut self) -> String {
         let date = format!("2020-01-{:02}T00-00-00Z", self.dates.len() + 1);
         let (top, source) = (self.world.store.join(&date), self.world.source.clone());
         private(&top.join(".meta"));
@@ -83,11 +83,11 @@ impl History {
         date
     }
 
-    fn image(&self, n: usize) -> PathBuf {
+    pub fn image(&self, n: usize) -> PathBuf {
         self.images.join(format!("{n}.sqfs"))
     }
 
-    fn layer(&self, to: &Path, options: &[&str]) -> Ran {
+    pub fn layer(&self, to: &Path, options: &[&str]) -> Ran {
         let place = ["--to", to.to_str().unwrap(), "--big-bytes", BIG];
         let options: Vec<_> = place.iter().chain(options).copied().collect();
         let ran = self.world.act("layer", &options);
@@ -130,7 +130,7 @@ impl History {
     }
 
     /// The image of snapshot `n` over the one before it.
-    fn next(&self, n: usize) -> Ran {
+    pub fn next(&self, n: usize) -> Ran {
         let date = &self.dates[n];
         match n.checked_sub(1) {
             None => self.layer(&self.image(n), &["--date", date]),
@@ -139,7 +139,7 @@ impl History {
     }
 
     /// The images of no more than 200 KiB each that make a snapshot, the newest first, and the bytes stored in all of them.
-    fn parts(&self, of: &[&str]) -> (Vec<PathBuf>, u64) {
+    pub fn parts(&self, of: &[&str]) -> (Vec<PathBuf>, u64) {
         let (mut stack, mut bytes): (Vec<PathBuf>, u64) = (Vec::new(), 0);
         let (mut after, mut plan): (Option<String>, Option<String>) = (None, None);
         loop {
@@ -162,13 +162,13 @@ impl History {
     }
 
     /// Everything at `date`, as the store has it.
-    fn stored(&self, date: &str) -> Picture {
+    pub fn stored(&self, date: &str) -> Picture {
         picture(&self.world.store.join(date).join("docs"))
     }
 }
 
 /// An overlay of images, the newest first, with what the images hold for squashfs given back.
-fn shown(dir: &Path, images: &[PathBuf]) -> Picture {
+pub fn shown(dir: &Path, images: &[PathBuf]) -> Picture {
     let view = dir.join("view");
     let laid = lay(dir, images, &view);
     assert!(!view.join(".big").exists());
@@ -179,7 +179,7 @@ fn shown(dir: &Path, images: &[PathBuf]) -> Picture {
 }
 
 /// Mounts them at `view`. (What is dropped first is what lies upon the others.)
-fn lay(dir: &Path, images: &[PathBuf], view: &Path) -> (Mounted, Vec<Mounted>) {
+pub fn lay(dir: &Path, images: &[PathBuf], view: &Path) -> (Mounted, Vec<Mounted>) {
     let mut mounted = Vec::new();
     let top = dir.join("top");
     private(&top);
@@ -222,7 +222,7 @@ fn give_back(seen: &mut Seen) {
     }
 }
 
-fn number(name: &str, usual: u32) -> u32 {
+pub fn number(name: &str, usual: u32) -> u32 {
     std::env::var(name).map_or(usual, |n| n.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
@@ -247,9 +247,9 @@ fn whatever_changes_an_overlay_of_the_images_shows_each_snapshot() {
 }
 
 /// More changes than those of others: whole folders go into each other, swap, are copied by links.
-const MOVES: u8 = 4;
+pub const MOVES: u8 = 4;
 
-fn change(top: &Path, change: Change) {
+pub fn change(top: &Path, change: Change) {
     let (kind, a, b) = change;
     if kind < KINDS {
         return changes::apply(top, change);

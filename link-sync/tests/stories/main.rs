@@ -21,6 +21,7 @@ mod history;
 mod holes;
 mod hostile;
 mod layers;
+mod layers_by_hash;
 mod locks;
 mod lost;
 mod meant;

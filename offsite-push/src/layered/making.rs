@@ -41,10 +41,14 @@ pub(super) struct Workshop {
 }
 
 /// What is to be made.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Order<'o> {
     pub(super) date: &'o str,
     pub(super) base: Option<&'o str>,
+    /// The base is not in the store: what was kept of it.
+    pub(super) base_manifest: Option<PathBuf>,
+    /// Where to keep of the date what a later one needs if this is gone from the store.
+    pub(super) keep: Option<PathBuf>,
     /// What lies beside the base's images.
     pub(super) base_big: Option<&'o [Big]>,
     /// What the base does not show in the container as it is here.
@@ -66,8 +70,16 @@ pub(super) struct Facts {
     pub(super) content_bytes: u64,
     pub(super) big: Vec<Big>,
     pub(super) base_big: Option<Vec<Big>>,
+    #[serde(default)]
+    pub(super) kept_manifest: Option<KeptManifest>,
     last: Option<String>,
     last_b64: Option<String>,
+}
+
+/// What was kept of the snapshot.
+#[derive(Debug, Deserialize)]
+pub(super) struct KeptManifest {
+    pub(super) sha256: String,
 }
 
 impl Facts {
@@ -141,10 +153,16 @@ impl Workshop {
         .flatten()
         .collect();
         args.extend(order.sizes.big.iter().flat_map(|big| option("--big-bytes", big.0.to_string())));
-        args.extend(order.base.into_iter().flat_map(|base| option("--base", base)));
+        match &order.base_manifest {
+            Some(file) => args.extend(option("--base-manifest", file)),
+            None => args.extend(order.base.into_iter().flat_map(|base| option("--base", base))),
+        }
+        args.extend(order.keep.iter().flat_map(|file| option("--keep-manifest", file)));
         args.extend(order.after.iter().flat_map(|after| option("--after", OsStr::from_bytes(after))));
         let list = self.dir.join(".base-big.json");
-        if let Some(big) = order.base_big.filter(|big| !big.is_empty() && order.after.is_none()) {
+        // Of a base that is in the store it is of the first image alone; of another it corrects what is known, for each.
+        let asked = order.after.is_none() || order.base_manifest.is_some();
+        if let Some(big) = order.base_big.filter(|big| !big.is_empty() && asked) {
             durable::write(&list, &serde_json::to_vec(big)?, 0o600)?;
             args.extend(option("--base-big", &list));
         }

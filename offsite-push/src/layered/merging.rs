@@ -179,14 +179,8 @@ fn one(
     let workshop = Workshop::open(settings, kept)?;
     let name = free(&gap.date, dates);
     let sizes = Sizes { image: Some(Bytes(most)), big: None };
-    let order = Order {
-        date: &gap.date,
-        base: Some(&gap.base),
-        base_big: None,
-        anew: record.anew.get(&gap.base),
-        after: None,
-        sizes,
-    };
+    let anew = record.anew.get(&gap.base);
+    let order = Order { date: &gap.date, base: Some(&gap.base), anew, sizes, ..Order::default() };
     workshop.make(siblings, &name, &order)?;
     let facts = workshop.facts(&name)?;
     let beside = &dates[&gap.date];

@@ -16,6 +16,7 @@ mod big;
 pub(crate) mod checking;
 mod dates;
 mod images;
+mod kept;
 mod list;
 mod making;
 pub(crate) mod merging;
@@ -23,6 +24,7 @@ pub(crate) mod pruning;
 pub(crate) mod record;
 pub(crate) mod sending;
 mod target;
+mod upon;
 mod view;
 
 use std::collections::BTreeMap;

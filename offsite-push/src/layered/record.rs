@@ -44,6 +44,20 @@ pub(crate) struct Record {
     /// Images that are becoming one.
     #[serde(default)]
     pub(crate) merging: Option<Merging>,
+    /// The newest published date of which there is what lets another be laid upon it when it is gone from the store.
+    #[serde(default)]
+    pub(crate) kept: Option<Kept>,
+}
+
+/// What was kept of a date; see `kept.rs`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct Kept {
+    /// The date.
+    pub(crate) date: String,
+    /// What that snapshot calls itself.
+    pub(crate) id: String,
+    /// The file's hash: another file is of no use.
+    pub(crate) sha256: String,
 }
 
 /// Images that are becoming one: noted before that is sent.
@@ -137,6 +151,12 @@ pub(crate) struct Unfinished {
     pub(crate) before_b64: Option<String>,
     /// The large contents so far.
     pub(crate) big: Vec<Big>,
+    /// The base is known only by what was kept of it: the hash of that file.
+    #[serde(default)]
+    pub(crate) by_manifest: Option<String>,
+    /// What was kept of this date, once its last image is made.
+    #[serde(default)]
+    pub(crate) kept: Option<Kept>,
 }
 
 impl Unfinished {
@@ -149,8 +169,24 @@ impl Unfinished {
 
     /// For a report.
     pub(crate) fn told(&self) -> Value {
-        json!({"date": self.date, "images": self.images.len(), "base_date": self.base_date})
+        json!({"date": self.date, "images": self.images.len(), "base_date": self.base_date,
+            "base_by_manifest": self.by_manifest.is_some()})
     }
+
+    /// What lies below.
+    pub(crate) fn base(&self) -> Option<Base> {
+        let by_manifest = self.by_manifest.is_some();
+        self.base_date.clone().map(|date| Base { date, by_manifest })
+    }
+}
+
+/// What a date is laid upon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Base {
+    /// A date in the container.
+    pub(crate) date: String,
+    /// It is not in the store, and known by what was kept of it.
+    pub(crate) by_manifest: bool,
 }
 
 fn path(state: &Path) -> PathBuf {
@@ -188,7 +224,8 @@ impl Record {
 
     /// The dates of the store that what is on its way needs: itself, and what it lies upon.
     pub(crate) fn needed(&self) -> Vec<String> {
-        let dates = self.unfinished.iter().flat_map(|u| [Some(u.date.clone()), u.base_date.clone()]);
+        let base = |u: &Unfinished| u.base_date.clone().filter(|_| u.by_manifest.is_none());
+        let dates = self.unfinished.iter().flat_map(|u| [Some(u.date.clone()), base(u)]);
         dates.flatten().collect()
     }
 
@@ -247,6 +284,7 @@ impl Record {
     /// Forgets the dates that are not among `dates`, and the images that no date, and nothing that is on its way, has.
     pub(crate) fn retain(&mut self, dates: &[String]) {
         self.dates.retain(|date, _| dates.contains(date));
+        self.kept = self.kept.take().filter(|kept| dates.contains(&kept.date));
         let layers = self.dates.values().flat_map(|dated| &dated.layers);
         let coming = self.unfinished.iter().flat_map(|u| &u.images);
         let merging = self.merging.iter().flat_map(|merging| merging.layers.iter().chain([&merging.by]));
@@ -313,11 +351,13 @@ mod tests {
         assert!(other.follow(&lists(&["d", "big/c"])));
         other.retain(&["2".into()]);
         assert_eq!(other.images.keys().collect::<Vec<_>>(), ["d"]);
+        record.kept = Some(Kept { date: "1".into(), ..Kept::default() });
         record.retain(&["1".into()]);
+        assert!(record.kept.is_some());
         assert_eq!(record.images.keys().collect::<Vec<_>>(), ["a", "d"]);
         record.unfinished = None;
         record.retain(&[]);
-        assert!(record.images.is_empty() && record.dates.is_empty());
+        assert!(record.images.is_empty() && record.dates.is_empty() && record.kept.is_none());
         // Until the lists have the one image for sure, the hashes of all of them are known.
         record.merging = Some(Merging { by: "m".into(), layers: vec!["x".into(), "y".into()] });
         for name in ["m", "x", "y", "z"] {

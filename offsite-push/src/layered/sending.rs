@@ -13,10 +13,11 @@ use common::status::Report;
 use common::{mutant, say};
 use serde_json::{Value, json};
 
-use super::below::{Below, compare};
-use super::making::{Facts, Order, Sizes, Workshop};
-use super::record::{Big, Dated, Image, Record, Unfinished};
 use super::{LARGE, ask};
+use super::below::{Below, compare};
+use super::kept::Manifests;
+use super::making::{Facts, Order, Sizes, Workshop};
+use super::record::{Base, Big, Dated, Image, Kept, Record, Unfinished};
 use crate::generation::Content;
 use crate::siblings::Siblings;
 use crate::store::Snapshot;
@@ -43,7 +44,7 @@ pub(crate) struct Sent {
     /// The container is not as it was.
     pub(crate) changed: bool,
     /// The date that the newest one published now lies upon.
-    pub(crate) base_date: Option<String>,
+    pub(crate) base: Option<Base>,
     /// The newest date that was published now: its id, too.
     pub(crate) published: Option<(String, String)>,
     /// The dates in the container.
@@ -77,13 +78,14 @@ enum End {
     Anew,
 }
 
-struct Sending<'a, 's> {
-    siblings: &'a mut Siblings<'s>,
-    job: &'a Job<'a>,
-    workshop: Workshop,
-    record: Record,
-    below: Below,
-    sent: Sent,
+pub(super) struct Sending<'a, 's> {
+    pub(super) siblings: &'a mut Siblings<'s>,
+    pub(super) job: &'a Job<'a>,
+    pub(super) workshop: Workshop,
+    pub(super) manifests: Manifests,
+    pub(super) record: Record,
+    pub(super) below: Below,
+    pub(super) sent: Sent,
 }
 
 /// Does it in the open container, which has `content`.
@@ -96,8 +98,10 @@ pub(crate) fn send(
 ) -> Result<Sent> {
     let settings = siblings.settings;
     let workshop = Workshop::open(settings, record.unfinished.as_ref().and_then(|u| u.images.last()))?;
+    let manifests = Manifests::open(&settings.state, &record)?;
     let mut sending = Sending {
         workshop,
+        manifests,
         siblings,
         job,
         record,
@@ -133,15 +137,20 @@ impl Sending<'_, '_> {
         let Some(unfinished) = self.record.unfinished.clone() else { return Ok(End::There) };
         // It was published, and then we were killed.
         if content.dates.contains(&unfinished.date) {
-            self.record.unfinished = None;
-            self.note()?;
+            self.finished()?;
             return Ok(End::There);
         }
         let unfinished = self.without_lost(unfinished)?;
         let list = self.job.list;
-        let held = |date: &String| list.iter().any(|s| s.date == *date) && self.below.holds(date);
         let found = list.iter().find(|s| s.date == unfinished.date && s.id == unfinished.id);
-        let found = found.filter(|_| unfinished.base_date.as_ref().is_none_or(held));
+        let has_base = match (unfinished.base_date.as_ref(), &unfinished.by_manifest) {
+            (None, _) => true,
+            (Some(date), None) => list.iter().any(|s| s.date == *date) && self.below.holds(date),
+            (Some(date), Some(sha256)) => {
+                self.kept(report)?.is_some_and(|kept| kept.date == *date && kept.sha256 == *sha256)
+            }
+        };
+        let found = found.filter(|_| has_base);
         // What was sent of it, and what it lies upon, is looked at once more: the container may have been put back meanwhile.
         let there = unfinished.images.iter().filter(|name| !self.workshop.has(name)).cloned();
         let names = there.chain(self.below.layers(unfinished.base_date.as_deref())).collect();
@@ -230,15 +239,15 @@ impl Sending<'_, '_> {
     fn date(&mut self, snapshot: &Snapshot, report: &mut Report) -> Result<End> {
         for _ in 0..2 {
             let base = match &self.record.unfinished {
-                Some(unfinished) => unfinished.base_date.clone(),
-                None => self.base(snapshot)?,
+                Some(unfinished) => unfinished.base(),
+                None => self.base(snapshot, report)?,
             };
             if base.is_none() && !self.sent.dates.is_empty() {
                 let why =
                     "all of it is sent: no date in the container that it could be laid upon is here, too";
                 report.warn("no-base", format!("{}: {why}", snapshot.date));
             }
-            match self.images(snapshot, base.as_deref())? {
+            match self.images(snapshot, base.as_ref())? {
                 End::There => {
                     self.publish(snapshot, base)?;
                     return Ok(End::There);
@@ -258,7 +267,7 @@ impl Sending<'_, '_> {
     }
 
     /// Until no image is missing.
-    fn images(&mut self, snapshot: &Snapshot, base: Option<&str>) -> Result<End> {
+    fn images(&mut self, snapshot: &Snapshot, base: Option<&Base>) -> Result<End> {
         loop {
             let made =
                 self.record.unfinished.as_ref().map(|u| (u.images.last().cloned(), u.last_b64.is_none()));
@@ -285,7 +294,7 @@ impl Sending<'_, '_> {
         }
     }
 
-    fn note(&self) -> Result<()> {
+    pub(super) fn note(&self) -> Result<()> {
         self.record.save(&self.siblings.settings.state)
     }
 
@@ -293,23 +302,8 @@ impl Sending<'_, '_> {
         self.job.until.is_some_and(|until| jiff::Timestamp::now() >= until)
     }
 
-    /// What the snapshot is to be laid upon.
-    fn base(&mut self, snapshot: &Snapshot) -> Result<Option<String>> {
-        let (list, record) = (self.job.list, &self.record);
-        let (base, damaged) = self.below.base(self.siblings, list, record, &snapshot.date)?;
-        self.sent.damaged.extend(damaged);
-        Ok(base)
-    }
-
-    /// What lies beside the base's images, if that is known to the file.
-    fn base_big(&self, base: Option<&str>) -> Option<Vec<Big>> {
-        let Some(base) = base else { return Some(Vec::new()) };
-        let known = self.record.dates.get(base).and_then(|dated| dated.big.clone());
-        known.or_else(|| (!self.below.names(base).iter().any(|name| name.starts_with(LARGE))).then(Vec::new))
-    }
-
     /// Makes the next image, and notes it; false if it does not fit those before.
-    fn make(&mut self, snapshot: &Snapshot, base: Option<&str>) -> Result<bool> {
+    fn make(&mut self, snapshot: &Snapshot, base: Option<&Base>) -> Result<bool> {
         let before = self.record.unfinished.clone();
         let n = before.as_ref().map_or(0, |u| u.images.len()) + 1;
         let name =
@@ -318,15 +312,32 @@ impl Sending<'_, '_> {
         let after = before.as_ref().and_then(|u| u.last_b64.as_ref());
         let after = after.map(|text| base64::engine::general_purpose::STANDARD.decode(text));
         let after = after.transpose().context("the record of what was sent is damaged")?;
-        let (anew, sizes) = (base.and_then(|base| self.record.anew.get(base)), self.job.sizes);
-        let order = Order { date: &snapshot.date, base, base_big: big.as_deref(), anew, after, sizes };
+        let base_date = base.map(|base| base.date.clone());
+        let anew = base.and_then(|base| self.record.anew.get(&base.date));
+        let by_manifest = base.filter(|base| base.by_manifest);
+        let order = Order {
+            date: &snapshot.date,
+            base: base_date.as_deref(),
+            base_manifest: by_manifest.map(|base| self.manifests.path(&base.date)),
+            keep: Some(self.manifests.path(&snapshot.date)),
+            base_big: big.as_deref(),
+            anew,
+            after,
+            sizes: self.job.sizes,
+        };
         self.sent.left_out |= !self.workshop.make(self.siblings, &name, &order)?;
         let facts = self.workshop.facts(&name)?;
         anyhow::ensure!(facts.id == snapshot.id, "{} in the store is not what it was", snapshot.date);
         let mut unfinished = before.unwrap_or_else(|| Unfinished {
             date: snapshot.date.clone(),
             id: snapshot.id.clone(),
-            base_date: base.map(str::to_owned),
+            base_date: base_date.clone(),
+            by_manifest: self
+                .record
+                .kept
+                .as_ref()
+                .filter(|_| by_manifest.is_some())
+                .map(|kept| kept.sha256.clone()),
             plan_sha256: facts.plan_sha256.clone(),
             // Without a word of link-sync's all of the base's are kept.
             big: facts.base_big.clone().or(big).unwrap_or_default(),
@@ -337,10 +348,15 @@ impl Sending<'_, '_> {
         }
         unfinished.before_b64 = std::mem::replace(&mut unfinished.last_b64, facts.last());
         unfinished.images.push(name.clone());
+        unfinished.kept = facts.kept_manifest.as_ref().map(|kept| Kept {
+            date: snapshot.date.clone(),
+            id: snapshot.id.clone(),
+            sha256: kept.sha256.clone(),
+        });
         unfinished.big.extend(facts.big.iter().cloned());
         let image = Image {
             date: snapshot.date.clone(),
-            base_date: base.map(str::to_owned),
+            base_date,
             bytes: facts.image_bytes,
             sha256: facts.sha256,
             paths: facts.paths,
@@ -352,23 +368,9 @@ impl Sending<'_, '_> {
         Ok(true)
     }
 
-    /// The list of what is on its way, or of all of it, the newest image first.
-    fn layers(&self, base: Option<&str>) -> Vec<String> {
-        let Some(unfinished) = &self.record.unfinished else { return Vec::new() };
-        let mut layers: Vec<String> = unfinished.images.iter().rev().cloned().collect();
-        layers.extend(self.below.layers(base));
-        let mut big: BTreeSet<String> =
-            unfinished.big.iter().map(|big| format!("{LARGE}{}", big.sha256)).collect();
-        if let Some(base) = base.filter(|base| self.base_big(Some(base)).is_none()) {
-            big.extend(self.below.names(base).into_iter().filter(|name| name.starts_with(LARGE)));
-        }
-        layers.extend(big);
-        layers
-    }
-
     /// Sends an image and the large contents that came with it; false if the time is over before the last one. The last image
     /// stays here until the date is published.
-    fn put(&mut self, name: &str, base: Option<&str>, is_last: bool) -> Result<bool> {
+    fn put(&mut self, name: &str, base: Option<&Base>, is_last: bool) -> Result<bool> {
         let facts = self.workshop.facts(name)?;
         let layers = self.layers(base);
         let unfinished = self.record.unfinished.clone().context("no image is on its way")?;
@@ -393,7 +395,7 @@ impl Sending<'_, '_> {
     }
 
     /// The large contents that came with an image; false if the time is over before the last one.
-    fn put_big(&mut self, facts: &Facts, date: &str, base: Option<&str>) -> Result<bool> {
+    fn put_big(&mut self, facts: &Facts, date: &str, base: Option<&Base>) -> Result<bool> {
         let mut done = BTreeSet::new();
         let big: Vec<&Big> = facts.big.iter().filter(|big| done.insert(&big.sha256)).collect();
         self.put_contents(&big, date, base)
@@ -401,7 +403,7 @@ impl Sending<'_, '_> {
 
     /// Whatever of the date's large contents is not there: its image may be sent, and what was noted beside it lost here. False if the
     /// time is over before the last one.
-    fn put_missing(&mut self, base: Option<&str>) -> Result<bool> {
+    fn put_missing(&mut self, base: Option<&Base>) -> Result<bool> {
         let unfinished = self.record.unfinished.clone().context("no image is on its way")?;
         let all: BTreeMap<String, &Big> =
             unfinished.big.iter().map(|big| (format!("{LARGE}{}", big.sha256), big)).collect();
@@ -418,7 +420,7 @@ impl Sending<'_, '_> {
         self.put_contents(&missing, &unfinished.date, base)
     }
 
-    fn put_contents(&mut self, all: &[&Big], date: &str, base: Option<&str>) -> Result<bool> {
+    fn put_contents(&mut self, all: &[&Big], date: &str, base: Option<&Base>) -> Result<bool> {
         let store = self.siblings.settings.store()?.to_owned();
         let old = self.base_big(base).unwrap_or_default();
         let content = |big: &Big, date: &str| json!({"sha256": big.sha256, "bytes": big.bytes, "date": date, "path": big.path, "path_b64": big.path_b64});
@@ -427,7 +429,9 @@ impl Sending<'_, '_> {
                 return Ok(false);
             }
             let before = old.iter().find(|old| (&old.path, &old.path_b64) == (&big.path, &big.path_b64));
-            let like = before.zip(base).map(|(old, base)| content(old, base));
+            // What differs is told by the one in the store.
+            let base = base.filter(|base| !base.by_manifest);
+            let like = before.zip(base).map(|(old, base)| content(old, &base.date));
             room::fits(self.siblings.settings, if like.is_some() { 0 } else { big.bytes }, self.job.reserve)?;
             say!(TOOL, "sending {}, {}", common::show::escaped(&big.path), tell::bytes(big.bytes));
             let put = json!({"put-big": {"store": store, "content": content(big, date), "like": like,
@@ -441,11 +445,10 @@ impl Sending<'_, '_> {
         Ok(true)
     }
 
-    fn publish(&mut self, snapshot: &Snapshot, base: Option<String>) -> Result<()> {
-        let layers = self.layers(base.as_deref());
+    fn publish(&mut self, snapshot: &Snapshot, base: Option<Base>) -> Result<()> {
+        let layers = self.layers(base.as_ref());
         let unfinished = self.record.unfinished.clone().context("no image was made")?;
-        let (big, last) = (unfinished.big, unfinished.images.last().cloned());
-        let big = self.base_big(base.as_deref()).is_some().then_some(big);
+        let big = self.base_big(base.as_ref()).is_some().then_some(unfinished.big);
         // Only what is newest is likely to be built upon.
         let newest = self.record.dates.keys().next_back().cloned();
         for (_, dated) in self.record.dates.iter_mut().filter(|d| Some(d.0) != newest.as_ref()) {
@@ -457,13 +460,11 @@ impl Sending<'_, '_> {
         self.note()?;
         let publish = json!({"publish": {"date": snapshot.date, "layers": layers}});
         self.sent.changed |= ask(self.siblings, "publish", &publish)?["changed"] == true;
-        self.record.unfinished = None;
-        self.note()?;
-        last.iter().try_for_each(|name| self.workshop.remove(name))?;
+        self.finished()?;
         self.below.add(&snapshot.date, layers);
         self.sent.dates.push(snapshot.date.clone());
         self.sent.dates.sort_unstable();
-        self.sent.base_date = base;
+        self.sent.base = base;
         if self.sent.published.as_ref().is_none_or(|published| published.0 < snapshot.date) {
             self.sent.published = Some((snapshot.date.clone(), snapshot.id.clone()));
         }

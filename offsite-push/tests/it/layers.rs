@@ -9,6 +9,8 @@ use std::process::{Child, Command, Output, Stdio};
 use serde_json::{Value, json};
 use testkit::{bin, scratch, tool};
 
+use crate::nights_without_base::add_checksums;
+
 /// A store, a folder for images on their way, a container, a place for views.
 struct Shop {
     dir: tempfile::TempDir,
@@ -99,6 +101,22 @@ impl Shop {
             vec!["layer", "--big-bytes", "1m", "--store", text(&store), "--date", date, "--to", &image];
         args.extend(base.into_iter().flat_map(|base| ["--base", base]));
         tool("link-sync", args).expect(0).json["data"].clone()
+    }
+
+    /// Its image upon a date that is known by its checksums alone.
+    fn image_by_hash(&self, date: &str, base: &str) -> Value {
+        let (store, aside, kept) = (self.path("store"), self.path("images/aside"), self.path("images/kept"));
+        let (image, big) = (self.path("images").join(format!("{date}.sqfs")), ["layer", "--big-bytes", "1m"]);
+        let make = |date: &str, to: &Path, file: [&str; 2]| {
+            let args =
+                [&big[..], &["--store", text(&store), "--date", date, "--to", text(to)], &file].concat();
+            tool("link-sync", args).expect(0).json["data"].clone()
+        };
+        add_checksums(&store.join(base));
+        make(base, &aside, ["--keep-manifest", text(&kept)]);
+        let told = make(date, &image, ["--base-manifest", text(&kept)]);
+        assert!(told["files_by_content"].as_u64().unwrap() > 30, "{told}");
+        told
     }
 
     fn put(&self, date: &str, told: &Value) -> Value {
@@ -850,7 +868,10 @@ fn by_hand_a_date_is_a_few_mounts_or_a_loop_of_unpacking_and_comes_back_whole() 
                 _ => {}
             }
         });
-        let told = shop.image(&date, Some(&base));
+        let told = match n {
+            5 => shop.image_by_hash(&date, &base),
+            _ => shop.image(&date, Some(&base)),
+        };
         let facts = std::fs::read(shop.path("images").join(format!("{date}.sqfs.json"))).unwrap();
         let facts: Value = serde_json::from_slice(&facts).unwrap();
         for content in facts["big"].as_array().unwrap() {

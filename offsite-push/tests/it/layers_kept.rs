@@ -801,3 +801,46 @@ fn what_a_view_shows_is_verified_restored_and_listed_as_any_store() {
     kept.nothing_is_up();
     assert_eq!(std::fs::read_dir(kept.world.path("run/view")).unwrap().count(), 0);
 }
+
+#[test]
+fn a_store_that_was_begun_anew_goes_on_with_what_the_container_has_and_a_verification_finds_what_had_rotted()
+{
+    let kept = with_checksums();
+    let source = kept.world.path("source");
+    let private = |path: &Path| {
+        std::fs::create_dir(path).unwrap();
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    };
+    std::fs::write(source.join("folder/rots"), "whole ".repeat(1000)).unwrap();
+    kept.with_checksums("4");
+    let newest = std::fs::read_dir(kept.world.path("store")).unwrap().map(|e| e.unwrap().file_name());
+    let newest = newest.map(|n| n.into_string().unwrap()).filter(|n| n.starts_with("20")).max().unwrap();
+    // It rots after its hash was taken, and before it is sent.
+    let rotten = kept.world.path("store").join(&newest).join("data/folder/rots");
+    let time = rotten.metadata().unwrap().modified().unwrap();
+    std::fs::write(&rotten, "rotten".repeat(1000)).unwrap();
+    std::fs::File::open(&rotten).unwrap().set_modified(time).unwrap();
+    kept.world.push().expect(0);
+
+    std::fs::rename(kept.world.path("store"), kept.world.path("died")).unwrap();
+    std::fs::remove_dir_all(kept.world.path("index")).unwrap();
+    private(&kept.world.path("store"));
+    private(&kept.world.path("index"));
+    std::fs::rename(source.join("folder/0"), source.join("moved")).unwrap();
+    kept.with_checksums("5");
+    let ran = kept.world.push().expect(0);
+    let push = &ran.json["data"]["push"];
+    assert_eq!((&push["base_date"], &push["base_by_manifest"]), (&newest.into(), &true.into()), "{push}");
+    assert!(warned(&ran, "no-base").is_none());
+    // What it says of itself, and a file that is too small to be looked for.
+    assert!(push["copied_bytes"].as_u64().unwrap() < 2500, "{push}");
+    let date = push["date"].as_str().unwrap();
+    kept.world.run("verify", &["--date", date]).expect(0);
+    let ran = kept.world.run("verify", &["--date", date, "--contents"]);
+    let findings = &ran.json["data"]["verify"]["findings"];
+    assert_ne!(ran.code, 0, "{}", ran.json);
+    assert!(
+        findings.to_string().contains("folder/rots") && !findings.to_string().contains("moved"),
+        "{findings}"
+    );
+}

@@ -10,6 +10,7 @@ mod killed;
 mod layers;
 mod layers_kept;
 mod nights_of_layers;
+mod nights_without_base;
 mod prune;
 mod real;
 mod scripts;

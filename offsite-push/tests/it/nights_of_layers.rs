@@ -11,15 +11,15 @@ use crate::world::{World, steps};
 
 const S3: &str = "[offsite.sshfs]\nhost = \"nc@s3\"\ndirectory = \"/srv/backup\"\n";
 
-struct Nights {
-    world: World,
+pub(crate) struct Nights {
+    pub(crate) world: World,
 }
 
-fn date(n: usize) -> String {
+pub(crate) fn date(n: usize) -> String {
     format!("2026-10-{:02}T03-30-00Z", n + 1)
 }
 
-fn noise(bytes: usize) -> Vec<u8> {
+pub(crate) fn noise(bytes: usize) -> Vec<u8> {
     let mut noise = vec![0; bytes];
     std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom").unwrap(), &mut noise).unwrap();
     noise
@@ -35,7 +35,7 @@ fn near(bytes: &Value, contents: u64) {
 }
 
 impl Nights {
-    fn new() -> Nights {
+    pub(crate) fn new() -> Nights {
         let world = World::new();
         for entry in std::fs::read_dir(world.path("store")).unwrap() {
             std::fs::remove_dir_all(entry.unwrap().path()).unwrap();
@@ -47,16 +47,16 @@ impl Nights {
     }
 
     /// The profile with these lines in `[offsite]`.
-    fn profile(&self, lines: &str) {
+    pub(crate) fn profile(&self, lines: &str) {
         self.world.write_profile(&format!("[offsite]\nreserve_bytes = 0\n{lines}\n{S3}"), "container.img");
     }
 
-    fn store(&self, n: usize) -> PathBuf {
+    pub(crate) fn store(&self, n: usize) -> PathBuf {
         self.world.path("store").join(date(n))
     }
 
     /// Snapshot `n`, which shares its files with `base` but for what `change` does.
-    fn snapshot(&self, n: usize, base: Option<usize>, change: impl FnOnce(&Path)) {
+    pub(crate) fn snapshot(&self, n: usize, base: Option<usize>, change: impl FnOnce(&Path)) {
         let top = self.store(n);
         match base {
             Some(base) => drop(ok("cp", &["-al", text(&self.store(base)), text(&top)])),
@@ -73,7 +73,7 @@ impl Nights {
     }
 
     /// A first snapshot of a few files.
-    fn first(&self) {
+    pub(crate) fn first(&self) {
         self.snapshot(0, None, |top| {
             std::fs::create_dir(top.join("folder")).unwrap();
             for n in 0..20 {
@@ -84,11 +84,11 @@ impl Nights {
         });
     }
 
-    fn push(&self, options: &[&str]) -> Ran {
+    pub(crate) fn push(&self, options: &[&str]) -> Ran {
         self.world.run("push", &[&["--big-bytes", "100k"], options].concat())
     }
 
-    fn ask(&self, request: &Value) -> Value {
+    pub(crate) fn ask(&self, request: &Value) -> Value {
         use std::io::Write as _;
         let mut command = self.world.enter(bin("offsite-push"));
         command.args(["inside", "layers", "--container"]).arg(self.world.path("disk"));
@@ -100,12 +100,12 @@ impl Nights {
     }
 
     /// The lists in the container.
-    fn lists(&self) -> Value {
+    pub(crate) fn lists(&self) -> Value {
         self.ask(&json!({"lists": {}}))
     }
 
     /// The layers of a date in the container.
-    fn layers(&self, n: usize) -> Vec<String> {
+    pub(crate) fn layers(&self, n: usize) -> Vec<String> {
         let lists = self.lists();
         let all = lists["dates"].as_array().unwrap();
         let list = all.iter().find(|list| list["date"] == date(n).as_str()).unwrap();
@@ -114,7 +114,7 @@ impl Nights {
 
     /// Date `n` in the container is what it is in the store.
     #[track_caller]
-    fn shows(&self, n: usize) {
+    pub(crate) fn shows(&self, n: usize) {
         let view = self.world.path("view");
         std::fs::create_dir_all(&view).unwrap();
         std::fs::set_permissions(&view, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
@@ -140,19 +140,19 @@ impl Nights {
 
     /// Whatever happened: nothing is up, no image lies here but one that is on its way, and each date is whole.
     #[track_caller]
-    fn each_date_is_whole(&self) {
+    pub(crate) fn each_date_is_whole(&self) {
         for list in self.lists()["dates"].as_array().unwrap() {
             let n: usize = list["date"].as_str().unwrap()[8..10].parse().unwrap();
             self.shows(n - 1);
         }
     }
 
-    fn workshop(&self) -> Vec<String> {
+    pub(crate) fn workshop(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.world.path("state/layers")).into_iter().flatten();
         entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
     }
 
-    fn record(&self) -> Value {
+    pub(crate) fn record(&self) -> Value {
         serde_json::from_str(&self.world.read("state/offsite.layers.json")).unwrap()
     }
 }
