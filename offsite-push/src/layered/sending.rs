@@ -13,11 +13,11 @@ use common::status::Report;
 use common::{mutant, say};
 use serde_json::{Value, json};
 
-use super::{LARGE, ask};
 use super::below::{Below, compare};
 use super::kept::Manifests;
 use super::making::{Facts, Order, Sizes, Workshop};
 use super::record::{Base, Big, Dated, Image, Kept, Record, Unfinished};
+use super::{LARGE, ask};
 use crate::generation::Content;
 use crate::siblings::Siblings;
 use crate::store::Snapshot;
