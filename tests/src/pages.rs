@@ -71,6 +71,10 @@ pub fn are_whole(command: &Command) {
     for (file, text) in &completions {
         assert!(text.contains("ls /etc/nc-backup"), "{file} does not complete profiles");
     }
+    let bash = &completions[&format!("bash-completion/completions/{}", command.get_name())];
+    for name in commands(bash) {
+        assert!(bash.lines().any(|l| l.trim() == format!("{name})")), "bash knows nothing of {name}");
+    }
     for action in command.get_subcommands() {
         let name = format!("{}-{}.8", command.get_name(), action.get_name());
         assert_eq!(pages.contains_key(&name), !action.is_hide_set(), "{name}");
@@ -280,12 +284,30 @@ fn in_brief(command: &Command) -> Command {
         }))
 }
 
+/// The values that bash's `cmd` gets.
+fn commands(made: &str) -> impl Iterator<Item = &str> {
+    made.lines()
+        .filter_map(|line| line.trim().strip_prefix("cmd=\"")?.strip_suffix('"'))
+        .filter(|name| !name.is_empty())
+}
+
+/// clap_complete 4.6 takes the dash of a name for the space before an action where it looks `cmd` up, and finds nothing.
+fn with_labels(made: &str) -> String {
+    let looked_up = |name: &str| name.replace("__subcmd__", "__").replace("__", "__subcmd__");
+    let labels: BTreeMap<_, _> = commands(made).map(|name| (format!("{})", looked_up(name)), name)).collect();
+    let right = |line: &str| match labels.get(line.trim()) {
+        Some(name) => format!("        {name})\n"),
+        None => format!("{line}\n"),
+    };
+    made.lines().map(right).collect()
+}
+
 /// clap knows nothing of profiles: it offers nothing, or files.
 fn with_profiles(shell: Shell, made: &str) -> String {
     let names = "$(ls /etc/nc-backup 2>/dev/null | sed -n 's/[.]toml$//p')";
     match shell {
         // After an action, whose options end with --help.
-        Shell::Bash => made.replace(" --help\"\n", &format!(" --help {names}\"\n")),
+        Shell::Bash => with_labels(made).replace(" --help\"\n", &format!(" --help {names}\"\n")),
         Shell::Zsh => {
             let complete = |line: &str| match line.strip_suffix(":_default' \\") {
                 Some(head) if head.starts_with("'::profile -- ") => {
