@@ -40,7 +40,7 @@ pub fn completions(command: &Command) -> BTreeMap<String, String> {
         (Shell::Fish, format!("fish/vendor_completions.d/{name}.fish")),
     ] {
         let mut made = Vec::new();
-        clap_complete::generate(shell, &mut without_hidden(command), &name, &mut made);
+        clap_complete::generate(shell, &mut in_brief(command), &name, &mut made);
         let made = String::from_utf8(made).unwrap_or_default();
         all.insert(file, with_profiles(shell, &made));
     }
@@ -67,6 +67,13 @@ pub fn are_whole(command: &Command) {
             let has = page.lines().any(|l| l.trim_start_matches(".SH ").trim_matches('"') == section);
             assert!(has, "{name} has no {section}: {page}");
         }
+    }
+    for (file, text) in &completions {
+        assert!(text.contains("ls /etc/nc-backup"), "{file} does not complete profiles");
+    }
+    let bash = &completions[&format!("bash-completion/completions/{}", command.get_name())];
+    for name in commands(bash) {
+        assert!(bash.lines().any(|l| l.trim() == format!("{name})")), "bash knows nothing of {name}");
     }
     for action in command.get_subcommands() {
         let name = format!("{}-{}.8", command.get_name(), action.get_name());
@@ -137,6 +144,12 @@ impl Said {
     }
 }
 
+/// The first of what it says.
+fn brief(text: &str) -> String {
+    let end = [". ", "; ", ": ", ".\n"].iter().filter_map(|mark| text.find(mark)).min();
+    text[..end.unwrap_or(text.len())].trim_end_matches('.').to_owned()
+}
+
 /// One page. The sections are those of man-pages(7), in its order.
 fn page(name: &str, command: &Command, said: &Said, files: &BTreeMap<String, String>) -> String {
     let version = command.get_version().unwrap_or(env!("CARGO_PKG_VERSION"));
@@ -150,8 +163,7 @@ fn page(name: &str, command: &Command, said: &Said, files: &BTreeMap<String, Str
     let text =
         |styled: Option<&clap::builder::StyledStr>| styled.map(ToString::to_string).unwrap_or_default();
     let about = text(command.get_about());
-    let brief = about.split(&['.', ';', ':'][..]).next().unwrap_or_default().to_owned();
-    let brief = man(command.clone().about(brief).display_name(name));
+    let brief = man(command.clone().about(brief(&about)).display_name(name));
     let whole = man(command.clone());
     let mut out = Vec::new();
     let made = brief
@@ -250,24 +262,52 @@ fn see_also(name: &str) -> Roff {
     roff
 }
 
-/// The same, as people see it: what a tool starts itself with is nothing to complete.
-fn without_hidden(command: &Command) -> Command {
-    let about = command.get_about().cloned().unwrap_or_default();
+/// The same, as people see it in a list: without what a tool starts itself with, and of each only the first it says.
+fn in_brief(command: &Command) -> Command {
+    let said = |styled: Option<&clap::builder::StyledStr>| {
+        brief(&styled.map(ToString::to_string).unwrap_or_default())
+    };
+    let in_brief = |arg: Arg| {
+        let help = said(arg.get_help());
+        arg.help(help)
+    };
+    let actions = command.get_subcommands().filter(|a| !a.is_hide_set()).cloned();
     // clap keeps names and versions for ever.
     let forever = |text: &str| -> &'static str { text.to_owned().leak() };
-    let version = forever(command.get_version().unwrap_or_default());
     Command::new(forever(command.get_name()))
-        .about(about)
-        .version(version)
-        .args(command.get_arguments().cloned())
-        .subcommands(command.get_subcommands().filter(|a| !a.is_hide_set()).cloned())
+        .about(said(command.get_about()))
+        .version(forever(command.get_version().unwrap_or_default()))
+        .args(command.get_arguments().cloned().map(in_brief))
+        .subcommands(actions.map(|action| {
+            let about = said(action.get_about());
+            action.about(about).mut_args(in_brief)
+        }))
 }
 
-/// clap knows nothing of profiles: it offers the word itself, or files.
+/// The values that bash's `cmd` gets.
+fn commands(made: &str) -> impl Iterator<Item = &str> {
+    made.lines()
+        .filter_map(|line| line.trim().strip_prefix("cmd=\"")?.strip_suffix('"'))
+        .filter(|name| !name.is_empty())
+}
+
+/// clap_complete 4.6 takes the dash of a name for the space before an action where it looks `cmd` up, and finds nothing.
+fn with_labels(made: &str) -> String {
+    let looked_up = |name: &str| name.replace("__subcmd__", "__").replace("__", "__subcmd__");
+    let labels: BTreeMap<_, _> = commands(made).map(|name| (format!("{})", looked_up(name)), name)).collect();
+    let right = |line: &str| match labels.get(line.trim()) {
+        Some(name) => format!("        {name})\n"),
+        None => format!("{line}\n"),
+    };
+    made.lines().map(right).collect()
+}
+
+/// clap knows nothing of profiles: it offers nothing, or files.
 fn with_profiles(shell: Shell, made: &str) -> String {
     let names = "$(ls /etc/nc-backup 2>/dev/null | sed -n 's/[.]toml$//p')";
     match shell {
-        Shell::Bash => made.replace("[PROFILE]", names),
+        // After an action, whose options end with --help.
+        Shell::Bash => with_labels(made).replace(" --help\"\n", &format!(" --help {names}\"\n")),
         Shell::Zsh => {
             let complete = |line: &str| match line.strip_suffix(":_default' \\") {
                 Some(head) if head.starts_with("'::profile -- ") => {
