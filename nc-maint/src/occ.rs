@@ -126,7 +126,8 @@ impl<'a> Occ<'a> {
 
 /// At most so many bytes of it, as Nextcloud counts; a character stays whole.
 fn cut(text: &str, most: usize) -> &str {
-    &text[..text.floor_char_boundary(most)]
+    let end = (0..=most.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    &text[..end.unwrap_or(0)]
 }
 
 /// The answer to `maintenance:mode`: on, off, or none.
