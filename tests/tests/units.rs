@@ -174,7 +174,7 @@ fn s3() {
         line.trim_matches('\'').to_owned()
     };
     let profile = format!(
-        "state_dir = \"{SRV}/state\"\nruntime_dir = \"/run/nc-backup/home\"\n[store]\npath = \"{SRV}/store\"\n[store.retention]\nkeep_last = 2\nmin_age = \"0s\"\n[offsite]\nlayout = \"hardlink\"\nreserve_bytes = 1048576\n\
+        "state_dir = \"{SRV}/state\"\nruntime_dir = \"/run/nc-backup/home\"\n[store]\npath = \"{SRV}/store\"\n[store.retention]\nkeep_last = 2\nmin_age = \"0s\"\n[offsite]\nreserve_bytes = 1048576\n\
          [offsite.sshfs]\nhost = \"root@127.0.0.1\"\nport = {}\nidentity = \"{}\"\nknown_hosts = \"{}\"\ndirectory = \"{SRV}/s3\"\nbwlimit = \"2m\"\n\
          [offsite.luks]\nimage = \"container.img\"\nkey_file = \"{SRV}/key\"\n",
         value("SSHPORT="),
@@ -234,8 +234,8 @@ fn sshfs() -> Option<(String, String)> {
 fn begin_push(mib: usize) -> String {
     let date = snapshot(mib << 10);
     PUSH.starts();
-    until("the copy is in the middle", 60, || {
-        sh(&format!("du -skc {CONTAINER}/snapshots/.[!.]* 2>/dev/null | tail -n 1 | cut -f1"))
+    until("the copy is in the middle", 240, || {
+        sh(&format!("du -skc {CONTAINER}/layers/images/.[!.]* 2>/dev/null | tail -n 1 | cut -f1"))
             .parse()
             .is_ok_and(|kib: u64| kib > 1 << 10)
     });
@@ -270,7 +270,7 @@ fn s2_first_boot() {
     tool("sshfs-mount", &["mount", "home"]).expect(0);
     tool(
         "luks-mount",
-        &["create", "home", "--size", "128m", "--pbkdf", "pbkdf2", "--pbkdf-iterations", "1000"],
+        &["create", "home", "--size", "300m", "--pbkdf", "pbkdf2", "--pbkdf-iterations", "1000"],
     )
     .expect(0);
     tool("sshfs-mount", &["unmount", "home"]).expect(0);
