@@ -73,7 +73,7 @@ def view_offsite:
 
 # What was told is in `told`; the steps' own warnings are no news of notify's.
 def notify:
-    {changed: (given.told | any(.ok)), hush: [.[] | all | .warnings[]?.kind],
+    {left: [], changed: (given.told | any(.ok)), hush: [.[] | all | .warnings[]?.kind],
      data: {told: given.told, failed_step: ($failed | filled)},
      warnings: [given.told[] | select(.ok | not) | {kind: "not-sent", message: "\(.way): \(.message)"}]};
 # overview.jq has looked at the steps; what they warn of is in its findings.

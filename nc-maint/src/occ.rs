@@ -126,7 +126,7 @@ impl<'a> Occ<'a> {
 
 /// At most so many bytes of it, as Nextcloud counts; a character stays whole.
 fn cut(text: &str, most: usize) -> &str {
-    let end = (0..=most.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
+    let end = (0..=most.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
     &text[..end.unwrap_or(0)]
 }
 

@@ -378,9 +378,16 @@ fn s1() {
     let profile = format!(
         "[nextcloud]\nroot = \"{SRV}/sample/nextcloud\"\n[snapshot]\nstore = \"{SRV}/store\"\n[[snapshot.source]]\nname = \"data\"\n\
          path = \"{SRV}/sample/nextcloud/data\"\n[[snapshot.source]]\nname = \"html\"\npath = \"{SRV}/sample/nextcloud\"\n\
-         [[snapshot.source]]\nname = \"database\"\n"
+         [[snapshot.source]]\nname = \"database\"\n\
+         [notify.mail]\nto = [\"root\"]\nsendmail = [\"{SRV}/sendmail\"]\n"
     );
     std::fs::write("/etc/nc-backup/home.toml", profile).unwrap();
+    testkit::script(&Path::new(SRV).join("sendmail"), &format!("#!/bin/sh\ncat >>{SRV}/mail\n"));
+}
+
+/// Whether somebody was told so.
+fn was_told(what: &str) -> bool {
+    std::fs::read_to_string(format!("{SRV}/mail")).unwrap_or_default().contains(what)
 }
 
 fn in_maintenance() -> bool {
@@ -444,7 +451,9 @@ fn s1_first_boot() {
     begin_backup();
     sh(&format!("systemctl stop {}", BACKUP.0));
     assert_eq!(BACKUP.ended(), 143, "{}", journal());
+    until("it was told that it was stopped", 120, || was_told("stopped by signal 15"));
     all_is_well(2);
+    until("it was told that it is over", 120, || was_told("backup is well again"));
 
     // All of it killed at once, as when the time to stop is over: what follows opens Nextcloud. (`systemctl kill` may
     // meet that, too; so may this one on a busy machine: then the drop-in's own end does.)
@@ -454,7 +463,19 @@ fn s1_first_boot() {
     if journal().contains("Control process exited, code=killed") {
         until("the drop-in ends", 90, || !in_maintenance());
     }
+    // It could tell nobody itself; systemd has.
+    until("it was told that it was killed", 120, || was_told("killed KILL"));
     all_is_well(3);
+    let history = std::fs::read_to_string("/var/lib/nc-backup/home/history.jsonl").unwrap();
+    let codes: Vec<_> = history
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .filter(|o| o["kind"] == "backup")
+        .map(|o| o["exit_code"].as_u64().unwrap())
+        .collect();
+    assert_eq!(codes, [0, 0, 143, 0, 137, 0], "{}", journal());
+    let noted = sh("journalctl -q -o cat NC_BACKUP_PROFILE=home NC_BACKUP_EXIT_CODE=137 | head -n 1");
+    assert!(noted.starts_with("backup of home: interrupted"), "{noted}");
 
     // The power fails while Nextcloud is closed.
     begin_backup();

@@ -260,6 +260,7 @@ fn of_two_profiles_of_one_nextcloud_the_second_waits_for_the_first() {
     World::until("the dump begins", || world.tools().join("dumping").exists());
     let mut second = Command::new(scripts().join("backup-local"));
     second.arg("other").arg("--config").arg(world.path("other.toml")).arg("--bin").arg(world.tools());
+    second.arg("--verbose");
     let second = run(&mut second).expect(0);
     // then both succeed, and neither has Nextcloud closed for what the other one does.
     testkit::judge(first.wait_with_output().unwrap()).expect(0);

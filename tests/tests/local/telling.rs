@@ -149,3 +149,44 @@ fn what_others_named_is_no_command_to_the_terminal() {
     assert!(ran.stderr.contains("--ho?[31mme?2J??x"), "{:?}", ran.stderr);
     assert!(!ran.stderr.contains('\u{1b}') && !ran.stderr.contains('\u{9b}'));
 }
+
+#[test]
+fn a_night_under_cron_is_silent_if_it_is_well_and_noted_and_told_if_not() {
+    let world = World::new("heardnight");
+    let profile = world.path("home.toml");
+    let text = std::fs::read_to_string(&profile).unwrap();
+    let mail = world.path("mail");
+    testkit::script(&world.path("sendmail"), &format!("#!/bin/sh\ncat >>'{}'\n", mail.display()));
+    let ways =
+        format!("[notify.mail]\nto = [\"root\"]\nsendmail = [\"{}\"]\n", world.path("sendmail").display());
+    std::fs::write(&profile, text + &ways).unwrap();
+    let mut night = Command::new(scripts().join("backup-local"));
+    night.args(world.backup().get_args().filter(|arg| *arg != "--verbose"));
+    let ran = run(&mut night).expect(0);
+    assert_eq!(ran.stderr, "");
+    assert_eq!(ran.json["warnings"], serde_json::json!([]));
+    assert!(!mail.exists());
+    world.inject("pg-snap", "dump*", "echo 'no dump today' >&2; exit 69");
+    std::thread::sleep(Duration::from_millis(1100));
+    let ran = run(&mut night).expect(69);
+    assert!(
+        ran.stderr.contains("no dump today") && ran.stderr.contains("nothing was published"),
+        "{}",
+        ran.stderr
+    );
+    let told = std::fs::read_to_string(&mail).unwrap();
+    assert!(told.contains("backup FAILED") && told.contains("  no dump today"), "{told}");
+    // A way that does not work is a warning, and the night is what it was.
+    world.restore_tools();
+    testkit::script(&world.path("sendmail"), "#!/bin/sh\necho no queue >&2; exit 75\n");
+    std::thread::sleep(Duration::from_millis(1100));
+    let ran = run(&mut night).expect(0);
+    assert_eq!(ran.json["warnings"][0]["kind"], "not-sent", "{:#}", ran.json);
+    assert!(ran.json["warnings"][0]["message"].as_str().unwrap().contains("no queue"), "{:#}", ran.json);
+    let history = std::fs::read_to_string(world.path("state/history.jsonl")).unwrap();
+    let codes: Vec<u64> = history
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["exit_code"].as_u64().unwrap())
+        .collect();
+    assert_eq!(codes, [0, 69, 0]);
+}
