@@ -115,10 +115,8 @@ pub fn list(args: &List, report: &mut Report) -> Result<()> {
             report.show(format!("last {what}: {old}{at} {how}"));
         }
     }
-    if let Some(at) = open["verified_at"].as_str() {
-        report.show(format!(
-            "what the verification of {at} found wrong has not been found well since: link-sync verify"
-        ));
+    if let Some(at) = open["verified_at"].as_str().filter(|_| last["verified_at"] != open["verified_at"]) {
+        report.show(format!("what was found wrong at {at} was not found well since: link-sync verify"));
     }
     report.set("last_verify", verify);
     report.set("last_drill", drill);

@@ -16,6 +16,7 @@ mod promise;
 mod prune;
 mod push;
 mod room;
+mod sent;
 mod settings;
 mod shown;
 mod siblings;

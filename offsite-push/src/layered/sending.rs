@@ -21,7 +21,7 @@ use super::{LARGE, ask};
 use crate::generation::Content;
 use crate::siblings::Siblings;
 use crate::store::Snapshot;
-use crate::{TOOL, room, tell};
+use crate::{TOOL, room, sent};
 
 /// What is to be done.
 #[derive(Debug)]
@@ -381,11 +381,12 @@ impl Sending<'_, '_> {
                 ask(self.siblings, "intend", &json!({"intend": {"date": date, "layers": layers}}))?;
             self.sent.changed |= intended["changed"] == true;
         }
-        room::fits(self.siblings.settings, facts.image_bytes, self.job.reserve)?;
-        say!(TOOL, "sending {name}, {}", tell::bytes(facts.image_bytes));
+        let settings = self.siblings.settings;
+        room::fits(settings, facts.image_bytes, self.job.reserve)?;
         let put = json!({"put": {"image": name, "from": self.workshop.path(name), "bytes": facts.image_bytes,
             "sha256": facts.sha256, "reserve": self.job.reserve, "is_last": is_last}});
-        if ask(self.siblings, "put", &put)?["copied"] == true {
+        let send = || ask(self.siblings, "put", &put);
+        if sent::told(settings, name, facts.image_bytes, send)?["copied"] == true {
             self.sent.changed = true;
             self.sent.images += 1;
             self.sent.image_bytes += facts.image_bytes;
@@ -421,7 +422,8 @@ impl Sending<'_, '_> {
     }
 
     fn put_contents(&mut self, all: &[&Big], date: &str, base: Option<&Base>) -> Result<bool> {
-        let store = self.siblings.settings.store()?.to_owned();
+        let settings = self.siblings.settings;
+        let store = settings.store()?;
         let old = self.base_big(base).unwrap_or_default();
         let content = |big: &Big, date: &str| json!({"sha256": big.sha256, "bytes": big.bytes, "date": date, "path": big.path, "path_b64": big.path_b64});
         for big in all {
@@ -432,11 +434,11 @@ impl Sending<'_, '_> {
             // What differs is told by the one in the store.
             let base = base.filter(|base| !base.by_manifest);
             let like = before.zip(base).map(|(old, base)| content(old, &base.date));
-            room::fits(self.siblings.settings, if like.is_some() { 0 } else { big.bytes }, self.job.reserve)?;
-            say!(TOOL, "sending {}, {}", common::show::escaped(&big.path), tell::bytes(big.bytes));
+            room::fits(settings, if like.is_some() { 0 } else { big.bytes }, self.job.reserve)?;
             let put = json!({"put-big": {"store": store, "content": content(big, date), "like": like,
                 "reserve": self.job.reserve}});
-            let answer = ask(self.siblings, "put-big", &put)?;
+            let send = || ask(self.siblings, "put-big", &put);
+            let answer = sent::told(settings, &big.path, big.bytes, send)?;
             if answer["copied"] == true {
                 self.sent.changed = true;
                 self.sent.big_bytes += answer["patched_bytes"].as_u64().unwrap_or(big.bytes);

@@ -89,6 +89,14 @@ fn status_says_whether_all_is_well_and_what_to_do_and_ends_with_a_code_for_monit
         seen.text
     );
 
+    // A date that is none ends a restore of the whole instance before it begins.
+    let mut back = Command::new(scripts().join("restore"));
+    back.args(["home", "--yes", "--date", "1999-01", "--config"]).arg(world.path("home.toml"));
+    let back = run(back.arg("--bin").arg(world.tools())).expect(78);
+    assert_eq!(back.json["data"]["failed_step"], "date", "{:#}", back.json);
+    assert!(back.json["error"]["hint"].as_str().unwrap().contains(&world.dates()[0]), "{:#}", back.json);
+    assert!(!world.in_maintenance());
+
     // Too old.
     let late = run(&mut status(&world, &["--max-backup-age", "0h"])).expect(1);
     assert!(findings(&late)[0].contains("critical S2: \"the newest snapshot is"), "{:?}", findings(&late));
