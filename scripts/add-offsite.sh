@@ -37,7 +37,7 @@ check_answers() {
     case $port in *[!0-9]* | ??????*) fail 2 "--to '$to': the port is a number" ;; esac
     [ "$port" != 22 ] || port=''
     user=${s3%@*} host=${s3#*@}
-    directory=${directory:-/home/$user/container}
+    directory=${directory:-/home/$user/container$(taken_by_another "/home/$user/container")}
     case $directory in *[[:cntrl:]\"\'\\]*) fail 2 "--directory: a plain path, please" ;; /*) ;; *) fail 2 "--directory '$directory': an absolute path on S3" ;; esac
     [ -n "$size" ] || [ -e "$(container_header)" ] || fail 2 '--size is needed: how big the container may become, like 776G'
     case $size in '' | [1-9]*[kKmMgGtT]) ;; *) fail 2 "--size '$size': write it like 776G" ;; esac

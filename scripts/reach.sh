@@ -10,7 +10,7 @@ has() { [ -n "$(of "$1")" ]; }
 s3_sftp() {
     local port identity known
     port=$(of .offsite.sshfs.port) identity=$(of .offsite.sshfs.identity) known=$(of .offsite.sshfs.known_hosts)
-    printf '%s\n' "$@" | timeout -k 5 40 sftp -b - -o BatchMode=yes -o StrictHostKeyChecking=yes -o ConnectTimeout=20 -o ServerAliveInterval=10 \
+    printf '%s\n' "$@" | timeout -k 5 40 sftp -b - -o BatchMode=yes -o StrictHostKeyChecking=yes -o UpdateHostKeys=no -o ConnectTimeout=20 -o ServerAliveInterval=10 \
         -o ForwardAgent=no -o ClearAllForwardings=yes ${port:+-P "$port"} ${identity:+-o IdentitiesOnly=yes -i "$identity"} \
         ${known:+-o "UserKnownHostsFile=\"$known\""} -- "$(of .offsite.sshfs.host)"
 }
