@@ -14,6 +14,8 @@ s3_sftp() {
         -o ForwardAgent=no -o ClearAllForwardings=yes ${port:+-P "$port"} ${identity:+-o IdentitiesOnly=yes -i "$identity"} \
         ${known:+-o "UserKnownHostsFile=\"$known\""} -- "$(of .offsite.sshfs.host)"
 }
+# s3_reason: of what it said, the line that has the reason.
+s3_reason() { tr -d '\r' | grep -vE '^(sftp>|Connection closed)|^$' | tail -n 1; }
 # sftp_word TEXT: quoted for sftp's own line.
 sftp_word() { printf '"%s"' "$(printf %s "$1" | sed 's/[\\"*?[]/\\&/g')"; }
 
