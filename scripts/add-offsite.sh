@@ -24,6 +24,8 @@ check_answers() {
         [ -n "$to" ] || fail 1 "/etc/nc-backup/$profile.toml has a container on this machine's own disk: it is left as it is"
         [ -z "$given_to" ] || [ "$given_to" = "$to" ] || [ "$given_to:22" = "$to" ] || [ "$given_to" = "$to:22" ] ||
             fail 1 "/etc/nc-backup/$profile.toml has its copy at $to already: change it there, or leave out --to"
+        [ -z "$bwlimit" ] || [ "$bwlimit" = "$(of .offsite.sshfs.bwlimit)" ] || fail 1 "/etc/nc-backup/$profile.toml has its tables already: change bwlimit in [offsite.sshfs] there, or leave out --bwlimit"
+        [ -z "$keep" ] || [ "$keep" = none ] || has '.offsite.retention | select(. != {})' || fail 1 "/etc/nc-backup/$profile.toml has its tables already: write [offsite.retention] there, or leave out --keep"
         [ -z "$given_directory" ] || [ "$given_directory" = "$directory" ] || fail 1 "/etc/nc-backup/$profile.toml has the folder $directory already"
     fi
     case $to in
@@ -37,7 +39,7 @@ check_answers() {
     case $port in *[!0-9]* | ??????*) fail 2 "--to '$to': the port is a number" ;; esac
     [ "$port" != 22 ] || port=''
     user=${s3%@*} host=${s3#*@}
-    directory=${directory:-/home/$user/container}
+    directory=${directory:-/home/$user/container$(taken_by_another "/home/$user/container")}
     case $directory in *[[:cntrl:]\"\'\\]*) fail 2 "--directory: a plain path, please" ;; /*) ;; *) fail 2 "--directory '$directory': an absolute path on S3" ;; esac
     [ -n "$size" ] || [ -e "$(container_header)" ] || fail 2 '--size is needed: how big the container may become, like 776G'
     case $size in '' | [1-9]*[kKmMgGtT]) ;; *) fail 2 "--size '$size': write it like 776G" ;; esac
@@ -49,8 +51,8 @@ check_answers() {
     [ -z "$host_key" ] || check_key --host-key "$(printf %s "$host_key" | sed 's/^\(\[[^ ]*\]:[0-9]* \|[^ ]* \)\(ssh-\|ecdsa-\)/\2/')"
     host_key=$words
     check_kept_at
-    for program in sshfs cryptsetup mkfs.ext4 mkfs.btrfs; do
-        command -v "$program" >/dev/null || [ -n "$dry_run" ] || fail 69 "$program is missing: apt-get install sshfs cryptsetup-bin e2fsprogs btrfs-progs squashfs-tools"
+    for needed in sshfs cryptsetup mkfs.ext4 mkfs.btrfs; do
+        command -v "$needed" >/dev/null || [ -n "$dry_run" ] || fail 69 "$needed is missing: apt-get install sshfs cryptsetup-bin e2fsprogs btrfs-progs squashfs-tools"
     done
     identity=$(of .offsite.sshfs.identity)
     identity=${identity:-/root/.ssh/nc-backup-s3}
@@ -207,7 +209,7 @@ try_s3() {
         124:* | 137:*) echo "does not answer within 40 s" ;;
         *'Permission denied ('*) echo "does not let the key $identity in" ;;
         *"stat remote: No such file"* | *"Can't change directory"* | *"Couldn't canonicalize"*) echo "has no folder $directory that $user may enter" ;;
-        *) printf '%s\n' "$answer" | grep -v '^sftp>' | tail -n 1 ;;
+        *) printf '%s\n' "$answer" | s3_reason ;;
     esac
     return 1
 }

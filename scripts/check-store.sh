@@ -59,10 +59,10 @@ check_account() {
 # --- the copy elsewhere ---
 
 check_offsite() {
-    local key header
+    local key header needed
     key=$(container_key) header=$(container_header)
-    for program in cryptsetup mount $(has .offsite.sshfs && echo sshfs); do
-        command -v "$program" >/dev/null || found error no-program S2 "$program is missing" 'apt-get install sshfs cryptsetup-bin e2fsprogs btrfs-progs'
+    for needed in cryptsetup mount $(has .offsite.sshfs && echo sshfs); do
+        command -v "$needed" >/dev/null || found error no-program S2 "$needed is missing" 'apt-get install sshfs cryptsetup-bin e2fsprogs btrfs-progs'
     done
     [ -z "$(of .offsite.sshfs.host)" ] || check_s3
     if [ ! -e "$key" ]; then
@@ -125,6 +125,6 @@ check_s3() {
         *'Host key verification failed'* | *'host key is known'*)
             found error s3-host-key "$where" 'its host key is not known here' "$here/add-offsite $profile --host-key 'the line that S3 printed'" ;;
         *'Permission denied'*) found error s3-key "$where" "does not let $(of .offsite.sshfs.identity) in" "$here/add-offsite $profile   # says again what S3 needs" ;;
-        *) found error s3 "$where" "$(printf %s "$answer" | grep -v '^sftp>' | tail -n 1)" "$here/add-offsite $profile" ;;
+        *) found error s3 "$where" "$(printf %s "$answer" | s3_reason)" "$here/add-offsite $profile" ;;
     esac
 }

@@ -43,14 +43,15 @@ do_it() {
         "$@" >&2 || fail 1 "failed: $*"
     fi
 }
-# put_file PATH MODE: its content is stdin. One that is there, and has another content, is not touched.
+# put_file PATH MODE: its content is stdin. One that is there, and has another content, is not touched, unless it is as we made it.
 put_file() {
     local content draft
     content=$(cat; echo .)
     content=${content%.}
     if [ -e "$1" ] || [ -L "$1" ]; then
         [ "$(sha256sum <"$1")" != "$(printf %s "$content" | sha256sum)" ] || return 0
-        fail 1 "$1 is there already, with another content: it is left as it is. Compare it with what --dry-run shows of a new one, or move it away"
+        grep -qxF "file$tab$1$tab$(sha256sum <"$1" | cut -d' ' -f1)" "$made" 2>/dev/null ||
+            fail 1 "$1 is there already, with another content: it is left as it is. Compare it with what --dry-run shows of a new one, or move it away"
     fi
     if [ -n "$dry" ]; then
         printf '    %s (mode %s):\n' "$1" "$2" >&2

@@ -28,6 +28,15 @@ source_table() {
     printf '\n[[snapshot.source]]\nname = %s\n' "$(toml "$1")"
     [ -z "${2-}" ] || printf 'path = %s\n' "$(toml "$2")"
 }
+# taken_by_another VALUE: -PROFILE, if another profile on this machine has it; a key opens one store, a folder holds one container.
+taken_by_another() {
+    local other
+    for other in /etc/nc-backup/*.toml; do
+        [ "$other" != "/etc/nc-backup/$profile.toml" ] && grep -qsF "= \"$1\"" "$other" || continue
+        echo "-$profile"
+        return 0
+    done
+}
 # check_store OPTION WHERE, check_port PORT: whether they can be in one.
 check_store() { case $2 in /* | *@*:/*) ;; *) fail 2 "$1 '$2': write user@host:/path, or /path of a disk here" ;; esac; }
 check_port() { case $1 in *[!0-9]*) fail 2 "--port '$1' is not a number" ;; esac; }

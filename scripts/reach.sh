@@ -10,10 +10,12 @@ has() { [ -n "$(of "$1")" ]; }
 s3_sftp() {
     local port identity known
     port=$(of .offsite.sshfs.port) identity=$(of .offsite.sshfs.identity) known=$(of .offsite.sshfs.known_hosts)
-    printf '%s\n' "$@" | timeout -k 5 40 sftp -b - -o BatchMode=yes -o StrictHostKeyChecking=yes -o ConnectTimeout=20 -o ServerAliveInterval=10 \
+    printf '%s\n' "$@" | timeout -k 5 40 sftp -b - -o BatchMode=yes -o StrictHostKeyChecking=yes -o UpdateHostKeys=no -o ConnectTimeout=20 -o ServerAliveInterval=10 \
         -o ForwardAgent=no -o ClearAllForwardings=yes ${port:+-P "$port"} ${identity:+-o IdentitiesOnly=yes -i "$identity"} \
         ${known:+-o "UserKnownHostsFile=\"$known\""} -- "$(of .offsite.sshfs.host)"
 }
+# s3_reason: of what it said, the line that has the reason.
+s3_reason() { tr -d '\r' | grep -vE '^(sftp>|Connection closed)|^$' | tail -n 1; }
 # sftp_word TEXT: quoted for sftp's own line.
 sftp_word() { printf '"%s"' "$(printf %s "$1" | sed 's/[\\"*?[]/\\&/g')"; }
 

@@ -126,7 +126,8 @@ prepare_s2() {
 }
 identity_to_come() { [ -e "$identity" ] || { identity=/nonexistent; }; }
 via_ssh() {
-    timeout -k 5 900 ssh -o ConnectTimeout=20 -o UpdateHostKeys=no -o ServerAliveInterval=15 -o ServerAliveCountMax=4 -o ControlMaster=auto \
+    # In the foreground: ssh may ask for a password.
+    timeout --foreground -k 5 900 ssh -o ConnectTimeout=20 -o UpdateHostKeys=no -o ServerAliveInterval=15 -o ServerAliveCountMax=4 -o ControlMaster=auto \
         -o "ControlPath=$control/s" -o ControlPersist=60 ${port:+-p "$port"} -- "$via" "$1"
 }
 close_via() {

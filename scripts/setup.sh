@@ -55,7 +55,7 @@ make_profile() {
         *)
             check_port "$port"
             look_at_host
-            question identity 'Key for S2' /root/.ssh/nc-backup
+            question identity 'Key for S2' "/root/.ssh/nc-backup$(taken_by_another /root/.ssh/nc-backup)"
             [ -n "$yes$via" ] || question via 'Prepare S2 now by your own ssh, like root@s2 (- to do it there by hand)' -
             [ "$via" != - ] || via=''
             check_given

@@ -50,6 +50,11 @@ fn the_cures_that_it_prints_cure_until_a_backup_succeeds() {
         assert!(has(&first, "error", kind), "{kind}: {:?}", findings(&first));
     }
     assert!(has(&first, "warning", "no-retention"));
+    // a night says so before it sends anything, and before maintenance;
+    let night = testkit::run(world.machine.script("backup-local").arg("home")).expect(77);
+    assert_eq!(night.json["data"]["failed_step"], "look-database");
+    let steps = night.json["data"]["steps"].as_array().unwrap();
+    assert!(!steps.iter().any(|s| ["stage", "maintenance"].contains(&s["step"].as_str().unwrap())));
     // what is said to people has every message, and each cure alone on its line.
     for finding in first.json["data"]["findings"].as_array().unwrap() {
         assert!(first.stderr.contains(finding["message"].as_str().unwrap()), "{}", first.stderr);

@@ -222,6 +222,22 @@ fn another_host_key_is_not_taken_for_the_known_one() {
     assert_eq!(world.s1.sh("wc -l </root/.ssh/known_hosts"), "1");
     refused(&with(&second), 1, "by another key");
     assert_eq!(world.s1.sh("cat /root/.ssh/known_hosts"), format!("[127.0.0.1]:9 {first}"));
+    // A second profile gets a key of its own: a key opens one store.
+    let second_profile = [
+        "work",
+        "--yes",
+        "--url",
+        "",
+        "--store",
+        "nc-backup@127.0.0.1:/srv/backup/work",
+        "--port",
+        "9",
+        "--no-timers",
+    ];
+    ok(&world.setup(&second_profile));
+    assert!(world.s1.holds("grep -qF '\"/root/.ssh/nc-backup-work\"' /etc/nc-backup/work.toml && test -s /root/.ssh/nc-backup-work-restore"));
+    ok(&world.setup(&["work", "--undo", "--yes"]));
+    assert!(world.s1.holds("test -s /root/.ssh/nc-backup && test ! -e /root/.ssh/nc-backup-work"));
     // What others wrote there stays when ours goes.
     world.s1.sh("echo \"other $(cat /root/second.pub)\" >>/root/.ssh/known_hosts");
     ok(&world.setup(&["home", "--undo", "--yes"]));

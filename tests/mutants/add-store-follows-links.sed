@@ -1,0 +1,2 @@
+# scripts/made.sh
+/it is a link/d

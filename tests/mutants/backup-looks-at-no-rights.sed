@@ -1,0 +1,2 @@
+# scripts/backup-local
+/^look_database$/d

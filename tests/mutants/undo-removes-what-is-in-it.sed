@@ -1,0 +1,2 @@
+# scripts/made.sh
+s/stayed "\$first, in which there is something"/rm -rf -- "$first"/
