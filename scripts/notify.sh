@@ -74,6 +74,8 @@ run_command() {
 # find_object: of the run of a unit that has just ended: in the history, in the journal, or made of what systemd tells.
 find_object() {
     local code
+    : >"$work/journal"
+    [ -n "${MONITOR_SERVICE_RESULT-}" ] || ask_systemd
     invocation=${MONITOR_INVOCATION_ID-}
     case $invocation in '' | *[!0-9a-f]*) invocation='' ;; esac
     if [ -n "$invocation" ]; then
@@ -91,7 +93,7 @@ find_object() {
     case ${MONITOR_EXIT_CODE-} in
         exited) code=${MONITOR_EXIT_STATUS:-1} ;;
         killed | dumped) code=$((128 + $(kill_number "${MONITOR_EXIT_STATUS-}"))) ;;
-        *) code=1; [ "${MONITOR_SERVICE_RESULT-}" != success ] || code=0 ;;
+        *) code=1; [ "${MONITOR_SERVICE_RESULT:-${well:+success}}" != success ] || code=0 ;;
     esac
     case $code in *[!0-9]*) code=1 ;; esac
     # What follows the run may have printed the last one (ExecStopPost=): it is the run's own only if the exit codes agree.
@@ -100,8 +102,23 @@ find_object() {
         <"$work/journal" >"$work/object" 2>/dev/null || true
     [ -s "$work/object" ] || made_up "$code" "the unit ${MONITOR_UNIT:-of $kind} ended: ${MONITOR_SERVICE_RESULT:-how is not known} (${MONITOR_EXIT_CODE:-?} ${MONITOR_EXIT_STATUS:-?})"
 }
+# ask_systemd: what it tells by variables where it can (not before version 251, nor where more than one has started us).
+ask_systemd() {
+    local line
+    case $kind in backup) MONITOR_UNIT=nc-backup ;; push) MONITOR_UNIT=nc-backup-offsite ;; *) MONITOR_UNIT=nc-backup-$kind ;; esac
+    MONITOR_UNIT=$MONITOR_UNIT@$profile.service
+    for line in $(timeout -k 5 20 systemctl show -p InvocationID -p Result -p ExecMainCode -p ExecMainStatus "$MONITOR_UNIT" 2>/dev/null); do
+        case $line in
+            InvocationID=*) MONITOR_INVOCATION_ID=${line#*=} ;;
+            Result=*) MONITOR_SERVICE_RESULT=${line#*=} ;;
+            ExecMainStatus=*) MONITOR_EXIT_STATUS=${line#*=} ;;
+            ExecMainCode=1) MONITOR_EXIT_CODE=exited ;;
+            ExecMainCode=[23]) MONITOR_EXIT_CODE=killed ;;
+        esac
+    done
+}
 kill_number() {
-    case $1 in HUP) echo 1 ;; INT) echo 2 ;; QUIT) echo 3 ;; ABRT) echo 6 ;; KILL) echo 9 ;; SEGV) echo 11 ;; TERM) echo 15 ;; *) echo 9 ;; esac
+    case $1 in [1-9] | [1-6][0-9]) echo "$1" ;; HUP) echo 1 ;; INT) echo 2 ;; QUIT) echo 3 ;; ABRT) echo 6 ;; KILL) echo 9 ;; SEGV) echo 11 ;; TERM) echo 15 ;; *) echo 9 ;; esac
 }
 
 # note_history: the run's object, a line of the history; a very large one without its steps.

@@ -92,6 +92,12 @@ fn a_unit_that_was_killed_is_told_and_one_that_told_itself_is_not_told_twice() {
     run(unit(&world, "prune", "success", "exited", "3").env("MONITOR_INVOCATION_ID", "ab")).expect(0);
     assert!(world.mails().is_empty());
     assert_eq!(world.history()[2]["exit_code"], 3);
+    // A systemd that tells nothing: the name of the unit does.
+    let mut silent = Command::new(testkit::scripts().join("notify"));
+    silent.args(["prune:heard:ok", "--unit", "--bin"]).arg(world.path("bin"));
+    run(silent.arg("--config").arg(world.path("heard.toml"))).expect(0);
+    assert!(world.mails().is_empty());
+    assert_eq!(world.history()[3]["exit_code"], 0);
     for odd in ["nothing:heard", "backup:../x", "backup", "backup:Heard"] {
         let mut command = Command::new(testkit::scripts().join("notify"));
         run(command.args([odd, "--unit", "--bin"]).arg(world.path("bin"))).expect(2);
