@@ -114,10 +114,10 @@ pub fn prune(store: &Store, ask: &Order, now: Timestamp) -> Result<Pruned> {
         noted = note(&mut ledger, &dir, ask)?;
     }
     // Those that are no folders here are the caller's to remove, now that they are noted.
+    // (What is odd or damaged counts for nothing, and is a folder all the same.)
     let is_elsewhere =
         |date: &String| !dates.contains(date) && ask.listed.iter().any(|listed| listed.date == *date);
-    let (mut elsewhere, folders) =
-        std::mem::take(&mut pruned.removed).into_iter().partition(|date| is_elsewhere(date));
+    let (mut elsewhere, folders) = std::mem::take(&mut pruned.removed).into_iter().partition(is_elsewhere);
     pruned.removed = folders;
     pruned.unlisted = lists::hand_on(&dir, &dates, &pruned.removed, &|bytes| pace.wrote(bytes))?;
     paths += away.rename(&mut ledger, &mut pruned)?;
