@@ -149,7 +149,7 @@ denied() {
     shift 3
     ! sudo -n -l -- "$@" >/dev/null 2>&1
 }
-rules='README has them'
+rules='docs/setup.md has them'
 case ${0##*/} in
     backup-local) rules="$here/setup prints them" ;;
     push-offsite | drill) rules="$0 --help has them" ;;

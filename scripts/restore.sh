@@ -87,7 +87,7 @@ draft_profile() {
         }
     done
     {
-        printf '# Written by restore from the snapshot of %s. README.md explains every key.\n' "$date"
+        printf '# Written by restore from the snapshot of %s. docs/profile.md explains every key.\n' "$date"
         printf '[nextcloud]\nroot = %s\n\n' "$(toml "$(saved_path html)")"
         # Backups get a key of their own, as setup makes it.
         store_tables "$from" "${identity:+/root/.ssh/nc-backup}" "$identity" "$port" "$known_hosts"

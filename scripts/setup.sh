@@ -86,7 +86,7 @@ write_profile() {
     trap 'exit 130' INT
     trap 'exit 143' TERM
     {
-        printf '# Written by setup for Nextcloud %s. README.md explains every key.\n' "$(fact .data.version)"
+        printf '# Written by setup for Nextcloud %s. docs/profile.md explains every key.\n' "$(fact .data.version)"
         printf '[nextcloud]\nroot = %s\n' "$(toml "$root")"
         [ -z "$occ" ] || printf 'occ = %s\n' "$argv"
         [ -z "$url" ] || printf 'url = %s\n' "$(toml "$url")"

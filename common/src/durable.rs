@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+use nix::unistd::syncfs;
 
 use crate::fault::Fault;
 use crate::mutant;
@@ -49,12 +50,18 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
 /// Puts `bytes` at `path` with `mode`: wholly or not at all, durable on return.
 /// A temporary name beside it (`.NAME.new`) is replaced; symlinks are not followed.
 pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    sync_dir(put(path, bytes, mode, true)?)
+    sync_dir(put(path, bytes, mode, File::sync_all)?)
+}
+
+/// [`write()`] for a disk that is far away, with one wait instead of many: all that was written to its file system before, and
+/// renamed there, is durable before the file has its name. The name itself is so after the next sync, or when that is unmounted.
+pub fn write_after_all(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    put(path, bytes, mode, |file| Ok(syncfs(file)?)).map(drop)
 }
 
 /// [`write()`] without waiting for the disk: whole for whoever reads it now, and perhaps empty after a power cut.
 pub fn write_soon(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    put(path, bytes, mode, false).map(drop)
+    put(path, bytes, mode, |_| Ok(())).map(drop)
 }
 
 /// Removes the file at `path`, not yet durably; whether there was one.
@@ -67,7 +74,12 @@ pub fn remove(path: &Path) -> Result<bool> {
 }
 
 /// Puts it there; the folder it is in.
-fn put<'a>(path: &'a Path, bytes: &[u8], mode: u32, sync: bool) -> Result<&'a Path> {
+fn put<'a>(
+    path: &'a Path,
+    bytes: &[u8],
+    mode: u32,
+    sync: impl FnOnce(&File) -> std::io::Result<()>,
+) -> Result<&'a Path> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         anyhow::bail!("{} is not a file name", path.display());
     };
@@ -83,7 +95,7 @@ fn put<'a>(path: &'a Path, bytes: &[u8], mode: u32, sync: bool) -> Result<&'a Pa
     let written = nix::sys::stat::fchmod(&file, Mode::from_bits_truncate(mode))
         .map_err(std::io::Error::from)
         .and_then(|()| file.write_all(bytes))
-        .and_then(|()| if sync { file.sync_all() } else { Ok(()) })
+        .and_then(|()| sync(&file))
         .and_then(|()| std::fs::rename(&temporary, path));
     if let Err(e) = written {
         // The first error is the one that matters.

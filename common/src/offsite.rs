@@ -29,7 +29,7 @@ pub fn luks(profile: &Profile) -> Result<&Luks> {
 fn missing(profile: &Profile, table: &str, right: &str) -> anyhow::Error {
     let file = profile.file.as_ref().map_or("the profile".into(), |f| f.display().to_string());
     Fault::config(format!("{file} has no {table} table"))
-        .hint(format!("add {table} with {right} (README, The third copy, elsewhere)"))
+        .hint(format!("add {table} with {right} (docs/offsite.md)"))
         .into()
 }
 

@@ -10,6 +10,7 @@ mod copy;
 mod far;
 mod fsid;
 mod index;
+mod layer;
 mod list;
 mod maintenance;
 mod moved;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         Action::Find(find) => report("find", find.profile.profile.as_deref(), &|r| actions::find(find, r)),
         Action::Diff(diff) => report("diff", diff.profile.profile.as_deref(), &|r| actions::diff(diff, r)),
         Action::Copy(copy) => report("copy", copy.profile.profile.as_deref(), &|r| copy::copy(copy, r)),
+        Action::Layer(args) => report("layer", args.profile.profile.as_deref(), &|r| layer::layer(args, r)),
         Action::Restore(restore) => {
             report("restore", restore.profile.profile.as_deref(), &|r| restore::restore(restore, r))
         }

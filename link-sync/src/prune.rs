@@ -77,7 +77,8 @@ fn local(args: &Prune, settings: &Settings, path: &Path, report: &mut Report) ->
     // What lies in the store of an account is handled with its rights, as it could have put anything there.
     become_owner(&store)?;
     let needed = args.keep.iter().map(|date| (date.clone(), "needed (--keep)".to_owned())).collect();
-    prune_store(&store, &Order { what, dry_run: args.dry_run, needed, limit }, Timestamp::now())
+    let listed = args.listed.clone();
+    prune_store(&store, &Order { what, dry_run: args.dry_run, needed, listed, limit }, Timestamp::now())
 }
 
 /// For the far end: what this machine's profile says, counted so that a client cannot do harm.
@@ -85,7 +86,11 @@ pub fn for_client(store: &Store, retention: &Retention, dry_run: bool) -> Result
     let rules = rules(retention.clone(), true)?;
     let limit = Some(rules.max_removals());
     let what = Removal::Rules(Box::new(rules));
-    prune_store(store, &Order { what, dry_run, needed: Vec::new(), limit }, Timestamp::now())
+    prune_store(
+        store,
+        &Order { what, dry_run, needed: Vec::new(), listed: Vec::new(), limit },
+        Timestamp::now(),
+    )
 }
 
 fn rules(written: Retention, for_client: bool) -> Result<Rules> {

@@ -93,7 +93,7 @@ fn which_key(args: &[String], host: &str) -> String {
     };
     let Some(key) = args.iter().skip_while(|a| *a != "-i").nth(1) else {
         return format!(
-            "put this machine's public key {what} into ~/.ssh/authorized_keys of {host} (README, Prepare S2)"
+            "put this machine's public key {what} into ~/.ssh/authorized_keys of {host} (docs/setup.md, Prepare S2)"
         );
     };
     if !Path::new(key).exists() {
@@ -108,7 +108,7 @@ fn which_key(args: &[String], host: &str) -> String {
         return format!("there is no key {key} here, the one {what}: bring it back, or {another}");
     }
     format!(
-        "the key {what} is not let in: put {key}.pub into ~/.ssh/authorized_keys of {host}, as {line} (README, Prepare S2)"
+        "the key {what} is not let in: put {key}.pub into ~/.ssh/authorized_keys of {host}, as {line} (docs/setup.md, Prepare S2)"
     )
 }
 

@@ -7,7 +7,7 @@ use common::status::{Report, now};
 
 use crate::begun::Begun;
 use crate::detach::take_down;
-use crate::fs::FileSystem;
+use crate::fs::{self, FileSystem};
 use crate::header::Header;
 use crate::marks::{self, Left, Marks};
 use crate::record::Record;
@@ -81,14 +81,8 @@ pub(crate) fn up(settings: &Settings, record: &mut Record, how: How, report: &mu
             None => FileSystem::find(&mapping.device(), &mut watch)?,
         };
         as_it_was_left(settings, record, file_system, &mapping, how, &mut watch, report)?;
-        file_system.mount(
-            &mapping.device(),
-            &settings.mount_point,
-            read_only,
-            record.check_needed,
-            &mut watch,
-            report,
-        )?;
+        let way = fs::How { read_only, suspect: record.check_needed, layers: settings.layers };
+        file_system.mount(&mapping.device(), &settings.mount_point, way, &mut watch, report)?;
         let stack = stack::look(settings, Some(record))?;
         let Some(mount) = stack.mounts.last().filter(|_| stack.state == State::Attached) else {
             let state = stack.state.word();

@@ -78,9 +78,10 @@ pub(crate) enum Action {
         /// Size of the image, like 500G.
         #[arg(long)]
         size: Bytes,
-        /// File system inside.
-        #[arg(long, value_enum, default_value = "ext4")]
-        file_system: FileSystem,
+        /// File system inside [default: btrfs; ext4 if the profile's offsite.layout
+        /// is hardlink].
+        #[arg(long, value_enum)]
+        file_system: Option<FileSystem>,
         /// ext4: one inode for so many bytes. Each path of each snapshot takes one,
         /// but for files that did not change.
         #[arg(long, value_name = "N", default_value_t = 65536,
@@ -192,6 +193,8 @@ impl Action {
         let settings = Settings::load(self.place().1)?;
         match self {
             Action::Create { size, file_system, bytes_per_inode, pbkdf, .. } => {
+                let usual = if settings.layers { FileSystem::Btrfs } else { FileSystem::Ext4 };
+                let file_system = file_system.unwrap_or(usual);
                 let wanted = create::Wanted { size: size.0, file_system, bytes_per_inode, pbkdf };
                 create::run(&settings, &wanted, report)
             }

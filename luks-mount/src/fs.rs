@@ -16,12 +16,40 @@ const COMMON: &str = "nosuid,nodev,noexec,noatime";
 /// For ext4 that is written to: nothing behind our back, and no more writing after what could not be written.
 const WRITING: &str = ",noinit_itable,errors=remount-ro";
 
+/// For layers, where a push writes a few large files and syncs each: btrfs writes its trees once, at the end, and not every 30 s.
+const WRITING_LAYERS: &str = ",commit=300";
+/// For layers, of which few inodes and no free blocks are looked for: ext4 reads what it needs and no more.
+const EXT4_LAYERS: &str = ",inode_readahead_blks=0,no_prefetch_block_bitmaps";
+
+/// How it is to be mounted.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct How {
+    pub(crate) read_only: bool,
+    /// ext4 that is to be written is checked whatever it says.
+    pub(crate) suspect: bool,
+    /// It holds, or is to hold, layers.
+    pub(crate) layers: bool,
+}
+
+impl How {
+    /// The options of mount(8), as far as the way alone decides.
+    fn options(self, file_system: FileSystem) -> String {
+        let ro = if self.read_only { ",ro" } else { "" };
+        let layers = match file_system {
+            FileSystem::Ext4 => EXT4_LAYERS,
+            FileSystem::Btrfs if self.read_only => "",
+            FileSystem::Btrfs => WRITING_LAYERS,
+        };
+        format!("{COMMON}{ro}{}", if self.layers { layers } else { "" })
+    }
+}
+
 /// What a new container holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum FileSystem {
-    /// The one to take if in doubt.
+    /// The one to take for trees.
     Ext4,
-    /// Checks contents by itself.
+    /// Checks contents by itself; the one to take for layers.
     Btrfs,
 }
 
@@ -75,22 +103,19 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Checks it if it needs that, or ext4 for writing if `suspect`, and mounts it; `data.fsck` says whether something
+    /// Checks it if it needs that, or is suspect, and mounts it; `data.fsck` says whether something
     /// was repaired, `data.checked_before` when ext4 had been checked before, by whomever, and `data.checked_at` when it was now.
     pub(crate) fn mount(
         self,
         device: &Path,
         target: &Path,
-        read_only: bool,
-        suspect: bool,
+        how: How,
         watch: &mut Watch,
         report: &mut Report,
     ) -> Result<()> {
         report.set("fsck", "not-needed");
-        let mut options = COMMON.to_owned();
-        if read_only {
-            options.push_str(",ro");
-        }
+        let How { read_only, suspect, .. } = how;
+        let mut options = how.options(self);
         if self == FileSystem::Ext4 {
             let found = Super::read(device, watch)?;
             report.set("checked_before", found.last_checked.clone());
@@ -313,6 +338,22 @@ mod tests {
         assert!(stopped("rw,noatime ro,errors=remount-ro"));
         assert!(stopped("rw,noatime rw,emergency_ro"));
         assert!(stopped("rw,noatime rw,shutdown"));
+    }
+
+    #[test]
+    fn for_layers_little_is_read_and_written_besides() {
+        let options =
+            |file_system, read_only, layers| How { read_only, layers, suspect: false }.options(file_system);
+        for file_system in [FileSystem::Ext4, FileSystem::Btrfs] {
+            assert_eq!(options(file_system, false, false), COMMON);
+            assert_eq!(options(file_system, true, false), format!("{COMMON},ro"));
+        }
+        assert_eq!(options(FileSystem::Btrfs, false, true), format!("{COMMON},commit=300"));
+        assert_eq!(options(FileSystem::Btrfs, true, true), format!("{COMMON},ro"));
+        assert!(
+            options(FileSystem::Ext4, true, true)
+                .ends_with(",ro,inode_readahead_blks=0,no_prefetch_block_bitmaps")
+        );
     }
 
     #[test]

@@ -12,7 +12,7 @@ use common::fault::Fault;
 use common::fuse::{self, Health};
 use common::lock::Lock;
 use common::mounts::{self, Mount};
-use common::profile::{Luks, Profile};
+use common::profile::{Layout, Luks, Profile};
 use common::{offsite, places};
 
 use crate::cryptsetup::Cryptsetup;
@@ -69,6 +69,8 @@ pub(crate) struct Settings {
     /// The folder for what must not.
     pub(crate) runtime: PathBuf,
     pub(crate) cryptsetup: Cryptsetup,
+    /// The profile's layout: images instead of trees.
+    pub(crate) layers: bool,
     configured_mount_point: bool,
 }
 
@@ -121,6 +123,7 @@ impl Settings {
             mapping: offsite::mapping(&profile),
             state: places::state(&profile)?,
             runtime: places::runtime(&profile)?,
+            layers: profile.offsite.layout == Layout::Layers,
             configured_mount_point: luks.mount_point.is_some(),
             key_file: luks.key_file,
             cryptsetup: Cryptsetup::new(luks.cryptsetup),
@@ -141,6 +144,7 @@ impl Settings {
             state: "/state".into(),
             runtime: "/runtime".into(),
             cryptsetup,
+            layers: false,
             configured_mount_point: false,
         }
     }

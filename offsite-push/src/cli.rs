@@ -2,12 +2,14 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use common::profile::Bytes;
+use common::fault::Fault;
+use common::profile::{Bytes, Layout, TimeOfDay};
 use common::status::Report;
 
 use crate::inside::Inside;
+use crate::layered::Sizes;
 use crate::settings::{Place, Settings};
-use crate::{prune, push, status, store, verify, view};
+use crate::{prune, push, status, store, until, verify, view};
 
 /// The encrypted copy elsewhere: pushes the newest snapshot, and opens it to look.
 ///
@@ -39,10 +41,10 @@ refused: see push --accept-container.
 
 The last line on stdout is one JSON object; docs/status.schema.json has it.
 Exit codes: 0 the newest snapshot is there; 1 failed, nothing is mounted; 2
-usage; 3 pushed, but something was left out, or older dates in the container
-are not whole; 4 something is still mounted (the object says what); 69 S3 or a
-program is not there; 75 another push, or a view, is open; 77 rights; 78
-profile, store or container wrong; 128+N signal.";
+usage; 3 pushed, but something was left out, or the time was over (--until), or
+older dates in the container are not whole; 4 something is still mounted (the
+object says what); 69 S3 or a program is not there; 75 another push, or a view,
+is open; 77 rights; 78 profile, store or container wrong; 128+N signal.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Action {
@@ -57,9 +59,11 @@ pub(crate) enum Action {
     /// those dates are pruned.
     ///
     /// data: store, date, id, failed_step, push (date, id, base_date, sent_bytes,
-    /// received_bytes, copied_bytes, written_bytes, duration_ms, behind), prune (if
-    /// anything was removed; see `prune`), steps (of each: step, exit_code,
-    /// duration_ms, output: the tool's own object).
+    /// received_bytes, copied_bytes, written_bytes, duration_ms, behind; with layers:
+    /// layers (images, image_bytes, big_bytes), unfinished (date, images: if the
+    /// time was over before all of it was sent, exit code 3)), prune (if anything
+    /// was removed; see `prune`), steps (of each: step, exit_code, duration_ms,
+    /// output: the tool's own object).
     Push {
         #[command(flatten)]
         place: Place,
@@ -73,6 +77,16 @@ pub(crate) enum Action {
         /// offsite.reserve_bytes of the profile, or 64m.
         #[arg(long, value_name = "BYTES")]
         reserve_bytes: Option<Bytes>,
+        /// Layout 'layers': begin no image after this time of the day, like 07:00;
+        /// the next push goes on. Default: offsite.until of the profile, or no end.
+        #[arg(long, value_name = "HH:MM")]
+        until: Option<TimeOfDay>,
+        /// For tests: no more contents in one image.
+        #[arg(long, value_name = "BYTES", hide = true)]
+        image_bytes: Option<Bytes>,
+        /// For tests: what lies beside the images.
+        #[arg(long, value_name = "BYTES", hide = true)]
+        big_bytes: Option<Bytes>,
         /// Take the container as it is, once, though it is not the one left
         /// behind, or lacks dates that were, or another machine holds its lease:
         /// after it was restored, replaced or adopted, or a date was removed by
@@ -87,8 +101,13 @@ pub(crate) enum Action {
     /// no more than max_removals_per_day (10) within 24 hours. See link-sync prune.
     /// Sudo: /usr/sbin/offsite-push prune home
     ///
+    /// Of dates of layout "layers" the lists go, and then the images that no list
+    /// needs. Where most of what lies between two dates is superseded, one image is
+    /// made of it anew, and sent: at most a quarter of what it replaces.
+    ///
     /// data: prune (kept, removed, skipped, postponed, paths, snapshots: of each
-    /// its date, action and reasons), dry_run, failed_step, steps.
+    /// its date, action and reasons; layers_removed; merged: of each its date,
+    /// base_date, images, images_bytes, bytes), dry_run, failed_step, steps.
     Prune {
         #[command(flatten)]
         place: Place,
@@ -102,7 +121,8 @@ pub(crate) enum Action {
     },
     /// Tell what was pushed, what is waiting, and what is mounted now.
     ///
-    /// data: last_push, last_verify, unconfirmed, damaged (dates that are not
+    /// data: last_push, last_verify, unconfirmed, unfinished (with layers: the date
+    /// that is on its way, and its images so far), damaged (dates that are not
     /// whole), newest, behind (snapshots newer than the last one pushed), pushing,
     /// view, container, s3, s3_fsync (whether what is synced reaches S3's disk, as
     /// of the last mount), steps. Exit code 0.
@@ -118,8 +138,14 @@ pub(crate) enum Action {
     /// container's own checksums: that is weaker. All that is read comes through
     /// the link: --sample keeps it short. Exit code 1: something is wrong.
     ///
+    /// Of dates of layout "layers", images and large files are hashed as they lie,
+    /// and compared with what was noted here when they were sent; then the dates
+    /// are shown, and all names, sizes and attributes compared. --sample is the
+    /// share of images. Exit code 3: this kernel cannot show them.
+    ///
     /// data: store, fresh (it is the container left behind), not_fresh_because,
-    /// verify (as link-sync verify tells), received_bytes, steps.
+    /// verify (as link-sync verify tells), layers (needed, checked, weaker, wrong:
+    /// of each its layer, why, dates), seed, view, received_bytes, steps.
     Verify {
         #[command(flatten)]
         place: Place,
@@ -132,20 +158,30 @@ pub(crate) enum Action {
         /// Choose the sample as the run did that told this number.
         #[arg(long, value_name = "NUMBER")]
         seed: Option<u64>,
+        /// Read that share of the files of layers, too, as they are shown.
+        #[arg(long)]
+        contents: bool,
     },
     /// Open the container read-only, to look or to restore; it stays open.
     ///
     /// Until `unview` no push is possible. What comes back keeps its owners with
     /// link-sync restore home --store STORE --path alice/files --to DIR
     ///
-    /// data: path (the snapshot's folder), store (the folder of all dates, for
-    /// --store), date, dates (all there are), mount_point, steps.
+    /// A date of layout "layers" is a loop device for each of its images, and an
+    /// overlay of them. One date is open sooner than all; once one is open, `view`
+    /// of another shows that, too. Exit code 3: some dates cannot be shown.
+    ///
+    /// data: path (the snapshot's folder), store (the folder of the dates, for
+    /// --store), date, dates (all there are), view (of layers: dates that are
+    /// shown, failed, images that were mounted, duration_ms, link_bytes: both ways),
+    /// mount_point, steps.
     View {
         #[command(flatten)]
         place: Place,
-        /// Date of the snapshot, or 'latest' for the newest one.
-        #[arg(long, default_value = "latest", value_parser = date)]
-        date: String,
+        /// Date of the snapshot, or 'latest' for the newest one. Default: all are
+        /// shown, and the newest is told.
+        #[arg(long, value_parser = date)]
+        date: Option<String>,
     },
     /// Close what `view` opened, and whatever a killed push left.
     Unview {
@@ -194,22 +230,43 @@ impl Cli {
     /// Does it.
     pub(crate) fn run(self, report: &mut Report) -> Result<()> {
         match self.action {
-            Action::Push { place, bwlimit, date, reserve_bytes, accept_container } => {
+            Action::Push {
+                place,
+                bwlimit,
+                date,
+                reserve_bytes,
+                until,
+                image_bytes,
+                big_bytes,
+                accept_container,
+            } => {
                 let settings = Settings::load(&place)?;
+                if until.is_some() && settings.profile.offsite.layout == Layout::Hardlink {
+                    let message = "--until: a tree is copied in one piece, and not image by image";
+                    return Err(Fault::usage(message).hint("layout = \"layers\" in [offsite]").into());
+                }
                 push::run(
                     &settings,
-                    &push::Options { bwlimit, date, reserve_bytes, accept_container },
+                    &push::Options {
+                        bwlimit,
+                        date,
+                        reserve_bytes,
+                        accept_container,
+                        until: until::after_now(until.or(settings.profile.offsite.until))?,
+                        sizes: Sizes { image: image_bytes, big: big_bytes },
+                    },
                     report,
                 )
             }
             Action::Prune { place, dry_run, bwlimit } => {
-                prune::run(&Settings::load(&place)?, prune::Options { bwlimit, dry_run }, report)
+                prune::run(&Settings::load(&place)?, prune::Options { bwlimit, dry_run, until: None }, report)
             }
             Action::Status { place } => status::run(&Settings::load(&place)?, report),
-            Action::Verify { place, date, sample, seed } => {
-                verify::run(&Settings::load(&place)?, &verify::Options { date, sample, seed }, report)
+            Action::Verify { place, date, sample, seed, contents } => {
+                let options = verify::Options { date, sample, seed, contents };
+                verify::run(&Settings::load(&place)?, &options, report)
             }
-            Action::View { place, date } => view::open(&Settings::load(&place)?, &date, report),
+            Action::View { place, date } => view::open(&Settings::load(&place)?, date.as_deref(), report),
             Action::Unview { place, if_killed } => view::close(&Settings::load(&place)?, if_killed, report),
             Action::Inside(_) => Ok(()),
         }

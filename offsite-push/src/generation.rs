@@ -95,8 +95,29 @@ pub(crate) struct Content {
     pub(crate) stamp: Option<Stamp>,
     /// Why its generation cannot be read, if there is one.
     pub(crate) damaged: Option<String>,
-    /// The dates of its snapshots, oldest first.
+    /// The dates of its snapshots, of both layouts, oldest first.
     pub(crate) dates: Vec<String>,
+    /// Of those that are lists of layers: the names in them, the newest layer first.
+    #[serde(default)]
+    pub(crate) layered: BTreeMap<String, Vec<String>>,
+    /// The lists among the dates that cannot be read, and what else lies among them: why.
+    #[serde(default)]
+    pub(crate) unread: BTreeMap<String, String>,
+    /// The dates of lists that are on their way.
+    #[serde(default)]
+    pub(crate) unfinished: Vec<String>,
+}
+
+impl Content {
+    /// Whether there are dates that are seen only when their layers are laid over each other.
+    pub(crate) fn has_layers(&self) -> bool {
+        !self.layered.is_empty() || !self.unread.is_empty()
+    }
+
+    /// The dates that are trees.
+    pub(crate) fn trees(&self) -> impl Iterator<Item = &String> {
+        self.dates.iter().filter(|date| !self.layered.contains_key(*date) && !self.unread.contains_key(*date))
+    }
 }
 
 impl Known {
@@ -282,7 +303,7 @@ mod tests {
             id: "i".into(),
             pushed_at: "t".into(),
         };
-        Content { stamp: Some(stamp), damaged: None, dates: vec!["d".into()] }
+        Content { stamp: Some(stamp), dates: vec!["d".into()], ..Content::default() }
     }
 
     fn known(generation: Option<&str>, next: Option<&str>) -> Known {

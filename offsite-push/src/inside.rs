@@ -12,13 +12,15 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use common::fault::{Failure, Fault};
 use common::program::Program;
+use common::run::Cmd;
 use common::{durable, offsite};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+use serde_json::Value;
 
 use crate::disk::Disk;
 use crate::generation::{Content, Stamp};
-use crate::store;
+use crate::{layered, store};
 
 /// For ourselves: what is done in the container is done by a child, because S3 may stop answering.
 #[derive(Args, Debug)]
@@ -43,6 +45,8 @@ pub(crate) enum What {
     Prepare,
     /// Write the generation that is on stdin.
     Write,
+    /// Do with layers what stdin says.
+    Layers,
 }
 
 /// The file of the generation, in the container.
@@ -73,6 +77,20 @@ pub(crate) fn write(dir: &Path, patience: Duration, stamp: &Stamp) -> Result<()>
     child("write", dir, None, patience, serde_json::to_vec(stamp)?).map(drop)
 }
 
+/// Does with the layers in the container mounted at `dir` what `request` says (`layered/mod.rs`); the answer.
+pub(crate) fn layers(dir: &Path, patience: Duration, request: &Value) -> Result<Value> {
+    let cmd = command("layers", dir, serde_json::to_vec(request)?)?;
+    let output = outcome(cmd, dir, patience)?;
+    serde_json::from_slice(&output).context("the answer about the layers in the container is damaged")
+}
+
+/// The same when all is taken down: no signal stops it.
+pub(crate) fn layers_at_the_end(dir: &Path, patience: Duration, request: &Value) -> Result<Value> {
+    let cmd = command("layers", dir, serde_json::to_vec(request)?)?.uninterruptible();
+    let output = outcome(cmd, dir, patience)?;
+    serde_json::from_slice(&output).context("the answer about the layers in the container is damaged")
+}
+
 fn child(
     what: &str,
     dir: &Path,
@@ -80,11 +98,19 @@ fn child(
     patience: Duration,
     stdin: Vec<u8>,
 ) -> Result<Vec<u8>> {
-    let mut cmd =
-        Program::own()?.cmd().args(["inside", what, "--container"]).arg(dir).stdin(stdin).timeout(patience);
+    let mut cmd = command(what, dir, stdin)?;
     if let Some(image) = image {
         cmd = cmd.arg("--image").arg(image);
     }
+    outcome(cmd, dir, patience)
+}
+
+fn command(what: &str, dir: &Path, stdin: Vec<u8>) -> Result<Cmd> {
+    Ok(Program::own()?.cmd().args(["inside", what, "--container"]).arg(dir).stdin(stdin))
+}
+
+fn outcome(cmd: Cmd, dir: &Path, patience: Duration) -> Result<Vec<u8>> {
+    let cmd = cmd.timeout(patience);
     match cmd.output() {
         Ok(output) if output.status.success() => Ok(output.stdout),
         Ok(output) => {
@@ -111,11 +137,16 @@ pub(crate) fn answer(inside: &Inside) -> ExitCode {
         }
         What::Prepare => make_folder(dir).map(|()| Vec::new()),
         What::Write => stamp(dir).map(|()| Vec::new()),
+        What::Layers => layered::answer(dir),
     });
     match result.and_then(|bytes| Ok(std::io::stdout().write_all(&bytes)?)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             common::status::tell(format_args!("{error:#}"));
+            if matches!(inside.what, What::Layers) {
+                // Who asked tells it in its own object. One that has gone needs nothing more.
+                std::io::stdout().write_all(&layered::failed(&error)).ok();
+            }
             ExitCode::FAILURE
         }
     }
@@ -123,18 +154,24 @@ pub(crate) fn answer(inside: &Inside) -> ExitCode {
 
 fn content(dir: &Path) -> Result<Content> {
     let snapshots = offsite::store(dir);
-    let dates = match store::dates(&snapshots) {
+    let mut dates = match store::dates(&snapshots) {
         Ok(dates) => dates,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(e) => return Err(e).with_context(|| format!("cannot list {}", snapshots.display())),
     };
+    let layered::Told { layered, unread, unfinished } = layered::told(dir)?;
+    // A list that cannot be read is still a date that was pushed.
+    dates.extend(layered.keys().chain(unread.keys().filter(|name| store::is_date(name))).cloned());
+    dates.sort_unstable();
+    dates.dedup();
+    let found = Content { dates, layered, unread, unfinished, ..Content::default() };
     let file = dir.join(FILE);
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
     let fd = match open(&file, flags, Mode::empty()) {
         Ok(fd) => fd,
-        Err(nix::errno::Errno::ENOENT) => return Ok(Content { dates, ..Content::default() }),
+        Err(nix::errno::Errno::ENOENT) => return Ok(found),
         Err(nix::errno::Errno::ELOOP) => {
-            return Ok(Content { dates, stamp: None, damaged: Some(format!("{FILE} is a symlink")) });
+            return Ok(Content { damaged: Some(format!("{FILE} is a symlink")), ..found });
         }
         Err(e) => return Err(e).with_context(|| format!("cannot open {}", file.display())),
     };
@@ -146,8 +183,8 @@ fn content(dir: &Path) -> Result<Content> {
         Err(e) => return Err(e).with_context(|| format!("cannot read {}", file.display())),
     };
     Ok(match stamp {
-        Ok(stamp) => Content { stamp: Some(stamp), damaged: None, dates },
-        Err(why) => Content { stamp: None, damaged: Some(format!("{FILE}: {why}")), dates },
+        Ok(stamp) => Content { stamp: Some(stamp), ..found },
+        Err(why) => Content { damaged: Some(format!("{FILE}: {why}")), ..found },
     })
 }
 
@@ -168,7 +205,8 @@ fn make_folder(dir: &Path) -> Result<()> {
 fn stamp(dir: &Path) -> Result<()> {
     let mut text = Vec::new();
     std::io::stdin().read_to_end(&mut text)?;
-    durable::write(&dir.join(FILE), &text, 0o600)
+    // Whatever it stands for is durable before. It is itself when the container is closed, and until then nobody believes in it.
+    durable::write_after_all(&dir.join(FILE), &text, 0o600)
 }
 
 #[cfg(test)]
@@ -194,6 +232,27 @@ mod tests {
         std::fs::remove_file(dir.path().join(FILE)).unwrap();
         std::fs::create_dir(dir.path().join(FILE)).unwrap();
         assert!(content(dir.path()).unwrap().damaged.is_some());
+    }
+
+    #[test]
+    fn dates_of_both_layouts_are_told_and_a_list_that_cannot_be_read_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("snapshots/2026-11-21T03-30-00Z")).unwrap();
+        let lists = dir.path().join("layers/dates");
+        std::fs::create_dir_all(&lists).unwrap();
+        let (good, bad) = ("2026-11-22T03-30-00Z", "2026-11-23T03-30-00Z");
+        let text = format!("nc-backup layers 1\n{good}.sqfs\nsnapshots/2026-11-21T03-30-00Z/\nend\n");
+        std::fs::write(lists.join(good), &text).unwrap();
+        std::fs::write(lists.join(bad), &text[..30]).unwrap();
+        std::fs::write(lists.join("2026-11-24T03-30-00Z.unfinished"), &text).unwrap();
+        std::fs::write(lists.join("else"), "").unwrap();
+        let found = content(dir.path()).unwrap();
+        assert_eq!(found.dates, ["2026-11-21T03-30-00Z", good, bad]);
+        assert_eq!(found.trees().collect::<Vec<_>>(), ["2026-11-21T03-30-00Z"]);
+        assert_eq!(found.layered.keys().collect::<Vec<_>>(), [good]);
+        assert_eq!(found.layered[good], [format!("{good}.sqfs"), "snapshots/2026-11-21T03-30-00Z/".into()]);
+        assert_eq!(found.unread.keys().collect::<Vec<_>>(), [bad, "else"]);
+        assert_eq!(found.unfinished, ["2026-11-24T03-30-00Z"]);
     }
 
     #[test]

@@ -7,11 +7,12 @@ use std::time::Duration;
 use anyhow::Result;
 use common::fault::Fault;
 use common::profile::Bytes;
-use common::{mounts, say, signals};
+use common::{mounts, mutant, say, signals};
 
 use crate::TOOL;
 use crate::link::{Below, Watch};
 use crate::promise::Promise;
+use crate::shown::{self, Ended};
 use crate::siblings::{Answer, Call, Limit, Siblings, option};
 
 /// The longest a mount may take; it gives up by itself much earlier.
@@ -189,7 +190,18 @@ impl<'a, 's> Up<'a, 's> {
         Some(Limit::Rest(self.siblings.settings.patience.max(REST)))
     }
 
+    /// Takes down what is shown of it, then the container. What is shown holds it, and so does who uses that.
     fn detach(&mut self) -> Result<Answer> {
+        if mutant::active("what-is-shown-is-hidden-first") {
+            return self.detach_container();
+        }
+        match shown::hide(self.siblings.settings)? {
+            Ended::Held(who) => Ok(self.siblings.held(&who)),
+            Ended::Nothing | Ended::Hidden => self.detach_container(),
+        }
+    }
+
+    fn detach_container(&mut self) -> Result<Answer> {
         self.siblings.run(&Call {
             step: self.names[0],
             tool: "luks-mount",

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::layers::Up;
 use crate::open_view::Record;
+use crate::shown;
 use crate::siblings::{Answer, Call, Limit, Siblings};
 
 /// The longest a look may take: it asks a file system that may hang.
@@ -86,7 +87,9 @@ pub(crate) fn open_view(look: &Look, record: Option<Record>) -> Option<Record> {
 
 /// Takes down what is up, for which nobody is there any more. True if there was something.
 pub(crate) fn clear(look: &Look, siblings: &mut Siblings, report: &mut Report) -> Result<bool> {
-    let (s3, container) = (look.s3_up(), look.container_up());
+    // What is shown of it goes first, whatever became of the container below.
+    let container = look.container_up() || shown::is_up(siblings.settings)?;
+    let s3 = look.s3_up();
     if s3 || container {
         let what = match (container, s3) {
             (true, true) => "the container was open and S3 mounted",

@@ -1,9 +1,11 @@
 //! `offsite-push`: the encrypted copy elsewhere. Composes sshfs-mount, luks-mount and link-sync.
 
 mod cli;
+mod copying;
 mod disk;
 mod generation;
 mod inside;
+mod layered;
 mod layers;
 mod lease_keeper;
 mod leftovers;
@@ -15,10 +17,13 @@ mod prune;
 mod push;
 mod room;
 mod settings;
+mod shown;
 mod siblings;
 mod status;
+mod stop;
 mod store;
 mod tell;
+mod until;
 mod verify;
 mod view;
 mod whole;

@@ -3,6 +3,9 @@
 //! `link-sync prune` decides and removes; the generation changes as with a push. The date that the next push begins
 //! with, the newest that both stores hold, always stays. After a push the container is opened a second time for it: what
 //! was copied counts only when the container was closed cleanly, and until then nothing else may go.
+//!
+//! Of dates that lie there as lists of layers the lists go, after link-sync has noted it, and then what no list needs. What lies
+//! below a list stays: a tree as well as an image.
 
 use std::ffi::OsString;
 
@@ -18,6 +21,8 @@ use serde_json::{Value, json};
 
 use crate::generation::{Change, Known, Stamp, objection, refusal};
 use crate::inside;
+use crate::layered::merging;
+use crate::layered::pruning::{self, Listed};
 use crate::layers::Up;
 use crate::leftovers::{self, Look};
 use crate::open_view::Record;
@@ -36,6 +41,14 @@ pub(crate) struct Options {
     pub(crate) bwlimit: Option<Bytes>,
     /// Only tell.
     pub(crate) dry_run: bool,
+    /// Nothing is sent any more after this.
+    pub(crate) until: Option<jiff::Timestamp>,
+}
+
+impl Options {
+    fn is_over(&self) -> bool {
+        self.until.is_some_and(|until| jiff::Timestamp::now() >= until)
+    }
 }
 
 /// Does it.
@@ -91,7 +104,8 @@ pub(crate) fn round(
             return Err(error);
         }
         Ok(Some(done)) if down.closed => {
-            done.change.confirm(&settings.record(), done.stamped, None, done.dates)?;
+            done.change.confirm(&settings.record(), done.stamped, None, done.dates.clone())?;
+            pruning::forget(settings, &done.uuid, &done.dates)?;
         }
         Ok(Some(_)) => report.warn(
             "not-confirmed",
@@ -105,6 +119,7 @@ pub(crate) fn round(
 /// What was done in the open container.
 struct Done {
     change: Change,
+    uuid: String,
     stamped: bool,
     dates: Vec<String>,
 }
@@ -137,10 +152,11 @@ fn work(
         .hint("`offsite-push push` compares them")
         .into());
     }
-    let keep: Vec<&str> = common_date(&content.dates, list).into_iter().collect();
-    let look = call(up, settings, &keep, true)?.checked()?;
+    let listed = Listed::read(up.siblings, uuid, list)?;
+    let keep: Vec<&str> = common_date(&content.dates, list).into_iter().chain(listed.trees()).collect();
+    let look = call(up, settings, &keep, &listed, true)?.checked()?;
     if options.dry_run {
-        report.set("prune", facts(&look, &look));
+        report.set("prune", facts(&look, &look, &[]));
         return Ok(None);
     }
     let going: Vec<&String> = content.dates.iter().filter(|d| removes(&look, d)).collect();
@@ -153,9 +169,17 @@ fn work(
             known.going = going.into_iter().cloned().collect();
         }
     })?;
-    let answer = call(up, settings, &keep, false)?.checked()?;
-    report.set("prune", facts(&look, &answer));
+    let answer = call(up, settings, &keep, &listed, false)?.checked()?;
     report.changed |= answer.changed();
+    let removed: Vec<String> = content.dates.iter().filter(|d| removes(&answer, d)).cloned().collect();
+    let layers = listed.drop(up.siblings, &removed)?;
+    report.set("prune", facts(&look, &answer, &layers));
+    let merged = if options.is_over() {
+        Vec::new()
+    } else {
+        merging::merge(up.siblings, uuid, list, &removed, settings.reserve_bytes())?
+    };
+    report.data["prune"]["merged"] = json!(merged);
     if answer.code == 3 {
         report.set_partial();
     }
@@ -166,13 +190,14 @@ fn work(
         inside::write(&settings.container, settings.patience, &stamp)?;
     }
     let dates = inside::read(&settings.container, settings.patience)?.dates;
-    Ok(Some(Done { change, stamped, dates }))
+    Ok(Some(Done { change, uuid: uuid.to_owned(), stamped, dates }))
 }
 
 /// Whether anything in the open container would go. An error of the rules does not make a copy worthless: it is told.
 pub(crate) fn due(
     up: &mut Up,
     settings: &Settings,
+    uuid: &str,
     dates: &[String],
     list: &[Snapshot],
     report: &mut Report,
@@ -180,8 +205,15 @@ pub(crate) fn due(
     if !settings.profile.offsite.retention.has_rule() {
         return Ok(false);
     }
-    let keep: Vec<&str> = common_date(dates, list).into_iter().collect();
-    let answer = call(up, settings, &keep, true)?;
+    let listed = match Listed::read(up.siblings, uuid, list) {
+        Ok(listed) => listed,
+        Err(error) => {
+            not_pruned(&error, report);
+            return Ok(false);
+        }
+    };
+    let keep: Vec<&str> = common_date(dates, list).into_iter().chain(listed.trees()).collect();
+    let answer = call(up, settings, &keep, &listed, true)?;
     if !answer.done() {
         not_pruned(&answer.fault(), report);
         return Ok(false);
@@ -205,9 +237,10 @@ fn removes(look: &Answer, date: &str) -> bool {
     look.data("removed").as_array().is_some_and(|removed| removed.iter().any(|r| r == date))
 }
 
-fn call(up: &mut Up, settings: &Settings, keep: &[&str], dry_run: bool) -> Result<Answer> {
+fn call(up: &mut Up, settings: &Settings, keep: &[&str], listed: &Listed, dry_run: bool) -> Result<Answer> {
     let mut args: Vec<OsString> = option("--store", offsite::store(&settings.container)).into();
     args.extend(rules(&settings.profile.offsite.retention));
+    args.extend(listed.options());
     for date in keep {
         args.extend(option("--keep", date));
     }
@@ -259,8 +292,9 @@ fn rules(retention: &Retention) -> Vec<OsString> {
 }
 
 /// For the report: why, as the look before has told it, and what was done.
-fn facts(look: &Answer, done: &Answer) -> Value {
+fn facts(look: &Answer, done: &Answer, layers: &[String]) -> Value {
     let (why, data) = (look.all_data(), done.all_data());
     json!({"kept": data["kept"], "removed": data["removed"], "skipped": data["skipped"],
-        "postponed": why["postponed"], "snapshots": why["snapshots"], "paths": data["paths"]})
+        "postponed": why["postponed"], "snapshots": why["snapshots"], "paths": data["paths"],
+        "layers_removed": layers})
 }

@@ -1,23 +1,25 @@
 //! `offsite-push push`: the newest snapshot into the container, and everything down again.
 
-use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use common::fault::{Fault, Kind, kind_of};
-use common::offsite;
-use common::profile::Bytes;
+use common::profile::{Bytes, Layout};
 use common::say;
 use common::status::{Report, now};
 use serde_json::{Value, json};
 
 use crate::TOOL;
+use crate::copying::{self, Copied};
 use crate::generation::{Change, Known, Last, Stamp, objection, refusal};
+use crate::layered::Sizes;
+use crate::layered::record::Record as Layers;
+use crate::layered::sending::Job;
 use crate::layers::{Down, Up};
 use crate::leftovers::{self, Look};
 use crate::open_view::Record;
 use crate::settings::{PATIENCE, Settings};
-use crate::siblings::{Answer, Call, Siblings, option};
+use crate::siblings::Siblings;
 use crate::store::{self, Snapshot};
 use crate::{inside, pins, prune, room, tell, whole};
 
@@ -32,6 +34,10 @@ pub(crate) struct Options {
     pub(crate) reserve_bytes: Option<Bytes>,
     /// The container is taken as it is.
     pub(crate) accept_container: bool,
+    /// No image is begun after this.
+    pub(crate) until: Option<jiff::Timestamp>,
+    /// Of images.
+    pub(crate) sizes: Sizes,
 }
 
 impl Options {
@@ -72,7 +78,11 @@ fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report:
 
     let look = Look::take(siblings, false)?;
     let known = Known::load(&settings.record())?;
-    let nothing_new = !options.accept_container && known.as_ref().is_some_and(|k| k.holds(&wanted.id));
+    let layers =
+        known.as_ref().map(|known| Layers::load(&settings.state, &known.container_uuid)).transpose()?;
+    let on_its_way = layers.flatten().is_some_and(|layers| layers.unfinished.is_some());
+    let nothing_new =
+        !options.accept_container && !on_its_way && known.as_ref().is_some_and(|k| k.holds(&wanted.id));
     if let Some(view) = leftovers::open_view(&look, Record::load(settings)?) {
         if !nothing_new {
             return Err(leftovers::view_is_open(&view, siblings));
@@ -93,6 +103,13 @@ fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report:
         return Ok(());
     }
 
+    if settings.profile.offsite.layout == Layout::Layers
+        && common::run::program("mksquashfs".as_ref()).is_err()
+    {
+        return Err(Fault::unavailable("mksquashfs, which makes the images, is not there")
+            .hint("apt-get install squashfs-tools")
+            .into());
+    }
     let mut up = Up::new(siblings);
     let filled = fill(&mut up, settings, options, known, &wanted, &list, report);
     let at = up.siblings.doing;
@@ -105,16 +122,24 @@ fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report:
         duration_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
         sent_bytes: down.sent_bytes,
         received_bytes: down.received_bytes,
-        copied_bytes: filled.as_ref().ok().and_then(|f| f.copy.data("copied_bytes").as_u64()),
+        copied_bytes: filled.as_ref().ok().and_then(|f| f.copied.bytes),
     };
-    let base_date = filled.as_ref().map_or(Value::Null, |f| f.copy.data("base_date").clone());
+    // With layers it may be another one: what was begun goes first.
+    let ended = filled.as_ref().ok().and_then(|f| f.copied.ended.clone());
+    let facts = match ended.clone() {
+        Some((date, id)) => Last { date, id, ..facts },
+        None => facts,
+    };
+    let base_date = filled.as_ref().map_or(Value::Null, |f| json!(f.copied.base_date));
+    let layers = filled.as_ref().map_or(Value::Null, |f| f.copied.layers.clone());
+    let unfinished = filled.as_ref().map_or(Value::Null, |f| f.copied.unfinished.clone());
     let prune = filled.as_ref().is_ok_and(|f| f.prune);
     let result = match filled {
         Err(error) => {
             siblings.doing = at;
             Err(error)
         }
-        Ok(filled) => confirm(&filled, &down, facts.clone(), settings, report),
+        Ok(filled) => confirm(&filled, &down, ended.map(|_| facts.clone()), settings, report),
     };
     let known = Known::load(&settings.record())?;
     if let Some(known) = &known {
@@ -125,8 +150,8 @@ fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report:
         "push",
         json!({"date": facts.date, "id": facts.id, "base_date": base_date, "sent_bytes": facts.sent_bytes,
             "received_bytes": facts.received_bytes, "copied_bytes": facts.copied_bytes,
-            "written_bytes": down.written_bytes, "duration_ms": facts.duration_ms,
-            "behind": store::newer_than(&list, date.as_deref())}),
+            "written_bytes": down.written_bytes, "duration_ms": facts.duration_ms, "layers": layers,
+            "unfinished": unfinished, "behind": store::newer_than(&list, date.as_deref())}),
     );
     result?;
     // S3 may still be mounted, or the container was not closed cleanly: the copy itself did not fail.
@@ -134,7 +159,7 @@ fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report:
         return Err(error);
     }
     if prune && down.closed {
-        let options = prune::Options { bwlimit: options.bwlimit, dry_run: false };
+        let options = prune::Options { bwlimit: options.bwlimit, dry_run: false, until: options.until };
         match prune::round(settings, options, &list, siblings, report) {
             Err(error) if !matches!(kind_of(&error), Kind::Interrupted(_)) => {
                 prune::not_pruned(&error, report);
@@ -143,6 +168,15 @@ fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report:
         }
     }
     let time = Duration::from_millis(facts.duration_ms);
+    if let Some(date) = unfinished["date"].as_str() {
+        let images = &unfinished["images"];
+        let message = format!(
+            "the time is over: {images} images of {date} are made, and the next push goes on with it"
+        );
+        report.warn("unfinished", message);
+        report.set_partial();
+        return Ok(());
+    }
     match facts.sent_bytes {
         Some(sent) => say!(
             TOOL,
@@ -161,13 +195,13 @@ fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report:
 #[derive(Debug)]
 struct Filled {
     change: Change,
-    copy: Answer,
+    copied: Copied,
     /// The container has the new generation.
     stamped: bool,
     /// The dates in it.
     dates: Vec<String>,
-    /// What the next push begins with.
-    needed: Option<String>,
+    /// What the next push needs here.
+    needed: Vec<String>,
     /// Some of them are to go.
     prune: bool,
 }
@@ -197,6 +231,12 @@ fn fill(
         Some(why) => return Err(refusal(why)),
         None => {}
     }
+    let layout = settings.profile.offsite.layout;
+    if layout == Layout::Hardlink && !(content.layered.is_empty() && content.unread.is_empty()) {
+        return Err(Fault::config("the container holds dates as lists of images, and takes no more trees")
+            .hint("write layout = \"layers\" in [offsite]; for trees, make another container")
+            .into());
+    }
     let path = settings.record();
     let accepted = why.is_some() && !content.dates.is_empty();
     known = known.filter(|k| k.container_uuid == uuid);
@@ -204,18 +244,36 @@ fn fill(
     up.siblings.doing = "room";
     room::check(settings, wanted, &content, options.reserve(settings), report)?;
     up.siblings.doing = "check";
+    let layers = match layout {
+        Layout::Hardlink => None,
+        Layout::Layers => Some(Layers::load(&settings.state, uuid)?.unwrap_or_else(|| Layers::new(uuid))),
+    };
     let mut change = Change::begin(&path, known.as_ref(), uuid, &content, why.is_some())?;
     change.note(&path, |known| known.compare.clone_from(&doubt))?;
-    inside::prepare(&settings.container, settings.patience)?;
-    let needed: Vec<_> =
-        prune::common_date(&content.dates, list).into_iter().chain([wanted.date.as_str()]).collect();
+    let unfinished = layers.as_ref().map(Layers::needed).unwrap_or_default();
+    let needed: Vec<_> = prune::common_date(&content.dates, list)
+        .into_iter()
+        .chain([wanted.date.as_str()])
+        .chain(unfinished.iter().map(String::as_str))
+        .collect();
     pins::write(settings, settings.store()?, &needed, report);
-    say!(TOOL, "copying {}", wanted.date);
-    let copy = copy(up, settings, options, wanted)?;
-    report.changed |= copy.changed();
-    let mut damaged = whole::noticed(&copy, settings)?;
+    // Of either layout: what prunes counts in it.
+    inside::prepare(&settings.container, settings.patience)?;
+    let mut copied = match layers {
+        None => {
+            say!(TOOL, "copying {}", wanted.date);
+            copying::as_tree(up, options.reserve(settings), wanted, &content.dates)?
+        }
+        Some(layers) => {
+            let (reserve, until) = (options.reserve(settings), options.until);
+            let job = Job { wanted, list, reserve, until, sizes: options.sizes };
+            copying::as_layers(up, &job, &content, layers, report)?
+        }
+    };
+    report.changed |= copied.changed;
+    let mut damaged = std::mem::take(&mut copied.damaged);
     if doubt.is_some() {
-        damaged.extend(whole::compare(up, settings, report)?);
+        damaged.extend(whole::compare(up, settings, uuid, &content, report)?);
     }
     change.note(&path, |known| {
         known.compare = None;
@@ -224,7 +282,7 @@ fn fill(
         known.damaged.extend(damaged);
     })?;
     whole::forget_noticed(settings)?;
-    let stamped = change.needed(copy.changed());
+    let stamped = change.needed(copied.changed);
     if stamped {
         up.siblings.doing = "generation";
         let stamp = Stamp {
@@ -237,84 +295,35 @@ fn fill(
         };
         inside::write(&settings.container, settings.patience, &stamp)?;
     }
-    let mut dates = content.dates;
-    dates.push(wanted.date.clone());
-    dates.sort_unstable();
-    dates.dedup();
-    let prune = prune::due(up, settings, &dates, list, report)?;
-    Ok(Filled {
-        change,
-        copy,
-        stamped,
-        needed: prune::common_date(&dates, list).map(str::to_owned),
-        dates,
-        prune,
-    })
-}
-
-fn copy(up: &mut Up, settings: &Settings, options: &Options, wanted: &Snapshot) -> Result<Answer> {
-    let reserve = options.reserve(settings);
-    let args: Vec<OsString> = [
-        option("--to", offsite::store(&settings.container)),
-        option("--store", settings.store()?),
-        option("--date", &wanted.date),
-        option("--reserve-bytes", reserve.to_string()),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    let call =
-        Call { step: "copy", tool: "link-sync", action: "copy", args: &args, limit: None, cleanup: false };
-    up.siblings.run(&call)?.checked().map_err(|error| larger(error, &settings.profile.name))
-}
-
-/// link-sync tells how to make room in a store; this one is a file that can grow.
-fn larger(error: anyhow::Error, name: &str) -> anyhow::Error {
-    match error.downcast::<Fault>() {
-        Ok(mut fault) => {
-            if fault.hint.as_ref().is_some_and(|hint| hint.contains("reserve_bytes")) {
-                fault.said = false;
-                fault.hint = Some(format!(
-                    "the container is full. Let less stay in it: [offsite.retention], then `offsite-push prune {name}`. Or make \
-                     it larger: `sshfs-mount mount {name}`, `luks-mount grow {name} --size SIZE`, `sshfs-mount unmount {name}`"
-                ));
-            }
-            fault.into()
-        }
-        Err(other) => other,
-    }
+    let dates = std::mem::take(&mut copied.dates);
+    let prune = prune::due(up, settings, uuid, &dates, list, report)?;
+    let mut needed = std::mem::take(&mut copied.needed);
+    needed.extend(prune::common_date(&dates, list).map(str::to_owned));
+    Ok(Filled { change, copied, stamped, needed, dates, prune })
 }
 
 /// S2 believes in the copy once the container was closed cleanly.
-fn confirm(filled: &Filled, down: &Down, last: Last, settings: &Settings, report: &mut Report) -> Result<()> {
+fn confirm(
+    filled: &Filled,
+    down: &Down,
+    last: Option<Last>,
+    settings: &Settings,
+    report: &mut Report,
+) -> Result<()> {
     if !down.closed {
         let why =
             "the copy is not confirmed, as the container was not closed cleanly; the next push looks again";
         report.warn("not-confirmed", why);
         return Ok(());
     }
-    filled.change.confirm(&settings.record(), filled.stamped, Some(last), filled.dates.clone())?;
-    if let Some(needed) = &filled.needed {
-        pins::write(settings, settings.store()?, &[needed], report);
+    filled.change.confirm(&settings.record(), filled.stamped, last, filled.dates.clone())?;
+    let needed: Vec<&str> = filled.needed.iter().map(String::as_str).collect();
+    if !needed.is_empty() {
+        pins::write(settings, settings.store()?, &needed, report);
     }
     report.changed |= filled.stamped;
-    if filled.copy.code == 3 {
+    if filled.copied.partial {
         report.set_partial();
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_container_that_is_full_can_grow() {
-        let full = Fault::failed("as full as it may be").hint("or set another reserve_bytes").already_said();
-        let error = larger(full.into(), "home");
-        let fault = error.downcast_ref::<Fault>().unwrap();
-        assert!(fault.hint.as_ref().unwrap().contains("luks-mount grow home") && !fault.said);
-        let other = larger(Fault::busy("held").hint("wait").already_said().into(), "home");
-        assert!(other.downcast_ref::<Fault>().is_some_and(|f| f.said && f.hint.as_deref() == Some("wait")));
-    }
 }

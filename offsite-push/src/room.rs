@@ -8,6 +8,7 @@
 use anyhow::Result;
 use common::fault::Fault;
 use common::offsite;
+use common::profile::Layout;
 use common::status::Report;
 
 use crate::disk::Disk;
@@ -57,17 +58,14 @@ pub(crate) fn check(
     if content.dates.contains(&wanted.date) {
         return Ok(());
     }
-    let image = offsite::image(&settings.profile)?;
-    let disk = inside::room(&settings.container, &image, settings.patience)?;
-    let coming = to_come(&disk, wanted, content);
+    let disk = ask(settings)?;
+    let coming = match settings.profile.offsite.layout {
+        Layout::Hardlink => to_come(&disk, wanted, content),
+        // How small it gets nobody knows before; each image is asked for.
+        Layout::Layers => 0,
+    };
+    let numbers = numbers(settings, &disk, coming, reserve);
     let far = settings.far_name();
-    let numbers = format!(
-        "the disk of {far} has {} free, and {} are needed ({} to come, {} to stay free)",
-        tell::bytes(disk.free),
-        tell::bytes(coming.saturating_add(reserve)),
-        tell::bytes(coming),
-        tell::bytes(reserve)
-    );
     match judge(&disk, coming.saturating_add(reserve), settings.s3.is_some()) {
         Verdict::Fits => {}
         Verdict::Unknown => report.warn(
@@ -80,13 +78,39 @@ pub(crate) fn check(
             "little-room",
             format!("{numbers}: this is enough only if all of the image has its place there already"),
         ),
-        Verdict::No => {
-            return Err(Fault::failed(format!("not enough room below the container: {numbers}"))
-                .hint("make room on that disk: the image grows with what is copied into it")
-                .into());
-        }
+        Verdict::No => return Err(none(&numbers)),
     }
     Ok(())
+}
+
+/// Refuses `coming` bytes that cannot fit on the disk below the image, with `reserve` left.
+pub(crate) fn fits(settings: &Settings, coming: u64, reserve: u64) -> Result<()> {
+    let disk = ask(settings)?;
+    match judge(&disk, coming.saturating_add(reserve), settings.s3.is_some()) {
+        Verdict::No => Err(none(&numbers(settings, &disk, coming, reserve))),
+        _ => Ok(()),
+    }
+}
+
+fn ask(settings: &Settings) -> Result<Disk> {
+    inside::room(&settings.container, &offsite::image(&settings.profile)?, settings.patience)
+}
+
+fn numbers(settings: &Settings, disk: &Disk, coming: u64, reserve: u64) -> String {
+    format!(
+        "the disk of {} has {} free, and {} are needed ({} to come, {} to stay free)",
+        settings.far_name(),
+        tell::bytes(disk.free),
+        tell::bytes(coming.saturating_add(reserve)),
+        tell::bytes(coming),
+        tell::bytes(reserve)
+    )
+}
+
+fn none(numbers: &str) -> anyhow::Error {
+    Fault::failed(format!("not enough room below the container: {numbers}"))
+        .hint("make room on that disk: the image grows with what is copied into it")
+        .into()
 }
 
 #[cfg(test)]
@@ -128,7 +152,7 @@ mod tests {
 
     #[test]
     fn what_has_arrived_of_a_first_snapshot_does_not_come_again() {
-        let wanted = Snapshot { date: "d".into(), id: "i".into(), bytes: 500 * G };
+        let wanted = Snapshot { date: "d".into(), id: "i".into(), bytes: 500 * G, sealed: false };
         let filled = Disk { filled: 400 * G, ..Disk::default() };
         assert_eq!(to_come(&filled, &wanted, &Content::default()), 100 * G);
         let later = Content { dates: vec!["c".into()], ..Content::default() };

@@ -17,15 +17,16 @@ use common::program::Program;
 use common::progress::{Quiet, Sources};
 use common::run::Child;
 use common::status::Report;
-use common::{mutant, pidfd, signals};
+use common::{mutant, pidfd, say, signals};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::lease_keeper::{self, Keeper};
-use crate::link::{Silence, Watch};
+use crate::lease_keeper::Keeper;
+use crate::link::Watch;
 use crate::settings::Settings;
+use crate::stop::Stop;
 
 /// How long a sibling that was asked to stop may take to undo.
 const UNDO: Duration = Duration::from_secs(60);
@@ -141,13 +142,6 @@ impl Answer {
     }
 }
 
-enum Stop {
-    Signal(i32),
-    Silent(Silence),
-    Lost,
-    Limit(Limit),
-}
-
 impl<'s> Siblings<'s> {
     /// The tools beside this program, opened: from now on these, whatever an upgrade puts in their place. All that are
     /// needed must be there, and of this version.
@@ -204,33 +198,13 @@ impl<'s> Siblings<'s> {
         let answer = Answer { name: format!("{} {}", call.tool, call.action), code, object };
         match stop {
             // It was ready in the same moment: the next step will not begin.
-            _ if answer.done() => Ok(answer),
-            None => Ok(answer),
-            Some(Stop::Signal(signal)) => Err(Fault::interrupted(signal).into()),
-            Some(Stop::Lost) => Err(lease_keeper::lost()),
-            Some(Stop::Silent(place)) => Err(self.silence(&answer.name, place)),
-            Some(Stop::Limit(Limit::Time(limit))) => {
-                Err(Fault::failed(format!("{} did not end within {limit:?}", answer.name)).into())
-            }
-            Some(Stop::Limit(Limit::Rest(limit))) => {
-                Err(Fault::failed(format!("{} got nowhere for {limit:?} and was ended", answer.name)).into())
-            }
+            Some(stop) if !answer.done() => Err(self.stopped(stop, &answer.name)),
+            _ => Ok(answer),
         }
     }
 
-    fn silence(&self, name: &str, place: Silence) -> anyhow::Error {
-        let (far, patience) = (self.settings.far_name(), self.settings.patience);
-        if place == Silence::Here {
-            return Fault::unavailable(format!("{name} got nowhere for {patience:?} and was ended; {far} answers"))
-                .hint("does the disk of the store still answer? was a process stopped? The next push goes on from here")
-                .into();
-        }
-        Fault::unavailable(format!("{far} has not answered for {patience:?}: {name} was ended"))
-            .hint("does S3 still serve its disk? The next push goes on from here")
-            .into()
-    }
-
-    fn wait(&self, child: &mut Child, call: &Call) -> Result<(ExitStatus, Option<Stop>)> {
+    /// Waits for the child, and ends it when there is a reason: that one.
+    pub(crate) fn wait(&self, child: &mut Child, call: &Call) -> Result<(ExitStatus, Option<Stop>)> {
         let pidfd = pidfd::open(child.id())?;
         let begun = Instant::now();
         let wire = Some(self.settings.runtime.join("s3.wire"));
@@ -288,6 +262,19 @@ impl<'s> Siblings<'s> {
         self.watch.as_ref().and_then(Watch::silence).map(Stop::Silent)
     }
 
+    /// Somebody uses what is shown of the container, so nothing of it can be taken down: noted as a step, like a sibling's that says so.
+    pub(crate) fn held(&mut self, who: &str) -> Answer {
+        self.doing = HIDE;
+        say!(crate::TOOL, "what is shown of the container cannot be taken down: {who}");
+        let clear = format!("end it, then {}", self.settings.command(crate::TOOL, "unview"));
+        let message = format!("what is shown of the container cannot be taken down: {who}");
+        let object = json!({"tool": crate::TOOL, "action": HIDE, "exit_code": 4, "changed": false, "data": {}, "warnings": [],
+            "error": {"kind": "failed", "message": message, "causes": [], "hint": clear, "command": null},
+            "left_behind": [{"what": who, "clear": clear}]});
+        self.steps.push(json!({"step": HIDE, "exit_code": 4, "duration_ms": 0, "output": object}));
+        Answer { name: HIDE.into(), code: 4, object: Some(object) }
+    }
+
     /// Puts the steps into the report, with their warnings, and what they left behind unless a later step of the same
     /// part cleared it. `stays`: what is up now is meant to be.
     pub(crate) fn finish(self, stays: bool, report: &mut Report) {
@@ -327,6 +314,9 @@ impl<'s> Siblings<'s> {
     }
 }
 
+/// The step that takes down what is shown of the container.
+const HIDE: &str = "hide";
+
 /// What can be left behind, by whom.
 struct Part {
     tool: &'static str,
@@ -343,7 +333,7 @@ const PARTS: [Part; 3] = [
         tool: "luks-mount",
         what: "the container may still be attached",
         up: Some("attach"),
-        steps: &["attach", "detach", "clear-container"],
+        steps: &["attach", HIDE, "detach", "clear-container"],
         down: "detach",
     },
     Part {

@@ -10,6 +10,7 @@ use common::status::Report;
 use serde_json::{Value, json};
 
 use crate::generation::Known;
+use crate::layered::record::Record as Layers;
 use crate::open_view::Record;
 use crate::promise::Promise;
 use crate::settings::Settings;
@@ -40,6 +41,13 @@ pub(crate) fn run(settings: &Settings, report: &mut Report) -> Result<()> {
     report.set("last_verify", json!(Verified::load(settings)));
     report.set("unconfirmed", known.as_ref().is_some_and(|k| k.next_generation.is_some()));
     report.set("dates", json!(known.as_ref().and_then(|k| k.dates.as_ref())));
+    let layers = known.as_ref().and_then(|k| Layers::load(&settings.state, &k.container_uuid).ok().flatten());
+    let unfinished = layers.and_then(|layers| layers.unfinished);
+    if let Some(unfinished) = &unfinished {
+        let n = unfinished.images.len();
+        say!(TOOL, "{n} images of {} are made; the next push goes on with it", unfinished.date);
+    }
+    report.set("unfinished", json!(unfinished.map(|unfinished| unfinished.told())));
     report.set("damaged", json!(known.as_ref().map(|k| &k.damaged)));
     if let Some(known) = &known {
         for (date, what) in &known.damaged {

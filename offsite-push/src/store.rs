@@ -39,11 +39,15 @@ pub(crate) struct Snapshot {
     pub(crate) id: String,
     /// Sum of its files' sizes.
     pub(crate) bytes: u64,
+    /// Its files and its database belong together.
+    pub(crate) sealed: bool,
 }
 
 #[derive(Deserialize)]
 struct Meta {
     id: String,
+    #[serde(default)]
+    consistency: String,
     #[serde(default)]
     sources: Vec<Source>,
 }
@@ -128,7 +132,7 @@ fn read(store: &File, date: &str) -> Result<Snapshot> {
         anyhow::bail!("{NAME} has no id");
     }
     let bytes = meta.sources.iter().map(|s| s.bytes).fold(0, u64::saturating_add);
-    Ok(Snapshot { date: date.to_owned(), id: meta.id, bytes })
+    Ok(Snapshot { date: date.to_owned(), id: meta.id, bytes, sealed: meta.consistency == "sealed" })
 }
 
 /// The snapshot `date` of `list`, or the newest for `latest`.
@@ -222,7 +226,10 @@ mod tests {
         std::os::unix::fs::symlink(&real, dir.path().join("2026-11-17T03-30-00Z")).unwrap();
         let mut report = Report::new("test");
         let list = list(dir.path(), &mut report).unwrap();
-        assert_eq!(list, [Snapshot { date: "2026-11-10T03-30-00Z".into(), id: "a".into(), bytes: 7 }]);
+        assert_eq!(
+            list,
+            [Snapshot { date: "2026-11-10T03-30-00Z".into(), id: "a".into(), bytes: 7, sealed: false }]
+        );
         assert_eq!(report.warnings().len(), 7, "{:?}", report.warnings());
         assert!(report.warnings().iter().all(|w| w["kind"] == "damaged-snapshot"));
     }

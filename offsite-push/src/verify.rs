@@ -10,17 +10,19 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use common::fault::Fault;
 use common::status::{Report, now};
-use common::{durable, offsite, say};
+use common::{durable, say};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::generation::{Known, objection};
+use crate::layered::checking::{self, Checked, Wrong};
 use crate::layers::Up;
 use crate::leftovers::{self, Look};
 use crate::open_view::Record;
 use crate::settings::{PATIENCE, Settings};
 use crate::siblings::{Answer, Call, Siblings, option};
-use crate::{TOOL, inside};
+use crate::whole::NO_CONTENTS;
+use crate::{TOOL, inside, shown};
 
 /// What the command line says.
 #[derive(Debug)]
@@ -31,6 +33,8 @@ pub(crate) struct Options {
     pub(crate) sample: String,
     /// Which ones.
     pub(crate) seed: Option<u64>,
+    /// Files of layers are read where they are shown, too.
+    pub(crate) contents: bool,
 }
 
 /// The last verification, `offsite-verify.json` in the state folder. Keys are only ever added.
@@ -70,7 +74,7 @@ impl Verified {
 
 /// Does it.
 pub(crate) fn run(settings: &Settings, options: &Options, report: &mut Report) -> Result<()> {
-    for key in ["store", "fresh", "not_fresh_because", "verify", "received_bytes"] {
+    for key in ["store", "fresh", "not_fresh_because", "verify", "layers", "seed", "view", "received_bytes"] {
         report.set(key, Value::Null);
     }
     report.set("steps", json!([]));
@@ -90,35 +94,56 @@ fn work(settings: &Settings, options: &Options, siblings: &mut Siblings, report:
     }
     report.changed = leftovers::clear(&look, siblings, report)?;
     let mut up = Up::new(siblings);
-    let looked = look_inside(&mut up, settings, options);
+    let looked = look_inside(&mut up, settings, options, report);
     let down = up.down();
     drop(up);
     report.set("received_bytes", down.received_bytes);
-    let (why, answer) = looked?;
+    let Looked { why, answer, layers, dates } = looked?;
     report.set("fresh", why.is_none());
     report.set("not_fresh_because", why.clone());
-    let data = answer.all_data();
-    if data["dates"].is_array() {
+    let data = answer.as_ref().map_or(Value::Null, Answer::all_data);
+    let wrong = layers.as_ref().map_or(0, |layers| layers.wrong.len() as u64);
+    if data["dates"].is_array() || layers.is_some() {
         report.set("verify", data.clone());
         let number = |key: &str| data[key].as_u64().unwrap_or(0);
         let verified = Verified {
             verified_at: now(),
             date: options.date.clone(),
-            dates: data["dates"].as_array().map_or(0, |d| d.len() as u64),
-            sample_percent: data["sample_percent"].as_f64().unwrap_or(0.0),
+            dates: data["dates"].as_array().map_or(dates, |d| d.len() as u64),
+            sample_percent: data["sample_percent"]
+                .as_f64()
+                .filter(|_| layers.is_none())
+                .unwrap_or(options.percent()),
             bytes_read: number("bytes_read"),
-            findings: number("findings_total"),
+            findings: number("findings_total") + wrong,
             fresh: why.is_none(),
         };
         verified.save(settings)?;
-        if options.date == "all" && why.is_none() && verified.findings == 0 && answer.done() {
+        let whole = answer.as_ref().is_some_and(Answer::done) && !report.is_partial();
+        if options.date == "all" && why.is_none() && verified.findings == 0 && whole {
             forget(settings, &data)?;
         }
+    }
+    if let Some(layers) = layers {
+        note(settings, &layers)?;
+        report.set("layers", json!(layers));
     }
     if let Some(error) = down.error {
         return Err(error);
     }
-    let damaged = answer.checked().err();
+    let damaged = answer.and_then(|answer| answer.checked().err());
+    let damaged = match (wrong, damaged) {
+        (0, damaged) => damaged,
+        (n, damaged) => {
+            let also = damaged.map(|e| format!("; and {e:#}")).unwrap_or_default();
+            let message = format!("{n} images or large files in the container are not what was sent{also}");
+            Some(
+                Fault::failed(message)
+                    .hint("data.layers.wrong names them and their dates. New dates are not laid upon them; the disk of S3 may be failing")
+                    .into(),
+            )
+        }
+    };
     match (why, damaged) {
         (Some(why), damaged) => {
             let also = damaged.map(|e| format!("; and {e:#}")).unwrap_or_default();
@@ -148,24 +173,62 @@ fn forget(settings: &Settings, data: &Value) -> Result<()> {
     known.save(&settings.record())
 }
 
-/// Opens the container and compares; why it is not the one left behind, and what link-sync said.
-fn look_inside(up: &mut Up, settings: &Settings, options: &Options) -> Result<(Option<String>, Answer)> {
+/// What was found.
+struct Looked {
+    /// Why it is not the container left behind.
+    why: Option<String>,
+    /// What link-sync said; `None` if no date can be shown here.
+    answer: Option<Answer>,
+    /// What became of images; `None` if there are none.
+    layers: Option<Checked>,
+    /// How many dates there are to look at.
+    dates: u64,
+}
+
+impl Options {
+    fn percent(&self) -> f64 {
+        self.sample.trim_end_matches('%').parse().unwrap_or(100.0)
+    }
+}
+
+/// Opens the container and compares.
+fn look_inside(up: &mut Up, settings: &Settings, options: &Options, report: &mut Report) -> Result<Looked> {
     up.mount(None)?;
     let attached = up.attach(true)?;
     let uuid = attached.data("uuid").as_str().unwrap_or_default();
     let content = inside::read(&settings.container, settings.patience)?;
     let known = Known::load(&settings.record())?;
     let why = objection(known.as_ref(), uuid, &content);
+    let mut date = options.date.clone();
+    if content.has_layers() && date == "latest" {
+        date = content.dates.last().cloned().unwrap_or(date);
+    }
+    let dates: Vec<String> = content.dates.iter().filter(|d| date == "all" || **d == date).cloned().collect();
+    let mut looked = Looked { why, answer: None, layers: None, dates: dates.len() as u64 };
+    let (mut sample, mut seed) = (options.sample.as_str(), options.seed);
+    if content.has_layers() {
+        seed = Some(seed.map_or_else(random, Ok)?);
+        report.set("seed", seed);
+        say!(TOOL, "hashing images");
+        let sample_of = (options.percent(), seed.unwrap_or_default());
+        looked.layers = Some(checking::check(up.siblings, &content, uuid, &dates, sample_of)?);
+        if !show(settings, &dates, looked.layers.as_mut(), report)? {
+            return Ok(looked);
+        }
+        if !options.contents && dates.iter().all(|date| content.layered.contains_key(date)) {
+            sample = NO_CONTENTS;
+        }
+    }
     let mut args: Vec<OsString> = [
-        option("--store", offsite::store(&settings.container)),
+        option("--store", shown::store(settings, &content)),
         option("--against", settings.store()?),
-        option("--date", &options.date),
-        option("--sample", &options.sample),
+        option("--date", &date),
+        option("--sample", sample),
     ]
     .into_iter()
     .flatten()
     .collect();
-    if let Some(seed) = options.seed {
+    if let Some(seed) = seed {
         args.extend(option("--seed", seed.to_string()));
     }
     say!(TOOL, "verifying against {}", settings.store()?.display());
@@ -177,5 +240,46 @@ fn look_inside(up: &mut Up, settings: &Settings, options: &Options) -> Result<(O
         limit: None,
         cleanup: false,
     };
-    Ok((why, up.siblings.run(&call)?))
+    looked.answer = Some(up.siblings.run(&call)?);
+    Ok(looked)
+}
+
+/// Shows the dates; false if none can be. One of many that cannot be is damaged, unless it is this machine's kernel that cannot.
+fn show(
+    settings: &Settings,
+    dates: &[String],
+    layers: Option<&mut Checked>,
+    report: &mut Report,
+) -> Result<bool> {
+    let shown = shown::show(settings, dates)?;
+    report.set("view", shown.describe());
+    if shown.dates.is_empty() && shown.failed.values().all(|why| why.contains("CONFIG_SQUASHFS_XATTR")) {
+        let why = shown.failed.values().next().map_or("there is none", String::as_str);
+        report.warn("not-compared", format!("no date can be shown, so only images were hashed: {why}"));
+        report.set_partial();
+        return Ok(false);
+    }
+    if let Some(layers) = layers {
+        layers.wrong.extend(shown.failed.iter().map(|(date, why)| Wrong {
+            layer: format!("the view of {date}"),
+            why: why.clone(),
+            dates: vec![date.clone()],
+        }));
+    }
+    Ok(!shown.dates.is_empty())
+}
+
+/// Notes the dates that are damaged, for each push to tell.
+fn note(settings: &Settings, layers: &Checked) -> Result<()> {
+    let damaged = layers.by_date();
+    let Some(mut known) = Known::load(&settings.record())?.filter(|_| !damaged.is_empty()) else {
+        return Ok(());
+    };
+    known.damaged.extend(damaged);
+    known.save(&settings.record())
+}
+
+fn random() -> Result<u64> {
+    let digits = common::record::random_id()?;
+    u64::from_str_radix(digits.get(..15).unwrap_or_default(), 16).context("no random number")
 }

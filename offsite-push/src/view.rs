@@ -7,25 +7,24 @@ use std::time::Duration;
 
 use anyhow::Result;
 use common::fault::{Fault, Kind, kind_of};
+use common::say;
 use common::status::{Report, now};
-use common::{offsite, say};
 use serde_json::{Value, json};
 
-use crate::TOOL;
 use crate::generation::{Known, objection};
-use crate::inside;
 use crate::layers::Up;
 use crate::leftovers::{self, Look};
 use crate::open_view::{Record, State};
 use crate::settings::{PATIENCE, Settings};
 use crate::siblings::Siblings;
+use crate::{TOOL, inside, shown};
 
 /// How long `unview` waits for a `view` that is being opened.
 const OPENING: Duration = Duration::from_secs(60);
 
 /// Opens it.
-pub(crate) fn open(settings: &Settings, date: &str, report: &mut Report) -> Result<()> {
-    for key in ["path", "store", "date", "dates", "mount_point"] {
+pub(crate) fn open(settings: &Settings, date: Option<&str>, report: &mut Report) -> Result<()> {
+    for key in ["path", "store", "date", "dates", "mount_point", "view"] {
         report.set(key, Value::Null);
     }
     report.set("steps", json!([]));
@@ -36,7 +35,7 @@ pub(crate) fn open(settings: &Settings, date: &str, report: &mut Report) -> Resu
     result
 }
 
-fn work(settings: &Settings, date: &str, siblings: &mut Siblings, report: &mut Report) -> Result<()> {
+fn work(settings: &Settings, date: Option<&str>, siblings: &mut Siblings, report: &mut Report) -> Result<()> {
     let look = Look::take(siblings, false)?;
     let record = Record::load(settings)?;
     if record.as_ref().is_some_and(Record::is_open) && look.serves_a_view() {
@@ -81,28 +80,32 @@ fn judge(settings: &Settings, uuid: &str, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Says where it is.
-fn tell(settings: &Settings, date: &str, report: &mut Report) -> Result<()> {
+/// Shows what has to be shown: `date`, or all dates. Says where it is.
+fn tell(settings: &Settings, date: Option<&str>, report: &mut Report) -> Result<()> {
     let content = inside::read(&settings.container, settings.patience)?;
-    let store = offsite::store(&settings.container);
     let found = match date {
-        "latest" => content.dates.last(),
-        _ => content.dates.iter().find(|d| *d == date),
+        None | Some("latest") => content.dates.last(),
+        Some(date) => content.dates.iter().find(|d| *d == date),
     };
-    let Some(found) = found else {
+    let Some(found) = found.cloned() else {
         let dates = if content.dates.is_empty() { "none at all".into() } else { content.dates.join(", ") };
         return Err(Fault::config(match date {
-            "latest" => "the container holds no snapshot".into(),
-            _ => format!("the container holds no snapshot {date}: there are {dates}"),
+            None | Some("latest") => "the container holds no snapshot".into(),
+            Some(date) => format!("the container holds no snapshot {date}: there are {dates}"),
         })
         .into());
     };
-    let path = store.join(found);
+    let store = shown::store(settings, &content);
+    let (found, seen) = match content.has_layers() {
+        false => (found, content.dates.clone()),
+        true => show(settings, found, date.is_none(), report)?,
+    };
+    let path = store.join(&found);
     report.set("date", found.clone());
     report.set_text("path", path.as_os_str());
     report.set_text("store", store.as_os_str());
     report.set_text("mount_point", settings.container.as_os_str());
-    for date in &content.dates {
+    for date in &seen {
         say!(TOOL, "{}", store.join(date).display());
     }
     say!(TOOL, "open read-only at {}; `{}` closes it", path.display(), settings.command(TOOL, "unview"));
@@ -110,6 +113,26 @@ fn tell(settings: &Settings, date: &str, report: &mut Report) -> Result<()> {
     say!(TOOL, "`link-sync restore {name} --store {} --path … --to …` brings back from it", store.display());
     report.set("dates", content.dates);
     Ok(())
+}
+
+/// Shows the date, or all of them; the newest that can be seen, and all of these. One of many that cannot be shown is told.
+fn show(settings: &Settings, date: String, all: bool, report: &mut Report) -> Result<(String, Vec<String>)> {
+    let wanted = if all { Vec::new() } else { vec![date.clone()] };
+    let shown = shown::show(settings, &wanted)?;
+    report.set("view", shown.describe());
+    for (date, why) in &shown.failed {
+        report.warn("not-shown", format!("{date} cannot be shown: {why}"));
+    }
+    let Some(newest) = shown.dates.last() else {
+        let why = shown.failed.get(&date).map_or("nothing is there", String::as_str);
+        return Err(Fault::failed(format!("{date} cannot be shown: {why}"))
+            .hint("`offsite-push verify` tells which images are damaged; other dates may do without them")
+            .into());
+    };
+    if !shown.failed.is_empty() {
+        report.set_partial();
+    }
+    Ok((if all { newest.clone() } else { date }, shown.dates))
 }
 
 /// Closes it; with `if_killed` only what nobody is there for any more.
@@ -139,7 +162,8 @@ fn clear(settings: &Settings, if_killed: bool, siblings: &mut Siblings, report: 
         return Ok(());
     }
     if view.is_some_and(|v| v.is_open()) {
-        let down = Up::found(siblings, look.s3_up(), look.container_up()).down();
+        let container = look.container_up() || shown::is_up(settings)?;
+        let down = Up::found(siblings, look.s3_up(), container).down();
         if let Some(error) = down.error.filter(|_| !down.nothing_up) {
             return Err(error);
         }

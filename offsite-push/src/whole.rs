@@ -17,7 +17,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::TOOL;
-use crate::generation::Known;
+use crate::generation::{Content, Known};
+use crate::layered::below;
+use crate::layered::record::Record;
 use crate::layers::Up;
 use crate::settings::Settings;
 use crate::siblings::{Answer, Call, option};
@@ -26,7 +28,7 @@ use crate::siblings::{Answer, Call, option};
 const LISTED: &str = "10000";
 
 /// The smallest share: one file in a hundred million is read.
-const NO_CONTENTS: &str = "0.000001%";
+pub(crate) const NO_CONTENTS: &str = "0.000001%";
 
 /// Paths named of one date.
 const NAMED: usize = 3;
@@ -99,9 +101,29 @@ pub(crate) fn checked_at(attached: &Answer) -> Option<String> {
     attached.data("checked_at").as_str().map(str::to_owned)
 }
 
-/// Compares the names, sizes and attributes of all dates with S2's own; what is not as it was, by date.
-pub(crate) fn compare(up: &mut Up, settings: &Settings, report: &mut Report) -> Result<Damaged> {
+/// Compares the names, sizes and attributes of all dates with S2's own, and the sizes of images; what is not as it was, by date.
+pub(crate) fn compare(
+    up: &mut Up,
+    settings: &Settings,
+    uuid: &str,
+    content: &Content,
+    report: &mut Report,
+) -> Result<Damaged> {
     say!(TOOL, "comparing the names of all dates in the container with those here");
+    let mut damaged = match content.layered.is_empty() {
+        true => Damaged::new(),
+        false => {
+            let record = Record::load(&settings.state, uuid)?;
+            below::compare(up.siblings, &content.layered, record.as_ref())?
+        }
+    };
+    if content.trees().next().is_some() || content.layered.is_empty() {
+        damaged.extend(compare_trees(up, settings, report)?);
+    }
+    Ok(damaged)
+}
+
+fn compare_trees(up: &mut Up, settings: &Settings, report: &mut Report) -> Result<Damaged> {
     let args: Vec<OsString> = [
         option("--store", offsite::store(&settings.container)),
         option("--against", settings.store()?),

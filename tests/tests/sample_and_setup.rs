@@ -200,9 +200,9 @@ fn the_keys_and_the_steps_for_s2_that_setup_prints_work_and_end() {
 
     // and with both, the two commands that make the host key known are answered, and end.
     std::fs::write(&sshd.authorized_keys, real(lines[0]) + &real(lines[1])).unwrap();
-    let readme = std::fs::read_to_string(testkit::repo().join("README.md")).unwrap();
+    let page = std::fs::read_to_string(testkit::repo().join("docs/setup.md")).unwrap();
     let printed: Vec<&str> = said.lines().filter(|l| l.starts_with("  ssh ")).collect();
-    let documented: Vec<&str> = readme.lines().filter(|l| l.starts_with("ssh -n -o Identities")).collect();
+    let documented: Vec<&str> = page.lines().filter(|l| l.starts_with("ssh -n -o Identities")).collect();
     assert_eq!((printed.len(), documented.len()), (2, 2), "{said}");
     let hosts = format!("ssh -o UserKnownHostsFile={}", sshd.known_hosts.display());
     for line in printed.iter().chain(&documented) {

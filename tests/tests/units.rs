@@ -234,8 +234,8 @@ fn sshfs() -> Option<(String, String)> {
 fn begin_push(mib: usize) -> String {
     let date = snapshot(mib << 10);
     PUSH.starts();
-    until("the copy is in the middle", 60, || {
-        sh(&format!("du -skc {CONTAINER}/snapshots/.[!.]* 2>/dev/null | tail -n 1 | cut -f1"))
+    until("the copy is in the middle", 240, || {
+        sh(&format!("du -skc {CONTAINER}/layers/images/.[!.]* 2>/dev/null | tail -n 1 | cut -f1"))
             .parse()
             .is_ok_and(|kib: u64| kib > 1 << 10)
     });
@@ -270,7 +270,7 @@ fn s2_first_boot() {
     tool("sshfs-mount", &["mount", "home"]).expect(0);
     tool(
         "luks-mount",
-        &["create", "home", "--size", "128m", "--pbkdf", "pbkdf2", "--pbkdf-iterations", "1000"],
+        &["create", "home", "--size", "300m", "--pbkdf", "pbkdf2", "--pbkdf-iterations", "1000"],
     )
     .expect(0);
     tool("sshfs-mount", &["unmount", "home"]).expect(0);

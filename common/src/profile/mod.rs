@@ -19,9 +19,9 @@ mod tables;
 mod units;
 
 pub use tables::{
-    Database, Drill, Luks, Method, Nextcloud, Offsite, Profile, Snapshot, Source, Ssh, Sshfs, Store,
+    Database, Drill, Layout, Luks, Method, Nextcloud, Offsite, Profile, Snapshot, Source, Ssh, Sshfs, Store,
 };
-pub use units::{Bytes, Span};
+pub use units::{Bytes, Span, TimeOfDay};
 
 /// Where profiles are.
 pub const DIR: &str = "/etc/nc-backup";
@@ -158,6 +158,7 @@ pub fn parse(text: &str, file: &Path) -> Result<Profile> {
         ("store.path", store.map(|s| &s.path)),
         ("store.mount", store.and_then(|s| s.mount.as_ref())),
         ("offsite.store", profile.offsite.store.as_ref()),
+        ("offsite.image_dir", profile.offsite.image_dir.as_ref()),
         ("offsite.sshfs.identity", sshfs.and_then(|s| s.identity.as_ref())),
         ("offsite.sshfs.known_hosts", sshfs.and_then(|s| s.known_hosts.as_ref())),
         ("offsite.sshfs.mount_point", sshfs.and_then(|s| s.mount_point.as_ref())),
@@ -281,6 +282,15 @@ mod tests {
         let (message, _) = fails("[offsite]\nreserve_bytes = \"much\"");
         assert!(message.contains("'much' is not a number of bytes"), "{message}");
         fails("[offsite]\nreserve_bytes = -1");
+    }
+
+    #[test]
+    fn the_containers_layout_is_one_of_two() {
+        let layout = |text: &str| parse(text, Path::new("p")).unwrap().offsite.layout;
+        assert_eq!(layout(""), Layout::Layers);
+        assert_eq!(layout("[offsite]\nlayout = \"hardlink\""), Layout::Hardlink);
+        let (message, _) = fails("[offsite]\nlayout = \"layer\"");
+        assert!(message.contains("`layer`") && message.contains("`hardlink` or `layers`"), "{message}");
     }
 
     #[test]

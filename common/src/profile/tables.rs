@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::units::{Bytes, Span, amount};
+use super::units::{Bytes, Span, TimeOfDay, amount};
 use crate::retention::Retention;
 
 /// A whole profile; tables that are absent have their defaults.
@@ -231,6 +231,13 @@ pub struct Offsite {
     /// Room that must stay free in the container, in bytes. Default 64 MiB.
     #[serde(default, deserialize_with = "amount")]
     pub reserve_bytes: Option<u64>,
+    /// How a date lies in the container. Default `layers`.
+    #[serde(default)]
+    pub layout: Layout,
+    /// Layout `layers`: where an image lies until it is sent. Default: `layers` in the state folder.
+    pub image_dir: Option<PathBuf>,
+    /// Layout `layers`: no image is begun after this time of the day.
+    pub until: Option<TimeOfDay>,
     /// How S3 is reached. Absent: the container lies on this machine.
     pub sshfs: Option<Sshfs>,
     /// The container.
@@ -238,6 +245,17 @@ pub struct Offsite {
     /// Which snapshots are kept in the container.
     #[serde(default)]
     pub retention: Retention,
+}
+
+/// How a date lies in the container.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layout {
+    /// As a tree, which shares its files with the dates before it.
+    Hardlink,
+    /// As a list of read-only images, each of what changed since an older date.
+    #[default]
+    Layers,
 }
 
 /// `[offsite.sshfs]`

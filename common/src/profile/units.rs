@@ -94,6 +94,37 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
+/// A time of the day as people write it: `07:00`; minutes after midnight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeOfDay(pub u16);
+
+impl std::str::FromStr for TimeOfDay {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<TimeOfDay, String> {
+        let number = |text: &str, below: u16| {
+            let digits = text.len() == 2 && text.bytes().all(|b| b.is_ascii_digit());
+            text.parse::<u16>().ok().filter(|n| digits && *n < below)
+        };
+        let parts = text.split_once(':').and_then(|(h, m)| Some((number(h, 24)?, number(m, 60)?)));
+        parts
+            .map(|(hours, minutes)| TimeOfDay(60 * hours + minutes))
+            .ok_or_else(|| format!("'{text}' is not a time of the day: write it like 07:00 or 23:30"))
+    }
+}
+
+impl<'de> Deserialize<'de> for TimeOfDay {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<TimeOfDay, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl std::fmt::Display for TimeOfDay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:02}:{:02}", self.0 / 60, self.0 % 60)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,6 +138,17 @@ mod tests {
         }
         for bad in ["", "k", "-1", "0", "1e9", "inf", "1x", "1 m"] {
             assert!(bad.parse::<Bytes>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_of_the_day_are_written_as_people_do() {
+        for (text, minutes) in [("00:00", 0), ("07:05", 425), ("23:59", 1439)] {
+            let time: TimeOfDay = text.parse().unwrap();
+            assert_eq!((time, time.to_string().as_str()), (TimeOfDay(minutes), text));
+        }
+        for bad in ["", "7:00", "24:00", "07:60", "07:0", "07", "+7:00", "07:00:00"] {
+            assert!(bad.parse::<TimeOfDay>().is_err(), "{bad}");
         }
     }
 

@@ -75,6 +75,17 @@ pub enum Action {
     /// are not read. A date of the copy keeps the checksums of what is new in it;
     /// the lists of names and attributes stay in the store (verify --against).
     Copy(Copy),
+    /// Make one read-only squashfs image of what makes a snapshot of another one, for
+    /// an overlay: 0/0 device for what is gone, trusted.overlay.opaque, redirect and
+    /// metacopy. Contents are read where they lie. Beside FILE lies FILE.json, which
+    /// tells also what an image cannot hold. Exit code 3 if there is such.
+    ///
+    /// data: image, image_bytes, sha256, date, id, base_date, base_id, files,
+    /// content_bytes, big, big_bytes, files_by_content, others, folders, moved_folders, deleted,
+    /// left_out (path, what; the first 10), left_out_total, last (with --most-bytes:
+    /// the last path in it, if more follow).
+    #[command(hide = true)]
+    Layer(Layer),
     /// Bring back a file, a folder, a user or whole sources as they were at a
     /// date, to where they were or elsewhere, with owners, modes, times,
     /// attributes. What is replaced is kept aside until all has succeeded; what
@@ -288,6 +299,37 @@ pub struct Copy {
     pub flush_bytes: common::profile::Bytes,
 }
 
+/// Options of `layer`.
+#[derive(Args, Clone, Debug)]
+pub struct Layer {
+    #[command(flatten)]
+    pub profile: Profile,
+    /// The image's path; its folder must be ours alone.
+    #[arg(long, value_name = "FILE")]
+    pub to: PathBuf,
+    /// The snapshot: a date, or latest.
+    #[arg(long, value_name = "DATE", default_value = "latest")]
+    pub date: String,
+    /// The snapshot whose images it is to be laid over [default: none: all of it].
+    #[arg(long, value_name = "DATE")]
+    pub base: Option<String>,
+    /// No more than so many bytes of contents, and at least one file: the first of
+    /// several images, which has all but contents, too.
+    #[arg(long, value_name = "BYTES")]
+    pub most_bytes: Option<common::profile::Bytes>,
+    /// The content of larger files is to lie beside the images, as .big/SHA256 in an
+    /// overlay's lowest layer; FILE.json names them (big: sha256, bytes, path).
+    #[arg(long, value_name = "BYTES", default_value = "64m")]
+    pub big_bytes: common::profile::Bytes,
+    /// The contents that lie beside the base's images, as JSON (sha256, bytes, path,
+    /// path_b64); FILE.json tells which of them the snapshot still has (base_big).
+    #[arg(long, value_name = "FILE", requires = "base")]
+    pub base_big: Option<PathBuf>,
+    /// Only contents after this path, which the image before it ended with.
+    #[arg(long, value_name = "PATH", requires = "most_bytes")]
+    pub after: Option<OsString>,
+}
+
 /// Options of `restore`.
 #[derive(Args, Clone, Debug)]
 #[command(group = clap::ArgGroup::new("place").required(true))]
@@ -399,6 +441,10 @@ pub struct Prune {
     /// Keep this date whatever the rules say; repeatable.
     #[arg(long, value_name = "DATE")]
     pub keep: Vec<String>,
+    /// Count this date, too, which lies elsewhere and is told, but not removed:
+    /// DATE or DATE=sealed.
+    #[arg(long, value_name = "DATE", hide = true)]
+    pub listed: Vec<crate::store::odd::Listed>,
     /// Write no more than this ahead of the disk.
     #[arg(long, value_name = "BYTES", hide = true)]
     pub flush_bytes: Option<common::profile::Bytes>,

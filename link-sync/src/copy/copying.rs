@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use common::durable;
 use common::fault::Fault;
+use common::mutant;
 use common::status::Report;
 use serde_json::{Value, json};
 
@@ -19,9 +20,10 @@ use crate::protocol::{Cloned, CopyIdle, CopyOnly, Making, Opened};
 use crate::rsync::{Transfer, list_file, uncommented};
 use crate::store::changes::{self, Delta, Marked};
 use crate::store::held::Held;
+use crate::store::layout::PARTIAL;
 use crate::store::merge::Merged;
 use crate::store::publish::Published;
-use crate::store::{Store, manifest, open_dir, pace};
+use crate::store::{Store, manifest, open_dir, pace, shown};
 use crate::tree::join;
 
 /// Estimated bytes of a file's line among the checksums.
@@ -84,6 +86,11 @@ impl Copying<'_> {
             self.clone(&mut far, part, &mut total, report)?;
             self.transfer(&mut far, &opened, part, &mut total.merged)?;
         }
+        if shown::is_overlay(&self.wanted.top) && !mutant::active("a-copy-of-what-is-shown-is-as-it-was") {
+            let to = File::open(self.to).with_context(|| format!("cannot open {}", self.to.display()))?;
+            let partial = open_dir(&to, PARTIAL.as_bytes()).context("cannot open what was copied")?;
+            shown::put_back(&partial)?;
+        }
         report.set("lacking_paths", total.lacking);
         if let Some(base) = base.filter(|_| total.lacking > 0) {
             // Once this copy is published no later one notices it any more: whoever cares must find it after a cut, too.
@@ -120,6 +127,7 @@ impl Copying<'_> {
         let keep = match before {
             None => false,
             Some(before) if before == id => true,
+            Some(_) if shown::is_overlay(&self.wanted.top) => false,
             Some(before) => match known(before)? {
                 None => false,
                 Some(old) => {
@@ -152,7 +160,16 @@ impl Copying<'_> {
             }
             None => None,
         };
-        let changes = changes::between(old.as_ref(), &wanted, None)?;
+        let mut changes = changes::between(old.as_ref(), &wanted, None)?;
+        if shown::is_overlay(&wanted) {
+            // A folder gets its time last of all, when nothing is put into it any more.
+            let Delta { marked, root, .. } = &mut changes;
+            for folder in marked.iter_mut().chain(root).filter(|m| m.kind == libc::S_IFDIR) {
+                if let Some(time) = shown::time_of(&open_dir(&wanted, &folder.path)?)? {
+                    folder.mtime = time;
+                }
+            }
+        }
         Ok(CopiedSource {
             name: name.to_owned(),
             path: self.wanted.path.join(name),

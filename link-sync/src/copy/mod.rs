@@ -29,6 +29,7 @@ use crate::settings::rsync_argv;
 use crate::store::Store;
 use crate::store::held::Held;
 use crate::store::meta::SnapshotMeta;
+use crate::store::shown;
 use copying::Copying;
 use far_end::far_end;
 pub use far_end::started_by_copy;
@@ -36,7 +37,7 @@ pub use far_end::started_by_copy;
 /// Does it.
 pub fn copy(args: &Copy, report: &mut Report) -> Result<()> {
     let profile = args.profile.options().load_profile()?;
-    let store = source(args, &profile)?;
+    let store = source(args.profile.store.as_ref(), &profile)?;
     let dir = store.check()?;
     let to = std::path::absolute(&args.to).context("--to")?;
     if to.starts_with(&store.path) || store.path.starts_with(&to) {
@@ -67,8 +68,18 @@ pub fn copy(args: &Copy, report: &mut Report) -> Result<()> {
             .into());
     }
     let base = common_base(&store, &dir, &there)?;
+    // Of what overlays show, numbers do not tell what is the same.
+    let alone =
+        shown::is_overlay(&wanted.top) || base.as_ref().is_some_and(|base| shown::is_overlay(&base.top));
+    if base.is_some() && alone {
+        report.warn(
+            "no-common-base",
+            "what is shown of images shares nothing that could be told: everything is copied",
+        );
+    }
+    let base = base.filter(|_| !alone);
     report.set("base_date", base.as_ref().map(|b| b.meta.date.clone()));
-    if base.is_none() && !there.is_empty() {
+    if base.is_none() && !alone && !there.is_empty() {
         report.warn(
             "no-common-base",
             format!(
@@ -87,10 +98,10 @@ pub fn copy(args: &Copy, report: &mut Report) -> Result<()> {
     copying.run(far, base.as_ref(), report)
 }
 
-/// The local store: `--store`, or the profile's.
-fn source(args: &Copy, profile: &Profile) -> Result<Store> {
+/// The local store that is only read: the one that was `named`, or the profile's.
+pub fn source(named: Option<&String>, profile: &Profile) -> Result<Store> {
     let table = profile.store.as_ref();
-    let named = args.profile.store.as_ref().map(PathBuf::from);
+    let named = named.map(PathBuf::from);
     let path = named.or_else(|| profile.offsite.store.clone()).or_else(|| table.map(|t| t.path.clone()));
     let path =
         path.ok_or_else(|| Fault::config("no store is named").hint("set path in [store], or give --store"))?;

@@ -23,7 +23,7 @@ pub enum Door {
 }
 
 /// How the key for backups, which came to read, becomes the other one.
-pub const READING: &str = "use a key of its own for reading: restore_identity in [snapshot.ssh], and on the store's machine `link-sync serve PROFILE --read-only` for it (README, Getting it back)";
+pub const READING: &str = "use a key of its own for reading: restore_identity in [snapshot.ssh], and on the store's machine `link-sync serve PROFILE --read-only` for it (docs/restore.md)";
 /// And the other way round.
 pub const WRITING: &str =
     "give the key for backups `link-sync serve PROFILE` without --read-only, on the store's machine";

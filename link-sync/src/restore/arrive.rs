@@ -22,10 +22,11 @@ use crate::maintenance;
 use crate::names::show;
 use crate::progress::Progress;
 use crate::rsync::{Fetch, TEMPORARY};
-use crate::settings::Settings;
+use crate::settings::{Place, Settings};
 use crate::source::HTML;
 use crate::store::keeps::abilities;
-use crate::store::{ensure_dir, open_dir, remove, split};
+use crate::store::meta::SnapshotMeta;
+use crate::store::{ensure_dir, open_dir, remove, shown, split};
 
 /// Copies one path into its private folder, completely and durably. `since`: when the restore began that keeps Nextcloud closed.
 pub fn arrive(
@@ -33,7 +34,7 @@ pub fn arrive(
     settings: &Settings,
     item: &Item,
     partial: &mut Partial,
-    (far, fake_super): (&mut Far, bool),
+    (far, meta): (&mut Far, &SnapshotMeta),
     since: Option<&str>,
     progress: &Progress,
 ) -> Result<()> {
@@ -104,8 +105,14 @@ pub fn arrive(
             .into());
         }
     }
+    // Before anything is taken for what a store's account may not say: the mount is root's.
+    if let Place::Local(store) = &settings.store
+        && shown::is_shown(&store.join(&meta.date))?
+    {
+        shown::put_back(&new)?;
+    }
     let mut tamed = Tamed::default();
-    if !args.set_id_and_devices && !tame::trusted(settings, fake_super) {
+    if !args.set_id_and_devices && !tame::trusted(settings, meta.fake_super) {
         if args.in_place {
             no_new_occ_of_root(item, &new)?;
         }

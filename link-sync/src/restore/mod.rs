@@ -128,7 +128,7 @@ fn once(args: &Restore, sure: bool, report: &mut Report) -> Result<bool> {
     let verified = args.verify && !begun;
     for (item, partial) in items.iter().zip(&mut opened) {
         if partial.journal.swap.is_none() {
-            arrive(args, &settings, item, partial, (&mut far, meta.fake_super), since.as_deref(), &progress)?;
+            arrive(args, &settings, item, partial, (&mut far, &meta), since.as_deref(), &progress)?;
         }
         report.changed = true;
     }

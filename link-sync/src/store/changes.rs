@@ -54,6 +54,14 @@ pub struct Delta {
 pub fn between(base: Option<&File>, wanted: &File, touched: Option<&HashSet<Vec<u8>>>) -> Result<Delta> {
     let found = Mutex::new(Delta::default());
     let root = fstat(wanted).context("cannot look at a source's folder")?;
+    if let Some(base) = base {
+        let device = fstat(base).context("cannot look at a source's folder")?.st_dev;
+        let one = device == root.st_dev;
+        anyhow::ensure!(
+            one,
+            "the dates lie in two file systems, or are shown by overlays: inode numbers do not tell what changed"
+        );
+    }
     let changed = match base {
         Some(base) => !diff::same_folder(base, wanted)?,
         None => true,

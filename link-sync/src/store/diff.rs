@@ -21,7 +21,7 @@ use super::beneath::{open_below, open_dir};
 use super::held::Held;
 use super::layout::META;
 use super::place::Store;
-use super::visit;
+use super::{shown, visit};
 use crate::names::show;
 use crate::tree::join;
 
@@ -64,6 +64,8 @@ struct Comparison<'a> {
     old: &'a File,
     new: &'a File,
     source: Option<&'a str>,
+    /// One of them is shown by an overlay, whose numbers tell nothing.
+    numbered_anew: bool,
     limit: usize,
     found: Difference,
     /// Folders that both have, to be compared.
@@ -87,7 +89,9 @@ pub fn diff(
     };
     let ((from, old, _old_lock), (to, new, _new_lock)) = (hold(from)?, hold(to)?);
     let found = Difference { from, to, memory, ..Difference::default() };
-    let mut comparison = Comparison { old: &old, new: &new, source, limit, found, waiting: vec![Vec::new()] };
+    let numbered_anew = shown::is_overlay(&old) || shown::is_overlay(&new);
+    let waiting = vec![Vec::new()];
+    let mut comparison = Comparison { old: &old, new: &new, source, numbered_anew, limit, found, waiting };
     while let Some(path) = comparison.waiting.pop() {
         common::signals::check()?;
         comparison.folder(&path).with_context(|| format!("cannot compare {}", show(&path)))?;
@@ -116,7 +120,7 @@ impl Comparison<'_> {
                 self.below(Change::Added, &new, &name, is_dir)?;
                 continue;
             };
-            if !is_dir && ino == old_ino {
+            if !is_dir && ino == old_ino && !self.numbered_anew {
                 continue;
             }
             let as_name = OsStr::from_bytes(&name);
@@ -193,7 +197,8 @@ fn attributes(stat: &FileStat) -> (u32, u32, u32, i64, i64) {
     (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_mtime, stat.st_mtime_nsec)
 }
 
-fn same_content(old: &File, new: &File, name: &OsStr, a: &FileStat, b: &FileStat) -> Result<bool> {
+/// Whether `name` has the same content in both folders, where `a` and `b` are its stats and of one type.
+pub fn same_content(old: &File, new: &File, name: &OsStr, a: &FileStat, b: &FileStat) -> Result<bool> {
     Ok(match a.st_mode & libc::S_IFMT {
         libc::S_IFREG => a.st_size == b.st_size && same_bytes(open_file(old, name)?, open_file(new, name)?)?,
         libc::S_IFLNK => readlinkat(old, name)? == readlinkat(new, name)?,

@@ -69,7 +69,9 @@ impl Seen {
     }
 
     fn same(&self, other: &Seen) -> bool {
-        self.folder == other.folder && (self.folder || self.inode == other.inode)
+        // What an overlay shows may have the number that another file has in another date's overlay.
+        let file = |seen: &Seen| (seen.inode, seen.size, seen.mtime);
+        self.folder == other.folder && (self.folder || file(self) == file(other))
     }
 }
 

@@ -47,6 +47,7 @@ pub mod ranges;
 pub mod repair;
 pub mod reuse;
 pub mod scan;
+pub mod shown;
 pub mod sizes;
 pub mod sparse;
 pub mod sums;

@@ -20,7 +20,7 @@ use sha2::{Digest as _, Sha256};
 use xattr::FileExt as _;
 
 use super::beneath::{open_dir, open_file_at};
-use super::{attributes, sums};
+use super::{attributes, shown, sums};
 
 /// What the file begins with; what a check must pass over follows.
 pub const HEAD: &[u8] = b"#mtree\n. type=dir\n./.meta type=dir ignore optional\n";
@@ -52,7 +52,8 @@ pub fn look(dir: &File, name: &[u8]) -> Result<OnDisk> {
         libc::S_IFLNK => Some(readlinkat(dir, as_name)?),
         _ => None,
     };
-    let xattrs = opened.as_ref().map(xattrs).transpose()?.unwrap_or_default();
+    let mut xattrs = opened.as_ref().map(xattrs).transpose()?.unwrap_or_default();
+    shown::give_back(dir, name, &mut stat, &mut xattrs)?;
     let owned = !attributes::carries_owner(&xattrs) || mutant::active("a-stores-account-is-an-owner");
     let body = body(&stat, owned, link.as_deref().map(|l| l.as_bytes()), digest(&xattrs).as_deref());
     let file = opened.filter(|_| stat.st_mode & libc::S_IFMT == libc::S_IFREG);

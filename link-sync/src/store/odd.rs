@@ -11,7 +11,7 @@ use common::mutant;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use super::meta::{SnapshotMeta, is_date, taken};
+use super::meta::{Consistency, SnapshotMeta, is_date, taken};
 use super::place::Store;
 
 /// A clock that is set a little, back over a snapshot just made, makes nothing odd of it.
@@ -47,6 +47,51 @@ pub struct Known {
     pub damaged: Vec<String>,
 }
 
+/// A date that the store has in another form than as a folder, which is nothing to the rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The date.
+    pub date: String,
+    /// What it promises.
+    pub consistency: Consistency,
+}
+
+impl Listed {
+    fn meta(&self) -> SnapshotMeta {
+        SnapshotMeta {
+            schema: 1,
+            id: String::new(),
+            date: self.date.clone(),
+            base_id: None,
+            base_date: None,
+            run_id: None,
+            consistency: self.consistency,
+            started_at: String::new(),
+            published_at: String::new(),
+            tool_version: String::new(),
+            fake_super: false,
+            sources: Vec::new(),
+            manifest: None,
+        }
+    }
+}
+
+impl std::str::FromStr for Listed {
+    type Err = String;
+
+    /// `DATE` or `DATE=sealed`.
+    fn from_str(text: &str) -> Result<Listed, String> {
+        let (date, consistency) = match text.strip_suffix("=sealed") {
+            Some(date) => (date, Consistency::Sealed),
+            None => (text, Consistency::CrashConsistent),
+        };
+        match is_date(date) {
+            true => Ok(Listed { date: date.to_owned(), consistency }),
+            false => Err("write a date like 2026-11-22T03-30-00Z, and after it perhaps =sealed".into()),
+        }
+    }
+}
+
 impl Known {
     /// What lies in `store` at `now`, by its clock.
     pub fn of(store: &Store, now: Timestamp) -> Result<Known> {
@@ -63,6 +108,26 @@ impl Known {
             }
         }
         Ok(known)
+    }
+
+    /// Counts dates that are kept in another form than as folders of the store, too; which of them it did not know.
+    pub fn add(&mut self, listed: &[Listed], now: Timestamp) -> Vec<String> {
+        let mut added = Vec::new();
+        for date in listed {
+            let known = |meta: &SnapshotMeta| meta.date == date.date;
+            if self.counted.iter().any(known) || self.odd.iter().any(|(meta, _)| known(meta)) {
+                continue;
+            }
+            added.push(date.date.clone());
+            let meta = date.meta();
+            match why(&meta, false, now) {
+                Some(why) => self.odd.push((meta, why)),
+                None => self.counted.push(meta),
+            }
+        }
+        self.counted.sort_by(|a, b| a.date.cmp(&b.date));
+        self.odd.sort_by(|a, b| a.0.date.cmp(&b.0.date));
+        added
     }
 
     /// The newest of all if each is dated in the future: then it is the clock that is wrong.

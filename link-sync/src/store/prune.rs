@@ -28,7 +28,7 @@ use super::latest::point_latest;
 use super::layout::{META, PRUNED};
 use super::ledger::Ledger;
 use super::meta::{Consistency, SnapshotMeta, taken};
-use super::odd::Known;
+use super::odd::{Known, Listed};
 use super::open::PATIENCE;
 use super::place::Store;
 use super::sweep::{self, sweep};
@@ -44,6 +44,8 @@ pub struct Order {
     pub dry_run: bool,
     /// Dates that stay whatever the rules say, with the reason.
     pub needed: Vec<(String, String)>,
+    /// Dates that are kept in another form: the rules count them, and whoever asks removes them.
+    pub listed: Vec<Listed>,
     /// How many may go within 24 hours, by the rules; no limit for who has the store's machine.
     pub limit: Option<u64>,
 }
@@ -111,6 +113,10 @@ pub fn prune(store: &Store, ask: &Order, now: Timestamp) -> Result<Pruned> {
         // Before the renames, so that a kill in between does not make room for more.
         noted = note(&mut ledger, &dir, ask)?;
     }
+    // Those that are no folders here are the caller's to remove, now that they are noted.
+    let (mut elsewhere, folders) =
+        std::mem::take(&mut pruned.removed).into_iter().partition(|date| !dates.contains(date));
+    pruned.removed = folders;
     pruned.unlisted = lists::hand_on(&dir, &dates, &pruned.removed, &|bytes| pace.wrote(bytes))?;
     paths += away.rename(&mut ledger, &mut pruned)?;
     if let Some(newest) = dates.last()
@@ -123,6 +129,8 @@ pub fn prune(store: &Store, ask: &Order, now: Timestamp) -> Result<Pruned> {
     for date in &pruned.removed {
         paths += away.of_renamed(date)?;
     }
+    pruned.removed.append(&mut elsewhere);
+    pruned.removed.sort_unstable();
     pace.flush()?;
     // By now there should be room.
     if !noted && let Err(error) = ledger.save(&dir) {
@@ -258,8 +266,9 @@ fn alone(dir: &File, date: &str) -> Result<Option<File>> {
 fn decide(store: &Store, dir: &File, ask: &Order, now: Timestamp) -> Result<(Ledger, Pruned, Vec<String>)> {
     let mut known = Known::of(store, now)?;
     let damaged = std::mem::take(&mut known.damaged);
+    let listed = known.add(&ask.listed, now);
     let metas = &known.counted;
-    let dates = metas.iter().map(|m| m.date.clone()).collect();
+    let dates = metas.iter().map(|m| m.date.clone()).filter(|date| !listed.contains(date)).collect();
     let mut needed = ask.needed.clone();
     needed.extend(pins::read(dir)?.into_iter().map(|(date, name)| (date, format!("pinned by {name}"))));
     let mut state = Ledger::load(dir)?;

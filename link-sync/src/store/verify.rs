@@ -31,7 +31,7 @@ use super::outcome::{Outcome, Scope};
 use super::place::Store;
 use super::scan::{self, Expected, ManifestLine, Visited};
 use super::sums::Lines;
-use super::{mtree, sums};
+use super::{mtree, shown, sums};
 use crate::parallel;
 use crate::tree::split;
 
@@ -68,6 +68,8 @@ struct Verification<'a> {
     dates: Vec<Compared>,
     /// The one whose names are compared.
     at: usize,
+    /// What makes the inode numbers of this date those of no other: see [`salt`].
+    salt: u64,
     /// Inodes by what is expected of them: those that were seen before.
     known: HashSet<(u64, u64)>,
     jobs: Vec<Job>,
@@ -75,6 +77,13 @@ struct Verification<'a> {
     bytes: u64,
     found: Tally,
     outcome: Outcome,
+}
+
+/// In one file system a number is one inode, whatever the date. Each overlay has numbers of its own, which may be another's, too.
+fn salt(top: &File) -> Result<u64> {
+    let numbered_anew = shown::is_overlay(top) && !mutant::active("each-overlay-has-its-own-numbers");
+    let device = fstat(top).context("cannot look at a snapshot")?.st_dev;
+    Ok(if numbered_anew { device.wrapping_mul(0x9e37_79b9_7f4a_7c15) } else { 0 })
 }
 
 /// Verifies. With `against`, `store` is a copy of that store, whose manifests count. `told` hears how many bytes of how
@@ -98,6 +107,7 @@ pub fn verify(
         authority,
         scope,
         dates: Vec::new(),
+        salt: 0,
         at: 0,
         known: HashSet::new(),
         jobs: Vec::new(),
@@ -140,6 +150,7 @@ impl Verification<'_> {
             }
         };
         self.at = self.dates.len();
+        self.salt = salt(&held.top)?;
         self.dates.push(Compared::of(&held)?);
         self.outcome.dates.push(date.to_owned());
         if !self.names(&held)? {
@@ -229,7 +240,7 @@ impl Verification<'_> {
         let is_dir = line.kind() == b"dir";
         if !is_dir && !step.is_dir {
             // A shared inode was looked at in the date before.
-            self.job(step.ino, digest(&(&line.body, &line.sum)), line);
+            self.job(step.ino ^ self.salt, digest(&(&line.body, &line.sum)), line);
             return Ok(true);
         }
         let wrong = match mtree::look(step.parent, step.name) {
@@ -271,7 +282,7 @@ impl Verification<'_> {
             let looked = open_dir(top, parent).map_err(Into::into).and_then(|dir| mtree::look(&dir, name));
             match looked {
                 Ok(looked) if looked.file.is_some() => {
-                    self.job(looked.stat.st_ino, digest(&sum), line);
+                    self.job(looked.stat.st_ino ^ self.salt, digest(&sum), line);
                 }
                 _ => self.missing(date, &line),
             }
@@ -303,6 +314,7 @@ impl Verification<'_> {
                 }
                 if let Ok(held) = Held::open(self.store, self.dir, &self.dates[at].date) {
                     self.at = at;
+                    self.salt = salt(&held.top)?;
                     self.names(&held)?;
                 }
             }
@@ -366,8 +378,9 @@ impl Verification<'_> {
         }
         for date in dates {
             let Ok(top) = open_dir(self.dir, date.as_bytes()) else { continue };
+            let salt = salt(&top)?;
             let each = |step: &Visited| {
-                for key in shared.get(&step.ino).into_iter().flatten() {
+                for key in shared.get(&(step.ino ^ salt)).into_iter().flatten() {
                     self.found.also(key, date, step.path);
                 }
                 Ok(true)

@@ -20,6 +20,7 @@ mod full;
 mod history;
 mod holes;
 mod hostile;
+mod layers;
 mod locks;
 mod lost;
 mod mounts;

@@ -94,6 +94,46 @@ fn a_large_container_costs_little_and_nothing_happens_behind_our_back() {
 }
 
 #[test]
+fn a_container_for_layers_is_a_btrfs_of_small_nodes_that_is_seldom_written_and_ext4_reads_no_more_than_it_needs()
+ {
+    if elsewhere(
+        "story::a_container_for_layers_is_a_btrfs_of_small_nodes_that_is_seldom_written_and_ext4_reads_no_more_than_it_needs",
+    ) {
+        return;
+    }
+    let world = World::new();
+    world.configure_for("layers", "");
+    world.create(&["--size", "300M"]).expect(0);
+    let options = || world.sh("grep run/container /proc/self/mountinfo");
+    assert_eq!(world.attach().expect(0).json["data"]["file_system"], "btrfs");
+    assert!(options().contains("commit=300"), "{}", options());
+    let device = format!("/dev/mapper/{}", world.mapping());
+    let nodes = world
+        .sh(&format!("btrfs inspect-internal dump-super {device} | awk '$1 == \"nodesize\" {{ print $2 }}'"));
+    assert_eq!(nodes, "4096");
+    assert!(world.sh("btrfs filesystem df run/container").contains("Metadata, single"));
+    world.detach().expect(0);
+    world.run("attach", ["--read-only"]).expect(0);
+    assert!(!options().contains("commit=300"), "{}", options());
+    world.detach().expect(0);
+
+    let world = World::new();
+    world.configure_for("layers", "");
+    world.create(&["--size", "64M", "--file-system", "ext4"]).expect(0);
+    let options = || world.sh("grep run/container /proc/self/mountinfo");
+    for words in [&[][..], &["--read-only"]] {
+        world.run("attach", words).expect(0);
+        let seen = options();
+        assert!(
+            seen.contains("inode_readahead_blks=0") && seen.contains("no_prefetch_block_bitmaps"),
+            "{seen}"
+        );
+        world.detach().expect(0);
+    }
+    world.nothing_is_up();
+}
+
+#[test]
 fn btrfs_grows_too() {
     if elsewhere("story::btrfs_grows_too") {
         return;

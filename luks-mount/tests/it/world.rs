@@ -53,8 +53,13 @@ impl World {
     }
 
     pub(crate) fn configure(&self, more: &str) {
+        self.configure_for("hardlink", more);
+    }
+
+    /// With a layout, which says what file system a new container gets.
+    pub(crate) fn configure_for(&self, layout: &str, more: &str) {
         let text = format!(
-            "state_dir = \"{0}/state\"\nruntime_dir = \"{0}/run\"\n[offsite.luks]\nimage = \"{0}/s3/c.img\"\n\
+            "state_dir = \"{0}/state\"\nruntime_dir = \"{0}/run\"\n[offsite]\nlayout = \"{layout}\"\n[offsite.luks]\nimage = \"{0}/s3/c.img\"\n\
              key_file = \"{0}/key\"\n{more}",
             self.dir.path().display()
         );

@@ -7,6 +7,9 @@
 mod faults;
 mod generation;
 mod killed;
+mod layers;
+mod layers_kept;
+mod nights_of_layers;
 mod prune;
 mod real;
 mod scripts;

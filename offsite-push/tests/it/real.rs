@@ -24,6 +24,11 @@ struct Real {
 impl Real {
     /// A container on S3, and a store with one snapshot of a few files.
     fn new() -> Real {
+        Real::of("96m", "layout = \"hardlink\"")
+    }
+
+    /// A container of that size, and these lines in `[offsite]`.
+    fn of(size: &str, lines: &str) -> Real {
         let built = bin("offsite-push").parent().unwrap().to_owned();
         let real = Real { dir: scratch(), bin: built, sshd: Sshd::start("root"), name: "home" };
         for name in ["s3", "source/folder", "store"] {
@@ -35,7 +40,7 @@ impl Real {
             std::fs::set_permissions(real.path(name), mode).unwrap();
         }
         let text = format!(
-            "state_dir = \"{0}/state\"\nruntime_dir = \"{0}/run\"\n[store]\npath = \"{0}/store\"\n[offsite]\nreserve_bytes = 1048576\n\
+            "state_dir = \"{0}/state\"\nruntime_dir = \"{0}/run\"\n[store]\npath = \"{0}/store\"\n[offsite]\nreserve_bytes = 1048576\n{lines}\n\
              [offsite.sshfs]\nhost = \"root@127.0.0.1\"\nport = {1}\nidentity = \"{2}\"\nknown_hosts = \"{3}\"\ndirectory = \"{0}/s3\"\n\
              [offsite.luks]\nimage = \"container.img\"\nkey_file = \"{0}/key\"\n",
             real.dir.path().display(),
@@ -49,7 +54,7 @@ impl Real {
         }
         real.snapshot();
         real.tool("sshfs-mount", "mount", &[]).expect(0);
-        let size = ["--size", "96m", "--pbkdf", "pbkdf2", "--pbkdf-iterations", "1000"];
+        let size = ["--size", size, "--pbkdf", "pbkdf2", "--pbkdf-iterations", "1000"];
         real.tool("luks-mount", "create", &size).expect(0);
         real.tool("sshfs-mount", "unmount", &[]).expect(0);
         real
@@ -102,6 +107,11 @@ impl Real {
 
     /// Starts a push of 12 MB through 1 MiB/s, and returns in the middle of the copy.
     fn start_slow(&self, options: &[&str]) -> Child {
+        self.start_slow_in("snapshots", options)
+    }
+
+    /// The same, where what is copied is in that folder of the container.
+    fn start_slow_in(&self, folder: &str, options: &[&str]) -> Child {
         self.file("large", 12 << 10);
         self.snapshot();
         let mut command = self.command("offsite-push", "push", options);
@@ -119,7 +129,7 @@ impl Real {
                 > 2048
         };
         eventually("the copy is in the middle", || {
-            let store = self.path("run/container/snapshots");
+            let store = self.path("run/container").join(folder);
             std::fs::read_dir(store)
                 .into_iter()
                 .flatten()
@@ -144,6 +154,43 @@ impl Real {
         drop(file);
         self.tool("luks-mount", "detach", &[]).expect(0);
         self.tool("sshfs-mount", "unmount", &[]).expect(0);
+    }
+
+    /// The dates in the container, all of whose images are what S2 has noted.
+    #[track_caller]
+    fn layered(&self) -> Vec<String> {
+        self.tool("sshfs-mount", "mount", &[]).expect(0);
+        self.tool("luks-mount", "attach", &["--read-only"]).expect(0);
+        let ask = |request: serde_json::Value| -> serde_json::Value {
+            let file = self.path("request");
+            std::fs::write(&file, request.to_string()).unwrap();
+            let mut command = Command::new(self.bin.join("offsite-push"));
+            command.args(["inside", "layers", "--container"]).arg(self.path("run/container"));
+            let out = command.stdin(std::fs::File::open(file).unwrap()).output().unwrap();
+            assert!(out.status.success(), "{request}: {}", String::from_utf8_lossy(&out.stderr));
+            serde_json::from_slice(&out.stdout).unwrap()
+        };
+        let record: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(self.path("state/offsite.layers.json")).unwrap()).unwrap();
+        let lists = ask(serde_json::json!({"lists": {}}));
+        let mut dates = Vec::new();
+        for list in lists["dates"].as_array().unwrap() {
+            dates.push(list["date"].as_str().unwrap().to_owned());
+            let sums: Vec<_> = list["layers"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|name| {
+                    let name = name.as_str().unwrap();
+                    (name, record["images"][name]["sha256"].as_str().unwrap())
+                })
+                .collect();
+            assert_eq!(ask(serde_json::json!({"check": {"layers": sums}}))["wrong"], serde_json::json!([]));
+        }
+        self.tool("luks-mount", "detach", &[]).expect(0);
+        self.tool("sshfs-mount", "unmount", &[]).expect(0);
+        self.is_down();
+        dates
     }
 
     fn sshfs(&self) -> u32 {
@@ -257,6 +304,80 @@ fn nights_with_the_real_tools() {
     let ran = real.push().expect(0);
     assert_eq!(ran.json["data"]["push"]["base_date"], newest);
     real.arrived(&[&newest, &waiting]);
+}
+
+/// What was cut off goes on; and the night after that.
+fn goes_on(real: &Real, dates: &mut Vec<String>, what: &str) -> u64 {
+    let ran = real.push().expect(0);
+    dates.push(ran.json["data"]["date"].as_str().unwrap().to_owned());
+    real.file("folder/5", 5);
+    dates.push(real.snapshot());
+    real.push().expect(0);
+    assert_eq!(real.layered(), *dates, "{what}");
+    ran.json["data"]["push"]["sent_bytes"].as_u64().unwrap()
+}
+
+#[test]
+fn nights_of_layers_and_a_push_that_is_ended_goes_on_inside_its_image() {
+    if run_me(
+        "real::nights_of_layers_and_a_push_that_is_ended_goes_on_inside_its_image",
+        Options { seconds: 1200, ..Options::default() },
+    ) {
+        return;
+    }
+    let real = Real::of("300m", "layout = \"layers\"");
+    let first = real.push().expect(0);
+    let mut dates = vec![first.json["data"]["date"].as_str().unwrap().to_owned()];
+    real.is_down();
+    assert_eq!(real.push().expect(0).json["changed"], false);
+    // One file of 20 is new: about that is sent.
+    real.file("folder/3", 50);
+    dates.push(real.snapshot());
+    let ran = real.push().expect(0);
+    let push = &ran.json["data"]["push"];
+    eprintln!("== 50 KiB changed: {push}");
+    assert_eq!(push["base_date"], dates[0]);
+    assert!(push["sent_bytes"].as_u64().unwrap() < 500 << 10, "{push}");
+    assert_eq!(real.layered(), dates);
+
+    // 12 MB, some of which were there.
+    let child = real.start_slow_in("layers/images", &[]);
+    signal(child.id(), "TERM");
+    judge(child.wait_with_output().unwrap()).expect(143);
+    real.is_down();
+    let sent = goes_on(&real, &mut dates, "TERM");
+    assert!(sent < 11_500_000, "{sent}");
+    let mut child = real.start_slow_in("layers/images", &[]);
+    signal(child.id(), "KILL");
+    child.wait().unwrap();
+    let sent = goes_on(&real, &mut dates, "KILL");
+    assert!(sent < 11_500_000, "{sent}");
+}
+
+#[test]
+fn when_sshfs_dies_or_hangs_in_an_image_the_next_push_goes_on() {
+    if run_me(
+        "real::when_sshfs_dies_or_hangs_in_an_image_the_next_push_goes_on",
+        Options { seconds: 1200, ..Options::default() },
+    ) {
+        return;
+    }
+    let real = Real::of("300m", "layout = \"layers\"");
+    let mut dates = vec![real.push().expect(0).json["data"]["date"].as_str().unwrap().to_owned()];
+    let child = real.start_slow_in("layers/images", &["--patience", "4s"]);
+    signal(real.sshfs(), "STOP");
+    let ran = judge(child.wait_with_output().unwrap()).expect(69);
+    let message = ran.json["error"]["message"].as_str().unwrap();
+    assert!(message.contains("has not answered for 4s"), "{:#}", ran.json);
+    real.is_down();
+    goes_on(&real, &mut dates, "sshfs stopped");
+
+    let child = real.start_slow_in("layers/images", &[]);
+    signal(real.sshfs(), "KILL");
+    let ran = judge(child.wait_with_output().unwrap());
+    assert!([1, 69].contains(&ran.code), "{:#}", ran.json);
+    real.is_down();
+    goes_on(&real, &mut dates, "sshfs killed");
 }
 
 #[test]

@@ -60,8 +60,10 @@ impl World {
 
     pub(crate) fn write_profile(&self, sshfs: &str, image: &str) {
         let dir = self.dir.path().display();
+        // Trees, where a test does not say otherwise.
+        let offsite = if sshfs.contains("[offsite]") { "" } else { "[offsite]\nlayout = \"hardlink\"\n" };
         let text = format!(
-            "state_dir = \"{dir}/state\"\nruntime_dir = \"{dir}/run\"\n[store]\npath = \"{dir}/store\"\n{sshfs}\n\
+            "state_dir = \"{dir}/state\"\nruntime_dir = \"{dir}/run\"\n[store]\npath = \"{dir}/store\"\n{offsite}{sshfs}\n\
              [offsite.luks]\nimage = \"{image}\"\nkey_file = \"{dir}/key\"\n"
         );
         std::fs::write(self.path("home.toml"), text).unwrap();
@@ -97,6 +99,11 @@ impl World {
         let mut command = Command::new("nsenter");
         command.arg(format!("--mount=/proc/{}/ns/mnt", self.namespace.id())).arg("--").arg(program);
         command
+    }
+
+    /// What is mounted in that namespace is seen below this.
+    pub(crate) fn root(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root", self.namespace.id()))
     }
 
     pub(crate) fn command(&self, action: &str, options: &[&str]) -> Command {

@@ -124,7 +124,7 @@ impl World {
         });
         let image = if real { "container.img".into() } else { format!("{text}/s3/container.img") };
         let profile = format!(
-            "state_dir = \"{text}/state\"\nruntime_dir = \"{text}/run\"\n[store]\npath = \"{text}/store\"\n[offsite]\n\
+            "state_dir = \"{text}/state\"\nruntime_dir = \"{text}/run\"\n[store]\npath = \"{text}/store\"\n[offsite]\nlayout = \"hardlink\"\n\
              reserve_bytes = 1048576\n{s3}[offsite.luks]\nimage = \"{image}\"\nkey_file = \"{text}/key\"\n"
         );
         std::fs::write(path("home.toml"), profile).unwrap();

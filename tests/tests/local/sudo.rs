@@ -1,4 +1,4 @@
-//! README's rules, word for word: an ordinary account backs up by them, and can do nothing else with them.
+//! The rules of docs/setup.md, word for word: an ordinary account backs up by them, and can do nothing else with them.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output, Stdio};
@@ -8,9 +8,9 @@ use testkit::{judge, repo, run, scripts};
 
 use crate::world::World;
 
-/// The words that README.md lets the account say, in its order.
+/// The words that docs/setup.md lets the account say, in its order.
 fn rules() -> Vec<String> {
-    let text = std::fs::read_to_string(repo().join("README.md")).unwrap();
+    let text = std::fs::read_to_string(repo().join("docs/setup.md")).unwrap();
     let begin = text.find("As\n`/etc/sudoers.d/nc-backup`").expect("the rules of S1");
     let lines = text[begin..].lines().skip_while(|l| !l.starts_with("nc-backup ALL"));
     lines

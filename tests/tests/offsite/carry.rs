@@ -15,7 +15,7 @@ fn a_disk_is_filled_here_and_carried_to_s3() {
     std::fs::create_dir(&disk).unwrap();
     let image = disk.join("container.img");
     let text = format!(
-        "state_dir = \"{dir}/state\"\n[store]\npath = \"{dir}/store\"\n[offsite]\nreserve_bytes = 1000000\n\
+        "state_dir = \"{dir}/state\"\n[store]\npath = \"{dir}/store\"\n[offsite]\nlayout = \"hardlink\"\nreserve_bytes = 1000000\n\
          [offsite.luks]\nimage = \"{}\"\nkey_file = \"{}\"\n",
         image.display(),
         world.key().display(),

@@ -1,4 +1,4 @@
-//! README's rules, word for word: S1 starts the push on S2 as an ordinary account, and can do nothing else there.
+//! The rules of docs/offsite.md, word for word: S1 starts the push on S2 as an ordinary account, and can do nothing else there.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -10,9 +10,9 @@ use testkit::{bin, judge, repo};
 
 use crate::world::{World, ok};
 
-/// The lines of README.md that hold `what`.
-fn readme(what: &str) -> Vec<String> {
-    let text = std::fs::read_to_string(repo().join("README.md")).unwrap();
+/// The lines of docs/offsite.md that hold `what`.
+fn documented(what: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(repo().join("docs/offsite.md")).unwrap();
     text.lines().filter(|l| l.contains(what)).map(str::to_owned).collect()
 }
 
@@ -34,13 +34,13 @@ fn s1_may_start_the_push_and_nothing_else() {
     }
     ok("install", &["-D", "-m", "0600", world.config().to_str().unwrap(), "/etc/nc-backup/home.toml"]);
 
-    let rules = readme("nc-backup ALL=(root) NOPASSWD: /usr/sbin/offsite-push");
+    let rules = documented("nc-backup ALL=(root) NOPASSWD: /usr/sbin/offsite-push");
     assert_eq!(rules.len(), 1, "{rules:?}");
     let file = "/etc/sudoers.d/nc-backup-offsite";
     std::fs::write(file, rules.join("\n") + "\n").unwrap();
     std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o440)).unwrap();
     ok("visudo", &["-c"]);
-    let line = readme("offsite-push push home\",restrict").pop().expect("the line for authorized_keys");
+    let line = documented("offsite-push push home\",restrict").pop().expect("the line for authorized_keys");
     let (options, _) = line.split_once(" ssh-ed25519").unwrap();
     world.hosts.s2.set_key_options(options);
 

@@ -43,7 +43,7 @@ impl World {
     pub fn profile(&self, more: &str) {
         let s3 = &self.hosts.s3;
         let text = format!(
-            "state_dir = \"{dir}/state\"\n[store]\npath = \"{dir}/store\"\n[offsite]\nreserve_bytes = 1000000\n\
+            "state_dir = \"{dir}/state\"\n[store]\npath = \"{dir}/store\"\n[offsite]\nlayout = \"hardlink\"\nreserve_bytes = 1000000\n\
              [offsite.sshfs]\nhost = \"{}@{}\"\ndirectory = \"{}\"\nport = {}\nidentity = \"{}\"\nknown_hosts = \"{}\"\n\
              options = [\"ServerAliveInterval=2\", \"ServerAliveCountMax=3\", \"ConnectTimeout=8\"]\n{more}\n\
              [offsite.luks]\nimage = \"container.img\"\nkey_file = \"{}\"\n",
