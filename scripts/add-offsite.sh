@@ -125,7 +125,8 @@ add_tables() {
         tables | while IFS= read -r line; do printf '        %s\n' "$line"; done >&2
         return 0
     fi
-    draft=$(mktemp /etc/nc-backup/.add-offsite.XXXXXX)
+    draft=/etc/nc-backup/.$profile.toml.nc-backup-new
+    note draft "$draft"
     # Tools that know no end of a window refuse the word; then it is the timer's alone.
     for until in "${window#*-}" ''; do
         { cat "$file" && tables; } >"$draft"
