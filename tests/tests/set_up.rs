@@ -1,5 +1,4 @@
 //! `scripts/setup` from an empty machine to the first backup: by one command, again and again, cut off, and taken back.
-#![expect(clippy::disallowed_methods, reason = "tests start the scripts as their users do")]
 
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
