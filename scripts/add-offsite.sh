@@ -125,7 +125,8 @@ add_tables() {
         tables | while IFS= read -r line; do printf '        %s\n' "$line"; done >&2
         return 0
     fi
-    draft=$(mktemp /etc/nc-backup/.add-offsite.XXXXXX)
+    draft=/etc/nc-backup/.$profile.toml.nc-backup-new
+    note draft "$draft"
     # Tools that know no end of a window refuse the word; then it is the timer's alone.
     for until in "${window#*-}" ''; do
         { cat "$file" && tables; } >"$draft"
@@ -244,7 +245,7 @@ keep_elsewhere() {
         fi
     fi
     if [ -n "$keep_in" ]; then
-        [ "$(stat -c %d "$keep_in")" != "$(stat -c %d "$key")" ] || fail 1 "--keep-in: $keep_in is on the same disk as the key itself: mount a USB stick"
+        [ "$(df --output=target "$keep_in" | tail -n 1)" != "$(df --output=target "$key" | tail -n 1)" ] || fail 1 "--keep-in: $keep_in is on the same disk as the key itself: mount a USB stick"
         folder=$keep_in/nc-backup-$profile-$(date -u +%Y-%m-%d-%H%M%S)
         mkdir -m 0700 "$folder" && cp "$key" "$folder/$profile.key" && cp "$header" "$folder/$profile.header" && note_for_finder >"$folder/README.txt" &&
             sync "$folder/$profile.key" "$folder/$profile.header" "$folder/README.txt" "$folder" &&

@@ -60,7 +60,8 @@ put_file() {
     fi
     add_folder "${1%/*}" 0755 root
     note file "$1" "$(printf %s "$content" | sha256sum | cut -d' ' -f1)"
-    draft=$(mktemp "${1%/*}/.nc-backup.XXXXXX")
+    # Of a fixed name: what a killed run leaves is written over, or taken back.
+    draft=${1%/*}/.${1##*/}.nc-backup-new
     { printf %s "$content" >"$draft" && chmod "$2" "$draft" && sync "$draft" && mv "$draft" "$1"; } || { rm -f "$draft"; fail 1 "cannot write $1"; }
 }
 # add_folder PATH MODE OWNER: and root's, what is missing above it.
@@ -119,7 +120,9 @@ undo_made() {
     while IFS=$tab read -r kind first second <&3; do
         case $kind in
             unit) do_it systemctl disable --now "$first" ;;
+            draft) [ ! -e "$first" ] || do_it rm -f -- "$first" ;;
             file)
+                [ -n "$dry" ] || rm -f -- "${first%/*}/.${first##*/}.nc-backup-new"
                 if [ ! -e "$first" ]; then :
                 elif [ "$(sha256sum <"$first" | cut -d' ' -f1)" = "$second" ]; then do_it rm -f -- "$first"
                 else stayed "$first, which was changed since"; fi

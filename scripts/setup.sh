@@ -98,7 +98,14 @@ write_profile() {
     folder=$(dirname "$output")
     if [ -n "$dry_run" ]; then folder=$(mktemp -d); elif [ "$output" = "$standard" ]; then add_folder "$folder" 0755 root; else install -d -m 0755 "$folder"; fi
     argv=$(jq -cn --arg words "$occ" '$words | split(" ") | map(select(. != ""))')
-    draft=$(mktemp "$folder/.setup.XXXXXX")
+    if [ -n "$made" ] && [ -z "$dry_run" ]; then
+        draft=$folder/.$profile.toml.nc-backup-new
+        note draft "$draft.says"
+        note draft "$draft"
+        rm -f "$draft"
+    else
+        draft=$(mktemp "$folder/.setup.XXXXXX")
+    fi
     trap 'rm -f "$draft" "$draft.says"; [ -z "$dry_run" ] || rmdir "$folder"' EXIT
     trap 'exit 129' HUP
     trap 'exit 130' INT
@@ -118,6 +125,7 @@ write_profile() {
             | to_entries[] | "\n[[snapshot.source]]\nname = \"apps-\(.key + 1)\"\npath = \(.value | tojson)"'
         source_table database
     } >"$draft"
+    chmod 0600 "$draft"
     # Once more, as the places that are saved are known now: what leads out of them is told.
     judged=$("$bin/nc-maint" inspect "$profile" --config "$draft" 2>"$draft.says") || {
         code=$?
