@@ -138,7 +138,7 @@ pub enum Action {
     /// command="/usr/sbin/link-sync serve home",restrict ssh-ed25519 …
     /// Speaks its own protocol on stdin and stdout instead of printing JSON.
     Serve(Serve),
-    /// What the profile says that the scripts need: folders, [notify], [metrics].
+    /// What the profile says that the scripts need: folders, `[notify]`, `[metrics]`.
     #[command(hide = true)]
     Settings(Settings),
     /// The background process between two steps; started by the first.
