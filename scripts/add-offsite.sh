@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC2034,SC2154
+# shellcheck shell=sh disable=SC2015,SC2016,SC2018,SC2034,SC2126,SC2153,SC2154,SC3043
 # What the steps of add-offsite do. Sourced by it, after made.sh and reach.sh.
 
 # read_written: the profile as the tools take it.

@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC2034,SC2154
+# shellcheck shell=sh disable=SC2015,SC2016,SC2018,SC2034,SC2126,SC2153,SC2154,SC3043
 # What check looks at where the snapshots are (S2), and of the copy elsewhere (S3). Sourced by it, after check.sh.
 
 check_store_here() {

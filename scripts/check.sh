@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC2034,SC2154
+# shellcheck shell=sh disable=SC2015,SC2016,SC2018,SC2034,SC2126,SC2153,SC2154,SC3043
 # What check looks at where Nextcloud runs, and how it says what it found. Sourced by it, after lib.sh.
 
 # --- how it is said ---
@@ -268,7 +268,7 @@ drill_cure() {
     if has '.drill | select(. != {})' || ! [ -S "/run/postgresql/.s.PGSQL.5432" ]; then
         ask 'last.output.data.findings[0].cure? // last.output.error.hint // empty'
     else
-        echo "sudo -u postgres createuser --createdb root; printf '\\n[drill]\\nhost = \"/run/postgresql\"\\nuser = \"root\"\\n' >>/etc/nc-backup/$profile.toml"
+        printf '%s\n' "sudo -u postgres createuser --createdb root; printf '\\n[drill]\\nhost = \"/run/postgresql\"\\nuser = \"root\"\\n' >>/etc/nc-backup/$profile.toml"
     fi
 }
 

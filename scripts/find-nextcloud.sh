@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC2034,SC2154
+# shellcheck shell=sh disable=SC2015,SC2016,SC2018,SC2034,SC2126,SC2153,SC2154,SC3043
 # Where Nextcloud may be: the usual places, the configuration of the web server, containers. Sourced by setup, after lib.sh.
 
 # find_nextcloud: each place once, a line each: the folder, and behind a tab how occ is run in a container ('' if it is not in

@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC2034,SC2154
+# shellcheck shell=sh disable=SC2015,SC2016,SC2018,SC2034,SC2126,SC2153,SC2154,SC3043
 # How the scripts that set up a machine make things: shown first (--dry-run), noted before they are made, so that --undo
 # takes back exactly these, also after a kill in the middle. Sourced after lib.sh.
 #

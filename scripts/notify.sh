@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC2034,SC2154
+# shellcheck shell=sh disable=SC2015,SC2016,SC2018,SC2034,SC2126,SC2153,SC2154,SC3043
 # What the steps of notify do: the state, and the ways. Sourced by it, after lib.sh. notify.jq decides.
 #
 # The state (notify.json in the state folder): how each kind of run ended last and what was told of it, and what is still to

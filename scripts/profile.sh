@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC2154
+# shellcheck shell=sh disable=SC2015,SC2016,SC2018,SC2034,SC2126,SC2153,SC2154,SC3043
 # Parts of a profile, for setup and for a restore that begins with nothing. Sourced after lib.sh.
 
 toml() { jq -cn --arg v "$1" '$v'; }

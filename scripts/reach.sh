@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC2034,SC2154
+# shellcheck shell=sh disable=SC2015,SC2016,SC2018,SC2034,SC2126,SC2153,SC2154,SC3043
 # How S3 is reached by hand, for check and add-offsite: by the profile's own settings, and never for longer than a limit.
 # Sourced after lib.sh; wants $written, the profile as JSON.
 

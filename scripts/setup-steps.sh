@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC2034,SC2154
+# shellcheck shell=sh disable=SC2015,SC2016,SC2018,SC2034,SC2126,SC2153,SC2154,SC3043
 # What setup does when the profile is known: the account, S2, the nights, the look at all of it. Sourced by it.
 
 # check_given: what the options say is right in itself, before anything is asked.
