@@ -38,6 +38,8 @@ pub(crate) struct Copied {
     pub(crate) needed: Vec<String>,
     /// What is not whole.
     pub(crate) damaged: Damaged,
+    /// Dates of which that was told, and whose lists were written again.
+    pub(crate) mended: Vec<String>,
     /// Images, and their bytes.
     pub(crate) layers: Value,
     /// What is on its way.
@@ -67,6 +69,7 @@ pub(crate) fn as_layers(
         ended: sent.published,
         needed: sent.needed,
         damaged,
+        mended: sent.written_again,
         layers: json!({"images": sent.images, "image_bytes": sent.image_bytes, "big_bytes": sent.big_bytes}),
         unfinished: json!(sent.unfinished),
     })

@@ -106,6 +106,9 @@ pub(crate) struct Content {
     /// The dates of lists that are on their way.
     #[serde(default)]
     pub(crate) unfinished: Vec<String>,
+    /// The dates whose lists were not read, as this machine knows them.
+    #[serde(default)]
+    pub(crate) not_read: Vec<String>,
 }
 
 impl Content {
@@ -135,9 +138,14 @@ impl Known {
         durable::write(path, &serde_json::to_vec(self)?, 0o600)
     }
 
+    /// Nothing that was begun there is left open.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.next_generation.is_none() && self.compare.is_none()
+    }
+
     /// Whether snapshot `id` is known to be the newest one there, with nothing left open.
     pub(crate) fn holds(&self, id: &str) -> bool {
-        self.next_generation.is_none() && self.compare.is_none() && self.id.as_deref() == Some(id)
+        self.is_settled() && self.id.as_deref() == Some(id)
     }
 
     /// The dates that were confirmed, that nothing of ours was removing, and that are not among `there`.

@@ -37,7 +37,7 @@ pub(crate) struct Inside {
 
 #[derive(ValueEnum, Clone, Copy, Debug)]
 pub(crate) enum What {
-    /// Tell the generation and the dates.
+    /// Tell the generation and the dates; of the dates that are on stdin not what is in their lists.
     Read,
     /// Tell how much room there is, also on the disk below.
     Room,
@@ -57,7 +57,13 @@ const LONGEST: u64 = 64 << 10;
 
 /// Reads what is in the container mounted at `dir`.
 pub(crate) fn read(dir: &Path, patience: Duration) -> Result<Content> {
-    let output = child("read", dir, None, patience, Vec::new())?;
+    read_but(dir, patience, &[])
+}
+
+/// The same, but for the lists of dates that this machine knows: through a slow link each costs a round trip, and they never
+/// change but by us.
+pub(crate) fn read_but(dir: &Path, patience: Duration, known: &[&String]) -> Result<Content> {
+    let output = child("read", dir, None, patience, serde_json::to_vec(known)?)?;
     serde_json::from_slice(&output).context("the answer about the container's content is damaged")
 }
 
@@ -130,7 +136,9 @@ fn outcome(cmd: Cmd, dir: &Path, patience: Duration) -> Result<Vec<u8>> {
 pub(crate) fn answer(inside: &Inside) -> ExitCode {
     let dir = &inside.container;
     let result = common::process::normal().and_then(|()| match inside.what {
-        What::Read => content(dir).and_then(|c| Ok(serde_json::to_vec(&c)?)),
+        What::Read => {
+            known().and_then(|known| content(dir, &known)).and_then(|c| Ok(serde_json::to_vec(&c)?))
+        }
         What::Room => {
             let image = inside.image.as_deref().unwrap_or(dir);
             Disk::ask(image, dir).and_then(|disk| Ok(serde_json::to_vec(&disk)?))
@@ -152,19 +160,27 @@ pub(crate) fn answer(inside: &Inside) -> ExitCode {
     }
 }
 
-fn content(dir: &Path) -> Result<Content> {
+/// The dates on stdin.
+fn known() -> Result<Vec<String>> {
+    let mut text = Vec::new();
+    std::io::stdin().read_to_end(&mut text)?;
+    serde_json::from_slice(&text).context("the request is not understood")
+}
+
+fn content(dir: &Path, known: &[String]) -> Result<Content> {
     let snapshots = offsite::store(dir);
     let mut dates = match store::dates(&snapshots) {
         Ok(dates) => dates,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(e) => return Err(e).with_context(|| format!("cannot list {}", snapshots.display())),
     };
-    let layered::Told { layered, unread, unfinished } = layered::told(dir)?;
+    let layered::Told { layered, unread, unfinished, not_read } = layered::told(dir, known)?;
+    dates.extend(not_read.iter().cloned());
     // A list that cannot be read is still a date that was pushed.
     dates.extend(layered.keys().chain(unread.keys().filter(|name| store::is_date(name))).cloned());
     dates.sort_unstable();
     dates.dedup();
-    let found = Content { dates, layered, unread, unfinished, ..Content::default() };
+    let found = Content { dates, layered, unread, unfinished, not_read, ..Content::default() };
     let file = dir.join(FILE);
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
     let fd = match open(&file, flags, Mode::empty()) {
@@ -216,22 +232,25 @@ mod tests {
     #[test]
     fn what_is_written_is_read_and_damage_is_told() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(content(dir.path()).unwrap(), Content::default());
+        assert_eq!(content(dir.path(), &[]).unwrap(), Content::default());
         make_folder(dir.path()).unwrap();
         make_folder(dir.path()).unwrap();
         for name in ["2026-11-22T03-30-00Z", "2026-11-21T03-30-00Z", ".partial", "lost+found"] {
             std::fs::create_dir(dir.path().join("snapshots").join(name)).unwrap();
         }
-        let found = content(dir.path()).unwrap();
+        let found = content(dir.path(), &[]).unwrap();
         assert_eq!(found.dates, ["2026-11-21T03-30-00Z", "2026-11-22T03-30-00Z"]);
         std::fs::write(dir.path().join(FILE), "{").unwrap();
-        assert!(content(dir.path()).unwrap().damaged.is_some());
+        assert!(content(dir.path(), &[]).unwrap().damaged.is_some());
         std::fs::remove_file(dir.path().join(FILE)).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", dir.path().join(FILE)).unwrap();
-        assert_eq!(content(dir.path()).unwrap().damaged.as_deref(), Some("generation.json is a symlink"));
+        assert_eq!(
+            content(dir.path(), &[]).unwrap().damaged.as_deref(),
+            Some("generation.json is a symlink")
+        );
         std::fs::remove_file(dir.path().join(FILE)).unwrap();
         std::fs::create_dir(dir.path().join(FILE)).unwrap();
-        assert!(content(dir.path()).unwrap().damaged.is_some());
+        assert!(content(dir.path(), &[]).unwrap().damaged.is_some());
     }
 
     #[test]
@@ -246,7 +265,7 @@ mod tests {
         std::fs::write(lists.join(bad), &text[..30]).unwrap();
         std::fs::write(lists.join("2026-11-24T03-30-00Z.unfinished"), &text).unwrap();
         std::fs::write(lists.join("else"), "").unwrap();
-        let found = content(dir.path()).unwrap();
+        let found = content(dir.path(), &[]).unwrap();
         assert_eq!(found.dates, ["2026-11-21T03-30-00Z", good, bad]);
         assert_eq!(found.trees().collect::<Vec<_>>(), ["2026-11-21T03-30-00Z"]);
         assert_eq!(found.layered.keys().collect::<Vec<_>>(), [good]);

@@ -134,6 +134,7 @@ fn work(
     if let Some(why) = objection(Some(known), uuid, &content) {
         return Err(refusal(&why));
     }
+    whole::note_unread(settings, &content)?;
     let path = settings.record();
     let mut known = Some(known.clone());
     if !options.dry_run

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::TOOL;
 use crate::copying::{self, Copied};
-use crate::generation::{Change, Known, Last, Stamp, objection, refusal};
+use crate::generation::{Change, Content, Known, Last, Stamp, objection, refusal};
 use crate::layered::Sizes;
 use crate::layered::record::Record as Layers;
 use crate::layered::sending::Job;
@@ -223,7 +223,8 @@ fn fill(
     up.siblings.doing = "check";
     let uuid = attached.data("uuid").as_str().filter(|u| !u.is_empty());
     let uuid = uuid.ok_or_else(|| Fault::failed("luks-mount attach did not tell the container's UUID"))?;
-    let content = inside::read(&settings.container, settings.patience)?;
+    let layout = settings.profile.offsite.layout;
+    let content = content(settings, known.as_ref(), uuid)?;
     let why = objection(known.as_ref(), uuid, &content);
     match &why {
         Some(why) if options.accept_container => {
@@ -232,7 +233,6 @@ fn fill(
         Some(why) => return Err(refusal(why)),
         None => {}
     }
-    let layout = settings.profile.offsite.layout;
     if layout == Layout::Hardlink && !(content.layered.is_empty() && content.unread.is_empty()) {
         return Err(Fault::config("the container holds dates as lists of images, and takes no more trees")
             .hint("write layout = \"layers\" in [offsite]; for trees, make another container")
@@ -281,6 +281,7 @@ fn fill(
     };
     report.changed |= copied.changed;
     let mut damaged = std::mem::take(&mut copied.damaged);
+    let mended = std::mem::take(&mut copied.mended);
     if doubt.is_some() {
         damaged.extend(match compared {
             Some(compared) => compared,
@@ -291,6 +292,7 @@ fn fill(
         known.compare = None;
         known.checked_at = whole::checked_at(&attached).or(known.checked_at.take());
         known.accepted_at = whole::accepted_at(&attached);
+        known.damaged.retain(|date, _| !mended.contains(date));
         known.damaged.extend(damaged);
     })?;
     whole::forget_noticed(settings)?;
@@ -312,6 +314,27 @@ fn fill(
     let mut needed = std::mem::take(&mut copied.needed);
     needed.extend(prune::common_date(&dates, list).map(str::to_owned));
     Ok(Filled { change, copied, stamped, needed, dates, prune })
+}
+
+/// What is in the container. The lists that this machine has noted are not read, if the container is the one left behind, as this
+/// machine left it: there may be hundreds, and each costs a round trip.
+fn content(settings: &Settings, known: Option<&Known>, uuid: &str) -> Result<Content> {
+    let noted = match (settings.profile.offsite.layout, known) {
+        (Layout::Layers, Some(known)) if known.is_settled() => Layers::load(&settings.state, uuid)?,
+        _ => None,
+    };
+    let mut noted = noted.map(|record| record.dates).unwrap_or_default();
+    noted.retain(|date, _| !known.is_some_and(|known| known.damaged.contains_key(date)));
+    let dates: Vec<&String> = noted.keys().collect();
+    let mut content = inside::read_but(&settings.container, settings.patience, &dates)?;
+    if !content.not_read.is_empty() && objection(known, uuid, &content).is_some() {
+        return inside::read(&settings.container, settings.patience);
+    }
+    for date in std::mem::take(&mut content.not_read) {
+        let layers = noted.get(&date).map(|dated| dated.layers.clone());
+        content.layered.insert(date, layers.unwrap_or_default());
+    }
+    Ok(content)
 }
 
 /// S2 believes in the copy once the container was closed cleanly.

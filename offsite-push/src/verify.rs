@@ -201,6 +201,9 @@ fn look_inside(up: &mut Up, settings: &Settings, options: &Options, report: &mut
     let content = inside::read(&settings.container, settings.patience)?;
     let known = Known::load(&settings.record())?;
     let why = objection(known.as_ref(), uuid, &content);
+    if why.is_none() {
+        whole::note_unread(settings, &content)?;
+    }
     let mut date = options.date.clone();
     let is_word = date == "all" || date == "latest" && !content.has_layers();
     if !is_word && !content.dates.is_empty() {

@@ -115,7 +115,7 @@ pub(crate) fn compare(
         true => Damaged::new(),
         false => {
             let record = Record::load(&settings.state, uuid)?;
-            below::compare(up.siblings, &content.layered, record.as_ref())?
+            below::compare(up.siblings, &content.layered, record.as_ref(), usize::MAX)?
         }
     };
     if content.trees().next().is_some() || content.layered.is_empty() {
@@ -148,6 +148,16 @@ pub(crate) fn note(settings: &Settings, uuid: &str, content: &Content, found: &V
     let mut record = Record::load(&settings.state, uuid)?.unwrap_or_else(|| Record::new(uuid));
     record.doubt(found, &content.layered);
     record.save(&settings.state)
+}
+
+/// Notes the dates whose lists cannot be read: the next push reads them, and writes again what this machine knows of them.
+pub(crate) fn note_unread(settings: &Settings, content: &Content) -> Result<()> {
+    let path = settings.record();
+    let Some(mut known) = Known::load(&path)?.filter(|_| !content.unread.is_empty()) else { return Ok(()) };
+    let told =
+        content.unread.iter().map(|(name, why)| (name.clone(), format!("its list cannot be read: {why}")));
+    known.damaged.extend(told);
+    known.save(&path)
 }
 
 fn compare_trees(up: &mut Up, settings: &Settings, report: &mut Report) -> Result<Value> {

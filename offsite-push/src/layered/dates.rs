@@ -35,6 +35,8 @@ pub(crate) struct Told {
     pub(crate) unread: BTreeMap<String, String>,
     /// The dates that are on their way.
     pub(crate) unfinished: Vec<String>,
+    /// Those that are there, and whose lists were known.
+    pub(crate) not_read: Vec<String>,
 }
 
 impl Told {
@@ -66,8 +68,8 @@ impl Lists {
         Ok(lists)
     }
 
-    /// What the lists are for somebody who reads them one by one.
-    pub(super) fn told(top: &Path) -> Result<Told> {
+    /// What the lists are for somebody who reads them one by one; those of the dates `known` are not read.
+    pub(super) fn told(top: &Path, known: &[String]) -> Result<Told> {
         let dir = top.join(DATES);
         let mut told = Told::default();
         for name in names(&dir)? {
@@ -76,6 +78,10 @@ impl Lists {
             }
             if let Some(date) = name.strip_suffix(UNFINISHED) {
                 told.unfinished.push(date.to_owned());
+                continue;
+            }
+            if known.contains(&name) {
+                told.not_read.push(name);
                 continue;
             }
             let read = match store::is_date(&name) {
@@ -115,7 +121,7 @@ pub(super) fn intend(top: &Path, list: &List) -> Result<bool> {
 
 /// Whether a date that is there has this image, or large content. What is only on its way needs none that it did not bring.
 pub(super) fn is_published(top: &Path, layer: &Layer) -> Result<bool> {
-    Ok(Lists::told(top)?.needs(layer))
+    Ok(Lists::told(top, &[])?.needs(layer))
 }
 
 /// Makes the date be there; false if it was, just so. A list of it that is damaged is written anew.
@@ -247,7 +253,7 @@ fn gone(path: &Path) -> Result<bool> {
 }
 
 /// The names in a folder, sorted; none if it is not there.
-fn names(dir: &Path) -> Result<Vec<String>> {
+pub(super) fn names(dir: &Path) -> Result<Vec<String>> {
     let context = || format!("cannot list {}", dir.display());
     let entries = match std::fs::read_dir(dir) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),

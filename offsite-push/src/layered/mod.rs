@@ -73,8 +73,13 @@ enum Request {
         #[serde(default)]
         reserve: u64,
     },
-    /// Tell the sizes of layers and large contents, by their names in a list: null for what is not there.
-    Look { layers: Vec<String> },
+    /// Tell the sizes of layers and large contents, by their names in a list: null for what is not there. Of those that are only to be
+    /// `named`, true: through a slow link a folder is soon read, and what is in it is not.
+    Look {
+        layers: Vec<String>,
+        #[serde(default)]
+        named: Vec<String>,
+    },
     /// Note which images a date that is on its way will have so far, before they are copied: so they are not swept out.
     Intend { date: String, layers: Vec<String> },
     /// The date is there.
@@ -113,9 +118,17 @@ pub(crate) fn answer(container: &Path) -> Result<Vec<u8>> {
             prepare(&top)?;
             json!({"copied": images::put(&top.join(IMAGES), &coming)?})
         }
-        Request::Look { layers } => {
-            let sizes = layers.iter().map(|name| Ok((name, size(&Layer::parse(name)?.path(container))?)));
-            json!({"bytes": sizes.collect::<Result<BTreeMap<_, _>>>()?})
+        Request::Look { layers, named } => {
+            let sizes =
+                layers.iter().map(|name| Ok((name, json!(size(&Layer::parse(name)?.path(container))?))));
+            let mut told = sizes.collect::<Result<BTreeMap<_, _>>>()?;
+            if !named.is_empty() {
+                let images = dates::names(&top.join(IMAGES))?;
+                for name in &named {
+                    told.insert(name, if images.contains(name) { true.into() } else { Value::Null });
+                }
+            }
+            json!({"bytes": told})
         }
         Request::PutBig { store, content, like, reserve } => {
             prepare(&top)?;
@@ -165,9 +178,9 @@ pub(crate) fn answer(container: &Path) -> Result<Vec<u8>> {
     Ok(serde_json::to_vec(&done)?)
 }
 
-/// The lists in the container mounted at `container`.
-pub(crate) fn told(container: &Path) -> Result<Told> {
-    dates::Lists::told(&container.join(LAYERS))
+/// The lists in the container mounted at `container`, but those of the dates `known`.
+pub(crate) fn told(container: &Path, known: &[String]) -> Result<Told> {
+    dates::Lists::told(&container.join(LAYERS), known)
 }
 
 /// How large it is; `None` if it is not there.

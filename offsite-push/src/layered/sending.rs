@@ -156,7 +156,9 @@ impl Sending<'_, '_> {
         let names = there.chain(self.below.layers(unfinished.base_date.as_deref())).collect();
         let all = [(unfinished.date.clone(), names)].into();
         let found = match found {
-            Some(snapshot) if compare(self.siblings, &all, Some(&self.record))?.is_empty() => Some(snapshot),
+            Some(snapshot) if compare(self.siblings, &all, Some(&self.record), usize::MAX)?.is_empty() => {
+                Some(snapshot)
+            }
             _ => None,
         };
         let Some(snapshot) = found else {

@@ -23,8 +23,12 @@ impl Sending<'_, '_> {
             return Ok(Some(Base { date, by_manifest: false }));
         }
         let Some(Kept { date, .. }) = self.kept(report)? else { return Ok(None) };
-        let damaged =
-            compare(self.siblings, &[(date.clone(), self.below.names(&date))].into(), Some(&self.record))?;
+        let damaged = compare(
+            self.siblings,
+            &[(date.clone(), self.below.names(&date))].into(),
+            Some(&self.record),
+            usize::MAX,
+        )?;
         if !damaged.is_empty() {
             self.sent.damaged.extend(damaged);
             return Ok(None);

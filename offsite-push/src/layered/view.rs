@@ -149,7 +149,7 @@ struct Stack<'a> {
 
 impl<'a> Stack<'a> {
     fn new(container: &'a Path, dates: &[String], at: &'a Path) -> Result<Stack<'a>> {
-        let Told { layered, unread, .. } = Lists::told(&container.join(super::LAYERS))?;
+        let Told { layered, unread, .. } = Lists::told(&container.join(super::LAYERS), &[])?;
         let lists: Vec<List> =
             layered.into_iter().map(|(date, names)| List::new(date, &names)).collect::<Result<_>>()?;
         let laid: BTreeSet<Layer> = lists.iter().flat_map(|list| list.laid().cloned()).collect();

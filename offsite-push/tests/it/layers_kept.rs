@@ -560,6 +560,9 @@ fn a_list_that_cannot_be_read_is_written_again_if_this_machine_knows_it() {
     let newer = std::fs::read_to_string(path(&kept.dates[0])).unwrap().replace("layers 1", "layers 2");
     std::fs::write(path(&kept.dates[0]), &newer).unwrap();
     let paths = (path(&kept.dates[0]), path(&kept.dates[1]));
+    // A push reads none that this machine has noted; what looks at all of them notes what it finds.
+    let read = kept.world.run("verify", &[]).expect(1);
+    assert!(read.json["error"]["message"].is_string(), "{}", read.json);
     kept.one_more();
     let ran = kept.world.push().expect(3);
     assert!(warned(&ran, "list-written-again").unwrap().contains(&kept.dates[1]));

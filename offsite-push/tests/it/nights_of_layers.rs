@@ -472,6 +472,11 @@ fn upon_too_many_layers_no_more_are_laid_but_upon_an_older_date_with_few() {
     let text =
         std::fs::read_to_string(&list).unwrap().replace(&newest, &format!("{newest}\n{}", more.trim_end()));
     std::fs::write(&list, text).unwrap();
+    let noted = nights.world.path("state/offsite.layers.json");
+    let mut record: Value = serde_json::from_slice(&std::fs::read(&noted).unwrap()).unwrap();
+    let layers = record["dates"][date(1)]["layers"].as_array_mut().unwrap();
+    more.lines().enumerate().for_each(|(n, name)| layers.insert(1 + n, name.into()));
+    std::fs::write(&noted, record.to_string()).unwrap();
     nights.snapshot(2, Some(1), |top| std::fs::write(top.join("two"), noise(1000)).unwrap());
     let ran = nights.push(&[]).expect(0);
     let push = &ran.json["data"]["push"];
