@@ -44,10 +44,12 @@ check_account() {
             well S2 "$keys has a line for \"$both\""
         else
             found "$(case $both in *only) echo warning ;; *) echo error ;; esac)" no-key S2 "$keys has no line whose command is \"link-sync $both\", with restrict" \
-                "$here/add-store $profile ${both##*" $profile"}--key 'the public key that setup made on S1'"
+                "$here/add-store $profile --key 'the public key that setup made on S1'$(case $both in *only) echo " --restore-key 'the other one'" ;; esac)"
         fi
     done
-    both=$(printf '%s\n' "$words" | grep -vE '^[[:space:]]*(#|$)' | grep -vE '^[^ ]*(command=).*restrict' | wc -l)
+    # What is quoted may have anything in it, and so may the comment behind the key: only its options say what a key may do.
+    both=$(printf '%s\n' "$words" | sed 's/^[[:space:]]*//; /^#/d; /^$/d; s/"\(\\.\|[^"\\]\)*"/""/g; s/[[:space:]].*//' |
+        grep -cvxE '([^,]+,)*(command="",([^,]+,)*restrict|restrict,([^,]+,)*command="")(,[^,]+)*') || true
     [ "$both" = 0 ] || found warning free-key S2 "$keys has $both lines without a forced command and restrict: such a key may do all that $1 may, also remove snapshots" "\${EDITOR:-vi} $keys"
     if [ -z "$config" ] && ! as_account "$1" test -r "/etc/nc-backup/$profile.toml"; then
         found error profile-not-readable S2 "$1 may not read /etc/nc-backup/$profile.toml, by which it serves" "chmod 0755 /etc/nc-backup; chmod 0644 /etc/nc-backup/$profile.toml"
@@ -67,7 +69,7 @@ check_offsite() {
     [ -z "$(of .offsite.sshfs.host)" ] || check_s3
     if [ ! -e "$key" ]; then
         found error no-container-key S2 "the container's key, $key, is not here" "bring it back from where it is kept$(kept_at | sed 's/^/: /')"
-    elif [ "$(stat -c %u "$key")" != 0 ] || [ "$(stat -c %a "$key")" != 600 ] && [ "$(stat -c %a "$key")" != 400 ]; then
+    elif case $(stat -c '%u %a' "$key") in '0 600' | '0 400') false ;; esac; then
         found error container-key-open S2 "$key can be read by others" "chown root: $(quoted "$key") && chmod 0600 $(quoted "$key")"
     fi
     if [ ! -e "$header" ]; then
