@@ -58,6 +58,8 @@ fn answers_that_cannot_be_are_refused_and_nothing_is_done() {
     for bad in ["22-06", "22:00", "25:00-06:00", "22:00-06:60", "22:00-06:00\n"] {
         says(&add(&s2, &["--to", "a@h", "--size", "1G", "--window", bad, "--yes"]), 2, "--window");
     }
+    // What is pasted on S3 leaves the account nothing but sftp.
+    says(&add(&s2, &["--to", "root@h", "--size", "1G", "--yes"]), 2, "not root");
     says(&add(&s2, &["--to", "a@h", "--size", "1G", "--directory", "rel", "--yes"]), 2, "--directory");
     says(&add(&s2, &["--to", "a@h", "--size", "1G", "--directory", "/a\nb", "--yes"]), 2, "--directory");
     says(
