@@ -117,12 +117,20 @@ check_kept() {
 
 # check_s3: whether it answers, within a limit, and has the folder.
 check_s3() {
-    local host where answer
+    local host where answer image
     host=$(of .offsite.sshfs.host)
     where="S3 ($host)"
     answer=$(s3_sftp "ls -l $(sftp_word "$(of .offsite.sshfs.directory)")" 2>&1) && rc=0 || rc=$?
     case $rc:$answer in
-        0:*) well "$where" 'answers, and has the folder' ;;
+        0:*)
+            image=$(of .offsite.luks.image)
+            # The command itself, which sftp repeats, has the folder only.
+            if [ -e "$(container_header)" ] && [ "${image#*/}" = "$image" ] && ! printf '%s\n' "$answer" | grep -v '^sftp>' | grep -qF -- "$image"; then
+                found error no-image "$where" "has no $image in $(of .offsite.sshfs.directory)" "ls -l $(quoted "$(of .offsite.sshfs.directory)")   # on that machine: is its disk mounted, was the file moved?"
+            else
+                well "$where" 'answers, and has the folder'
+            fi
+            ;;
         124:* | 137:*) found error s3-silent "$where" 'does not answer within 40 s' "ssh -v$(of .offsite.sshfs.port | sed 's/^/ -p /') $host   # is it on, and this its port?" ;;
         *'Host key verification failed'* | *'host key is known'*)
             found error s3-host-key "$where" 'its host key is not known here' "$here/add-offsite $profile --host-key 'the line that S3 printed'" ;;

@@ -226,6 +226,11 @@ fn the_container_is_made_and_pushed_to_and_its_key_is_asked_for_until_it_is_kept
     sh("truncate -s -1 /var/lib/nc-backup/home/container.header");
     says(&add(&["--kept-at", "in the safe, and at Ada's"]), 0, "");
     assert!(check().1.contains("are kept elsewhere: in the safe, and at Ada's"));
+    // A container that is not where it was is told, too: the next push would fail.
+    sh("mv /home/offsite/container/container.img /home/offsite/moved");
+    assert!(check().0.contains(&"no-image".to_owned()));
+    sh("mv /home/offsite/moved /home/offsite/container/container.img");
+    assert!(!check().0.contains(&"no-image".to_owned()));
     // Taken back: timers and tables go; the key and the header of the container that was made stay.
     let said = says(&add(&["--undo", "--yes"]), 0, "stays: /etc/nc-backup/home.key");
     assert!(said.contains("stays: the container"), "{said}");
