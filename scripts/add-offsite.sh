@@ -39,6 +39,8 @@ check_answers() {
     case $port in *[!0-9]* | ??????*) fail 2 "--to '$to': the port is a number" ;; esac
     [ "$port" != 22 ] || port=''
     user=${s3%@*} host=${s3#*@}
+    # What is printed for S3 leaves it nothing but sftp.
+    [ "$user" != root ] || has .offsite.luks.image || fail 2 "--to '$to': an account of its own on S3, please, not root: it gets nothing but sftp there"
     directory=${directory:-/home/$user/container$(taken_by_another "/home/$user/container")}
     case $directory in *[[:cntrl:]\"\'\\]*) fail 2 "--directory: a plain path, please" ;; /*) ;; *) fail 2 "--directory '$directory': an absolute path on S3" ;; esac
     [ -n "$size" ] || [ -e "$(container_header)" ] || fail 2 '--size is needed: how big the container may become, like 776G'
@@ -129,7 +131,9 @@ add_tables() {
     note draft "$draft"
     # Tools that know no end of a window refuse the word; then it is the timer's alone.
     for until in "${window#*-}" ''; do
-        { cat "$file" && tables; } >"$draft"
+        # What is in the profile, an address with a password, is nobody else's meanwhile.
+        rm -f "$draft"
+        ( umask 077; { cat "$file" && tables; } >"$draft" )
         ! timeout 30 "$bin/link-sync" profile "$profile" --config "$draft" >/dev/null 2>&1 || break
     done
     if ! timeout 30 "$bin/link-sync" profile "$profile" --config "$draft" >/dev/null; then
@@ -164,7 +168,7 @@ On S3 ($host), as root (where the account is given to you: only the line of the 
 
 id -u $user >/dev/null 2>&1 || useradd --create-home --shell /usr/sbin/nologin --password '*' $user
 install -d -o $user -g $user -m 0700 /home/$user/.ssh $q
-grep -qsF '$(public "$identity" | cut -d' ' -f2)' /home/$user/.ssh/authorized_keys || echo 'restrict $(public "$identity")' >>/home/$user/.ssh/authorized_keys
+grep -qsF '$(public "$identity" | cut -d' ' -f2)' /home/$user/.ssh/authorized_keys || echo $(quoted "restrict $(public "$identity")") >>/home/$user/.ssh/authorized_keys
 chown $user: /home/$user/.ssh/authorized_keys
 printf 'Match User $user\\n    ForceCommand internal-sftp\\n    DisableForwarding yes\\n    ClientAliveInterval 30\\n' >/etc/ssh/sshd_config.d/nc-backup-$user.conf
 sshd -t && { systemctl reload ssh || service ssh reload; }; cut -d' ' -f1,2 /etc/ssh/ssh_host_ed25519_key.pub

@@ -85,12 +85,17 @@ prepare() {
     local home group
     add_account "$account" "/home/$account" /bin/sh
     home=$(home_of "$account")
-    [ -d "$home" ] || add_folder "$home" 0700 "$account"
-    [ -d "$home/.ssh" ] || add_folder "$home/.ssh" 0700 "$account"
+    [ -d "$home" ] && ! noted_as folder "$home" || add_folder "$home" 0700 "$account"
+    if [ "$(stat -c %U -- "$home" 2>/dev/null)" = "$account" ]; then
+        add_own_folder "$account" "$home/.ssh"
+    else
+        [ -d "$home/.ssh" ] && ! noted_as folder "$home/.ssh" || add_folder "$home/.ssh" 0700 "$account"
+    fi
     [ -n "$dry" ] || note store "$path"
-    if [ ! -e "$path" ]; then
-        add_folder "$path" 0700 "$account"
-    elif [ "$(stat -c '%U %a' -- "$path")" != "$account 700" ]; then
+    [ -e "$path" ] || add_folder "$path" 0700 root
+    if [ "$(stat -c '%U %a' -- "$path" 2>/dev/null)" = "$account 700" ]; then :
+    elif [ -z "$dry" ]; then do_it give_store
+    else
         do_it chown -- "$account:" "$path"
         do_it chmod -- 0700 "$path"
     fi
@@ -102,6 +107,15 @@ prepare() {
     start_timers
 }
 undo_store() { :; }
+# give_store: the folder becomes the account's. It was looked at before somebody was asked; whoever may write above it can have put
+# a link there since, so it is the folder itself that is looked at again, from inside.
+give_store() (
+    local owner
+    cd -P -- "$path" && [ "$(pwd -P)" = "$path" ] || fail 1 "$path is not the folder that was looked at: there is a link in its path"
+    owner=$(stat -c %U .)
+    [ "$owner" = "$account" ] || { [ "$owner" = root ] && [ -z "$(ls -A)" ]; } || fail 1 "$path belongs to $owner, and there is something in it"
+    chown -- "$account:" . && chmod 0700 .
+)
 
 the_profile() {
     printf '# Written by add-store: the snapshots that another machine makes. docs/profile.md explains every key.\n[store]\npath = %s\n' "$(toml "$path")"
@@ -135,12 +149,9 @@ start_timers() {
     if systemd_runs; then
         for unit in $units; do
             systemctl cat "$unit.timer" >/dev/null 2>&1 || { say "there is no $unit.timer: install nc-backup here, or let cron start it"; return 0; }
-            case $path/ in
-                /home/* | /root/* | /usr/* | /etc/* | /boot/*)
-                    printf '[Service]\nReadWritePaths="%s"\n' "$path" | put_file "/etc/systemd/system/$unit.service.d/store.conf" 0644
-                    [ -n "$dry" ] || systemctl daemon-reload
-                    ;;
-            esac
+            read_only_for_units "$path" || continue
+            printf '[Service]\nReadWritePaths="%s"\n' "$(unit_word "$path")" | put_file "/etc/systemd/system/$unit.service.d/store.conf" 0644
+            [ -n "$dry" ] || systemctl daemon-reload
         done
         for unit in $units; do add_unit "$unit.timer"; done
     elif [ -d /etc/cron.d ]; then

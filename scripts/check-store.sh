@@ -44,10 +44,12 @@ check_account() {
             well S2 "$keys has a line for \"$both\""
         else
             found "$(case $both in *only) echo warning ;; *) echo error ;; esac)" no-key S2 "$keys has no line whose command is \"link-sync $both\", with restrict" \
-                "$here/add-store $profile ${both##*" $profile"}--key 'the public key that setup made on S1'"
+                "$here/add-store $profile --key 'the public key that setup made on S1'$(case $both in *only) echo " --restore-key 'the other one'" ;; esac)"
         fi
     done
-    both=$(printf '%s\n' "$words" | grep -vE '^[[:space:]]*(#|$)' | grep -vE '^[^ ]*(command=).*restrict' | wc -l)
+    # What is quoted may have anything in it, and so may the comment behind the key: only its options say what a key may do.
+    both=$(printf '%s\n' "$words" | sed 's/^[[:space:]]*//; /^#/d; /^$/d; s/"\(\\.\|[^"\\]\)*"/""/g; s/[[:space:]].*//' |
+        grep -cvxE '([^,]+,)*(command="",([^,]+,)*restrict|restrict,([^,]+,)*command="")(,[^,]+)*') || true
     [ "$both" = 0 ] || found warning free-key S2 "$keys has $both lines without a forced command and restrict: such a key may do all that $1 may, also remove snapshots" "\${EDITOR:-vi} $keys"
     if [ -z "$config" ] && ! as_account "$1" test -r "/etc/nc-backup/$profile.toml"; then
         found error profile-not-readable S2 "$1 may not read /etc/nc-backup/$profile.toml, by which it serves" "chmod 0755 /etc/nc-backup; chmod 0644 /etc/nc-backup/$profile.toml"
@@ -67,7 +69,7 @@ check_offsite() {
     [ -z "$(of .offsite.sshfs.host)" ] || check_s3
     if [ ! -e "$key" ]; then
         found error no-container-key S2 "the container's key, $key, is not here" "bring it back from where it is kept$(kept_at | sed 's/^/: /')"
-    elif [ "$(stat -c %u "$key")" != 0 ] || [ "$(stat -c %a "$key")" != 600 ] && [ "$(stat -c %a "$key")" != 400 ]; then
+    elif case $(stat -c '%u %a' "$key") in '0 600' | '0 400') false ;; esac; then
         found error container-key-open S2 "$key can be read by others" "chown root: $(quoted "$key") && chmod 0600 $(quoted "$key")"
     fi
     if [ ! -e "$header" ]; then
@@ -115,12 +117,20 @@ check_kept() {
 
 # check_s3: whether it answers, within a limit, and has the folder.
 check_s3() {
-    local host where answer
+    local host where answer image
     host=$(of .offsite.sshfs.host)
     where="S3 ($host)"
     answer=$(s3_sftp "ls -l $(sftp_word "$(of .offsite.sshfs.directory)")" 2>&1) && rc=0 || rc=$?
     case $rc:$answer in
-        0:*) well "$where" 'answers, and has the folder' ;;
+        0:*)
+            image=$(of .offsite.luks.image)
+            # The command itself, which sftp repeats, has the folder only.
+            if [ -e "$(container_header)" ] && [ "${image#*/}" = "$image" ] && ! printf '%s\n' "$answer" | grep -v '^sftp>' | grep -qF -- "$image"; then
+                found error no-image "$where" "has no $image in $(of .offsite.sshfs.directory)" "ls -l $(quoted "$(of .offsite.sshfs.directory)")   # on that machine: is its disk mounted, was the file moved?"
+            else
+                well "$where" 'answers, and has the folder'
+            fi
+            ;;
         124:* | 137:*) found error s3-silent "$where" 'does not answer within 40 s' "ssh -v$(of .offsite.sshfs.port | sed 's/^/ -p /') $host   # is it on, and this its port?" ;;
         *'Host key verification failed'* | *'host key is known'*)
             found error s3-host-key "$where" 'its host key is not known here' "$here/add-offsite $profile --host-key 'the line that S3 printed'" ;;

@@ -201,16 +201,12 @@ first_bytes() {
 # --- what happens at night ---
 
 check_night() {
-    local root unit
+    local root unit store
     root=$(of .nextcloud.root)
     unit=nc-backup@$profile
-    case $root/ in
-        /usr/* | /etc/* | /home/* | /root/*)
-            ! systemd_runs || systemctl cat "$unit.service" 2>/dev/null | grep -q '^ReadWritePaths=' ||
-                found error unit-cannot-write S1 "the units may not write to $root/config, where the switch is" \
-                    "for u in $unit nc-backup-off@$profile; do mkdir -p /etc/systemd/system/\$u.service.d && printf '[Service]\\nReadWritePaths=%s\\n' $(quoted "$root/config") >/etc/systemd/system/\$u.service.d/instance.conf; done; systemctl daemon-reload"
-            ;;
-    esac
+    store=$(of .snapshot.store)
+    units_write S1 "$root/config" 'where the switch is' "$unit" "nc-backup-off@$profile"
+    case $store in /*) units_write S1 "$store" 'where the snapshots are' "$unit" ;; esac
     scheduled error S1 "$unit.timer" "backup-local $profile" 'the backup' "nc-backup-off@$profile.service" "30 3 * * *" "/usr/lib/nc-backup/backup-local $profile"
     check_sudo
     if has .drill || { has .store && has .nextcloud; }; then check_drill S1; fi
@@ -219,11 +215,30 @@ check_night() {
     fi
 }
 
+# units_write WHERE PATH WHAT UNIT…: whether the units may write there.
+units_write() {
+    local where path what unit
+    where=$1 path=$2 what=$3
+    shift 3
+    systemd_runs && read_only_for_units "$path" || return 0
+    for unit in "$@"; do
+        ! may_write "$unit.service" "$path" || continue
+        found error unit-cannot-write "$where" "$unit may not write to $path, $what" \
+            "mkdir -p /etc/systemd/system/$unit.service.d; printf '[Service]\\nReadWritePaths=\"%s\"\\n' $(quoted "$(unit_word "$path")") >/etc/systemd/system/$unit.service.d/write-$(printf %s "$path" | sha256sum | cut -c1-8).conf; systemctl daemon-reload"
+    done
+}
+# may_write UNIT PATH: by its ReadWritePaths=, one a line as setup writes them, or words.
+may_write() {
+    local word
+    systemctl cat "$1" 2>/dev/null | sed -n 's/^ReadWritePaths=//p' | sed 's/%%/%/g; s/\\\(.\)/\1/g; s/^"\(.*\)"$/\1/; t; s/ /\n/g' | sed 's/^[-+]*//; s:/*$::' |
+        while IFS= read -r word; do case $2/ in "${word:-/nonexistent}"/*) echo yes ;; esac; done | grep -q yes
+}
+
 # scheduled LEVEL WHERE TIMER WORDS WHAT OTHER-UNIT CRON-TIME CRON-COMMAND: whether systemd or cron starts it.
 scheduled() {
     local state cron
     state=$(systemctl is-enabled "$3" 2>/dev/null) || true
-    cron=$(cat /etc/crontab /etc/cron.d/* /var/spool/cron/crontabs/* 2>/dev/null | grep -vE '^[[:space:]]*#' | grep -F "$4" | head -n 1) || true
+    cron=$(crontabs | grep -vE '^[[:space:]]*#' | grep -E "(^|[[:space:]/])$4([^A-Za-z0-9-]|\$)" | head -n 1) || true
     if systemd_runs && [ "$state" = enabled ] && systemctl -q is-active "$3"; then
         well "$2" "$5 is started by $3"
         [ -z "$6" ] || [ "$(systemctl is-enabled "$6" 2>/dev/null)" = enabled ] ||
@@ -238,11 +253,29 @@ scheduled() {
         found "$1" not-scheduled "$2" "nothing starts $5, neither systemd nor cron" "echo '$7 root $8' >>/etc/cron.d/nc-backup-$profile"
     fi
 }
+# crontabs: what cron reads: of /etc, no file whose name has a dot in it, that is not root's, or that others can write; of accounts,
+# those of root and of who may use sudo for it.
+crontabs() {
+    local file name
+    for file in /etc/crontab /etc/cron.d/* /var/spool/cron/crontabs/*; do
+        name=${file##*/}
+        [ -f "$file" ] || continue
+        case $file in
+            /var/spool/*) [ "$name" = root ] || grep -qsF -- "$name ALL=(root)" /etc/sudoers /etc/sudoers.d/* || continue ;;
+            *)
+                case $name in *[!A-Za-z0-9_-]*) continue ;; esac
+                [ "$(stat -L -c %u -- "$file")" = 0 ] && [ -z "$(find -H "$file" -prune -perm /022)" ] || continue
+                ;;
+        esac
+        head -c 1000000 -- "$file"
+        echo
+    done 2>/dev/null
+}
 cron_runs() { cat /proc/[0-9]*/comm 2>/dev/null | grep -qxE 'cron|crond|anacron|busybox'; }
 
 # check_sudo: where an account runs the scripts, its words must be exactly these; sudo itself is asked.
 check_sudo() {
-    local rules account lacks
+    local rules account lacks list
     rules=/etc/sudoers.d/nc-backup-$profile
     [ -e "$rules" ] || rules=/etc/sudoers.d/nc-backup
     [ -e "$rules" ] || return 0
@@ -252,16 +285,35 @@ check_sudo() {
     fi
     account=$(sed -n 's/^\([a-z_][a-z0-9_-]*\) ALL=(root).*/\1/p' "$rules" | head -n 1)
     [ -n "$account" ] && grep -q "link-sync stage $profile$" "$rules" || return 0
+    as_account "$account" test -w "$(home_of "$account")" 2>/dev/null ||
+        found error home-not-writable S1 "$account may not write in its home, $(home_of "$account"), where a run has its lock" "usermod --home /home/$account --move-home $account"
+    list=$(sudo -n -ll -U "$account" 2>/dev/null) || list=''
     lacks=$(sudo_words "$profile${config:+ --config $config}" | while read -r words; do
         # shellcheck disable=SC2086  # they are words
-        sudo -n -l -U "$account" -- /usr/sbin/$words >/dev/null 2>&1 || echo "$words"
+        { sudo -n -l -U "$account" -- /usr/sbin/$words >/dev/null 2>&1 && asks_nobody "/usr/sbin/$words"; } || echo "$words"
     done)
     if [ -z "$lacks" ]; then
         well S1 "sudo lets $account run the $(sudo_words "$profile${config:+ --config $config}" | wc -l) commands of a backup"
     else
-        found error sudo-words S1 "sudo does not let $account run: $(printf %s "$lacks" | head -n 1)" \
+        found error sudo-words S1 "sudo does not let $account run, without a password: $(printf %s "$lacks" | head -n 1)" \
             "$here/setup --profile $profile --account $account --yes"
     fi
+}
+# asks_nobody COMMAND: by $list, what sudo says of the account: `sudo -l` lists a command, too, for which it asks for a password.
+asks_nobody() {
+    local rule
+    case $list in
+        *'Sudoers entry:'*) ;;
+        # Another sudo, which says it in other words.
+        *) return 0 ;;
+    esac
+    case ${list%%'Sudoers entry:'*} in *'!authenticate'*) return 0 ;; esac
+    printf '%s\n' "$list" | awk '/^Sudoers entry:/ { free = 0 } /^ *Options:.*!authenticate/ { free = 1 } /^\t/ && free { sub(/^\t/, ""); print }' |
+        while IFS= read -r rule; do
+            # As in sudo, they may be patterns.
+            # shellcheck disable=SC2254
+            case $1 in $rule | "$rule "*) echo yes ;; *) [ "$rule" != ALL ] || echo yes ;; esac
+        done | grep -q yes
 }
 # drill_cure: a role of its own, where there is none yet.
 drill_cure() {

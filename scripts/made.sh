@@ -64,13 +64,25 @@ put_file() {
     draft=${1%/*}/.${1##*/}.nc-backup-new
     { printf %s "$content" >"$draft" && chmod "$2" "$draft" && sync "$draft" && mv "$draft" "$1"; } || { rm -f "$draft"; fail 1 "cannot write $1"; }
 }
-# add_folder PATH MODE OWNER: and root's, what is missing above it.
+# add_folder PATH MODE OWNER: and root's, what is missing above it. Only a folder that was not there is given a mode and an
+# owner: what somebody puts in its place meanwhile, a link to a folder of the system's, is in the way.
 add_folder() {
-    if [ -d "$1" ] && [ ! -L "$1" ]; then return 0; fi
+    if [ -d "$1" ] && [ ! -L "$1" ]; then
+        # One that was cut off may have left it to root.
+        if [ "$3" != root ] && [ "$(stat -c %U -- "$1")" = root ] && noted_as folder "$1"; then do_it chown -h -- "$3:" "$1"; fi
+        return 0
+    fi
     [ ! -e "$1" ] && [ ! -L "$1" ] || fail 1 "$1 is there and is no folder"
     [ "${1%/*}" = '' ] || add_folder "${1%/*}" 0755 root
     [ -n "$dry" ] || note folder "$1"
-    do_it install -d -m "$2" -o "$3" -g "$(id -gn "$3" 2>/dev/null || echo "$3")" -- "$1"
+    do_it mkdir -m "$2" -- "$1"
+    [ "$3" = root ] || do_it chown -h -- "$3:" "$1"
+}
+# add_own_folder ACCOUNT PATH: in what is the account's, with its rights: no link there leads root elsewhere.
+add_own_folder() {
+    ! as_account "$1" test -d "$2" || return 0
+    [ -n "$dry" ] || note folder "$2"
+    do_it as_account "$1" mkdir -m 0700 -- "$2"
 }
 # add_unit UNIT…: started by systemd from now on.
 add_unit() {
@@ -81,13 +93,17 @@ add_unit() {
         do_it systemctl enable --now "$unit"
     done
 }
+# read_only_for_units PATH: whether it is for them, unless they are told otherwise; unit_word TEXT: within quotes in a unit.
+read_only_for_units() { case $1/ in /home/* | /root/* | /usr/* | /etc/* | /boot/*) ;; *) return 1 ;; esac }
+unit_word() { printf %s "$1" | sed 's/[\\"]/\\&/g; s/%/%%/g'; }
 systemd_runs() { [ -d /run/systemd/system ]; }
-# as_account NAME COMMAND…: with its rights, and not in our terminal.
+# as_account NAME COMMAND…: with its rights, not in our terminal, without what we have open, and not for ever: what is a file
+# there may be a pipe.
 as_account() {
     local who
     who=$1
     shift
-    setsid -w setpriv --reuid "$who" --regid "$(id -g "$who")" --init-groups --no-new-privs -- "$@" </dev/null
+    timeout -k 5 60 setsid -w setpriv --reuid "$who" --regid "$(id -g "$who")" --init-groups --no-new-privs -- "$@" </dev/null 3<&- 9>&-
 }
 
 # confirm TEXT: whether that is wanted.
@@ -209,7 +225,10 @@ make_key() {
     fi
     say "made the key $1"
 }
-undo_keypair() { do_it rm -f -- "$1" "$1.pub"; }
+undo_keypair() {
+    [ -z "$(taken_by_another "$1")" ] || { stayed "$1, which another profile names"; return 0; }
+    do_it rm -f -- "$1" "$1.pub"
+}
 # public FILE: the line of its public part.
 public() { [ -e "$1" ] || { echo "the public part of $1"; return 0; }; cat "$1.pub" 2>/dev/null || ssh-keygen -y -f "$1"; }
 
@@ -239,7 +258,8 @@ undo_blank() { [ ! -e "$1" ] || [ -s "$1" ] || do_it rm -f -- "$1"; }
 undo_line() {
     [ -e "$1" ] && grep -qxF -- "$2" "$1" || return 0
     if [ -n "$dry" ]; then printf '    %s, without the line:\n        %s\n' "$1" "$2" >&2; return 0; fi
-    grep -vxF -- "$2" "$1" >"$1.new" || true
-    cat "$1.new" >"$1"
+    # The other lines are somebody else's: a full disk takes none of them.
+    { grep -vxF -- "$2" "$1" >"$1.new" || [ $? = 1 ]; } && sync "$1.new" || { rm -f "$1.new"; fail 1 "cannot write $1.new: $1 is left as it is"; }
+    cat "$1.new" >"$1" || fail 1 "cannot write $1: what belongs there is in $1.new"
     rm -f "$1.new"
 }

@@ -91,8 +91,8 @@ add_host_key() {
 add_store_command() {
     local account path
     account=${store%%@*} path=${store#*:}
-    printf "%s %s --key '%s'" "${1:-$(front add-store)}" "$profile" "$(public "$identity")"
-    [ ! -e "$restore_identity" ] || printf " --restore-key '%s'" "$(public "$restore_identity")"
+    printf '%s %s --key %s' "${1:-$(front add-store)}" "$profile" "$(quoted "$(public "$identity")")"
+    [ ! -e "$restore_identity" ] || printf ' --restore-key %s' "$(quoted "$(public "$restore_identity")")"
     [ "$account" = nc-backup ] || printf ' --account %s' "$(quoted "$account")"
     [ "$path" = "/srv/backup/$profile" ] || printf ' --path %s' "$(quoted "$path")"
     [ -z "$keep" ] || printf ' --keep %s' "$(quoted "$keep")"
@@ -151,7 +151,7 @@ bring_programs() {
             done
         done
     )
-    tar -C "$tree" --owner=0 --group=0 -c . | via_ssh "${root_there}tar -C / --no-overwrite-dir -x" || fail 1 "cannot write the programs there: is $via an administrator?"
+    tar -C "$tree" --owner=0 --group=0 -c . | via_ssh "${root_there}tar -C / --no-overwrite-dir --keep-directory-symlink -x" || fail 1 "cannot write the programs there: is $via an administrator?"
     # shellcheck disable=SC2016  # their shell
     via_ssh "${root_there}"'sh -c "for p in rsync jq; do command -v \$p >/dev/null || missing=\"\$missing \$p\"; done; [ -z \"\$missing\" ] || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \$missing >/dev/null; }; [ ! -d /run/systemd/system ] || systemctl daemon-reload; /usr/sbin/link-sync --version >/dev/null"' </dev/null ||
         fail 1 "what was brought does not run there: install nc-backup on that machine from its own package, and give the same command again"
@@ -183,7 +183,10 @@ add_sudo_account() {
     local rules
     command -v visudo >/dev/null || fail 69 'sudo is missing: apt-get install sudo'
     add_account "$account" "/home/$account" /bin/sh
-    [ -d "$(home_of "$account")" ] || add_folder "$(home_of "$account")" 0700 "$account"
+    [ -d "$(home_of "$account")" ] && ! noted_as folder "$(home_of "$account")" || add_folder "$(home_of "$account")" 0700 "$account"
+    # The lock of a run, and cron's log, are there.
+    [ -n "$dry" ] || as_account "$account" test -w "$(home_of "$account")" ||
+        fail 1 "--account $account: its home, $(home_of "$account"), is not its own to write in, as a backup does: name another account"
     rules=$(mktemp)
     sudo_words "$profile" | while read -r line; do echo "$account ALL=(root) NOPASSWD: /usr/sbin/$line"; done >"$rules"
     visudo -cf "$rules" >/dev/null || { rm -f "$rules"; fail 1 'visudo does not take the rules: nothing was written'; }
@@ -223,25 +226,41 @@ cron_lines() {
     esac
     [ -z "$drill" ] || echo "0 7 * * 0   root  $lib/drill $profile >>/var/log/nc-backup-drill.log"
 }
-# let_units_write: an instance below /usr, /etc or /home is read-only for them.
+# let_units_write: an instance or a store below /usr, /etc or /home is read-only for them.
 let_units_write() {
-    local at unit
+    local at unit below lines
     at=$(of_profile nextcloud root 2>/dev/null) || at=''
     at=${at:-$root}
-    case $at/ in
-        /usr/* | /etc/* | /home/* | /root/*)
-            for unit in "nc-backup@$profile" "nc-backup-off@$profile"; do
-                printf '[Service]\nReadWritePaths="%s/config"\n' "$at" | put_file "/etc/systemd/system/$unit.service.d/instance.conf" 0644
-            done
-            [ -n "$dry" ] || systemctl daemon-reload
-            ;;
-    esac
+    for unit in $units; do
+        unit=${unit%.*} lines=''
+        case $unit in
+            nc-backup@* | nc-backup-off@*) below=$at/config ;;
+            *) below='' ;;
+        esac
+        [ -z "$below" ] || ! read_only_for_units "$below" || lines="ReadWritePaths=\"$(unit_word "$below")\""
+        case $unit:$store in
+            nc-backup-off@* | nc-backup-drill@*) ;;
+            *:/*) ! read_only_for_units "$store" || lines="$lines${lines:+
+}ReadWritePaths=\"$(unit_word "$store")\"" ;;
+        esac
+        [ -n "$lines" ] || continue
+        printf '[Service]\n%s\n' "$lines" | put_file "/etc/systemd/system/$unit.service.d/instance.conf" 0644
+        [ -n "$dry" ] || systemctl daemon-reload
+    done
 }
 
 # add_drill: a role of root's own, that may make databases, for the rehearsal.
 add_drill() {
+    local there
     id -u postgres >/dev/null 2>&1 || fail 69 '--drill: there is no PostgreSQL on this machine; the rehearsal is best on S2'
-    if [ "$(as_postgres psql -XqAtc "SELECT 1 FROM pg_roles WHERE rolname = 'root' AND rolcreatedb")" = 1 ]; then return 0; fi
+    there=$(as_postgres psql -XqAtc "SELECT coalesce(bool_or(rolcreatedb)::text, 'none') FROM pg_roles WHERE rolname = 'root'") ||
+        { [ -n "$dry" ] && there=none; } || fail 69 '--drill: PostgreSQL does not answer: is it running on this machine?'
+    case $there in
+        true) return 0 ;;
+        none) ;;
+        # It is not ours, and no --undo takes it away.
+        *) fail 1 "--drill: PostgreSQL has a role root already, which may make no databases: sudo -u postgres psql -c 'ALTER ROLE root CREATEDB'" ;;
+    esac
     [ -n "$dry" ] || note role root
     do_it as_postgres createuser --createdb root
 }

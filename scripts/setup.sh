@@ -111,7 +111,8 @@ write_profile() {
     trap 'exit 130' INT
     trap 'exit 143' TERM
     {
-        printf '# Written by setup for Nextcloud %s. docs/profile.md explains every key.\n' "$(fact .data.version)"
+        # What Nextcloud's account wrote into its config.php ends no comment.
+        printf '# Written by setup for Nextcloud %s. docs/profile.md explains every key.\n' "$(fact .data.version | tr -cd '0-9.' | cut -c1-32)"
         printf '[nextcloud]\nroot = %s\n' "$(toml "$root")"
         [ -z "$occ" ] || printf 'occ = %s\n' "$argv"
         [ -z "$url" ] || printf 'url = %s\n' "$(toml "$url")"
@@ -206,7 +207,7 @@ On S2 ($host), as root, where nc-backup is installed, this one command:
 
 It prints a line that is asked for here. Or by hand, with link-sync in /usr/sbin and rsync installed (what is there already stays):
   useradd --create-home --shell /bin/sh --password '*' $account
-  install -d -o $account -g $account -m 0700 $path /home/$account/.ssh
+  install -d -o $account -g $account -m 0700 $(quoted "$path") /home/$account/.ssh
   /home/$account/.ssh/authorized_keys, a line for each key (the one with --read-only is for restoring):
 $line
   /etc/nc-backup/$profile.toml, root's, mode 0644 (mount: the disk that must be there; leave it out if there is none):

@@ -58,6 +58,8 @@ fn answers_that_cannot_be_are_refused_and_nothing_is_done() {
     for bad in ["22-06", "22:00", "25:00-06:00", "22:00-06:60", "22:00-06:00\n"] {
         says(&add(&s2, &["--to", "a@h", "--size", "1G", "--window", bad, "--yes"]), 2, "--window");
     }
+    // What is pasted on S3 leaves the account nothing but sftp.
+    says(&add(&s2, &["--to", "root@h", "--size", "1G", "--yes"]), 2, "not root");
     says(&add(&s2, &["--to", "a@h", "--size", "1G", "--directory", "rel", "--yes"]), 2, "--directory");
     says(&add(&s2, &["--to", "a@h", "--size", "1G", "--directory", "/a\nb", "--yes"]), 2, "--directory");
     says(
@@ -224,6 +226,11 @@ fn the_container_is_made_and_pushed_to_and_its_key_is_asked_for_until_it_is_kept
     sh("truncate -s -1 /var/lib/nc-backup/home/container.header");
     says(&add(&["--kept-at", "in the safe, and at Ada's"]), 0, "");
     assert!(check().1.contains("are kept elsewhere: in the safe, and at Ada's"));
+    // A container that is not where it was is told, too: the next push would fail.
+    sh("mv /home/offsite/container/container.img /home/offsite/moved");
+    assert!(check().0.contains(&"no-image".to_owned()));
+    sh("mv /home/offsite/moved /home/offsite/container/container.img");
+    assert!(!check().0.contains(&"no-image".to_owned()));
     // Taken back: timers and tables go; the key and the header of the container that was made stay.
     let said = says(&add(&["--undo", "--yes"]), 0, "stays: /etc/nc-backup/home.key");
     assert!(said.contains("stays: the container"), "{said}");

@@ -218,6 +218,19 @@ fn what_others_have_there_is_left_as_it_is() {
 }
 
 #[test]
+fn a_link_that_the_account_puts_in_place_of_its_folder_leads_root_nowhere() {
+    let world = World::new();
+    // After the look, and before the folder is made the account's: with the first line of what was made.
+    world.s2.sh("useradd --create-home --shell /bin/sh nc-backup; install -d -o nc-backup -m 0755 /home/nc-backup/store
+        printf '#!/bin/sh\nrm -rf /home/nc-backup/store; ln -s /etc /home/nc-backup/store; exec /usr/bin/sync \"$@\"\n' >/usr/local/bin/sync
+        chmod 0755 /usr/local/bin/sync");
+    let of_etc = world.s2.sh("stat -c '%U %a' /etc");
+    let words = ["--key", &world.public("backup"), "--path", "/home/nc-backup/store", "--yes"];
+    refused(&world.add(&words), 1, "there is a link in its path");
+    assert_eq!(world.s2.sh("stat -c '%U %a' /etc"), of_etc);
+}
+
+#[test]
 fn an_undo_takes_back_what_was_made_and_never_a_snapshot() {
     let world = World::new();
     let before = world.state();

@@ -146,11 +146,38 @@ fn an_account_gets_its_words_and_saves_with_them() {
     let said =
         String::from_utf8_lossy(&world.s1.script("check").arg("home").output().unwrap().stderr).into_owned();
     assert!(said.contains("sudo lets ncb-saver run the 16 commands"), "{said}");
-    // A rule that is gone is missed, and named.
+    // So is one for which sudo would ask, and a rule that is gone; both are named.
+    world.s1.sh("chmod u+w /etc/sudoers.d/nc-backup-home; sed -i '/pg-snap confirm home/s/NOPASSWD: //' /etc/sudoers.d/nc-backup-home; chmod 0440 /etc/sudoers.d/nc-backup-home");
+    let said =
+        String::from_utf8_lossy(&world.s1.script("check").arg("home").output().unwrap().stderr).into_owned();
+    assert!(
+        said.contains("sudo does not let ncb-saver run, without a password: pg-snap confirm home"),
+        "{said}"
+    );
     world.s1.sh("chmod u+w /etc/sudoers.d/nc-backup-home; sed -i '/pg-snap hold home/d' /etc/sudoers.d/nc-backup-home; chmod 0440 /etc/sudoers.d/nc-backup-home");
     let said =
         String::from_utf8_lossy(&world.s1.script("check").arg("home").output().unwrap().stderr).into_owned();
-    assert!(said.contains("sudo does not let ncb-saver run: pg-snap hold home"), "{said}");
+    assert!(
+        said.contains("sudo does not let ncb-saver run, without a password: pg-snap hold home"),
+        "{said}"
+    );
+    // Nor does another profile's line, or a file that cron does not read, start this one.
+    world.s1.sh("cd /etc/cron.d; sed 's/backup-local home/&-two/' nc-backup-home >other; mv nc-backup-home nc-backup-home.off");
+    let said =
+        String::from_utf8_lossy(&world.s1.script("check").arg("home").output().unwrap().stderr).into_owned();
+    assert!(said.contains("nothing starts the backup"), "{said}");
+}
+
+#[test]
+fn what_nextclouds_account_writes_is_no_line_of_roots_profile() {
+    let world = World::new("foreign_version");
+    world.s1.sh("cat >>/var/www/nextcloud/config/config.php <<'END'
+$CONFIG['version'] = \"32\\n[drill]\\nuser = 'mallory'\\n\";
+END");
+    ok(&world.setup(&["--yes", "--url", "", "--store", "/srv/backup/home", "--no-timers"]));
+    let profile = world.s1.sh("cat /etc/nc-backup/home.toml");
+    assert!(profile.starts_with("# Written by setup for Nextcloud 32. docs"), "{profile}");
+    assert!(!profile.contains("mallory"), "{profile}");
 }
 
 #[test]
