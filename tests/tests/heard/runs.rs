@@ -249,7 +249,7 @@ fn who_asks_or_sends_for_long_keeps_no_run_from_being_noted() {
     world.ended("backup", &object(0, "")).expect(0);
     // S2 does not answer the one that looks at ages.
     let tool = std::fs::read_to_string(world.path("bin/link-sync")).unwrap();
-    let slow = tool.replacen("#!/bin/sh\n", "#!/bin/sh\n[ \"$1\" != list ] || sleep 600\n", 1);
+    let slow = tool.replacen("#!/bin/sh\n", "#!/bin/sh\n[ \"$1\" != list ] || exec sleep 600\n", 1);
     testkit::script(&world.path("bin/link-sync"), &slow);
     let mut watch = world.command(&["--watch"]);
     let mut watch = watch.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
