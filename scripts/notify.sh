@@ -8,12 +8,19 @@ PRUNED_AT=4194304 # bytes of the history, after which it begins anew; the one be
 
 # know: what the profile says; if it cannot be read (that may be what has failed), what it said last.
 know() {
+    local file named
     [ -n "$work" ] || { stop_at settings 1 "there is no room anywhere for what is to be told"; return 0; }
     quietly try settings link-sync settings
     settings=$(ask 'last.output | select(.exit_code == 0).data | objects | tojson')
     if [ -z "$settings" ]; then
         state=/var/lib/nc-backup/$profile
         [ "$(id -u)" = 0 ] || state=${runtime%/run}
+        # Most of it is as it was, if it is nobody else's to write.
+        file=${config:-/etc/nc-backup/$profile.toml}
+        if [ -f "$file" ] && ours "$file" && ours "$(dirname -- "$file")"; then
+            named=$(sed -nE "s|^[[:space:]]*state_dir[[:space:]]*=[[:space:]]*[\"'](/[^\"']*)[\"'].*|\1|p" "$file" | head -n 1)
+            state=${named:-$state}
+        fi
         [ ! -f "$state/notify.json" ] || settings=$(jq -c '.settings // empty | objects' "$state/notify.json" 2>/dev/null) || settings=''
         [ -n "$settings" ] || { stop_at settings "$rc" "nobody can be told, as the profile cannot be read, and was not before: $(ask 'last.output.error.message // "link-sync settings did not answer"')"; return 0; }
         say "the profile cannot be read: what it said the last time counts"
@@ -23,6 +30,12 @@ know() {
     [ "$(stat -c '%u %a %F' "$state" 2>/dev/null)" = "$(id -u) 700 directory" ] ||
         stop_at settings 77 "$state must be a folder of $(id -un) with mode 0700"
     limit=$(said '.notify.timeout // 30')
+}
+# ours PATH: whether it is root's, or this account's, and nobody else can write to it.
+ours() {
+    local mode
+    mode=$(stat -L -c '%u %a' -- "$1") || return 1
+    case "${mode% *}:$((0${mode#* } & 022))" in "0:0" | "$(id -u):0") return 0 ;; *) return 1 ;; esac
 }
 # said FILTER: of the settings.
 said() { jq -r "$1 // empty" "$work/settings"; }

@@ -165,9 +165,14 @@ fn a_profile_that_cannot_be_read_is_told_to_those_it_named_before() {
     let world = World::new("heard", MAIL);
     world.ended("backup", &object(0, "")).expect(0);
     world.profile("[notify.mial]\n");
-    // The state is where it says; without it, only the usual place is known.
-    let ran = world.ended("backup", &object(78, "unknown field")).expect(78);
-    assert!(ran.json["error"]["message"].as_str().unwrap().contains("mial"), "{:#}", ran.json);
+    // The state is where it says, also in a profile that is wrong.
+    world.ended("backup", &object(78, "unknown field")).expect(0);
+    assert!(world.mails().concat().contains("backup FAILED: unknown field"));
+    // If others can write it, it says nothing; and then only the usual place is known.
+    let file = world.path("heard.toml");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).unwrap();
+    world.ended("backup", &object(77, "anybody's")).expect(77);
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
     let usual = std::path::Path::new("/var/lib/nc-backup/heard-usual");
     std::fs::create_dir_all("/var/lib/nc-backup").unwrap();
     std::fs::remove_dir_all(usual).ok();
