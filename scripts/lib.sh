@@ -7,7 +7,7 @@
 # What a function needs for itself is `local` (every sh of Debian has it), so that it cannot be taken for the script's
 # own variable of that name. What it leaves to the script is one of these; tests/lab/test compares:
 # shared: VERSION RESERVED sudo rules bin given_bin beside held profile taken started_at started signal child steps at_step
-# shared: json people answered code failed problem finished goal achieved changed program runtime work rc noted object variable heard_as
+# shared: acts json people answered code failed problem finished goal achieved changed program runtime work rc noted object variable heard_as
 
 VERSION=0.1.0
 umask 077
@@ -35,8 +35,11 @@ ulimit -S -f "$(ulimit -H -f)" 2>/dev/null || true
 { true 3>&1; } 2>/dev/null || exec >/dev/null
 true 3>&2 || exec 2>/dev/null
 
-# Names and foreign messages reach root's terminal: nothing in them is a command to it.
-show() { LC_ALL=C tr '\000-\037\177' '?' | LC_ALL=C sed 's/\xc2[\x80-\x9f]/?/g'; }
+# Names and foreign messages reach root's terminal: nothing in them is a command to it, turns text around, or is not seen at all
+# (what `harmful` in common/src/show.rs names).
+show() { LC_ALL=C tr '\000-\037\177' '?' | LC_ALL=C sed "$acts"; }
+acts='s/\xc2[\x80-\x9f]/?/g; s/\xd8\x9c/?/g; s/\xe1\xa0\x8e/?/g; s/\xe2\x80[\x8b\x8e\x8f\xa8-\xae]/?/g; s/\xe2\x81[\xa0-\xaf]/?/g
+    s/\xef\xbb\xbf/?/g; s/\xef\xbf[\xb9-\xbb]/?/g; s/\xf3\xa0[\x80\x81][\x80-\xbf]/?/g'
 say() { printf '%s: %s\n' "${0##*/}" "$(printf %s "$*" | show)" >&2 2>/dev/null || true; }
 fail() { code=$1; shift; say "$*"; exit "$code"; }
 # bare CODE CHANGED MESSAGE: a status object made without jq: the message keeps its plain characters.
@@ -407,7 +410,8 @@ curable() {
 # report [jq's arguments]: makes the status object of the run by status.jq, which the arguments tell what only the script
 # knows, and prints it. Sets $code.
 report() {
-    object=$(printf %s "$steps" | jq -cs --arg tool "${0##*/}" --arg version "$VERSION" --arg profile "$profile" \
+    # (-a: a terminal that gets it obeys nothing in it.)
+    object=$(printf %s "$steps" | jq -cas --arg tool "${0##*/}" --arg version "$VERSION" --arg profile "$profile" \
         --arg started_at "$started_at" --arg failed "$failed" --arg problem "$problem" --arg achieved "$achieved" \
         --argjson code "$code" --argjson ms $(($(date +%s%3N) - started)) "$@" "$program") || object=''
     case $object in
@@ -438,7 +442,7 @@ heard() {
     [ -n "${heard_as-}" ] && [ -n "$work" ] && [ -x "$here/notify" ] || return 0
     told=$(printf '%s\n' "$object" | timeout -k 5 300 "$here/notify" "$profile" --ended "$heard_as" ${config:+--config "$config"} \
         --bin "$bin" ${only_note:+--only-note} --log "$work/quiet" 4>&- 8>&- 9>&-) || true
-    warned=$(printf '%s\n' "$object" | jq -c --arg told "$told" '.warnings += (($told | fromjson? | objects
+    warned=$(printf '%s\n' "$object" | jq -ca --arg told "$told" '.warnings += (($told | fromjson? | objects
         | if .error then [{kind: "not-sent", message: .error.message}] else [] end)
         // [{kind: "not-sent", message: "how the run ended could not be told, nor noted"}])') || return 0
     case $warned in '{'*'}') object=$warned ;; esac

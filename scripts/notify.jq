@@ -8,7 +8,9 @@ def own: $settings[0];
 def notify: own.notify // {};
 def day: 86400;
 # Of what others wrote: no command to a terminal, no line of a mail's head.
-def clean: explode | map(if (. < 32 and . != 10 and . != 9) or (. > 126 and . < 160) then 63 else . end) | implode;
+def acts: (. < 32 and . != 10 and . != 9) or (. > 126 and . < 160) or . == 1564 or . == 6158 or . == 8203 or . == 8206 or . == 8207
+    or (. > 8231 and . < 8239) or (. > 8287 and . < 8304) or . == 65279 or (. > 65528 and . < 65532) or (. > 917503 and . < 917632);
+def clean: explode | map(if acts then 63 else . end) | implode;
 def cut($n): if length > $n then .[:$n - 1] + "…" else . end;
 def headline: clean | gsub("[\n\t ]+"; " ") | explode | map(if . > 126 then 63 else . end) | implode | .[:180];
 def indented: split("\n") | map("  " + .) | join("\n");
@@ -94,9 +96,11 @@ def facts: $facts[0] as $f | ($f.list.data // null) as $list
     | (notify.ages // {}) as $max | .ages as $seen
     | {snapshot: (if own.has_store then {at: $sealed, asked: ($list != null), own: .kinds.backup.last_success_at,
             max: ($max.snapshot // (36 * 3600)), title: "the newest sealed snapshot"} else null end),
-       offsite: (if own.has_offsite then {at: ($f.offsite.date // "" | taken), asked: ($f.offsite != null), own: null,
+       offsite: (if own.has_offsite then {at: ($f.offsite.date // "" | taken), asked: ($f.offsite != null or $f.offsite_asked == true),
+            why: $f.offsite_error, own: null,
             max: ($max.offsite // (3 * day)), title: "the off-site copy"} else null end),
-       verify: (({at: ($list.last_verify.at | stamp), ok: $list.last_verify.ok, asked: ($list != null), own: null, max: $max.verify,
+       verify: (({at: ($list.last_verify.at | stamp), open: ($list.last_verify.unresolved != null),
+            ok: ($list.last_verify | if .unresolved != null then false else .ok end), asked: ($list != null), own: null, max: $max.verify,
             title: "the last verification"} | select(.max != null or .at != null or $seen.verify.at != null) | .max //= 16 * day) // null),
        drill: (({at: ($list.last_drill.at | stamp), ok: $list.last_drill.ok, asked: ($list != null), own: null, max: $max.drill,
             title: "the last rehearsal"} | select(.max != null or .at != null or $seen.drill.at != null) | .max //= 16 * day) // null)}
@@ -112,16 +116,20 @@ def ages: facts as $all | $facts[0] as $f
     | .ages = ($all | with_entries(.key as $key | .value |= (
         . as $a | ($before[$key] // {}) as $was
         # What is not known now was known before; what never was counts from the day on which one began to look.
-        | (if .asked then .at else ([$was.at, $a.own] | map(values) | max) end) as $at
+        # (What is to come by this clock proves nothing: it counts as of when it was seen first.)
+        | (if .asked | not then [$was.at, $a.own] | map(values) | max elif (.at // 0) > $now + 3600 then $was.at // $now else .at end) as $at
         | ($now - ([$at, (if $at == null then $since else null end)] | map(values) | max)) as $age
         | ($a.max > 0 and $age > $a.max) as $old
-        | ((.ok == false) and (($kinds[$key].state // "ok") | rank) < 2) as $bad
+        # The run that found it has told it itself. What cannot be asked is as it was.
+        | (if .asked then .ok == false and ((($kinds[$key].state // "ok") | rank) < 2 or ($kinds[$key].last_at // 0) + 3600 < ($at // 0))
+           else $was.state == "bad" end) as $bad
         | (if $old then "old" elif $bad then "bad" else "ok" end) as $is
-        | (if $is == "bad" then "\(.title), of \($at | time), found something wrong"
+        | (if $is == "bad" and .open == true then "damage that a verification has found was not found well since (the last one: \($at | time))"
+           elif $is == "bad" then "\(.title), of \($at | time), found something wrong"
            elif $is == "old" and $at == null then "there is no \(.title | ltrimstr("the ")) yet"
            elif $is == "old" then "\(.title) is \($age | span) old (\($at | time)); \($a.max | span) were allowed"
            else "\(.title): \($at | time)" end) as $text
-        | ($text + (if .asked or $is == "ok" then "" else " (it could not be asked now: \($f.list_error // "no answer"))" end)) as $text
+        | ($text + (if .asked or $is == "ok" then "" else " (it could not be asked now: \(.why // $f.list_error // "no answer"))" end)) as $text
         | {at: $at, asked, max: .max, state: $is, text: $text, told_at: $was.told_at,
            since: (if $is == ($was.state // "ok") and $was.since then $was.since else $now end),
            event: (if $is != "ok" and $is != ($was.state // "ok") then "age"
@@ -154,9 +162,11 @@ def test: .pending = [] | .next = 1
 
 (if type == "object" and .schema == 1 then . else {} end)
 | {schema: 1, kinds: {}, ages: {}, pending: [], next: 1} + .
-# What is to come by this clock was told just now.
-| .kinds |= map_values(if (.told_at // 0) > $now then .told_at = $now else . end)
-| .ages |= map_values(if (.told_at // 0) > $now then .told_at = $now else . end)
-| .pending |= map(if .at > $now then .at = $now else . end)
+# What is to come by this clock was just now.
+| def past: if type == "number" and . > $now then $now else . end;
+  .kinds |= map_values(.told_at |= past | .since |= past | .last_at |= past | .last_success_at |= past)
+| .ages |= map_values(.told_at |= past | .since |= past | .at |= past)
+| .watching_since |= past
+| .pending |= map(.at |= past)
 | .settings = own
 | if $what == "run" then run elif $what == "ages" then ages elif $what == "sent" then sent else test end

@@ -8,11 +8,19 @@ PRUNED_AT=4194304 # bytes of the history, after which it begins anew; the one be
 
 # know: what the profile says; if it cannot be read (that may be what has failed), what it said last.
 know() {
+    local file named
+    [ -n "$work" ] || { stop_at settings 1 "there is no room anywhere for what is to be told"; return 0; }
     quietly try settings link-sync settings
     settings=$(ask 'last.output | select(.exit_code == 0).data | objects | tojson')
     if [ -z "$settings" ]; then
         state=/var/lib/nc-backup/$profile
         [ "$(id -u)" = 0 ] || state=${runtime%/run}
+        # Most of it is as it was, if it is nobody else's to write.
+        file=${config:-/etc/nc-backup/$profile.toml}
+        if [ -f "$file" ] && ours "$file" && ours "$(dirname -- "$file")"; then
+            named=$(sed -nE "s|^[[:space:]]*state_dir[[:space:]]*=[[:space:]]*[\"'](/[^\"']*)[\"'].*|\1|p" "$file" | head -n 1)
+            state=${named:-$state}
+        fi
         [ ! -f "$state/notify.json" ] || settings=$(jq -c '.settings // empty | objects' "$state/notify.json" 2>/dev/null) || settings=''
         [ -n "$settings" ] || { stop_at settings "$rc" "nobody can be told, as the profile cannot be read, and was not before: $(ask 'last.output.error.message // "link-sync settings did not answer"')"; return 0; }
         say "the profile cannot be read: what it said the last time counts"
@@ -23,14 +31,31 @@ know() {
         stop_at settings 77 "$state must be a folder of $(id -un) with mode 0700"
     limit=$(said '.notify.timeout // 30')
 }
+# ours PATH: whether it is root's, or this account's, and nobody else can write to it.
+ours() {
+    local mode
+    mode=$(stat -L -c '%u %a' -- "$1") || return 1
+    case "${mode% *}:$((0${mode#* } & 022))" in "0:0" | "$(id -u):0") return 0 ;; *) return 1 ;; esac
+}
 # said FILTER: of the settings.
 said() { jq -r "$1 // empty" "$work/settings"; }
 
-# take_lock: one at a time; each is bounded.
+# take_lock: the state is one's at a time, and for a moment: it is free again while anybody is asked, or sent to. A disk that
+# cannot be written to, or one who does not let go, keeps nobody from being told: rather twice than never.
 take_lock() {
-    true 2>/dev/null >>"$state/notify.lock" || { stop_at lock 1 "cannot open $state/notify.lock"; return 0; }
-    exec 9>>"$state/notify.lock"
-    flock -w 60 9 || stop_at lock 75 "another one has been telling for a minute"
+    if ! open_lock notify.lock; then say "no lock can be opened in $state or $runtime: going on without"; return 0; fi
+    exec 9>>"$lock_file"
+    flock -w 60 9 || say "another one has held the state for a minute: going on without it"
+}
+free_lock() { exec 9>&-; }
+# open_lock NAME: sets $lock_file, which can be opened.
+open_lock() {
+    local place
+    for place in "$state" "$runtime"; do
+        lock_file=$place/$1
+        if { true >>"$lock_file"; } 2>/dev/null; then return 0; fi
+    done
+    return 1
 }
 
 # keep FILE: it becomes the state, durably.
@@ -39,7 +64,7 @@ keep() {
         sync "$state"; } 2>/dev/null || warn_state
     cp "$1" "$work/state" 2>/dev/null || true
 }
-warn_state() { say "the state cannot be written to $state: the same may be told again"; printf 'state-not-written\n' >>"$work/odd"; }
+warn_state() { unkept=1; say "the state cannot be written to $state: the same may be told again"; printf 'state-not-written\n' >>"$work/odd"; }
 
 # ---- what has ended ----
 
@@ -59,8 +84,8 @@ made_up() {
 }
 # run_command COMMAND…: its object, if it prints one, is ours.
 run_command() {
-    local begun_at
-    begun_at=$(date +%s%3N)
+    # What is to be told has no room: the run has nothing to do with that.
+    if [ -z "$work" ] || ! { true >"$work/printed"; } 2>/dev/null; then await "$@" 3</dev/null; ran=$rc; return 0; fi
     await "$@" 3</dev/null >"$work/printed"
     ran=$rc
     [ -z "$signal" ] || [ "$ran" != 0 ] || ran=$((128 + signal))
@@ -131,13 +156,14 @@ note_history() {
         mv -f "$state/history.jsonl" "$state/history.1.jsonl" 2>/dev/null || true
     fi
     # One that was cut off in the middle of a line (power, a full disk) costs that line, not the next one.
-    if [ -s "$state/history.jsonl" ] && [ -n "$(tail -c 1 "$state/history.jsonl" | tr -d '\n')" ]; then echo >>"$state/history.jsonl"; fi
+    if [ -s "$state/history.jsonl" ] && [ -n "$(tail -c 1 "$state/history.jsonl" | tr -d '\n')" ]; then { echo >>"$state/history.jsonl"; } 2>/dev/null || true; fi
     { cat "$work/line" >>"$state/history.jsonl" && sync "$state/history.jsonl" "$state"; } 2>/dev/null ||
         { say "the run cannot be noted in $state/history.jsonl"; printf 'history-not-written\n' >>"$work/odd"; }
-    [ ! -S /run/systemd/journal/socket ] || jq -r --arg kind "$kind" '"MESSAGE=\($kind) of \(.profile): \(.status) (exit code \(.exit_code))",
+    [ ! -S /run/systemd/journal/socket ] || jq -r --arg kind "$kind" '("MESSAGE=\($kind) of \(.profile): \(.status) (exit code \(.exit_code))",
         "PRIORITY=\(if .exit_code == 0 then 6 elif .exit_code == 3 then 5 else 3 end)", "SYSLOG_IDENTIFIER=nc-backup",
         "NC_BACKUP_PROFILE=\(.profile)", "NC_BACKUP_KIND=\($kind)", "NC_BACKUP_STATUS=\(.status)", "NC_BACKUP_EXIT_CODE=\(.exit_code)",
-        "NC_BACKUP_DURATION_MS=\(.duration_ms)", "NC_BACKUP_DATE=\(.data.date // "")"' "$work/object" 2>/dev/null |
+        "NC_BACKUP_DURATION_MS=\(.duration_ms)", "NC_BACKUP_DATE=\(.data.date // "")")
+        | gsub("[\n\r]"; " ")' "$work/object" 2>/dev/null |
         timeout 5 logger --journald 2>/dev/null || true
 }
 
@@ -151,6 +177,8 @@ look_at_ages() {
     [ -z "$store" ] || room=$(timeout -k 5 20 df -B1 --output=size,avail "$store" 2>/dev/null | tail -n 1) || room=''
     ask '{list: ([.[] | select(.step == "list").output | select(.exit_code == 0)] | last),
           list_error: ([.[] | select(.step == "list").output.error.message // "it did not answer"] | last),
+          offsite_asked: ([.[] | select(.step == "offsite").output.exit_code] | last == 0),
+          offsite_error: ([.[] | select(.step == "offsite").output.error.message // "it did not answer"] | last),
           offsite: ([.[] | select(.step == "offsite").output | select(.data.last_push) | .data.last_push] | last),
           room: ($room | [scan("[0-9]+") | tonumber])} | tojson' --arg room "$room" >"$work/facts"
 }
@@ -164,16 +192,36 @@ judge() {
     [ -e "$work/log" ] || : >"$work/log"
     [ -e "$work/facts" ] || echo null >"$work/facts"
     [ -s "$work/object" ] || echo null >"$work/object"
-    decide "$1" || { stop_at "$1" 1 "what is to be told could not be decided"; return 0; }
+    decide "$1" || despite "$1" || { stop_at "$1" 1 "what is to be told could not be decided"; return 0; }
     keep "$work/decided"
     write_metrics
+    free_lock
+}
+# despite run|ages: what is told where an answer, or the state, has another form than is known.
+despite() {
+    local ended
+    say "an answer or the state is not as it should be: told is what can be"
+    cp "$work/object" "$work/object.told" && cp "$work/facts" "$work/facts.told" || return 1
+    case $1 in
+        run)
+            ended=$(jq '.exit_code | if type == "number" and . >= 0 and . < 256 and . == floor then . else 1 end' "$work/object") || ended=1
+            made_up "$ended" "it ended with exit code $ended, and what it told is not as it should be"
+            ;;
+        ages) echo null >"$work/facts" ;;
+    esac
+    if decide "$1"; then return 0; fi
+    anew=1
+    cp "$work/object" "$work/object.bare" && cp "$work/facts" "$work/facts.bare" || return 1
+    mv "$work/object.told" "$work/object" && mv "$work/facts.told" "$work/facts" || return 1
+    if decide "$1"; then return 0; fi
+    mv "$work/object.bare" "$work/object" && mv "$work/facts.bare" "$work/facts" && decide "$1"
 }
 # decide WHAT [jq's arguments]: the next state, in $work/decided.
 decide() {
     local what
     what=$1
     shift
-    [ -s "$state/notify.json" ] && cp "$state/notify.json" "$work/state" || echo null >"$work/state"
+    [ -z "$anew" ] && [ -s "$state/notify.json" ] && cp "$state/notify.json" "$work/state" || echo null >"$work/state"
     jq -e . "$work/state" >/dev/null 2>&1 || echo null >"$work/state"
     jq -c --arg what "$what" --slurpfile settings "$work/settings" --slurpfile object "$work/object" --slurpfile facts "$work/facts" \
         --rawfile log "$work/log" --argjson now "$(date +%s)" --arg host "$(uname -n)" --arg profile "$profile" --arg kind "$kind" \
@@ -185,28 +233,41 @@ write_metrics() {
     dir=$(said .metrics.directory)
     [ -n "$dir" ] || return 0
     [ -d "$dir" ] || { say "[metrics] directory $dir is not there"; printf 'metrics-not-written\n' >>"$work/odd"; return 0; }
-    new=$dir/.nc-backup-$profile.$$.new
-    # Made anew, never opened if it is there: the folder may be somebody else's. Readable by whoever exports it.
-    if (umask 022; set -C; jq -r --arg profile "$profile" --arg what metrics -f "$here/metrics.jq" "$work/state" >"$new") 2>/dev/null &&
-        mv -fT "$new" "$dir/nc-backup-$profile.prom" 2>/dev/null; then return 0; fi
+    new=$dir/.nc-backup-$profile.$(od -An -N8 -tx1 /dev/urandom | tr -d ' \n').new
+    # Made anew, never opened if anything is there, be it a link or a pipe: the folder may be somebody else's. (A shell's
+    # noclobber opens what is no plain file.) Readable by whoever exports it.
+    if { jq -r --arg profile "$profile" --arg what metrics -f "$here/metrics.jq" "$work/state" >"$work/figures" &&
+        (umask 022; dd if="$work/figures" of="$new" conv=excl) && mv -fT "$new" "$dir/nc-backup-$profile.prom"; } 2>/dev/null; then return 0; fi
     rm -f "$new"
     say "the figures cannot be written to $dir"
     printf 'metrics-not-written\n' >>"$work/odd"
 }
 
-# send: what is to be sent, all ways at once; what arrived is no longer to be sent.
+# send: what is to be sent, all ways at once; what arrived is no longer to be sent. One sends at a time; what another one could
+# not wait for is in the state, and sent by the next call.
 send() {
-    local way
+    local way patience
     [ -z "$failed" ] || return 0
-    [ -f "$work/state" ] || cp "$state/notify.json" "$work/state" 2>/dev/null || return 0
-    for way in $(jq -r '[.pending[].way] | unique[]' "$work/state"); do deliver "$way" 3>&- 9>&- & done
+    free_lock
+    patience=$((3 * limit + 15))
+    [ "$patience" -le 120 ] || patience=120
+    if open_lock notify-send.lock; then
+        exec 8>>"$lock_file"
+        flock -w "$patience" 8 || { stop_at send 75 "another one has been sending for $patience s: what is to be told is kept, and sent by the next call"; return 0; }
+    fi
+    # What that one has sent is not sent again.
+    [ -n "$unkept" ] || cp "$state/notify.json" "$work/state" 2>/dev/null || true
+    [ -f "$work/state" ] || return 0
+    for way in $(jq -r '[.pending[].way] | unique[]' "$work/state"); do deliver "$way" 3>&- 4>&- 8>&- 9>&- & done
     wait
     results >"$work/results"
     [ "$(cat "$work/results")" != '[]' ] || return 0
     [ -e "$work/log" ] || : >"$work/log"
     echo null >"$work/object"
     echo null >"$work/facts"
-    decide sent --slurpfile results "$work/results" && keep "$work/decided" && write_metrics
+    take_lock
+    if decide sent --slurpfile results "$work/results"; then keep "$work/decided"; write_metrics; fi
+    free_lock
 }
 # results: what came of each, as a list.
 results() {
@@ -225,7 +286,7 @@ try_ways() {
     mv "$work/decided" "$work/state"
     [ "$(jq '.pending | length' "$work/state")" != 0 ] || { stop_at test 78 "the profile has no [notify] with a way of telling"; return 0; }
     local way
-    for way in $(jq -r '[.pending[].way] | unique[]' "$work/state"); do deliver "$way" 3>&- & done
+    for way in $(jq -r '[.pending[].way] | unique[]' "$work/state"); do deliver "$way" 3>&- 4>&- 8>&- 9>&- & done
     wait
     results | jq -r '.[] | "\(.way)\(.kind | if . then " (\(.))" else "" end): \(if .ok then "sent" else "FAILED: " + .message end)"' >"$work/lines"
     while read -r line; do say "$line"; done <"$work/lines"
@@ -255,7 +316,8 @@ settle_code() {
 
 # ---- the ways ----
 
-# deliver WAY: all that is to be sent by it, in order, until one fails. What came of it: $work/sent.ID
+# deliver WAY: all that is to be sent by it, in order, as long as there is time: one that is never taken keeps no other one back.
+# What came of it: $work/sent.ID
 deliver() {
     local way id until why ok
     way=$1 until=$(($(date +%s) + 2 * limit))
@@ -271,13 +333,15 @@ deliver() {
             message: (if $ok then null else ($why | [split("\n")[] | select(. != "")] | .[:3] | join(" ")
                 | explode | map(if . < 32 or (. > 126 and . < 160) then 63 else . end) | implode | .[:400]
                 | if . == "" then "it failed without a word" else . end) end)}' "$item" >"$work/sent.$id"
-        [ "$ok" = true ] || break
     done
 }
 # of FILTER: of the item.
 of() { jq -r "$1 // empty" "$item"; }
 # words FILTER: of the settings, as words for eval; jq has quoted each.
 words() { jq -r "$1 | @sh" "$work/settings"; }
+
+# first BYTES FILE: no character is cut in two: what is not text, neither Nextcloud nor ntfy takes.
+first() { head -c "$1" -- "$2" | jq -Rjs 'sub("\uFFFD+$"; "")'; }
 
 # secret FILE: what it holds, if it is nobody else's to read or to change.
 secret() {
@@ -342,7 +406,7 @@ by_ntfy() {
         [ -z "$token" ] || printf 'header = "Authorization: Bearer %s"\n' "$token"
     } >"$headers"
     # A longer one becomes a file to download.
-    head -c 3900 "$text" >"$text.short"
+    first 3900 "$text" >"$text.short"
     text=$text.short
     by_curl "$(said .notify.ntfy.url_file)"
 }
@@ -361,26 +425,33 @@ by_mail() {
 by_nextcloud() {
     eval "set -- $(words '[.notify.nextcloud.users[] | "--user=\(.)"]')"
     timeout -k 5 $((limit + 5)) "$bin/nc-maint" notify "$profile" ${config:+--config "$config"} --occ-timeout "${limit}s" "$@" \
-        --subject="$subject" --message="$(head -c 4000 "$text")" >"$text.said" 2>/dev/null ||
+        --subject="$subject" --message="$(first 3990 "$text")" >"$text.said" 2>/dev/null ||
         { jq -r '.error | [.message, (.causes[]? | strings)] | join(": ")' "$text.said" 2>/dev/null || echo "nc-maint did not answer"; return 1; }
 }
 by_apprise() {
     local file
     file=$(said .notify.apprise.config_file)
     secret "$file" >"$text.secret" || { cat "$text.secret"; return 1; }
-    rm -f "$text.secret"
+    rm -f "$text.secret" "$text.said"
     eval "set -- $(words '.notify.apprise.program | if length > 0 then . else ["apprise"] end')"
     command -v "$1" >/dev/null || { echo "$1 is not there: apt-get install apprise"; return 1; }
     timeout -k 5 "$limit" "$@" --config="$file" --title="$subject" \
         --notification-type="$(jq -r '{failure: "failure", age: "failure", recovery: "success", warning: "warning"}[.event] // "info"' "$item")" \
-        <"$text" || { rc=$?; [ "$rc" != 124 ] || echo "apprise had not ended after $limit s"; return 1; }
+        <"$text" >"$text.said" 2>&1 || {
+        rc=$?
+        # It quotes a service that it does not know, with all that is secret in it.
+        tail -c 4000 "$text.said" | jq -Rrs --rawfile config "$file" '[$config | splits("[^A-Za-z0-9_.~%+-]+") | select(length > 4)] as $words
+            | reduce ($words | unique | sort_by(-length)[]) as $word (.; split($word) | join("…")) | gsub("://[^ \n]*"; "://…")' 2>/dev/null
+        [ "$rc" != 124 ] || echo "apprise had not ended after $limit s"
+        return 1
+    }
 }
 by_command() {
     local user home owner
     user=$(said .notify.command.user)
     eval "set -- $(words .notify.command.argv)"
     [ -f "$1" ] && [ -x "$1" ] || { echo "$1 is not there, or cannot be run"; return 1; }
-    for owner in "$1" "$(dirname -- "$(readlink -f -- "$1")")"; do
+    for owner in "$1" "$(dirname -- "$1")" "$(dirname -- "$(readlink -f -- "$1")")"; do
         owner=$(stat -L -c '%u %a' -- "$owner")
         case "${owner% *}:$((0${owner#* } & 022))" in 0:0) ;; *) echo "$1 and its folder must be root's, and writable by nobody else"; return 1 ;; esac
     done

@@ -29,7 +29,7 @@ step("nextcloud") as $n | step("snapshots") as $l | step("offsite") as $o
 | ($n.output.data // {}) as $nc | ($l.output.data // {}) as $list | ($o.output.data // {}) as $off
 | ([$list.snapshots[]? | select(.odd == null)]) as $counted
 | ([$counted[] | select(.consistency == "sealed")]) as $sealed
-| ((if $roles.nextcloud then $sealed else $counted end) | last // ($counted | last)) as $newest
+| (if $roles.nextcloud or $sealed != [] then $sealed else $counted end | last) as $newest
 | ($newest.date | moment) as $taken
 | ($list.now // null | seconds // $now) as $there
 | (if $taken == null then null else $there - $taken end) as $snapshot_age
@@ -59,7 +59,7 @@ step("nextcloud") as $n | step("snapshots") as $l | step("offsite") as $o
     # S2
     (if $l.output.data.snapshots == null then $l | unreachable("S2"; "link-sync list \($profile)")
      else
-        (if $newest == null then bad("S2"; "there is no snapshot yet"; "nc-backup backup \($profile)")
+        (if $newest == null then bad("S2"; "there is no \(if $counted != [] then "sealed " else "" end)snapshot yet"; "nc-backup backup \($profile)")
          elif $snapshot_age > $max.backup then bad("S2"; "the newest snapshot is \($snapshot_age | age) old"; "see why backups fail: journalctl -u nc-backup@\($profile), or the log that cron writes") else empty end),
         ($list.damaged[]? | warn("S2"; "\(.) is not a complete snapshot"; "link-sync prune \($profile) --date \(.) --yes removes it")),
         ($list.odd[]? | warn("S2"; "the snapshot \(.) cannot be what it seems"; "link-sync list \($profile) says why")),
@@ -78,7 +78,8 @@ step("nextcloud") as $n | step("snapshots") as $l | step("offsite") as $o
      elif $o.output.data.behind == null and $o.exit_code != 0 then $o | unreachable("S3"; "offsite-push status \($profile)")
      else
         (if $pushed == null then bad("S3"; "nothing was pushed yet"; "nc-backup push \($profile)")
-         elif $push_age > $max.offsite and ($off.pushing | not) then bad("S3"; "the off-site copy is \($push_age | age) old"; "see why pushes fail: journalctl -u nc-backup-offsite@\($profile)") else empty end),
+         elif $push_age > $max.offsite and $off.pushing then warn("S3"; "the off-site copy is \($push_age | age) old, and a push is at work"; "offsite-push status \($profile) says how far it is")
+         elif $push_age > $max.offsite then bad("S3"; "the off-site copy is \($push_age | age) old"; "see why pushes fail: journalctl -u nc-backup-offsite@\($profile)") else empty end),
         (($off.damaged // {}) | keys[]? | bad("S3"; "in the container \(.) is not whole"; "offsite-push verify \($profile)")),
         (if $off.last_verify != null and ($off.last_verify.findings > 0 or $off.last_verify.fresh == false) then bad("S3"; "the last verification of the container found something wrong"; "offsite-push verify \($profile)") else empty end),
         (if $off.s3_fsync == false then warn("S3"; "S3 does not make durable what is pushed until it likes"; "another sftp server there (docs)") else empty end)
@@ -86,7 +87,7 @@ step("nextcloud") as $n | step("snapshots") as $l | step("offsite") as $o
     # runs
     # A failure that a later snapshot has made up for is over.
     ($runs | to_entries[] | select(.value.running | not) | select(.key != "backup" or $taken == null or $now - .value.age_seconds > $taken) | select(.value.exit_code != null and (.value.exit_code | IN(0, 3) | not))
-     | bad(if .key == "backup" then "S1" elif .key == "push" then "S3" else "S2" end;
+     | bad(if .key == "backup" or .key == "off" then "S1" elif .key == "push" then "S3" else "S2" end;
            "the last \(.key) failed\(if .value.age_seconds != null then " \(.value.age_seconds | age) ago" else "" end) (exit code \(.value.exit_code))\(if .value.error then ": \(.value.error)" else "" end)";
            "journalctl -u nc-backup\({"backup": "", "push": "-offsite"}[.key] // "-\(.key)")@\($profile)"))
   ] as $findings

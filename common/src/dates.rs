@@ -85,10 +85,10 @@ fn one_of(
 /// `text` as the beginning of a date is written, if it can be one: `2026-11-26 03:30` as `2026-11-26T03-30`.
 fn begins(text: &str) -> Option<String> {
     let written = text.replacen(' ', "T", 1).replace(':', "-");
-    let ok = (4..=20).contains(&written.len())
-        && written.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'-' | b'T' | b'Z'))
-        && written.bytes().take(4).all(|b| b.is_ascii_digit());
-    ok.then_some(written)
+    // Whole numbers only: `2026-11-2` is the 2nd to whoever writes it, and not the only one of the twenties.
+    let whole = [4, 7, 10, 13, 16, 19, 20].contains(&written.len());
+    let fits = |(is, form): (u8, u8)| if form == b'0' { is.is_ascii_digit() } else { is == form };
+    (whole && written.bytes().zip(*b"0000-00-00T00-00-00Z").all(fits)).then_some(written)
 }
 
 /// The newest of `dates`, newest first.
@@ -147,6 +147,10 @@ mod tests {
             ("../../etc", "the newest are"),
             ("", "the newest are"),
             ("2", "the newest are"),
+            // One day is meant, or the first of the month; not what happens to begin so.
+            ("2026-11-2", "the newest are"),
+            ("2026-1", "the newest are"),
+            ("2026-11-24T0", "the newest are"),
         ] {
             let error = meant(wanted, &TimeZone::UTC).unwrap_err();
             let described = crate::status::describe(&error);

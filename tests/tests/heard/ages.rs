@@ -169,3 +169,64 @@ fn the_figures_are_what_prometheus_reads() {
         assert!(checked.status.success(), "{said}");
     }
 }
+
+#[test]
+fn what_cannot_be_asked_is_not_well_again_and_damage_that_is_still_there_is_not_either() {
+    let world = World::new("heard", MAIL);
+    listed(&world, &[1, 2], Some(1), false);
+    world.notify(&["--watch"]).expect(1);
+    assert!(world.mails()[0].contains("found something wrong"));
+    // S2 is away for an hour: that says nothing of what was found there.
+    let found = std::fs::read_to_string(world.path("instead.list")).unwrap();
+    std::fs::write(world.path("instead.list"), object(69, "no route to s2").to_string()).unwrap();
+    world.notify(&["--watch"]).expect(1);
+    assert!(world.mails().is_empty());
+    std::fs::write(world.path("instead.list"), &found).unwrap();
+    world.notify(&["--watch"]).expect(1);
+    assert!(world.mails().is_empty());
+    // A later look at another date was well; what was found before was not looked at.
+    let mut partly: serde_json::Value = serde_json::from_str(&found).unwrap();
+    partly["data"]["last_verify"]["ok"] = true.into();
+    partly["data"]["last_verify"]["unresolved"] = json!({"findings": 1});
+    std::fs::write(world.path("instead.list"), partly.to_string()).unwrap();
+    world.notify(&["--watch"]).expect(1);
+    assert!(world.mails().is_empty());
+    listed(&world, &[1, 2], Some(1), true);
+    world.notify(&["--watch"]).expect(0);
+    assert!(world.mails()[0].contains("well again"));
+}
+
+#[test]
+fn what_a_clock_wrote_that_was_ahead_is_not_young_for_ever() {
+    let world = World::new("heard", MAIL);
+    listed(&world, &[], None, true);
+    world.notify(&["--watch"]).expect(0);
+    let change = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut state = world.state();
+        change(&mut state);
+        std::fs::write(world.path("state/notify.json"), state.to_string()).unwrap();
+    };
+    change(&|state| state["watching_since"] = (seconds() + 400 * 86_400).into());
+    world.notify(&["--watch"]).expect(0);
+    assert!(world.state()["watching_since"].as_i64().unwrap() <= seconds());
+    // A verification of a year to come counts as of when it was seen first.
+    listed(&world, &[1, 2], Some(-400 * 24), true);
+    world.notify(&["--watch"]).expect(0);
+    change(&|state| state["ages"]["verify"]["at"] = (seconds() - 17 * 86_400).into());
+    world.notify(&["--watch"]).expect(1);
+    assert!(world.mails().concat().contains("the last verification is 17 days old"));
+}
+
+#[test]
+fn a_pipe_or_a_device_that_was_planted_where_the_figures_go_is_not_opened() {
+    let world = World::new("heard", &format!("{MAIL}[metrics]\ndirectory = \"DIR/metrics\"\n"));
+    let dir = world.path("metrics");
+    std::fs::create_dir(&dir).unwrap();
+    let file = dir.join("nc-backup-heard.prom");
+    assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
+    world.ended("backup", &object(1, "x")).expect(0);
+    assert!(std::fs::metadata(&file).unwrap().is_file());
+    // Whatever is under the name of the draft: it is made anew, or not at all.
+    let text = std::fs::read_to_string(testkit::scripts().join("notify.sh")).unwrap();
+    assert!(text.contains("conv=excl") && !text.contains("set -C"));
+}

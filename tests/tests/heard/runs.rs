@@ -165,9 +165,14 @@ fn a_profile_that_cannot_be_read_is_told_to_those_it_named_before() {
     let world = World::new("heard", MAIL);
     world.ended("backup", &object(0, "")).expect(0);
     world.profile("[notify.mial]\n");
-    // The state is where it says; without it, only the usual place is known.
-    let ran = world.ended("backup", &object(78, "unknown field")).expect(78);
-    assert!(ran.json["error"]["message"].as_str().unwrap().contains("mial"), "{:#}", ran.json);
+    // The state is where it says, also in a profile that is wrong.
+    world.ended("backup", &object(78, "unknown field")).expect(0);
+    assert!(world.mails().concat().contains("backup FAILED: unknown field"));
+    // If others can write it, it says nothing; and then only the usual place is known.
+    let file = world.path("heard.toml");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).unwrap();
+    world.ended("backup", &object(77, "anybody's")).expect(77);
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
     let usual = std::path::Path::new("/var/lib/nc-backup/heard-usual");
     std::fs::create_dir_all("/var/lib/nc-backup").unwrap();
     std::fs::remove_dir_all(usual).ok();
@@ -228,4 +233,55 @@ fn warnings_are_told_only_if_that_is_wanted_and_once() {
     // Stopped by whoever sat before it.
     world.ended("backup", &object(130, "")).expect(0);
     assert!(world.mails().is_empty());
+}
+
+#[test]
+fn an_answer_or_a_state_of_another_form_keeps_nobody_from_being_told() {
+    let world = World::new("heard", MAIL);
+    let mut odd = object(1, "x");
+    odd["error"] = "boom".into();
+    odd["duration_ms"] = "long".into();
+    world.ended("verify", &odd).expect(0);
+    assert!(world.mails().concat().contains("verification FAILED: it ended with exit code 1"));
+    std::fs::write(world.path("state/notify.json"), "{\"schema\":1,\"kinds\":[],\"pending\":7}").unwrap();
+    world.ended("backup", &object(69, "s2 is away")).expect(0);
+    assert!(world.mails().concat().contains("backup FAILED: s2 is away"));
+}
+
+#[test]
+fn who_asks_or_sends_for_long_keeps_no_run_from_being_noted() {
+    let world = World::new("heard", MAIL);
+    world.ended("backup", &object(0, "")).expect(0);
+    // S2 does not answer the one that looks at ages.
+    let tool = std::fs::read_to_string(world.path("bin/link-sync")).unwrap();
+    let slow = tool.replacen("#!/bin/sh\n", "#!/bin/sh\n[ \"$1\" != list ] || exec sleep 600\n", 1);
+    testkit::script(&world.path("bin/link-sync"), &slow);
+    let mut watch = world.command(&["--watch"]);
+    let mut watch = watch.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    let begun = std::time::Instant::now();
+    world.ended("backup", &object(69, "s2 is away")).expect(0);
+    assert!(begun.elapsed() < Duration::from_secs(50), "it waited for the one that asks");
+    assert!(world.mails().concat().contains("s2 is away"));
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(watch.id().try_into().unwrap()),
+        nix::sys::signal::Signal::SIGTERM,
+    )
+    .unwrap();
+    watch.wait().unwrap();
+}
+
+#[test]
+fn what_ends_maintenance_at_boot_is_told_when_it_gives_up_and_when_it_is_well() {
+    let text = std::fs::read_to_string(testkit::scripts().join("systemd/nc-backup-off@.service")).unwrap();
+    // While systemd begins it again, it has not failed: there must be an end to that.
+    for line in ["OnSuccess=nc-backup-notify@off:%i:ok.service", "OnFailure=nc-backup-notify@off:%i.service"] {
+        assert!(text.lines().any(|l| l == line), "{line}");
+    }
+    assert!(text.contains("StartLimitBurst=") && text.contains("StartLimitIntervalSec="));
+    let world = World::new("heard", MAIL);
+    run(&mut unit(&world, "off", "exit-code", "exited", "1")).expect(0);
+    assert!(world.mails().concat().contains("ending maintenance at boot FAILED"));
+    run(unit(&world, "off", "success", "exited", "0").env("MONITOR_INVOCATION_ID", "ab")).expect(0);
+    assert!(world.mails().concat().contains("ending maintenance at boot is well again"));
 }

@@ -272,3 +272,29 @@ fn nextclouds_own_users_are_told_and_after_maintenance_if_it_is_on() {
         "{shown}"
     );
 }
+
+#[test]
+fn a_message_that_is_never_taken_keeps_no_other_one_back() {
+    let world = World::new("heard", "[notify.mail]\nto = [\"root\"]\nsendmail = [\"DIR/sendmail\"]\n");
+    let mail = std::fs::read_to_string(world.path("sendmail")).unwrap();
+    let picky = mail.replacen(
+        "#!/bin/sh\n",
+        "#!/bin/sh\nt=$(cat); case $t in *poison*) exit 1 ;; esac; exec <<END\n$t\nEND\n",
+        1,
+    );
+    script(&world.path("sendmail"), &picky);
+    world.ended("backup", &object(1, "poison")).expect(1);
+    world.ended("verify", &object(1, "another")).expect(1);
+    let mails = world.mails();
+    assert!(mails.len() == 1 && mails[0].contains("another"), "{mails:?}");
+    assert_eq!(world.state()["pending"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn what_apprise_says_of_a_service_it_does_not_know_shows_no_secret() {
+    let world = World::new("heard", "[notify.apprise]\nconfig_file = \"DIR/apprise.yml\"\n");
+    world.secret("apprise.yml", &format!("urls:\n  - nosuchservice://{SECRET}/room\n"));
+    let ran = world.ended("backup", &object(1, "x")).expect(1);
+    let state = std::fs::read_to_string(world.path("state/notify.json")).unwrap();
+    assert!(!format!("{} {} {state}", ran.json, ran.stderr).contains(SECRET), "{:#}", ran.json);
+}
