@@ -10,7 +10,6 @@ use crate::world::World;
 fn wrong_words_are_usage() {
     for words in [
         &["push", "home", "extra"][..],
-        &["push", "home", "--date", "yesterday"],
         &["push", "home", "--bwlimit", "fast"],
         &["push", "home", "--patience", "long"],
         &["view", "home", "--bwlimit", "1m"],

@@ -275,7 +275,8 @@ fn who_asks_or_sends_for_long_keeps_no_run_from_being_noted() {
 fn what_ends_maintenance_at_boot_is_told_when_it_gives_up_and_when_it_is_well() {
     let text = std::fs::read_to_string(testkit::scripts().join("systemd/nc-backup-off@.service")).unwrap();
     // While systemd begins it again, it has not failed: there must be an end to that.
-    for line in ["OnSuccess=nc-backup-notify@off:%i:ok.service", "OnFailure=nc-backup-notify@off:%i.service"] {
+    for line in ["OnSuccess=nc-backup-notify@off:%i:ok.service", "OnFailure=nc-backup-notify@off:%i.service"]
+    {
         assert!(text.lines().any(|l| l == line), "{line}");
     }
     assert!(text.contains("StartLimitBurst=") && text.contains("StartLimitIntervalSec="));
