@@ -19,7 +19,7 @@ const MANY: usize = 100;
 /// See [`MANY`].
 const FEW: usize = 50;
 /// Of so many of a base's layers, the newest, the sizes are looked at in each push; of those below only the names.
-const LOOKED_AT: usize = 8;
+pub(super) const LOOKED_AT: usize = 8;
 
 /// The dates in the container.
 #[derive(Debug)]

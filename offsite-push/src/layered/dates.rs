@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use common::{durable, mutant};
 
+use super::below::LOOKED_AT;
 use super::list::{Layer, List, is_hash, is_image};
 use super::{BIG, DATES, HIDDEN, IMAGES};
 use crate::store;
@@ -127,8 +128,13 @@ pub(super) fn is_published(top: &Path, layer: &Layer) -> Result<bool> {
 /// Makes the date be there; false if it was, just so. A list of it that is damaged is written anew.
 pub(super) fn publish(top: &Path, list: &List) -> Result<bool> {
     let container = top.parent().context("the folder of layers has no parent")?;
-    for layer in &list.layers {
+    let images = names(&top.join(IMAGES))?;
+    for (at, layer) in list.layers.iter().enumerate() {
         let path = layer.path(container);
+        // Of what the base had, too, the name is enough (see `below.rs`).
+        if matches!(layer, Layer::Image(name) if at >= LOOKED_AT && images.contains(name)) {
+            continue;
+        }
         let meta =
             std::fs::symlink_metadata(&path).with_context(|| format!("cannot look at {}", path.display()))?;
         let right = match layer {
