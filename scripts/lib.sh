@@ -432,7 +432,8 @@ for_people() {
 begin_heard() {
     heard_as=$1
     begin_quiet
-    grep -qs ping "${config:-/etc/nc-backup/$profile.toml}" || return 0
+    # (Reading a pipe would end never.)
+    [ -f "${config:-/etc/nc-backup/$profile.toml}" ] && grep -qs ping "${config:-/etc/nc-backup/$profile.toml}" || return 0
     timeout -k 5 30 "$here/notify" "$profile" --begun "$1" ${config:+--config "$config"} --bin "$bin" </dev/null >/dev/null 4>&- || true
 }
 # heard: notes the run in the history, and tells of it (notify). What does not work is a warning in $object, and said;
