@@ -301,6 +301,8 @@ take_turns() {
 # may be wrong there, a server that is down, may be over by then.)
 look_database() {
     [ -z "$failed" ] && [ -z "$signal" ] || return 0
+    # Of one that is half restored it is that which is told.
+    [ "$(ask '[.[].output.warnings[]?.kind] | index("restore-unfinished") != null')" != true ] || return 0
     if [ -n "$sudo" ]; then sudo -n -l -- "$bin/pg-snap" check "$profile" ${config:+--config "$config"} >/dev/null 2>&1 || return 0; fi
     quietly try look-database pg-snap check
     [ "$rc" = 77 ] && [ "$(ask 'last.output.data.findings // [] | length')" != 0 ] || return 0

@@ -137,7 +137,7 @@ fn whatever_fails_maintenance_ends_nothing_is_published_and_the_next_run_succeed
     // The database's own program fails.
     world.write_profile("pg_dump = [\"/bin/false\"]");
     let ran = run(&mut world.backup());
-    assert_eq!(ran.json["data"]["failed_step"], "dump", "{:#}", ran.json);
+    assert_eq!(ran.json["data"]["failed_step"], "look-database", "{:#}", ran.json);
     assert!(ran.code != 0 && world.dates().is_empty() && !world.in_maintenance());
 
     // With nothing broken any more, the next run continues and publishes.
