@@ -23,7 +23,7 @@ packages() {
 }
 
 # What the tools need to run, and what the lab needs besides.
-RUN_PACKAGES='rsync openssh-client curl jq php-cli postgresql-client sshfs cryptsetup-bin e2fsprogs'
+RUN_PACKAGES='rsync openssh-client curl jq php-cli postgresql-client sshfs cryptsetup-bin e2fsprogs squashfs-tools btrfs-progs'
 LAB_PACKAGES="$RUN_PACKAGES php-pgsql openssh-server postgresql iproute2 util-linux kmod procps gcc libc6-dev"
 
 # Whether cargo is here, and new enough for this workspace; sets $wanted and $have.
