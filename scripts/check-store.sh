@@ -63,8 +63,8 @@ check_account() {
 check_offsite() {
     local key header needed
     key=$(container_key) header=$(container_header)
-    for needed in cryptsetup mount $(has .offsite.sshfs && echo sshfs); do
-        command -v "$needed" >/dev/null || found error no-program S2 "$needed is missing" 'apt-get install sshfs cryptsetup-bin e2fsprogs btrfs-progs'
+    for needed in cryptsetup mount $(has .offsite.sshfs && echo sshfs) $([ "$(of .offsite.layout)" = hardlink ] || echo mksquashfs); do
+        command -v "$needed" >/dev/null || found error no-program S2 "$needed is missing" 'apt-get install sshfs cryptsetup-bin e2fsprogs btrfs-progs squashfs-tools'
     done
     [ -z "$(of .offsite.sshfs.host)" ] || check_s3
     if [ ! -e "$key" ]; then

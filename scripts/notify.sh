@@ -10,7 +10,7 @@ PRUNED_AT=4194304 # bytes of the history, after which it begins anew; the one be
 know() {
     local file named
     [ -n "$work" ] || { stop_at settings 1 "there is no room anywhere for what is to be told"; return 0; }
-    quietly try settings link-sync settings
+    quietly try settings link-sync profile
     settings=$(ask 'last.output | select(.exit_code == 0).data | objects | tojson')
     if [ -z "$settings" ]; then
         state=/var/lib/nc-backup/$profile
@@ -22,7 +22,7 @@ know() {
             state=${named:-$state}
         fi
         [ ! -f "$state/notify.json" ] || settings=$(jq -c '.settings // empty | objects' "$state/notify.json" 2>/dev/null) || settings=''
-        [ -n "$settings" ] || { stop_at settings "$rc" "nobody can be told, as the profile cannot be read, and was not before: $(ask 'last.output.error.message // "link-sync settings did not answer"')"; return 0; }
+        [ -n "$settings" ] || { stop_at settings "$rc" "nobody can be told, as the profile cannot be read, and was not before: $(ask 'last.output.error.message // "link-sync profile did not answer"')"; return 0; }
         say "the profile cannot be read: what it said the last time counts"
     fi
     printf '%s\n' "$settings" >"$work/settings" || { stop_at settings 1 "there is no room in $work"; return 0; }

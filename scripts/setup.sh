@@ -66,13 +66,18 @@ make_profile() {
     [ "$output" = "$standard" ] || check_database
 }
 
-# of_profile TABLE KEY: what the profile that is there says, as setup and restore write it.
-of_profile() { sed -n "/^\\[$1\\]/,/^\\[/s/^$2 *= *\\(\"[^\"]*\"\\|[0-9]*\\).*/\\1/p" "$output" | head -n 1 | jq -r .; }
+# of_profile TABLE KEY: what the profile that is there says; a list, as words.
+of_profile() {
+    "$bin/link-sync" profile "$profile" --config "$output" 2>/dev/null |
+        jq -r ".data.profile.$1.$2 // empty | if type == \"array\" then join(\" \") else . end"
+}
 same() { [ "$1" = "$2" ]; }
 # read_profile: the keys, and what is told, by the profile that is there.
 read_profile() {
+    "$bin/link-sync" profile "$profile" --config "$output" >/dev/null 2>&1 ||
+        fail 1 "$output exists already, and is no profile that the tools take: it is left as it is"
     [ "$url" != unset ] || url=$(of_profile nextcloud url)
-    argv=$(sed -n '/^\[nextcloud\]/,/^\[/s/^occ *= *\(\[.*\]\) *$/\1/p' "$output" | jq -r 'join(" ")' 2>/dev/null) || argv=''
+    argv=$(of_profile nextcloud occ)
     if ! { same "$url" "$(of_profile nextcloud url)" && { [ -z "$root" ] || same "$root" "$(of_profile nextcloud root)"; } &&
         { [ -z "$store" ] || same "$store" "$(of_profile snapshot store)"; } && { [ -z "$occ" ] || same "$occ" "$argv"; } &&
         { [ -z "$identity" ] || same "$identity" "$(of_profile snapshot.ssh identity)"; } &&

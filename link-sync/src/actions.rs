@@ -94,14 +94,6 @@ pub fn snapshot(run: &Run, report: &mut Report) -> Result<()> {
     session.publish(allow, &progress, report)
 }
 
-/// What the profile says, for scripts.
-pub fn profile(named: &cli::Profile, report: &mut Report) -> Result<()> {
-    let profile = named.options().load_profile()?;
-    report.set("file", profile.file.as_deref().map(|f| f.to_string_lossy()));
-    report.set("profile", profile.written()?);
-    Ok(())
-}
-
 /// The far end. stdout is the protocol's, so there is no status object; the exit code and stderr tell.
 pub fn serve_store(args: &cli::Serve) -> Result<()> {
     let (store, terms) = served(args)?;

@@ -71,7 +71,6 @@ fn main() -> ExitCode {
         }
         Action::Abort(abort) => report("abort", abort.run.name(), &|r| actions::abort(abort, r)),
         Action::Snapshot(run) => report("snapshot", run.name(), &|r| actions::snapshot(run, r)),
-        Action::Settings(of) => report("settings", of.profile.profile.as_deref(), &|r| told::settings(of, r)),
         Action::List(list) => report("list", list.profile.profile.as_deref(), &|r| list::list(list, r)),
         Action::Find(find) => report("find", find.profile.profile.as_deref(), &|r| find::find(find, r)),
         Action::Diff(diff) => report("diff", diff.profile.profile.as_deref(), &|r| diff::diff(diff, r)),
@@ -84,9 +83,7 @@ fn main() -> ExitCode {
         Action::Prune(prune) => {
             report("prune", prune.profile.profile.as_deref(), &|r| prune::prune(prune, r))
         }
-        Action::Profile(named) => {
-            report("profile", named.profile.as_deref(), &|r| actions::profile(named, r))
-        }
+        Action::Profile(named) => report("profile", named.profile.as_deref(), &|r| told::profile(named, r)),
         Action::Serve(serve) => silent(process::normal().and_then(|()| actions::serve_store(serve))),
         Action::CopyEnd(end) => silent(process::normal().and_then(|()| actions::copy_end(end))),
         Action::Agent(agent) => silent(

@@ -132,15 +132,13 @@ pub enum Action {
     /// What the profile says, checked as all tools check it.
     ///
     /// data: file, profile (its tables and keys as they are written; defaults are
-    /// not filled in). For scripts.
+    /// not filled in), and what they mean: state_dir, has_store, local_store,
+    /// has_offsite, nextcloud_root, notify, metrics. For scripts.
     Profile(Profile),
     /// The far end, for an authorized_keys forced command:
     /// command="/usr/sbin/link-sync serve home",restrict ssh-ed25519 …
     /// Speaks its own protocol on stdin and stdout instead of printing JSON.
     Serve(Serve),
-    /// What the profile says that the scripts need: folders, `[notify]`, `[metrics]`.
-    #[command(hide = true)]
-    Settings(Settings),
     /// The background process between two steps; started by the first.
     #[command(hide = true)]
     Agent(Agent),
@@ -238,13 +236,6 @@ pub struct Abort {
     /// Remove what has arrived, too.
     #[arg(long)]
     pub discard: bool,
-}
-
-/// Options of `settings`.
-#[derive(Args, Clone, Debug)]
-pub struct Settings {
-    #[command(flatten)]
-    pub profile: Profile,
 }
 
 /// Options of `list`.

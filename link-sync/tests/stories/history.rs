@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use proptest::collection::vec;
 use proptest::prelude::{Strategy, any};
-use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 
 use testkit::Ran;
 
 use crate::changes::{self, Change, KINDS};
 use crate::picture::{Picture, picture};
+use crate::random;
 use crate::world::{Account, Disk, Rsyncs, World, first, give_back, ok, private, rsyncs};
 
 /// Snapshots that were compared with their source.
@@ -42,44 +42,29 @@ fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
     vec(step.prop_map(|(lose, first, rounds)| Step { lose, first, rounds }), 1..=most)
 }
 
-fn number(name: &str, usual: u32) -> u32 {
-    std::env::var(name).map_or(usual, |n| n.parse().unwrap_or_else(|_| panic!("{name} is a number")))
-}
-
 fn cases(usual: u32) -> u32 {
-    number("LINK_SYNC_CASES", usual)
+    random::number("LINK_SYNC_CASES", usual)
 }
 
 /// Stories told at once.
 fn threads() -> u32 {
-    number("LINK_SYNC_THREADS", 6)
+    random::number("LINK_SYNC_THREADS", 6)
 }
 
 /// Another one each time, unless one is asked for.
 fn seed() -> u32 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let seed = number("LINK_SYNC_SEED", now.subsec_nanos());
-    eprintln!("LINK_SYNC_SEED={seed}");
-    seed
+    random::seed("LINK_SYNC_SEED")
 }
 
 /// Runs `story` for many random lists of steps, with panics as failures that can be shrunk.
 fn try_many(seed: u32, cases: u32, most: usize, story: impl Fn(&[Step])) {
-    let config = Config { cases, max_shrink_iters: 80, failure_persistence: None, ..Config::default() };
-    let mut bytes = [0; 32];
-    bytes[..4].copy_from_slice(&seed.to_le_bytes());
-    let random = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-    let result = TestRunner::new_with_rng(config, random).run(&steps(most), |steps| {
-        let story = std::panic::AssertUnwindSafe(|| story(&steps));
-        std::panic::catch_unwind(story).map_err(|panic| {
-            let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-            let said = text.or_else(|| panic.downcast_ref::<String>().cloned());
-            TestCaseError::fail(said.unwrap_or_else(|| "it panicked".into()))
-        })
+    random::try_many(seed, cases, 80, &steps(most), |steps| {
+        let story = std::panic::AssertUnwindSafe(|| story(steps));
+        let Err(panic) = std::panic::catch_unwind(story) else { return String::new() };
+        let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+        let said = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        said.unwrap_or_else(|| "it panicked".into())
     });
-    if let Err(error) = result {
-        panic!("{error}");
-    }
     let (compared, moved) = (COMPARED.load(Ordering::Relaxed), MOVED.load(Ordering::Relaxed));
     eprintln!("{compared} snapshots were compared so far, with {moved} files that had moved");
     assert!(moved > 0 || compared < 50, "no file that moved was found");

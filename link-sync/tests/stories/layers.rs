@@ -11,11 +11,11 @@ use nix::sys::stat::{Mode, SFlag, UtimensatFlags, mknod, utimensat};
 use nix::sys::time::TimeSpec;
 use proptest::collection::vec;
 use proptest::prelude::any;
-use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 use testkit::Ran;
 
 use crate::changes::{self, Change, KINDS};
 use crate::picture::{Picture, Seen, picture};
+use crate::random;
 use crate::world::{Mounted, World, ok, private, warnings};
 
 /// From so many bytes on, contents lie beside: the largest that the changes make do.
@@ -222,28 +222,11 @@ fn give_back(seen: &mut Seen) {
     }
 }
 
-pub fn number(name: &str, usual: u32) -> u32 {
-    std::env::var(name).map_or(usual, |n| n.parse().unwrap_or_else(|_| panic!("{name} is a number")))
-}
-
 #[test]
 fn whatever_changes_an_overlay_of_the_images_shows_each_snapshot() {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let seed = number("LAYERS_SEED", now.subsec_nanos());
-    eprintln!("LAYERS_SEED={seed}");
-    let cases = number("LAYERS_CASES", 8);
-    let config = Config { cases, max_shrink_iters: 60, failure_persistence: None, ..Config::default() };
-    let mut bytes = [0; 32];
-    bytes[..4].copy_from_slice(&seed.to_le_bytes());
-    let random = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
     let change = || vec((0..KINDS + MOVES, any::<u32>(), any::<u32>()), 0..20);
-    let result = TestRunner::new_with_rng(config, random).run(&vec(change(), 1..5), |steps| {
-        let wrong = story(&steps);
-        if wrong.is_empty() { Ok(()) } else { Err(TestCaseError::fail(wrong)) }
-    });
-    if let Err(error) = result {
-        panic!("{error}");
-    }
+    let (seed, cases) = (random::seed("LAYERS_SEED"), random::number("LAYERS_CASES", 8));
+    random::try_many(seed, cases, 60, &vec(change(), 1..5), |steps| story(steps));
 }
 
 /// More changes than those of others: whole folders go into each other, swap, are copied by links.

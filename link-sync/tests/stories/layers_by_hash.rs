@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 use proptest::collection::vec;
 use proptest::prelude::any;
-use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 use sha2::{Digest as _, Sha256};
 use testkit::Ran;
 
 use crate::changes::{self, Change, KINDS};
-use crate::layers::{History, MOVES, change, lay, number, shown};
+use crate::layers::{History, MOVES, change, lay, shown};
 use crate::picture::picture;
+use crate::random;
 use crate::world::{ok, private, warnings};
 
 fn hex(sum: &[u8]) -> String {
@@ -90,22 +90,9 @@ const WAYS: u8 = 4;
 
 #[test]
 fn whatever_changes_a_snapshot_upon_one_that_is_known_by_its_hashes_shows_what_it_is() {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let seed = number("LAYERS_SEED", now.subsec_nanos());
-    eprintln!("LAYERS_SEED={seed}");
-    let cases = number("LAYERS_CASES", 8);
-    let config = Config { cases, max_shrink_iters: 60, failure_persistence: None, ..Config::default() };
-    let mut bytes = [0; 32];
-    bytes[..4].copy_from_slice(&seed.to_le_bytes());
-    let random = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
     let step = || (vec((0..KINDS + MOVES, any::<u32>(), any::<u32>()), 0..20), 0..WAYS);
-    let result = TestRunner::new_with_rng(config, random).run(&vec(step(), 1..5), |steps| {
-        let wrong = story(&steps);
-        if wrong.is_empty() { Ok(()) } else { Err(TestCaseError::fail(wrong)) }
-    });
-    if let Err(error) = result {
-        panic!("{error}");
-    }
+    let (seed, cases) = (random::seed("LAYERS_SEED"), random::number("LAYERS_CASES", 8));
+    random::try_many(seed, cases, 60, &vec(step(), 1..5), |steps| story(steps));
 }
 
 /// What went wrong.

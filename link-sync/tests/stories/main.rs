@@ -30,6 +30,7 @@ mod moves;
 mod picture;
 mod planted;
 mod prune;
+mod random;
 mod repair;
 mod restore_places;
 mod restores;

@@ -55,6 +55,19 @@ impl Nights {
         self.world.path("store").join(date(n))
     }
 
+    /// A push that is killed, or a child of it, at the rename of that number; true if it did not come so far.
+    pub(crate) fn killed_at_rename(&self, kill: u32, options: &[&str]) -> bool {
+        let push = self.world.command("push", options);
+        let mut command = self.world.enter("strace");
+        let inject = format!("inject=rename,renameat:signal=KILL:when={kill}");
+        command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=rename,renameat", "-e", &inject]);
+        let words: Vec<_> = push.get_args().collect();
+        let at = words.iter().position(|word| *word == "--").unwrap() + 1;
+        let out = command.args(&words[at..]).stdin(Stdio::null()).output().unwrap();
+        assert!(kill < 60, "{}", String::from_utf8_lossy(&out.stderr));
+        out.status.success()
+    }
+
     /// Snapshot `n`, which shares its files with `base` but for what `change` does.
     pub(crate) fn snapshot(&self, n: usize, base: Option<usize>, change: impl FnOnce(&Path)) {
         let top = self.store(n);
@@ -384,18 +397,10 @@ fn killed_at_any_step_the_next_push_goes_on_and_no_date_is_harmed() {
     // The push itself is killed, or a child of it: after the record, the list, an image, a content, the date.
     let mut kills = 0;
     for kill in 1.. {
-        let push = nights.world.command("push", &options);
-        let mut command = nights.world.enter("strace");
-        let inject = format!("inject=rename,renameat:signal=KILL:when={kill}");
-        command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=rename,renameat", "-e", &inject]);
-        let words: Vec<_> = push.get_args().collect();
-        let at = words.iter().position(|word| *word == "--").unwrap() + 1;
-        let out = command.args(&words[at..]).stdin(Stdio::null()).output().unwrap();
-        if out.status.success() {
+        if nights.killed_at_rename(kill, &options) {
             break;
         }
         kills += 1;
-        assert!(kills < 60, "{}", String::from_utf8_lossy(&out.stderr));
         nights.each_date_is_whole();
         // What the next one does first.
         if kill % 3 == 0 {

@@ -2,7 +2,6 @@
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use serde_json::{Value, json};
 use testkit::Ran;
@@ -279,18 +278,10 @@ fn killed_at_any_step_upon_a_date_that_is_gone_the_next_push_goes_on() {
     add_checksums(&nights.store(2));
     let mut kills = 0;
     for kill in 1.. {
-        let push = nights.world.command("push", &PARTS);
-        let mut command = nights.world.enter("strace");
-        let inject = format!("inject=rename,renameat:signal=KILL:when={kill}");
-        command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=rename,renameat", "-e", &inject]);
-        let words: Vec<_> = push.get_args().collect();
-        let at = words.iter().position(|word| *word == "--").unwrap() + 1;
-        let out = command.args(&words[at..]).stdin(Stdio::null()).output().unwrap();
-        if out.status.success() {
+        if nights.killed_at_rename(kill, &PARTS) {
             break;
         }
         kills += 1;
-        assert!(kills < 60, "{}", String::from_utf8_lossy(&out.stderr));
         died.each_date_is_whole();
         if kill % 3 == 0 {
             nights.world.run("unview", &["--if-killed"]);
