@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use common::fault::{Fault, Kind, kind_of};
 use common::profile::{Bytes, Layout};
-use common::say;
 use common::status::{Report, now};
+use common::{mutant, say};
 use serde_json::{Value, json};
 
 use crate::TOOL;
@@ -320,7 +320,11 @@ fn fill(
 /// machine left it: there may be hundreds, and each costs a round trip.
 fn content(settings: &Settings, known: Option<&Known>, uuid: &str) -> Result<Content> {
     let noted = match (settings.profile.offsite.layout, known) {
-        (Layout::Layers, Some(known)) if known.is_settled() => Layers::load(&settings.state, uuid)?,
+        (Layout::Layers, Some(known))
+            if known.is_settled() && !mutant::active("what-is-noted-is-not-read") =>
+        {
+            Layers::load(&settings.state, uuid)?
+        }
         _ => None,
     };
     let mut noted = noted.map(|record| record.dates).unwrap_or_default();

@@ -495,6 +495,42 @@ fn upon_too_many_layers_no_more_are_laid_but_upon_an_older_date_with_few() {
     assert_eq!(nights.push(&[]).expect(0).json["data"]["push"]["base_date"], date(1));
 }
 
+/// The image is on the disk before it has its name, that is before a list names it, and the list before the container says that it
+/// is in it. And of the lists that this machine has noted none is opened.
+#[test]
+fn each_name_waits_until_what_it_stands_for_is_durable_and_known_lists_are_not_read() {
+    let nights = Nights::new();
+    nights.first();
+    nights.push(&[]).expect(0);
+    nights.snapshot(1, Some(0), |top| std::fs::write(top.join("one"), noise(1000)).unwrap());
+    let trace = nights.world.path("trace");
+    let push = nights.world.command("push", &[]);
+    let mut command = nights.world.enter("strace");
+    command.args(["-f", "-qq", "-s", "400", "-e", "trace=syncfs,rename,openat", "-o", text(&trace)]);
+    let words: Vec<_> = push.get_args().collect();
+    let at = words.iter().position(|word| *word == "--").unwrap() + 1;
+    let out = command.args(&words[at..]).stdin(Stdio::null()).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let told = std::fs::read_to_string(&trace).unwrap();
+    let calls: Vec<&str> = told.lines().collect();
+    let begun = format!("layers/images/.{}.sqfs.new\"", date(1));
+    let mut before = calls.iter().position(|call| call.contains("openat(") && call.contains(&begun)).unwrap();
+    for name in [
+        format!("layers/images/{}.sqfs", date(1)),
+        format!("layers/dates/{}", date(1)),
+        "generation.json".into(),
+    ] {
+        let renamed =
+            |call: &&str| call.contains("rename(") && call.contains(&format!("/container/{name}\")"));
+        let at = calls.iter().position(renamed).unwrap_or_else(|| panic!("{name}: {told}"));
+        assert!(calls[before..at].iter().any(|call| call.contains("syncfs(")), "{name}: {told}");
+        before = at;
+    }
+    let known = format!("layers/dates/{}\"", date(0));
+    assert!(!calls.iter().any(|call| call.contains("openat(") && call.contains(&known)), "{told}");
+    nights.each_date_is_whole();
+}
+
 #[test]
 fn what_makes_images_is_looked_for_before_anything_is_opened() {
     let nights = Nights::new();
