@@ -150,7 +150,8 @@ mod tests {
         drop(lock);
         assert!(Lock::exclusive(&path, "the store").is_err());
         child.end();
-        Lock::exclusive(&path, "the store").unwrap();
+        // What other tests start beside this one inherits it, too, from fork(2) until execve(2).
+        Lock::exclusive_within(&path, "the store", Duration::from_secs(30)).unwrap();
     }
 
     #[test]
