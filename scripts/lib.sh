@@ -13,7 +13,7 @@ VERSION=0.1.0
 umask 077
 # What of the caller's could change the meaning of a command below.
 case ${0##*/} in
-    backup-local | settle-and-hold | drill | restore | push-offsite | notify | status | check)
+    backup-local | settle-and-hold | drill | restore | push-offsite | notify | status | check | report)
         for variable in $(env -0 | sed -z 's/=.*//' | tr '\0' '\n' | LC_ALL=C grep -axE '[A-Za-z_][A-Za-z0-9_]*'); do
             case $variable in
                 # What systemd tells of the run, and of the one that ended.
@@ -179,7 +179,7 @@ begin_steps() {
     started=$(date +%s%3N)
     signal='' child='' steps='' at_step='' answered='' code=0 failed='' problem='' finished='' goal='' achieved='' changed=''
     program=$(cat "$here/status.jq") || refuse 69 "the scripts are not whole: $here/status.jq is missing"
-    people=$(cat "$here/people.jq" 2>/dev/null) || people=''
+    people=$(cat "$here/figures.jq" "$here/people.jq" 2>/dev/null) || people=''
     # Where the tools have their locks and sockets.
     runtime=/run/nc-backup/$profile
     [ "$(id -u)" = 0 ] || runtime=$(getent passwd "$(id -u)" | cut -d: -f6)/.local/state/nc-backup/$profile/run

@@ -1,20 +1,8 @@
 # A status object of the scripts as people read it, where stdout is a terminal: a few lines of at most 80 columns. Input: the
-# object. What is foreign in it is escaped by lib.sh, `show`.
+# object. What is foreign in it is escaped by lib.sh, `show`. figures.jq stands before it.
 
-# ---- numbers ----
-def rounded: . * 10 | round / 10;
-def bytes: if . == null then "?" else . as $n
-    | ["B", "KiB", "MiB", "GiB", "TiB"] as $units
-    | [1, 1024, 1048576, 1073741824, 1099511627776] as $sizes
-    | (last(range(0; 5) | select($n >= $sizes[.])) // 0) as $i
-    | "\(if $i == 0 then $n else ($n / $sizes[$i] | rounded) end) \($units[$i])" end;
-def time: if . == null then "?" elif . < 1000 then "\(.) ms" elif . < 60000 then "\(. / 1000 | rounded) s"
-    elif . < 3600000 then "\(. / 60000 | floor) min \(. % 60000 / 1000 | floor) s"
-    else "\(. / 3600000 | floor) h \(. % 3600000 / 60000 | floor) min" end;
-def many($what): "\(.) \($what)\(if . == 1 then "" else "s" end)";
 def left($width): tostring | .[0:$width] + (" " * ([$width - length, 0] | max));
 def right($width): tostring | (" " * ([$width - length, 0] | max)) + .;
-def cut($width): if length > $width then .[0:$width - 1] + "…" else . end;
 
 def output($step): [.data.steps[]? | select(.step == $step).output.data] | last;
 
@@ -45,11 +33,12 @@ def restore:
 def view_offsite:
     if .data.path == null then "not opened" else "\(.data.date) was open at \(.data.path)" end;
 
+def page:
+    if .data.output == null then "there is no page" else "the page of \(.profile) is \(.data.output) (\(.data.output_bytes | bytes))",
+        "to look at it elsewhere: scp \(.data.host // "HOST"):\(.data.output) ." end;
+
 # One screen: is all well, on which machine not, since when, and what to do.
-def age: if . == null then "never" elif . < 0 then "to come" elif . < 7200 then "\(. / 60 | floor) min ago" elif . < 172800 then "\(. / 3600 | floor) h ago"
-    else "\(. / 86400 | floor) days ago" end;
 def row($where; $what; $text): "\($where | left(5))\($what | left(11))\($text | cut(64))";
-def proven($note; $old): if $note == null then "never" else "\($old | age): \(if $note.ok == false then "IT FAILED" else "all was well" end)" end;
 def overview:
     .data as $d | .profile as $profile | ($d.findings // []) as $f
     | ([$f[] | select(.severity == "critical")] | length) as $critical
@@ -82,7 +71,7 @@ def overview:
 # How a run ended.
 def ended:
 (if .tool == "backup-local" then backup_local elif .tool == "push-offsite" then push_offsite elif .tool == "drill" then drill
- elif .tool == "restore" then restore elif .tool == "view-offsite" then view_offsite else empty end),
+ elif .tool == "restore" then restore elif .tool == "view-offsite" then view_offsite elif .tool == "report" then page else empty end),
 ((.warnings // [])[:5][] | "  warning: \(.message)"),
 ((.warnings // []) | length - 5 | select(. > 0) | "  … and \(many("more warning"))"),
 ((.left_behind // [])[] | "  LEFT BEHIND: \(.what); to clear it: \(.clear)"),

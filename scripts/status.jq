@@ -78,10 +78,11 @@ def notify:
      warnings: [given.told[] | select(.ok | not) | {kind: "not-sent", message: "\(.way): \(.message)"}]};
 # overview.jq has looked at the steps; what they warn of is in its findings.
 def status: given.own + {changed: false, hush: [.[] | all | .warnings[]?.kind]};
+def report: given.own[0];
 
 (if $tool == "backup-local" then backup_local elif $tool == "restore" then restore elif $tool == "drill" then drill
  elif $tool == "push-offsite" then push_offsite elif $tool == "check" then check elif $tool == "status" then status
- elif $tool == "notify" then notify else view_offsite end) as $own
+ elif $tool == "notify" then notify elif $tool == "report" then report else view_offsite end) as $own
 | ($own.left // [.[] | all | .left_behind[]?]) as $left
 | ($own.culprit // of($failed) // {}) as $culprit
 | ([.[] | all | .warnings[]? | select(($own.hush // []) as $hush | (.kind | IN($hush[])) or $hush == ["*"] | not)] + ($own.warnings // [])
