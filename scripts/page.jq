@@ -29,8 +29,8 @@ def table($summary; $named; $heads; $rows):
     + ([$rows[] | "<tr><th scope=\"row\">\(.[0])</th>" + ([.[1:][] | "<td>\(cell)</td>"] | join("")) + "</tr>"] | join("\n")) + "</tbody></table></div></details>";
 
 # ---- charts ----
-# The next round number above: 1, 2, 5, 10 … of a unit.
-def ceiling_of($units): . as $n | if $n <= 0 then 1 else first($units[] as $u | (1, 2, 5, 10, 20, 50, 100, 200, 500) | . * $u | select(. >= $n)) // $n end;
+# The next round number above.
+def ceiling_of($units): . as $n | if $n <= 0 then 1 else first($units[] as $u | (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 30, 40, 60, 80, 100, 120, 160, 200, 300, 400, 600, 800) | . * $u | select(. >= $n)) // $n end;
 def byte_units: [1, 1024, 1048576, 1073741824, 1099511627776, 1125899906842624];
 def time_units: [1, 1000, 60000, 3600000, 86400000];
 def median: sort | .[length / 2 | floor];

@@ -51,8 +51,7 @@ make_page() {
     jq -nc --slurpfile status "$work/status" --slurpfile history "$work/history" --argjson now "$(date +%s)" --arg profile "$profile" \
         --argjson config "$(if [ -n "$config" ]; then jq -n --arg file "$(realpath -s -- "$config")" '$file'; else echo null; fi)" \
         --argjson history_note "$(jq -n --arg note "$note" '$note | if . == "" then null else . end')" \
-        "$(cat "$here/figures.jq")
-$telling" >"$work/raw" &&
+        "$telling" >"$work/raw" &&
         # Nothing that turns text around, or is not seen.
         LC_ALL=C sed "$acts" "$work/raw" >"$work/data" &&
         jq -r --rawfile css "$work/css" --arg csp "default-src 'none'; style-src 'sha256-$hash'; base-uri 'none'; form-action 'none'" \
@@ -82,7 +81,7 @@ usual_place() {
 # folder may be somebody else's. Its mode and group are those of the file before, if that is ours; they are so from the beginning.
 write_page() {
     local dir was mode group
-    written=$1 dir=$(dirname -- "$1") mode=600 group=''
+    dir=$(dirname -- "$1") mode=600 group=''
     was=$(stat -c '%F:%u:%h:%a:%g' -- "$1" 2>/dev/null) || was=''
     case $was in
         "regular file:$(id -u):1:"*) was=${was#*:*:*:} mode=${was%:*} group=${was#*:} ;;
