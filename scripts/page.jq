@@ -115,7 +115,7 @@ def meter($used; $title): "<svg class=\"meter\" viewBox=\"0 0 100 4\" preserveAs
 | (if .verdict == "well" then "All is well."
    elif .verdict == "look" then "Nothing is broken, but \(.findings | length | many("thing")) should be looked at soon."
    elif .verdict == "not-well" then "Not well: \(.left_behind[0].what // ($critical[0] | "\(.where): \(.what)") | cut(300) | foreign)\(if ($critical | length) + (.left_behind | length) > 1 then ", and more" else "" end)."
-   else "Whether all is well is not known." end) as $sentence
+   else "Whether all is well is not known\(if .why != null then ": " + (.why | cut(300) | foreign) else "" end)." end) as $sentence
 | ([.nights[] | select(.what != [])] | reverse) as $trouble
 | (.nights | map({key: .night, value: .}) | from_entries) as $of
 | (if .machine.store_here then "the store" else "S2" end) as $store

@@ -62,7 +62,8 @@ $status[0] as $s | ($s.data // {}) as $d
 # (Of many, so many as can be told apart.)
 | (($sizes | length) / 500 | ceil) as $each
 | {made_at: ($now | todate), host: ($d.host | text(80)), profile: $profile, config: $config,
-   verdict: (if $s.exit_code == 0 and $d.well == true then "well" elif $s.exit_code == 3 and $d.findings then "look" elif $s.exit_code == 1 or $s.exit_code == 4 then "not-well" else "unknown" end),
+   verdict: (if $s.exit_code == 0 and $d.well == true then "well" elif $s.exit_code == 3 and $d.findings then "look" elif ($s.exit_code == 1 or $s.exit_code == 4) and $d.findings then "not-well" else "unknown" end),
+   why: ($s.error.message? | text(800)),
    well: ($d.well == true), findings: ([$d.findings[]? | objects | {severity, where: (.where | text(40)), what: (.what | text(800)), cure: (.cure | text(400))}] | sort_by(.severity != "critical") | .[0:50]),
    left_behind: [$s.left_behind[]? | {what: (.what | text(800)), clear: (.clear | text(400))}],
    machine: {nextcloud: ($own.nextcloud_root != null), offsite: $pushes, store: ($own.has_store == true), store_here: ($own.local_store != null), nightly: $nightly},

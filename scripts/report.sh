@@ -9,13 +9,15 @@ judge() {
         ${max_backup_age:+--max-backup-age "$max_backup_age"} ${max_offsite_age:+--max-offsite-age "$max_offsite_age"} \
         ${max_verify_age:+--max-verify-age "$max_verify_age"} ${max_drill_age:+--max-drill-age "$max_drill_age"}
     quiet_step status "$here/status" "$@"
+    # What is wrong with the options it has said.
+    if [ "$rc" = 2 ] && [ -z "$answered" ]; then trap - EXIT; clear_work; exit 2; fi
     case $signal:$rc in
         :[0134])
             # Anything else than an answer is not known to be well.
             if [ "$(ask 'last.output | (.tool == "status" and (.data.steps | type) == "array")')" = true ]; then
                 ask 'last.output' -c >"$work/status" || stop_at status 1 "there is no room in $work"
             else
-                failed=status code=1
+                stop_at status 1 "$(ask 'last.output.error.message // "status gave no answer that can be understood"')"
             fi
             ;;
         :*) failed=status code=$rc ;;

@@ -172,6 +172,8 @@ fn what_is_wrong_with_the_profile_is_the_exit_code() {
         &world.path("bin/link-sync"),
         &format!("#!/bin/sh\ncat '{}.'$1\nexit 78\n", world.path("link-sync").display()),
     );
-    let wrong = run(&mut world.report(&[])).expect(78);
-    assert_eq!(wrong.json["error"]["message"], "snapshot.store is missing", "{:#}", wrong.json);
+    for script in ["status", "report"] {
+        let wrong = run(&mut world.script(script, &[])).expect(78);
+        assert_eq!(wrong.json["error"]["message"], "snapshot.store is missing", "{:#}", wrong.json);
+    }
 }
