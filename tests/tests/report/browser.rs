@@ -44,6 +44,7 @@ impl Browser {
         for domain in ["Page", "Log", "Runtime", "Network"] {
             browser.call(&format!("{domain}.enable"), json!({}));
         }
+        browser.call("Emulation.setFocusEmulationEnabled", json!({"enabled": true}));
         browser
     }
 
@@ -101,13 +102,14 @@ impl Browser {
 
     /// One key, pressed and let go.
     pub fn press(&mut self, key: &str, code: u32, text: &str) {
-        for kind in ["keyDown", "keyUp"] {
-            let text = if kind == "keyDown" { text } else { "" };
-            self.call(
-                "Input.dispatchKeyEvent",
-                json!({"type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code, "text": text}),
-            );
+        let kind = if text.is_empty() { "rawKeyDown" } else { "keyDown" };
+        let mut event = json!({"type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code});
+        if !text.is_empty() {
+            event["text"] = text.into();
         }
+        self.call("Input.dispatchKeyEvent", event);
+        let up = json!({"type": "keyUp", "key": key, "code": key, "windowsVirtualKeyCode": code});
+        self.call("Input.dispatchKeyEvent", up);
     }
 
     /// All of the page as a picture, into the folder that NC_BACKUP_SCREENSHOTS names, if it does: for people to look at.

@@ -1,0 +1,2 @@
+# scripts/page.jq
+s/^def h: .*/def h: tostring;/

@@ -1,0 +1,2 @@
+# scripts/status
+/failed=look code=1 problem=/d
