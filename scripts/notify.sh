@@ -4,7 +4,7 @@
 # The state (notify.json in the state folder): how each kind of run ended last and what was told of it, and what is still to
 # be sent. It is written before anything is sent, and after: whatever is killed, a message is sent twice rather than never.
 
-PRUNED_AT=4194304 # bytes of the history, after which it begins anew; the one before is kept
+PRUNED_AT=4194304 # bytes of the history, after which it begins anew; so much of what was before is kept, without the steps
 
 # know: what the profile says; if it cannot be read (that may be what has failed), what it said last.
 know() {
@@ -146,6 +146,20 @@ kill_number() {
     case $1 in [1-9] | [1-6][0-9]) echo "$1" ;; HUP) echo 1 ;; INT) echo 2 ;; QUIT) echo 3 ;; ABRT) echo 6 ;; KILL) echo 9 ;; SEGV) echo 11 ;; TERM) echo 15 ;; *) echo 9 ;; esac
 }
 
+# set_aside: the history goes behind the one before it, without what makes it long (the steps of each run), so that both together
+# know of years; the oldest lines go. What is killed here leaves a line twice rather than never.
+set_aside() {
+    local new file
+    new=$state/history.1.jsonl.new
+    if {
+        for file in "$state/history.1.jsonl" "$state/history.jsonl"; do [ ! -f "$file" ] || cat "$file"; done |
+            jq -cR 'fromjson? | objects | del(.data.steps?)' >"$new" &&
+            if [ "$(stat -c %s "$new")" -gt "$PRUNED_AT" ]; then tail -c "$PRUNED_AT" "$new" | tail -n +2 >"$new.cut" && mv -f "$new.cut" "$new"; fi &&
+            sync "$new" && mv -f "$new" "$state/history.1.jsonl" && sync "$state" && rm -f "$state/history.jsonl"
+    } 2>/dev/null; then return 0; fi
+    rm -f "$new" "$new.cut"
+    mv -f "$state/history.jsonl" "$state/history.1.jsonl" 2>/dev/null || true
+}
 # note_history: the run's object, a line of the history; a very large one without its steps.
 note_history() {
     jq -c --arg kind "$kind" --arg ended_at "$(date -u +%Y-%m-%dT%H:%M:%SZ)" --arg invocation "$invocation" '
@@ -153,7 +167,7 @@ note_history() {
         | if (tojson | length) > 262144 then .data |= del(.steps, .findings, .snapshots) else . end
         | if (tojson | length) > 262144 then .data = {} else . end' "$work/object" >"$work/line" || return 0
     if [ "$(stat -c %s "$state/history.jsonl" 2>/dev/null || echo 0)" -gt "$PRUNED_AT" ]; then
-        mv -f "$state/history.jsonl" "$state/history.1.jsonl" 2>/dev/null || true
+        set_aside
     fi
     # One that was cut off in the middle of a line (power, a full disk) costs that line, not the next one.
     if [ -s "$state/history.jsonl" ] && [ -n "$(tail -c 1 "$state/history.jsonl" | tr -d '\n')" ]; then { echo >>"$state/history.jsonl"; } 2>/dev/null || true; fi

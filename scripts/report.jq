@@ -19,7 +19,8 @@ $status[0] as $s | ($s.data // {}) as $d
 | ($own.has_offsite == true) as $pushes
 | ($now | day) as $today
 # ---- the runs ----
-| [$history[] | select(.unreadable | not) | .at = ((.started_at // .ended_at) | stamp)
+# (One may be there twice, of a history that was just set aside.)
+| [$history | map(select(.unreadable | not)) | unique_by([.kind, .started_at, .ended_at])[] | .at = ((.started_at // .ended_at) | stamp)
     | select(.at != null and .at >= 0) | .grade = (if .exit_code == 0 and (.warnings | length) == 0 then "ok"
         elif .exit_code == 0 or .exit_code == 3 then "warned" else "failed" end) | .day = (.at | day)] as $all
 # What is to come by this clock proves nothing.

@@ -57,7 +57,28 @@ fn each_run_is_a_line_of_the_history_which_has_an_end() {
     std::fs::write(&file, "{}\n".repeat(1_500_000)).unwrap();
     world.ended("backup", &object(0, "")).expect(0);
     assert_eq!(world.history().len(), 1);
-    assert!(world.path("state/history.1.jsonl").exists());
+    // What was set aside is as long, without the steps: so it knows of years, and has an end, too.
+    let before = world.path("state/history.1.jsonl");
+    std::fs::remove_file(&before).unwrap();
+    for round in 0..3 {
+        let mut night = object(0, "");
+        night["data"]["steps"] = vec!["x".repeat(1000); 14].into();
+        night["round"] = round.into();
+        std::fs::write(&file, format!("{night}\ntorn{{\n").repeat(300)).unwrap();
+        world.ended("backup", &object(0, "")).expect(0);
+        assert_eq!(world.history().len(), 1);
+        let text = std::fs::read_to_string(&before).unwrap();
+        assert_eq!(text.lines().count(), 300 * (round + 1), "{}", text.len());
+        assert!(text.contains(r#""maintenance_ms":900"#) && !text.contains("steps"), "{}", &text[..900]);
+        assert_eq!(std::fs::metadata(&before).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    let many = std::fs::read_to_string(&before).unwrap().repeat(10);
+    std::fs::write(&before, many).unwrap();
+    std::fs::write(&file, format!("{{\"newest\":\"{}\"}}\n", "x".repeat(1000)).repeat(4300)).unwrap();
+    world.ended("backup", &object(0, "")).expect(0);
+    assert!(std::fs::read_to_string(&before).unwrap().ends_with("x\"}\n"));
+    assert!(std::fs::metadata(&before).unwrap().len() <= 4_194_304);
+    assert!(!world.path("state/history.1.jsonl.new").exists());
 }
 
 #[test]
