@@ -175,7 +175,7 @@ fn while_the_layers_are_put_up() {
         ("losetup", "--find", false),
         ("losetup", "--list", true),
         ("cryptsetup", "open", true),
-        ("cryptsetup", "status", false),
+        ("dmsetup", "table", false),
         ("dumpe2fs", "-h", true),
         ("mount", "-i", false),
     ] {
