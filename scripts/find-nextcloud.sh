@@ -41,3 +41,43 @@ in_containers() {
         if is_nextcloud "$source"; then printf '%s\t%s\n' "$source" "$words"; fi
     done
 }
+
+# look_into_container: whether occ runs in a container, by its words; sets $engine and $described, what the engine tells of it.
+look_into_container() {
+    local word container
+    engine='' described='' container=''
+    case $occ in 'docker exec '* | 'podman exec '*) ;; *) return 1 ;; esac
+    engine=${occ%% *}
+    for word in $occ; do
+        case $word in php* | */php* | occ | */occ) break ;; esac
+        container=$word
+    done
+    described=$(timeout 20 "$engine" inspect --type container -- "$container" 2>/dev/null | jq -c '.[0] | objects') || described=''
+    [ -n "$described" ] || fail 69 "$engine tells nothing of the container $container, in which occ is to run: is it running?"
+}
+# outside PATH: where that of the container lies on this machine, by the innermost mount that has it; '' if none has.
+outside() {
+    printf '%s\n' "$described" | jq -r --arg path "$1" '[.Mounts[]? | select(.Destination as $at | $path == $at or ($path | startswith($at + "/")))]
+        | max_by(.Destination | length) | objects | .Source + $path[(.Destination | length):]'
+}
+# mounts_inside: what else is mounted below Nextcloud's folder in there: a line each, its name and where it lies here.
+mounts_inside() {
+    printf '%s\n' "$described" | jq -r --arg root "$root" '([.Mounts[]? | select(.Source == $root)][0].Destination // "") as $html
+        | select($html != "") | .Mounts[] | select(.Destination | startswith($html + "/"))
+        | [(.Destination[($html | length + 1):] | ascii_downcase | gsub("[^a-z0-9]+"; "-")), .Source] | @tsv'
+}
+# database_outside DBHOST: how this machine reaches what Nextcloud in its container calls that; '' where it is the same.
+database_outside() {
+    local host port
+    case $1 in
+        /* | :/*) outside "/${1#*/}"; return 0 ;;
+        *:*) host=${1%:*} port=:${1##*:} ;;
+        *) host=$1 port='' ;;
+    esac
+    timeout 20 "$engine" ps --format '{{.ID}}' 2>/dev/null | head -n 200 | while IFS= read -r id; do
+        timeout 20 "$engine" inspect "$id" 2>/dev/null | jq -c '.[0]'
+    done | jq -rs --argjson ours "$described" --arg host "$host" '[.[] | select(.Id != $ours.Id)
+        | select([(.NetworkSettings.Networks // {} | keys[]) as $net | $ours.NetworkSettings.Networks[$net] | objects] != [])
+        | select([.Name[1:], .Config.Labels["com.docker.compose.service"], (.NetworkSettings.Networks[] | .Aliases[]?, .IPAddress)] | index($host))
+        | .Name | ltrimstr("/")] | select(length == 1)[0]' | while IFS= read -r name; do echo "$engine:$name$port"; done
+}
