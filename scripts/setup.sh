@@ -177,7 +177,7 @@ write_profile() {
     rm -f "$draft" "$draft.says"
     trap - EXIT HUP INT TERM
     say "wrote $output"
-    say "maintenance is switched by $(fact .data.method): $(fact .data.method_reason)"
+    say "maintenance is switched by $(printf %s "$judged" | jq -r '"\(.data.method): \(.data.method_reason)"')"
 }
 
 # check_database: what its role may not do, or why it does not get in: known now, not at night.
