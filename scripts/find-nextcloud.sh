@@ -60,11 +60,10 @@ outside() {
     printf '%s\n' "$described" | jq -r --arg path "$1" '[.Mounts[]? | select(.Destination as $at | $path == $at or ($path | startswith($at + "/")))]
         | max_by(.Destination | length) | objects | .Source + $path[(.Destination | length):]'
 }
-# mounts_inside: what else is mounted below Nextcloud's folder in there: a line each, its name and where it lies here.
+# mounts_inside: what else is mounted below Nextcloud's folder in there: a line each, where there, and where it lies here.
 mounts_inside() {
     printf '%s\n' "$described" | jq -r --arg root "$root" '([.Mounts[]? | select(.Source == $root)][0].Destination // "") as $html
-        | select($html != "") | .Mounts[] | select(.Destination | startswith($html + "/"))
-        | [(.Destination[($html | length + 1):] | ascii_downcase | gsub("[^a-z0-9]+"; "-")), .Source] | @tsv'
+        | select($html != "") | .Mounts[] | select(.Destination | startswith($html + "/")) | [.Destination[($html | length + 1):], .Source] | @tsv'
 }
 # database_outside DBHOST: how this machine reaches what Nextcloud in its container calls that; '' where it is the same.
 database_outside() {

@@ -67,6 +67,17 @@ make_profile() {
     [ "$output" = "$standard" ] || check_database
 }
 
+# mounted_sources: what else is mounted in Nextcloud's folder, themes or apps in volumes of their own, each under a name.
+mounted_sources() {
+    local there place name
+    printf '%s' "${inside:+$inside
+}" | while IFS=$tab read -r there place; do
+        [ "$place" != "$data" ] || continue
+        name=mounted-$(printf %s "$there" | tr '[:upper:]' '[:lower:]' | tr -c 'a-z0-9' - | cut -c1-20)
+        source_table "$name" "$place"
+    done
+}
+
 # translate: what Nextcloud says of its places, as this machine sees them, if it runs in a container: sets $data, $inside,
 # what else is mounted there, $contained, if config/ is the same folder, and $database, how that is reached.
 translate() {
@@ -77,9 +88,7 @@ translate() {
     [ -n "$data" ] || fail 78 "the data directory $(fact .data.data_directory) is in the container alone: keep it in a volume or a folder of this machine"
     html=$(printf '%s\n' "$described" | jq -r --arg root "$root" '[.Mounts[]? | select(.Source == $root)][0].Destination // empty')
     if [ -n "$html" ] && [ "$(outside "$html/config")" = "$root/config" ]; then contained=1; fi
-    inside=$(mounts_inside | while IFS=$tab read -r name place; do
-        [ "$place" = "$data" ] || case $name in data | html | database) printf '%s-2\t%s\n' "$name" "$place" ;; *) printf '%s\t%s\n' "$name" "$place" ;; esac
-    done)
+    inside=$(mounts_inside | while IFS=$tab read -r there place; do [ ! -d "$place" ] || printf '%s\t%s\n' "$there" "$place"; done)
     database=$(database_outside "$(fact .data.database.host)")
     [ -z "$database" ] || say "the database is in a container, too: $database"
 }
@@ -147,9 +156,11 @@ write_profile() {
         [ -z "$drill" ] || printf '\n[drill]\nhost = "/run/postgresql"\nuser = "root"\n'
         source_table data "$data"
         source_table html "$root"
+        # Where others are mounted, this one has empty folders. A restore must leave them in place, or what is mounted goes with them.
+        [ -z "$inside" ] || printf '%s\n' "$inside" | jq -Rrcn '"exclude = \([inputs | "/\(split("\t")[0])/"])"'
         printf '%s' "$facts" | jq -r --arg root "$root/" '[.data.apps_paths[].path | select(startswith($root) | not)]
             | to_entries[] | "\n[[snapshot.source]]\nname = \"apps-\(.key + 1)\"\npath = \(.value | tojson)"'
-        printf %s "$inside" | while IFS=$tab read -r name place; do source_table "$name" "$place"; done
+        mounted_sources
         source_table database
     } >"$draft"
     chmod 0600 "$draft"
