@@ -27,19 +27,34 @@ roots_of_web_servers() {
             s/^[[:space:]]*<Directory[[:space:]]+([^>]+)>.*/\1/p' | sed 's:/*$::' | grep '^/' | grep -v '[$*]'
 }
 
-# in_containers: those of docker and podman that have Nextcloud's folder mounted from here.
+# in_containers: those of docker and podman that have Nextcloud's folder mounted from here. Several may have the same one, a web
+# server or cron beside it: of these the first in which occ runs, or else that has PHP; those that may not write come last.
 in_containers() {
-    local engine id
+    local engine id rank source words found_in instead
     for engine in docker podman; do
         command -v "$engine" >/dev/null || continue
         timeout 20 "$engine" ps --format '{{.ID}}' 2>/dev/null | head -n 200 | while IFS= read -r id; do
             timeout 20 "$engine" inspect "$id" 2>/dev/null | jq -r --arg engine "$engine" '.[0] | (.Name | ltrimstr("/")) as $name
+                | "\(.Config.Labels["com.docker.compose.service"] // "") \($name)" as $called
                 | .Mounts[]? | select(.Destination | IN("/var/www/html", "/var/www/nextcloud", "/app/www/public"))
-                | [.Source, "\($engine) exec -u www-data \($name) php \(.Destination)/occ"] | @tsv' 2>/dev/null
+                | [.Source, (if .RW == false then 2 elif $called | test("cron") then 1 else 0 end), "\($engine) exec -u www-data \($name) php \(.Destination)/occ"]
+                | @tsv' 2>/dev/null
         done
-    done | while IFS=$(printf '\t') read -r source words; do
-        if is_nextcloud "$source"; then printf '%s\t%s\n' "$source" "$words"; fi
-    done
+    done | sort | {
+        found_in='' instead=''
+        while IFS=$(printf '\t') read -r source rank words; do
+            [ "$source" != "$found_in" ] && is_nextcloud "$source" || continue
+            if [ -n "$instead" ] && [ "$source" != "${instead%%"$tab"*}" ]; then printf '%s\n' "$instead"; instead=''; fi
+            # shellcheck disable=SC2086  # words
+            if timeout 60 $words status </dev/null >/dev/null 2>&1; then
+                found_in=$source instead=''
+                printf '%s\t%s\n' "$source" "$words"
+            elif [ -z "$instead" ] && timeout 20 ${words% *} -v </dev/null >/dev/null 2>&1; then
+                instead=$source$tab$words
+            fi
+        done
+        [ -z "$instead" ] || printf '%s\n' "$instead"
+    }
 }
 
 # look_into_container: whether occ runs in a container, by its words; sets $engine and $described, what the engine tells of it.

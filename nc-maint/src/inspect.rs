@@ -122,13 +122,18 @@ fn postgres_only(kind: Option<&str>) -> Result<()> {
 /// A path as Nextcloud has it, as this machine sees it: what lies beside occ lies in `root`, whatever that is called in the
 /// container in which PHP runs.
 fn here(settings: &Settings, path: &Path) -> PathBuf {
-    let there = settings.php.as_ref().and_then(|php| Path::new(&php.config_dir).parent());
-    match (there.filter(|there| there.is_absolute()), settings.root()) {
+    match (there(settings), settings.root()) {
         (Some(there), Ok(root)) => {
             path.strip_prefix(there).map_or_else(|_| path.into(), |rest| root.join(rest))
         }
         _ => path.into(),
     }
+}
+
+/// What `root` is called where PHP runs, as far as occ's words tell.
+fn there(settings: &Settings) -> Option<&Path> {
+    let php = settings.php.as_ref()?;
+    Path::new(&php.config_dir).parent().filter(|there| there.is_absolute())
 }
 
 /// The data directory as this machine sees it: a volume of its own is known by the profile's sources. `None`: it is a
@@ -139,7 +144,9 @@ fn data_here(settings: &Settings, data: &Path) -> Option<PathBuf> {
         return Some(seen);
     }
     let mut sources = settings.sources().peekable();
-    if seen != data && sources.peek().is_none() {
+    if sources.peek().is_none()
+        && there(settings).is_some_and(|there| settings.root().is_ok_and(|r| r != there))
+    {
         return None;
     }
     Some(sources.find(|source| is_data(source)).map_or(seen, Path::to_owned))
