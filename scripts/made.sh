@@ -235,7 +235,7 @@ undo_account() {
     local kept
     id -u "$1" >/dev/null 2>&1 || return 0
     kept=$2
-    [ -d "$kept" ] || kept=${keeps_account:+$(find "${keeps_account%/*}" -maxdepth 1 -user "$1" -print -quit 2>/dev/null)}
+    [ -d "$kept" ] || kept=$([ -z "${keeps_account-}" ] || find "${keeps_account%/*}" -maxdepth 1 -user "$1" -print -quit 2>/dev/null) || kept=''
     if [ -z "$dry" ] && [ -n "$kept" ]; then
         stayed "the account $1, which owns $kept"
     else
