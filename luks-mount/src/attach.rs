@@ -14,7 +14,7 @@ use crate::record::Record;
 use crate::settings::Settings;
 use crate::stack::{self, Mapping, State};
 use crate::watch::Watch;
-use crate::{facts, holding, image, key, writeback};
+use crate::{dmsetup, facts, holding, image, key, writeback};
 
 /// What it is attached for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,7 +180,7 @@ pub(crate) fn open(
     signals::check()?;
     let (name, tool) = (&settings.mapping, &settings.cryptsetup);
     tool.open(&settings.header, &settings.key_file, &device.device(), name, read_only, watch)?;
-    let active = tool.active_cipher(&settings.header, name, watch)?;
+    let active = dmsetup::cipher(name, watch)?;
     if active != cipher {
         return Err(Fault::config(format!("it was opened with {active} instead of {cipher}")).into());
     }

@@ -18,9 +18,6 @@ const LIMIT: Duration = Duration::from_secs(300);
 
 /// "No key available with this passphrase."
 const WRONG_KEY: i32 = 2;
-/// "Device already exists or device is busy."
-const BUSY: i32 = 5;
-
 /// How hard a key is made to guess; the default (argon2id) suits passphrases and is slow on small machines.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct Pbkdf {
@@ -139,32 +136,6 @@ impl Cryptsetup {
         Err(anyhow::Error::from(failure).context("cannot open the container"))
     }
 
-    /// The cipher that mapping `name` really works with.
-    pub(crate) fn active_cipher(&self, header: &Path, name: &str, watch: &mut Watch) -> Result<String> {
-        let out = watch.checked(&self.cmd(["status", "--header"])?.arg(header).arg(name))?;
-        let text = out.text();
-        let line = text.lines().find_map(|l| l.trim().strip_prefix("cipher:"));
-        Ok(line.context("cryptsetup status tells no cipher")?.trim().to_owned())
-    }
-
-    /// Ends mapping `name`; false if something holds it. Even when it is given the header, cryptsetup reads from the data
-    /// device, whose link may hang: so it is `watch`ed, and given another try when the link had to be ended.
-    pub(crate) fn close(&self, header: &Path, name: &str, watch: &mut Watch) -> Result<bool> {
-        let cmd = self.cmd(["close"])?;
-        let cmd = if header.exists() { cmd.arg("--header").arg(header) } else { cmd };
-        let cmd = cmd.arg(name).uninterruptible();
-        loop {
-            let was_dead = watch.dead;
-            let out = watch.output(&cmd)?;
-            match out.status.code() {
-                Some(0) => return Ok(true),
-                Some(BUSY) => return Ok(false),
-                _ if watch.dead && !was_dead => {}
-                _ => return Err(anyhow::Error::from(cmd.failure(&out)).context("cannot close the container")),
-            }
-        }
-    }
-
     /// Lets mapping `name` take all of its device, which has grown.
     pub(crate) fn resize(&self, header: &Path, key: &Path, name: &str, watch: &mut Watch) -> Result<()> {
         let cmd = self.cmd(["resize", "--batch-mode", "--header"])?;
@@ -189,7 +160,7 @@ fn wrong_key(header: &Path, key: &Path) -> anyhow::Error {
 }
 
 /// Without udev nobody answers the device mapper's cookies, and it would wait for ever.
-fn without_udev(cmd: Cmd) -> Cmd {
+pub(crate) fn without_udev(cmd: Cmd) -> Cmd {
     if Path::new("/run/udev/control").exists() { cmd } else { cmd.env("DM_DISABLE_UDEV", "1") }
 }
 

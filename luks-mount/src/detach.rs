@@ -20,7 +20,7 @@ use crate::record::Record;
 use crate::settings::Settings;
 use crate::stack::{self, Mapping, Stack, State};
 use crate::watch::Watch;
-use crate::{facts, fs, holding};
+use crate::{dmsetup, facts, fs, holding};
 
 /// How long a busy file system, mapping or loop device is tried again.
 const BUSY: Duration = Duration::from_secs(20);
@@ -144,7 +144,7 @@ fn layers(
     }
     let closed = marks(stack, watch).filter(|_| down.clean);
     if let Some(mapping) = &stack.mapping {
-        close(settings, mapping, stack.mounts.first(), watch)?;
+        close(mapping, stack.mounts.first(), watch)?;
     }
     for device in &stack.loops {
         // Once the mapping is closed, so that all it wrote is counted.
@@ -221,9 +221,9 @@ fn unmount(mount: &Mount, watch: &mut Watch) -> Result<()> {
 }
 
 /// Closes the mapping. It is busy while its device is open, or mounted where we cannot see it.
-fn close(settings: &Settings, mapping: &Mapping, mount: Option<&Mount>, watch: &mut Watch) -> Result<()> {
+fn close(mapping: &Mapping, mount: Option<&Mount>, watch: &mut Watch) -> Result<()> {
     let begin = Instant::now();
-    while !settings.cryptsetup.close(&settings.header, &mapping.name, watch)? {
+    while !dmsetup::remove(&mapping.name, watch)? {
         if begin.elapsed() > BUSY || signals::caught().is_some() {
             let mut who = holders::of_mount(&Path::new("/dev").join(&mapping.dm));
             who.extend(mount.map(|m| holders::of_device(m.device)).unwrap_or_default());

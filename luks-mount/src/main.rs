@@ -7,6 +7,7 @@ mod cli;
 mod create;
 mod cryptsetup;
 mod detach;
+mod dmsetup;
 mod facts;
 mod fs;
 mod grow;

@@ -3,6 +3,7 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -57,7 +58,6 @@ pub(crate) fn mount(settings: &Settings, report: &mut Report) -> Result<()> {
     mounted::prepare(settings)?;
     start(settings, report)?;
     report.changed = true;
-    ask_for_syncs(settings, report);
     tell(settings, &State::Healthy, report);
     say!(TOOL, "{} is mounted at {}", settings.source(), settings.mount_point.display());
     Ok(())
@@ -170,9 +170,18 @@ fn start(settings: &Settings, report: &mut Report) -> Result<()> {
         wire::reset(settings)?;
     }
     let mut child = sshfs::command(settings, &scope::words(report))?.start(Stdio::null(), Stdio::null())?;
-    let result = remember(settings, &child).and_then(|()| served(settings, &mut child));
+    // Both connect at the same time: one after the other, each handshake takes ten round trips.
+    let given_up = AtomicBool::new(false);
+    let (result, syncs) = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| sftp_extensions::syncs(settings, connect_limit(settings), &given_up));
+        let result = remember(settings, &child).and_then(|()| served(settings, &mut child));
+        given_up.store(result.is_err(), Ordering::SeqCst);
+        (result, asked.join())
+    });
     let Err(error) = result else {
         child.detach();
+        let syncs = syncs.unwrap_or_else(|_| Err(anyhow::anyhow!("internal error while S3 was asked")));
+        note_syncs(settings, syncs, report);
         return Ok(());
     };
     child.end();
@@ -198,8 +207,7 @@ fn remember(settings: &Settings, child: &Child) -> Result<()> {
 }
 
 /// Says, and notes, if what is synced on S3 may not be on its disk.
-fn ask_for_syncs(settings: &Settings, report: &mut Report) {
-    let asked = sftp_extensions::syncs(settings, connect_limit(settings));
+fn note_syncs(settings: &Settings, asked: Result<bool>, report: &mut Report) {
     let noted = Record::load(settings).map(|mut record| {
         record.fsync = asked.as_ref().ok().copied();
         record.save(settings)

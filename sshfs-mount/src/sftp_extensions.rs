@@ -6,6 +6,7 @@
 use std::io::Read as _;
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -26,8 +27,8 @@ const LONGEST: usize = 64 << 10;
 /// What makes an fsync reach the disk.
 const FSYNC: &[u8] = b"fsync@openssh.com";
 
-/// Whether a sync reaches S3's disk. An error: it could not be found out.
-pub(crate) fn syncs(settings: &Settings, limit: Duration) -> Result<bool> {
+/// Whether a sync reaches S3's disk. An error: it could not be found out, or was `given_up`.
+pub(crate) fn syncs(settings: &Settings, limit: Duration, given_up: &AtomicBool) -> Result<bool> {
     let mut child = command(settings)?.spawn_piped()?;
     let mut stdin = child.take_stdin().context("ssh has no stdin")?;
     let mut stdout = child.take_stdout().context("ssh has no stdout")?;
@@ -39,11 +40,12 @@ pub(crate) fn syncs(settings: &Settings, limit: Duration) -> Result<bool> {
             break extensions;
         }
         signals::check()?;
+        anyhow::ensure!(!given_up.load(Ordering::SeqCst), "nobody waits for it any more");
         let left = end.saturating_duration_since(Instant::now());
         anyhow::ensure!(!left.is_zero(), "S3's sftp server did not answer within {limit:?}");
         let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)];
         let timeout =
-            PollTimeout::try_from(left.min(Duration::from_millis(500))).unwrap_or(PollTimeout::ZERO);
+            PollTimeout::try_from(left.min(Duration::from_millis(100))).unwrap_or(PollTimeout::ZERO);
         if poll(&mut fds, timeout).unwrap_or(0) > 0 {
             let mut piece = [0; 4096];
             let bytes = stdout.read(&mut piece).context("cannot read ssh's output")?;

@@ -570,14 +570,14 @@ KilMode=mixed
 #[test]
 fn no_unit_may_do_more_than_it_needs() {
     for (unit, most) in [
-        ("nc-backup@", 55),
-        ("nc-backup-off@", 78),
-        ("nc-backup-drill@", 56),
-        ("nc-backup-verify@", 37),
-        ("nc-backup-prune@", 37),
-        ("nc-backup-offsite@", 80),
-        ("nc-backup-notify@", 50),
-        ("nc-backup-watch@", 50),
+        ("nc-backup@", 42),
+        ("nc-backup-off@", 41),
+        ("nc-backup-drill@", 40),
+        ("nc-backup-verify@", 23),
+        ("nc-backup-prune@", 23),
+        ("nc-backup-offsite@", 68),
+        ("nc-backup-notify@", 36),
+        ("nc-backup-watch@", 36),
     ] {
         let path = scripts().join("systemd").join(format!("{unit}.service"));
         let analyzed =

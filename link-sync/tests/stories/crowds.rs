@@ -175,7 +175,7 @@ fn files_of_one_content_that_are_lost_are_not_each_looked_for_in_all_the_others(
         let calls = calls(&world.command("verify", &["--repair", "--limit", "1"]), "openat2", 1) as f64;
         calls
     };
-    linear("openat2 for 500 and 2,000 lost files of one content", cost(500), cost(2000));
+    linear("openat2 for 250 and 1,000 lost files of one content", cost(250), cost(1000));
 }
 
 #[test]
