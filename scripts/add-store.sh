@@ -72,11 +72,23 @@ check_there() {
             fail 1 "$path belongs to $owner, and there is something in it: --account $owner, or another --path (or, if it is to be $account's: chown -R $account: $(quoted "$path"))"
         fi
     fi
+    [ -z "$(taken_by_another "$path")" ] || fail 1 "$path is the store of another profile here: each needs a folder of its own, like /srv/backup/$profile"
+    check_own_store
     profile_there=''
     if [ -e "/etc/nc-backup/$profile.toml" ]; then
         profile_there=$(timeout 30 link-sync profile "$profile" 2>/dev/null | jq -r '.data.profile.store.path // "-"') || profile_there=-
         [ "$profile_there" = "$path" ] || fail 1 "/etc/nc-backup/$profile.toml is there already, and is not for the folder $path: give --path as it has it, or another name than $profile (here and on S1)"
     fi
+}
+
+# check_own_store: a second machine that backs up into the same store would have its snapshots and the first one's take each
+# other's place in retention.
+check_own_store() {
+    local file theirs
+    id -u "$account" >/dev/null 2>&1 || return 0
+    file=$(home_of "$account")/.ssh/authorized_keys
+    theirs=$(as_account "$account" grep -F "link-sync serve $profile\"" "$file" 2>/dev/null | grep -vF -- "${given#* }" | head -n 1) || theirs=''
+    [ -z "$theirs" ] || fail 1 "the key $(printf '%s\n' "$theirs" | ssh-keygen -lf - 2>/dev/null | cut -d' ' -f2,3) backs up into $profile here already. If that is another machine's, this one's profile needs another name: there, setup $profile --undo, then setup with that name and a --store that ends in it. If it is this machine's earlier key, take its line out of $file, and give this command again"
 }
 
 # --- what is done ---
@@ -85,13 +97,14 @@ prepare() {
     local home group
     add_account "$account" "/home/$account" /bin/sh
     home=$(home_of "$account")
-    [ -d "$home" ] && ! noted_as folder "$home" || add_folder "$home" 0700 "$account"
+    if [ -d "$home" ] && ! noted_as folder "$home"; then share folder "$home"; else add_folder "$home" 0700 "$account"; fi
     if [ "$(stat -c %U -- "$home" 2>/dev/null)" = "$account" ]; then
         add_own_folder "$account" "$home/.ssh"
     else
         [ -d "$home/.ssh" ] && ! noted_as folder "$home/.ssh" || add_folder "$home/.ssh" 0700 "$account"
     fi
     [ -n "$dry" ] || note store "$path"
+    [ "${path%/*}" = '' ] || add_folder "${path%/*}" 0755 root
     [ -e "$path" ] || add_folder "$path" 0700 root
     if [ "$(stat -c '%U %a' -- "$path" 2>/dev/null)" = "$account 700" ]; then :
     elif [ -z "$dry" ]; then do_it give_store
@@ -127,7 +140,8 @@ the_profile() {
 notice_lost_clients() {
     local file
     file=/etc/ssh/sshd_config.d/nc-backup-$account.conf
-    if [ "$(client_alive)" != 0 ] || [ ! -d "${file%/*}" ] || [ -e "$file" ]; then return 0; fi
+    if [ -e "$file" ]; then share file "$file" "$(sha256sum <"$file" | cut -d' ' -f1)"; return 0; fi
+    if [ "$(client_alive)" != 0 ] || [ ! -d "${file%/*}" ]; then return 0; fi
     printf '# Written by add-store: a client that lost power is noticed.\nMatch User %s\n    ClientAliveInterval 30\n' "$account" | put_file "$file" 0644
     if [ -n "$dry" ]; then return 0; fi
     if ! sshd -t 2>/dev/null || [ "$(client_alive)" = 0 ]; then

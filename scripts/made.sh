@@ -3,7 +3,8 @@
 # takes back exactly these, also after a kill in the middle. Sourced after lib.sh.
 #
 # The record is a file of lines, KIND and values with tabs between them, in the order in which things were made. What was
-# there before is never in it, and so never taken back; what others have changed since stays, and that is said.
+# there before is never in it, and so never taken back; what others have changed since stays, and that is said. What several
+# profiles need (an account, a host's key) is in the record of each, and goes with the last one.
 
 made='' dry=''
 # begin_made SCRIPT: the record of what this script makes for $profile; one at a time.
@@ -27,6 +28,19 @@ note() {
     sync "$made"
 }
 tab=$(printf '\t')
+# needed_by KIND VALUE…: the other profile in whose record it is.
+needed_by() {
+    local line record
+    line=$(printf '%s\t' "$@")
+    for record in /var/lib/nc-backup/*/made-by-setup /var/lib/nc-backup/*/made-by-add-store /var/lib/nc-backup/*/made-by-add-offsite; do
+        [ "$record" != "$made" ] && grep -qsxF -- "${line%"$tab"}" "$record" || continue
+        record=${record%/*}
+        echo "${record##*/}"
+        return 0
+    done
+}
+# share KIND VALUE…: it is there; if it was made for another profile, it is ours, too.
+share() { [ -n "$dry" ] || [ -z "$(needed_by "$@")" ] || note "$@"; }
 # noted_as KIND VALUE: whether it is this script that has made it.
 noted_as() { grep -q "^$1$tab$(printf %s "$2" | sed 's/[].[*^$\\]/\\&/g')\(\$\|$tab\)" "$made" 2>/dev/null; }
 
@@ -49,7 +63,10 @@ put_file() {
     content=$(cat; echo .)
     content=${content%.}
     if [ -e "$1" ] || [ -L "$1" ]; then
-        [ "$(sha256sum <"$1")" != "$(printf %s "$content" | sha256sum)" ] || return 0
+        if [ "$(sha256sum <"$1")" = "$(printf %s "$content" | sha256sum)" ]; then
+            share file "$1" "$(sha256sum <"$1" | cut -d' ' -f1)"
+            return 0
+        fi
         grep -qxF "file$tab$1$tab$(sha256sum <"$1" | cut -d' ' -f1)" "$made" 2>/dev/null ||
             fail 1 "$1 is there already, with another content: it is left as it is. Compare it with what --dry-run shows of a new one, or move it away"
     fi
@@ -70,6 +87,7 @@ add_folder() {
     if [ -d "$1" ] && [ ! -L "$1" ]; then
         # One that was cut off may have left it to root.
         if [ "$3" != root ] && [ "$(stat -c %U -- "$1")" = root ] && noted_as folder "$1"; then do_it chown -h -- "$3:" "$1"; fi
+        share folder "$1"
         return 0
     fi
     [ ! -e "$1" ] && [ ! -L "$1" ] || fail 1 "$1 is there and is no folder"
@@ -80,7 +98,7 @@ add_folder() {
 }
 # add_own_folder ACCOUNT PATH: in what is the account's, with its rights: no link there leads root elsewhere.
 add_own_folder() {
-    ! as_account "$1" test -d "$2" || return 0
+    if as_account "$1" test -d "$2"; then share folder "$2"; return 0; fi
     [ -n "$dry" ] || note folder "$2"
     do_it as_account "$1" mkdir -m 0700 -- "$2"
 }
@@ -129,11 +147,20 @@ shown_and_done() {
 
 # undo_made: takes back what was noted, the last first; what is not ours any more stays.
 undo_made() {
-    local line kind first second rest
+    local kind first second other
     [ -s "$made" ] || { say "there is nothing that it has made for $profile"; return 0; }
     stays=''
     tac "$made" >"$made.undo"
     while IFS=$tab read -r kind first second <&3; do
+        other=$(needed_by "$kind" "$first" ${second:+"$second"})
+        if [ -n "$other" ]; then
+            case $kind in
+                folder | blank) ;;
+                line) stayed "the line of ${second%% *} in $first, which $other needs, too" ;;
+                *) stayed "$kind $first, which $other needs, too" ;;
+            esac
+            continue
+        fi
         case $kind in
             unit) do_it systemctl disable --now "$first" ;;
             draft) [ ! -e "$first" ] || do_it rm -f -- "$first" ;;
@@ -158,7 +185,8 @@ undo_made() {
 }
 stayed() { say "stays: $1"; stays=1; }
 
-# add_key ACCOUNT LINE: into its authorized_keys, with its own rights; the lines of others stay as they are.
+# add_key ACCOUNT LINE: into its authorized_keys, with its own rights; the lines of others stay as they are, also those that
+# another profile's add-store writes at the same time.
 add_key() {
     local file home data
     home=$(home_of "$1")
@@ -176,7 +204,7 @@ add_key() {
     fi
     note key "$1" "$2"
     # shellcheck disable=SC2016  # the account's shell
-    as_account "$1" sh -c 'umask 077
+    as_account "$1" flock -w 30 "$home/.ssh" sh -c 'umask 077
         [ ! -L "$1" ] || { echo "it is a link" >&2; exit 1; }
         { [ ! -e "$1" ] || { cat "$1" && { [ ! -s "$1" ] || [ -z "$(tail -c 1 "$1")" ] || echo; }; } && printf "%s\n" "$2"; } >"$1.new" &&
             sync "$1.new" && mv "$1.new" "$1"' sh "$file" "$2" || fail 1 "cannot write $file as $1"
@@ -189,23 +217,27 @@ undo_key() {
     as_account "$1" grep -qxF -- "$2" "$file" 2>/dev/null || return 0
     if [ -n "$dry" ]; then printf '    %s, without the line:\n        %s\n' "$file" "$2" >&2; return 0; fi
     # shellcheck disable=SC2016  # the account's shell
-    as_account "$1" sh -c 'umask 077; grep -vxF -- "$2" "$1" >"$1.new" || [ $? = 1 ] || exit 1
+    as_account "$1" flock -w 30 "${file%/*}" sh -c 'umask 077; grep -vxF -- "$2" "$1" >"$1.new" || [ $? = 1 ] || exit 1
         if [ -s "$1.new" ]; then sync "$1.new" && mv "$1.new" "$1"; else rm -f "$1.new" "$1"; fi' sh "$file" "$2" || fail 1 "cannot write $file as $1"
 }
 home_of() { local home; home=$(getent passwd "$1" | cut -d: -f6); echo "${home:-/home/$1}"; }
 
 # add_account NAME HOME SHELL: one that nobody logs in to with a password.
 add_account() {
-    if id -u "$1" >/dev/null 2>&1; then return 0; fi
+    if id -u "$1" >/dev/null 2>&1; then share account "$1" "$2"; return 0; fi
     [ -n "$dry" ] || note account "$1" "$2"
     # Its home is made by add_folder, so that no file of a skeleton is in the way of taking it back.
     do_it useradd --system --user-group --no-create-home --home-dir "$2" --shell "$3" --password '*' -- "$1"
 }
-# undo_account NAME HOME: not as long as something of it stays. Wants $keeps_account, the folder that may.
+# undo_account NAME HOME: not as long as something of it stays. Wants $keeps_account, the folder that may; beside it may be
+# those of other profiles.
 undo_account() {
+    local kept
     id -u "$1" >/dev/null 2>&1 || return 0
-    if [ -z "$dry" ] && { [ -d "$2" ] || { [ -n "${keeps_account-}" ] && [ -d "$keeps_account" ]; }; }; then
-        stayed "the account $1, which owns ${keeps_account:-$2}"
+    kept=$2
+    [ -d "$kept" ] || kept=$([ -z "${keeps_account-}" ] || find "${keeps_account%/*}" -maxdepth 1 -user "$1" -print -quit 2>/dev/null) || kept=''
+    if [ -z "$dry" ] && [ -n "$kept" ]; then
+        stayed "the account $1, which owns $kept"
     else
         do_it userdel -- "$1"
     fi
@@ -241,7 +273,7 @@ know_host() {
     there=$(ssh-keygen -F "$name" -f "$1" 2>/dev/null | grep -v '^#' | grep -F " ${4%% *} ") || there=''
     case $there in
         '') ;;
-        *" $4"*) return 0 ;;
+        *" $4"*) share blank "$1"; share line "$1" "$name $4"; return 0 ;;
         *) fail 1 "$1 knows $name by another key of this kind. If that machine was made anew: ssh-keygen -R '$name' -f $(quoted "$1"), and this again" ;;
     esac
     if [ -n "$dry" ]; then printf '    %s, one more line:\n        %s\n' "$1" "$name $4" >&2; return 0; fi
@@ -253,10 +285,23 @@ know_host() {
     sync "$1"
     say "$name is known by $(printf '%s\n' "$4" | ssh-keygen -lf - | cut -d' ' -f2)"
 }
+# names_host HOST: whether another profile does.
+names_host() {
+    local other
+    for other in /etc/nc-backup/*.toml; do
+        [ "$other" = "/etc/nc-backup/$profile.toml" ] || ! grep -qsF "@$1" "$other" || return 0
+    done
+    return 1
+}
 # undo_blank FILE: one that we have made, if nobody else has written into it.
 undo_blank() { [ ! -e "$1" ] || [ -s "$1" ] || do_it rm -f -- "$1"; }
 undo_line() {
+    local host
     [ -e "$1" ] && grep -qxF -- "$2" "$1" || return 0
+    host=${2%% *}
+    host=${host#[}
+    # Without it, a profile that was written by hand would not reach its machine any more.
+    if names_host "${host%%]*}"; then stayed "the line of ${2%% *} in $1, as another profile names that machine"; return 0; fi
     if [ -n "$dry" ]; then printf '    %s, without the line:\n        %s\n' "$1" "$2" >&2; return 0; fi
     # The other lines are somebody else's: a full disk takes none of them.
     { grep -vxF -- "$2" "$1" >"$1.new" || [ $? = 1 ]; } && sync "$1.new" || { rm -f "$1.new"; fail 1 "cannot write $1.new: $1 is left as it is"; }

@@ -19,7 +19,7 @@ front() { if [ -x /usr/bin/nc-backup ]; then echo "nc-backup $1"; else echo "$li
 pick_root() {
     local found number
     [ -z "$root" ] || { try_root || exit 78; return 0; }
-    found=$(find_nextcloud)
+    found=$(find_nextcloud | not_saved_yet)
     number=$(printf %s "${found:+$found
 }" | wc -l)
     if [ "$number" -gt 1 ]; then
@@ -34,6 +34,18 @@ pick_root() {
         if try_root; then return 0; fi
         [ -z "$yes" ] || exit 78
     done
+}
+# not_saved_yet: of the places in stdin, those that no other profile saves; all, if each is saved.
+not_saved_yet() {
+    local place all new
+    all='' new=''
+    while IFS= read -r place; do
+        all="$all$place
+"
+        [ -n "$(taken_by_another "${place%%"$tab"*}")" ] || new="$new$place
+"
+    done
+    printf %s "${new:-$all}"
 }
 try_root() {
     [ -n "$occ" ] || [ -f "$root/occ" ] || {
@@ -55,6 +67,7 @@ pick_store() {
             [!-]*@[!-]*:/*) problem_with='' ;;
             *) problem_with='is none: write user@host:/path, or /path of a disk here' ;;
         esac
+        [ -n "$problem_with" ] || [ -z "$(taken_by_another "$store")" ] || problem_with='is where another profile has its snapshots: each needs a folder of its own'
         [ -n "$problem_with" ] || return 0
         [ -z "$yes$given_store" ] || fail 2 "--store ${store:+'$store' }$problem_with"
         say "that $problem_with"
@@ -183,7 +196,7 @@ add_sudo_account() {
     local rules
     command -v visudo >/dev/null || fail 69 'sudo is missing: apt-get install sudo'
     add_account "$account" "/home/$account" /bin/sh
-    [ -d "$(home_of "$account")" ] && ! noted_as folder "$(home_of "$account")" || add_folder "$(home_of "$account")" 0700 "$account"
+    if [ -d "$(home_of "$account")" ] && ! noted_as folder "$(home_of "$account")"; then share folder "$(home_of "$account")"; else add_folder "$(home_of "$account")" 0700 "$account"; fi
     # The lock of a run, and cron's log, are there.
     [ -n "$dry" ] || as_account "$account" test -w "$(home_of "$account")" ||
         fail 1 "--account $account: its home, $(home_of "$account"), is not its own to write in, as a backup does: name another account"
@@ -256,7 +269,7 @@ add_drill() {
     there=$(as_postgres psql -XqAtc "SELECT coalesce(bool_or(rolcreatedb)::text, 'none') FROM pg_roles WHERE rolname = 'root'") ||
         { [ -n "$dry" ] && there=none; } || fail 69 '--drill: PostgreSQL does not answer: is it running on this machine?'
     case $there in
-        true) return 0 ;;
+        true) share role root; return 0 ;;
         none) ;;
         # It is not ours, and no --undo takes it away.
         *) fail 1 "--drill: PostgreSQL has a role root already, which may make no databases: sudo -u postgres psql -c 'ALTER ROLE root CREATEDB'" ;;

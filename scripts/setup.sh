@@ -44,6 +44,7 @@ make_profile() {
     pick_root
     # What Nextcloud says about itself; it also refuses what cannot be backed up.
     facts=$(with_occ "$bin/nc-maint" inspect --root "$root") || exit $?
+    translate
     pick_store
     ask_url
     case $store in
@@ -64,6 +65,32 @@ make_profile() {
     write_profile
     # Where all is looked at afterwards, that is, too.
     [ "$output" = "$standard" ] || check_database
+}
+
+# mounted_sources: what else is mounted in Nextcloud's folder, themes or apps in volumes of their own, each under a name.
+mounted_sources() {
+    local there place name
+    printf '%s' "${inside:+$inside
+}" | while IFS=$tab read -r there place; do
+        [ "$place" != "$data" ] || continue
+        name=mounted-$(printf %s "$there" | tr '[:upper:]' '[:lower:]' | tr -c 'a-z0-9' - | cut -c1-20)
+        source_table "$name" "$place"
+    done
+}
+
+# translate: what Nextcloud says of its places, as this machine sees them, if it runs in a container: sets $data, $inside,
+# what else is mounted there, $contained, if config/ is the same folder, and $database, how that is reached.
+translate() {
+    local html
+    data=$(fact .data.data_directory) inside='' contained='' database=''
+    look_into_container || return 0
+    data=$(outside "$data")
+    [ -n "$data" ] || fail 78 "the data directory $(fact .data.data_directory) is in the container alone: keep it in a volume or a folder of this machine"
+    html=$(printf '%s\n' "$described" | jq -r --arg root "$root" '[.Mounts[]? | select(.Source == $root)][0].Destination // empty')
+    if [ -n "$html" ] && [ "$(outside "$html/config")" = "$root/config" ]; then contained=1; fi
+    inside=$(mounts_inside | while IFS=$tab read -r there place; do [ ! -d "$place" ] || printf '%s\t%s\n' "$there" "$place"; done)
+    database=$(database_outside "$(fact .data.database.host)")
+    [ -z "$database" ] || say "the database is in a container, too: $database"
 }
 
 # of_profile TABLE KEY: what the profile that is there says; a list, as words.
@@ -121,14 +148,19 @@ write_profile() {
         printf '[nextcloud]\nroot = %s\n' "$(toml "$root")"
         [ -z "$occ" ] || printf 'occ = %s\n' "$argv"
         [ -z "$url" ] || printf 'url = %s\n' "$(toml "$url")"
+        [ -z "$contained" ] || printf 'method = "drop-in"\n'
+        [ -z "$database" ] || printf '\n[database]\nhost = %s\n' "$(toml "$database")"
         echo
         store_tables "$store" "$identity" "$restore_identity" "$port" ''
         case $store in /*) [ -z "$rules" ] || printf '\n[store.retention]\n%s' "$rules" ;; esac
         [ -z "$drill" ] || printf '\n[drill]\nhost = "/run/postgresql"\nuser = "root"\n'
-        source_table data "$(fact .data.data_directory)"
+        source_table data "$data"
         source_table html "$root"
+        # Where others are mounted, this one has empty folders. A restore must leave them in place, or what is mounted goes with them.
+        [ -z "$inside" ] || printf '%s\n' "$inside" | jq -Rrcn '"exclude = \([inputs | "/\(split("\t")[0])/"])"'
         printf '%s' "$facts" | jq -r --arg root "$root/" '[.data.apps_paths[].path | select(startswith($root) | not)]
             | to_entries[] | "\n[[snapshot.source]]\nname = \"apps-\(.key + 1)\"\npath = \(.value | tojson)"'
+        mounted_sources
         source_table database
     } >"$draft"
     chmod 0600 "$draft"
@@ -156,7 +188,7 @@ write_profile() {
     rm -f "$draft" "$draft.says"
     trap - EXIT HUP INT TERM
     say "wrote $output"
-    say "maintenance is switched by $(fact .data.method): $(fact .data.method_reason)"
+    say "maintenance is switched by $(printf %s "$judged" | jq -r '"\(.data.method): \(.data.method_reason)"')"
 }
 
 # check_database: what its role may not do, or why it does not get in: known now, not at night.

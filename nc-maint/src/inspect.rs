@@ -50,7 +50,7 @@ pub(crate) fn inspect(settings: &Settings, secrets_to: Option<&Path>, report: &m
     report.set("url", text("overwrite.cli.url"));
     let log = text("logfile").map_or_else(|| data.join("nextcloud.log"), |l| root.join(l));
     report.set_text("log_file", log.as_os_str());
-    report.set("apps_paths", apps_paths(&config, root));
+    report.set("apps_paths", apps_paths(&config, root, |path| here(settings, path)));
     let password = text("dbpassword");
     report.set(
         "database",
@@ -66,8 +66,9 @@ pub(crate) fn inspect(settings: &Settings, secrets_to: Option<&Path>, report: &m
         }),
     );
     postgres_only(text("dbtype").as_deref())?;
-    warn_about_places(&config, root, &data, report);
-    warn_about_links(settings, &data, report);
+    let seen = data_here(settings, &data);
+    warn_about_places(&config, root, seen.as_deref(), report);
+    warn_about_links(settings, seen.as_deref().unwrap_or(&data), report);
     if on("dbpersistent") {
         report.warn("dbpersistent", "dbpersistent is on: database sessions outlive their requests");
     }
@@ -118,8 +119,45 @@ fn postgres_only(kind: Option<&str>) -> Result<()> {
         .into())
 }
 
+/// A path as Nextcloud has it, as this machine sees it: what lies beside occ lies in `root`, whatever that is called in the
+/// container in which PHP runs.
+fn here(settings: &Settings, path: &Path) -> PathBuf {
+    match (there(settings), settings.root()) {
+        (Some(there), Ok(root)) => {
+            path.strip_prefix(there).map_or_else(|_| path.into(), |rest| root.join(rest))
+        }
+        _ => path.into(),
+    }
+}
+
+/// What `root` is called where PHP runs, as far as occ's words tell.
+fn there(settings: &Settings) -> Option<&Path> {
+    let php = settings.php.as_ref()?;
+    Path::new(&php.config_dir).parent().filter(|there| there.is_absolute())
+}
+
+/// The data directory as this machine sees it: a volume of its own is known by the profile's sources. `None`: it is a
+/// container's, and there is no profile yet that says where its volume lies.
+fn data_here(settings: &Settings, data: &Path) -> Option<PathBuf> {
+    let seen = here(settings, data);
+    if is_data(&seen) {
+        return Some(seen);
+    }
+    let mut sources = settings.sources().peekable();
+    if sources.peek().is_none()
+        && there(settings).is_some_and(|there| settings.root().is_ok_and(|r| r != there))
+    {
+        return None;
+    }
+    Some(sources.find(|source| is_data(source)).map_or(seen, Path::to_owned))
+}
+
+fn is_data(dir: &Path) -> bool {
+    dir.join(".ncdata").exists() || dir.join(".ocdata").exists()
+}
+
 /// Every app folder; the code's own where nothing is set.
-fn apps_paths(config: &Map<String, Value>, root: &Path) -> Value {
+fn apps_paths(config: &Map<String, Value>, root: &Path, seen: impl Fn(&Path) -> PathBuf) -> Value {
     // PHP's arrays come as lists, or as objects once a number is missing.
     let listed: Vec<&Value> = match config.get("apps_paths") {
         Some(Value::Array(list)) => list.iter().collect(),
@@ -131,21 +169,22 @@ fn apps_paths(config: &Map<String, Value>, root: &Path) -> Value {
         .iter()
         .filter_map(|entry| {
             let writable = entry["writable"].as_bool().unwrap_or(false);
-            Some(json!({ "path": entry["path"].as_str()?, "writable": writable }))
+            let path = seen(Path::new(entry["path"].as_str()?));
+            Some(json!({ "path": path.to_string_lossy(), "writable": writable }))
         })
         .collect();
     if paths.is_empty() { default } else { paths.into() }
 }
 
 /// What lies where a backup of the root and the data directory would miss it, or take it twice.
-fn warn_about_places(config: &Map<String, Value>, root: &Path, data: &Path, report: &mut Report) {
+fn warn_about_places(config: &Map<String, Value>, root: &Path, data: Option<&Path>, report: &mut Report) {
     for key in ["objectstore", "objectstore_multibucket"] {
         if config.get(key).is_some_and(|v| !v.is_null()) {
             let message = format!("{key} is set: users' files are in object storage, which is not backed up");
             report.warn("object-storage", message);
         }
     }
-    if !data.join(".ncdata").exists() && !data.join(".ocdata").exists() {
+    if let Some(data) = data.filter(|data| !is_data(data)) {
         let message = format!(
             "{} is not a Nextcloud data directory as seen from here (no .ncdata): a container's path, or a \
              disk that is not mounted",
@@ -153,7 +192,7 @@ fn warn_about_places(config: &Map<String, Value>, root: &Path, data: &Path, repo
         );
         report.warn("data-directory-not-here", message);
     }
-    if data.starts_with(root) {
+    if let Some(data) = data.filter(|data| data.starts_with(root)) {
         let message = format!(
             "the data directory {} lies inside the code: it is left out there, as it is a source of its own",
             data.display()
@@ -253,10 +292,11 @@ mod tests {
         let root = Path::new("/nc");
         let config = |text: &str| serde_json::from_str::<Map<String, Value>>(text).unwrap();
         let list = config(r#"{"apps_paths":[{"path":"/a","writable":false},{"path":"/b","writable":true}]}"#);
-        assert_eq!(apps_paths(&list, root)[1], json!({"path": "/b", "writable": true}));
+        let apps_paths = |config: &Map<String, Value>| apps_paths(config, root, Path::to_owned);
+        assert_eq!(apps_paths(&list)[1], json!({"path": "/b", "writable": true}));
         let object = config(r#"{"apps_paths":{"0":{"path":"/a"},"2":{"path":"/c"}}}"#);
-        assert_eq!(apps_paths(&object, root)[1]["path"], "/c");
-        assert_eq!(apps_paths(&config("{}"), root)[0]["path"], "/nc/apps");
+        assert_eq!(apps_paths(&object)[1]["path"], "/c");
+        assert_eq!(apps_paths(&config("{}"))[0]["path"], "/nc/apps");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use anyhow::Result;
 use common::account::Account;
 use common::profile::Profile;
 
+use crate::container;
 use crate::dbhost::DbHost;
 use crate::password::{Passfile, Password};
 
@@ -66,7 +67,7 @@ fn quote(value: &str) -> String {
 
 /// Where Nextcloud's own database is reached, as far as the profile says.
 pub(crate) fn of_profile(profile: &Profile) -> Vec<Server> {
-    let host = profile.database.host.as_deref().and_then(|h| DbHost::parse(h).ok());
+    let host = profile.database.host.as_deref().and_then(|h| container::resolve(h).ok());
     host.map(|host| Server { host, user: None, password: None, persistent: false }).into_iter().collect()
 }
 

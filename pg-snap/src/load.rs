@@ -219,10 +219,12 @@ impl Filled<'_> {
                 Some(_) => {}
             }
         }
-        let Some(grants) = facts.grants.as_ref().filter(|_| whole) else { return Ok(()) };
-        let revoke = format!("REVOKE ALL ON DATABASE {} FROM PUBLIC", identifier(self.name));
-        let mut statements = self.as_role(&[&revoke]);
-        statements.extend(grants.iter().filter_map(|g| g.grant(self.name)));
+        let on_itself = self.grants_on_itself();
+        if !whole || on_itself.is_empty() {
+            return Ok(());
+        }
+        let mut statements = self.as_role(&[]);
+        statements.extend(on_itself);
         if let Err(e) = self.psql.run(self.name, &statements) {
             report.warn(
                 "grants-left-out",
@@ -230,6 +232,14 @@ impl Filled<'_> {
             );
         }
         Ok(())
+    }
+
+    /// What makes the rights to the database itself what they were; for who owns it. Another owner needs them once more:
+    /// PostgreSQL gives him what the one before had, also what had been granted to that one.
+    pub(crate) fn grants_on_itself(&self) -> Vec<String> {
+        let Some(grants) = &self.load.facts.grants else { return Vec::new() };
+        let revoke = format!("REVOKE ALL ON DATABASE {} FROM PUBLIC", identifier(self.name));
+        std::iter::once(revoke).chain(grants.iter().filter_map(|g| g.grant(self.name))).collect()
     }
 
     /// Sets for `role` what it could set for itself: so nothing is set with more rights than it has.

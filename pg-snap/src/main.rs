@@ -12,6 +12,7 @@ mod cli;
 mod client;
 mod confirm;
 mod connect;
+mod container;
 mod dbhost;
 mod drain;
 mod dump;

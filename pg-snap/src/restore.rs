@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use common::lock::Lock;
+use common::mutant;
 use common::places;
 use common::profile::Profile;
 use common::say;
@@ -221,6 +222,15 @@ fn make(
         admin
             .run(&[format!("ALTER DATABASE {} OWNER TO {}", identifier(new), identifier(owner))])
             .with_context(|| format!("cannot give the database to {owner}"))?;
+        let again = filled.grants_on_itself();
+        if !again.is_empty() && !mutant::active("grants-after-the-owner") {
+            let statements: Vec<String> =
+                std::iter::once(format!("SET ROLE {}", identifier(owner))).chain(again).collect();
+            if let Err(e) = admin.run(&statements) {
+                let message = format!("the grants on the database itself could not be made again: {e:#}");
+                report.warn("grants-left-out", message);
+            }
+        }
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use common::mutant;
 use common::profile::Profile;
 
 use crate::connect::Server;
-use crate::dbhost::DbHost;
+use crate::container;
 use crate::nc_maint;
 use crate::programs::Program;
 use crate::psql::Psql;
@@ -53,7 +53,7 @@ pub(crate) fn compare(
     }
     let nextcloud = nc_maint::inspect(profile)?;
     let persistent = nextcloud.persistent;
-    let host = DbHost::parse(&nextcloud.host).map_err(Fault::config)?;
+    let host = container::as_seen_from_here(&nextcloud.host, profile)?;
     if host == server.host && nextcloud.name == database {
         return Ok(Compared { persistent, unknown: None });
     }

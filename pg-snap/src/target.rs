@@ -11,7 +11,7 @@ use common::fault::Fault;
 use common::profile::{Drill, Profile};
 
 use crate::connect::Server;
-use crate::dbhost::DbHost;
+use crate::container;
 use crate::nc_maint;
 use crate::password::Password;
 
@@ -89,9 +89,7 @@ impl Target {
                 return Err(Fault::config(format!("the database {what} must not be empty")).into());
             }
         }
-        let host = DbHost::parse(&host.unwrap_or_default()).map_err(|e| {
-            Fault::config(e).hint("host, host:port, an address, /socket/dir, /socket/dir:port")
-        })?;
+        let host = container::resolve(&host.unwrap_or_default())?;
         Ok((Server { host, user, password, persistent }, database))
     }
 }
@@ -101,7 +99,7 @@ impl Target {
 pub(crate) fn as_nextcloud(profile: &Profile) -> Result<Option<(Server, String)>> {
     if profile.nextcloud.is_some() {
         let answer = nc_maint::inspect(profile)?;
-        let host = DbHost::parse(&answer.host).map_err(Fault::config)?;
+        let host = container::as_seen_from_here(&answer.host, profile)?;
         let (user, password) = (Some(answer.user), answer.password);
         return Ok(Some((Server { host, user, password, persistent: answer.persistent }, answer.name)));
     }

@@ -130,6 +130,41 @@ fn a_data_directory_that_is_not_there_is_warned_about() {
 }
 
 #[test]
+fn places_in_a_container_are_seen_where_this_machine_has_them() {
+    let world = World::new();
+    // As in the usual image: code at /var/www/html, the data in a volume of its own below it, more apps beside the code.
+    let volume = world.path().join("volume");
+    std::fs::rename(world.data(), &volume).unwrap();
+    let config = std::fs::read_to_string(world.config()).unwrap();
+    let inner = config
+        .replace(world.data().to_str().unwrap(), volume.to_str().unwrap())
+        .replace(");", "'apps_paths' => [['path' => 'HTML/custom_apps', 'writable' => true]],\n);");
+    std::fs::write(world.config(), inner).unwrap();
+    let docker = world.path().join("docker");
+    let text = format!(
+        "#!/bin/sh\nshift 6\nphp {}/occ \"$@\" | sed 's,{},/var/www/html/data,; s,HTML,/var/www/html,'\n",
+        world.root().display(),
+        volume.display().to_string().replace('/', "[\\\\]*/")
+    );
+    testkit::script(&docker, &text);
+    let profile = world.path().join("contained.toml");
+    let words = format!(
+        "[\"{}\", \"exec\", \"-u\", \"www-data\", \"app\", \"php\", \"/var/www/html/occ\"]",
+        docker.display()
+    );
+    let sources = format!("[[snapshot.source]]\nname = \"data\"\npath = \"{}\"\n", volume.display());
+    std::fs::write(
+        &profile,
+        format!("[nextcloud]\nroot = \"{}\"\nocc = {words}\n{sources}", world.root().display()),
+    )
+    .unwrap();
+    let ran = testkit::run(world.nc_maint("inspect").args(["contained", "--config"]).arg(&profile)).expect(0);
+    assert_eq!(ran.json["data"]["data_directory"], "/var/www/html/data", "as Nextcloud has it");
+    assert_eq!(ran.json["data"]["apps_paths"][0]["path"], world.root().join("custom_apps").to_str().unwrap());
+    assert_eq!(kinds(&ran), [""; 0], "{:#}", ran.json["warnings"]);
+}
+
+#[test]
 fn a_link_that_leads_out_of_all_sources_is_told() {
     let world = World::new();
     let elsewhere = world.path().join("elsewhere");

@@ -55,8 +55,9 @@ PostgreSQL's programs as a password file in memory, never as an argument or a
 variable. Without one, PostgreSQL's own ways remain: peer, trust, ~/.pgpass.
 The caller's PG* variables are ignored.
 
-PostgreSQL in a container: publish its port on 127.0.0.1 and use the host's
-clients (of the server's version), or set e.g.
+PostgreSQL in a container: --host docker:NAME (or podman:NAME, and :PORT if it
+is not 5432) asks for its address each time. The clients are the host's, and not
+older than the server; or publish its port on 127.0.0.1, and set e.g.
   pg_dump = [\"docker\", \"exec\", \"-i\", \"db\", \"pg_dump\"]
 and the same for pg_restore and psql, mount the dump folder in the container
 under the same path, and let the container's own rule admit them: they do not

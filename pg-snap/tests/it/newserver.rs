@@ -93,6 +93,37 @@ fn who_connects_comes_back_with_its_settings_even_as_a_mere_member_of_the_owner(
         .psql("postgres", &format!("DROP DATABASE {database}; DROP ROLE {role}; DROP ROLE {owner_id};"));
 }
 
+#[test]
+fn who_may_only_connect_to_the_administrators_database_may_do_so_again() {
+    // As in the usual container: the image makes the database, and Nextcloud its own role, to which that is closed but for this.
+    let lab = Lab::filled();
+    let (role, database) = (identifier(&lab.role), identifier(&lab.database));
+    lab.cluster.psql(
+        "postgres",
+        &format!(
+            "ALTER DATABASE {database} OWNER TO postgres; REVOKE ALL ON DATABASE {database} FROM PUBLIC;
+             GRANT CONNECT ON DATABASE {database} TO {role};"
+        ),
+    );
+    let dump = lab.dump();
+    lab.cluster.psql("postgres", &format!("DROP DATABASE {database}"));
+    let ran = lab.restore(&lab.database, ["--from", dump.to_str().unwrap()]).expect(0);
+    assert_eq!(ran.json["data"]["login"], true, "{:#}", ran.json);
+    let sql = format!(
+        "SELECT pg_get_userbyid(datdba), datacl FROM pg_database WHERE datname = {}",
+        literal(&lab.database)
+    );
+    let told = lab.cluster.psql("postgres", &sql);
+    assert!(
+        told.starts_with("postgres|")
+            && told.contains("=c/postgres")
+            && !told.contains("{=")
+            && !told.contains(",="),
+        "{told}"
+    );
+    lab.dump();
+}
+
 /// What is set for a database, and what only a superuser can have made in it.
 fn laden(lab: &Lab) {
     let database = identifier(&lab.database);

@@ -1,0 +1,2 @@
+# scripts/add-store.sh
+s/^    check_own_store$/    true/

@@ -1,0 +1,2 @@
+# scripts/made.sh
+s/^        other=\$(needed_by .*$/        other=/
