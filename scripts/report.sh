@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC2034,SC2154,SC3043
+# shellcheck shell=sh disable=SC2015,SC2034,SC2154,SC3043
 # What the steps of `report` do. Sourced by it, after lib.sh.
 
 LOOKED_AT=8388608 # bytes of each file of the history, from its end

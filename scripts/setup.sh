@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC2034,SC2154
+# shellcheck shell=sh disable=SC2034,SC2154,SC3043
 # What the steps of setup do. Sourced by it, after lib.sh.
 
 # shellcheck source=scripts/profile.sh
