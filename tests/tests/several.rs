@@ -68,9 +68,9 @@ fn two_instances_of_one_machine_are_saved_at_once_and_one_that_is_taken_back_lea
     // Given two instances on one S1, and one S2,
     let (first, second) = (Instance::new("several_first"), Instance::new("several_second"));
     let mut s1 = s1_with(&first, "/var/www/nextcloud");
-    place(&s1, &second, "/srv/work/nextcloud");
+    place(&s1, &second, "/srv/office/nextcloud");
     s1.sh(
-        "mkdir -p /etc/nginx/sites-enabled; echo 'root /srv/work/nextcloud;' >/etc/nginx/sites-enabled/work",
+        "mkdir -p /etc/nginx/sites-enabled; echo 'root /srv/office/nextcloud;' >/etc/nginx/sites-enabled/office",
     );
     s1.cron();
     let (s2, port) = s2_for(&[&s1]);
@@ -84,7 +84,7 @@ fn two_instances_of_one_machine_are_saved_at_once_and_one_that_is_taken_back_lea
         ))
     };
     assert_eq!(stores("home"), "/var/www/nextcloud\n/root/.ssh/nc-backup");
-    assert_eq!(stores("work"), "/srv/work/nextcloud\n/root/.ssh/nc-backup-work");
+    assert_eq!(stores("work"), "/srv/office/nextcloud\n/root/.ssh/nc-backup-work");
     // a third profile finds no store of its own in another's,
     let taken = [
         "third",
@@ -92,7 +92,7 @@ fn two_instances_of_one_machine_are_saved_at_once_and_one_that_is_taken_back_lea
         "--url",
         "",
         "--root",
-        "/srv/work/nextcloud",
+        "/srv/office/nextcloud",
         "--store",
         "nc-backup@127.0.0.1:/srv/backup/work",
     ];

@@ -63,6 +63,28 @@ fn a_header_that_says_no_encryption_changes_nothing() {
     world.nothing_is_up();
 }
 
+/// Whatever the header says: what the kernel really does is looked at before anything goes through it.
+#[test]
+fn a_mapping_that_does_not_encrypt_is_not_mounted() {
+    if elsewhere("attack::a_mapping_that_does_not_encrypt_is_not_mounted") {
+        return;
+    }
+    let world = World::with(64, "ext4");
+    let fake = std::path::Path::new("/usr/local/sbin/dmsetup");
+    for table in ["0 122880 crypt cipher_null-ecb - 0 7:0 4096", "0 122880 linear 7:0 4096"] {
+        let text = format!(
+            "#!/bin/sh\n[ \"$1\" != table ] || {{ echo '{table}'; exit; }}\nexec /usr/sbin/dmsetup \"$@\"\n"
+        );
+        testkit::script(fake, &text);
+        let refused = world.attach();
+        assert!([1, 78].contains(&refused.code), "{table}: {:#}", refused.json);
+        world.nothing_is_up();
+    }
+    std::fs::remove_file(fake).unwrap();
+    world.attach().expect(0);
+    world.detach().expect(0);
+}
+
 /// No hint leads to a file of somebody else's getting our header, nor to our own header being given up.
 #[test]
 fn another_file_in_its_place_is_told_and_not_touched() {
